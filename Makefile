@@ -1,0 +1,68 @@
+# Everything happens in .venv, made on first use with the first Python >= 3.11 that runs.
+# Choose another with:  make setup PYTHON=/path/to/python
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+PYTHON ?=
+CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow lint typecheck bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
+		while IFS=: read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt
+
+run: $(STAMP) ## Run the default recipe; overrides in ARGS="key=value ..."
+	$(BIN)/python -m hast_lightning $(ARGS)
+
+test: $(STAMP) ## Run the fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP) ## Run the slow tests
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check src tests benchmarks experiments
+	$(BIN)/ruff format --check src tests benchmarks experiments
+
+typecheck: $(STAMP) ## Check the types of src
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Time the steps of training
+	$(BIN)/python -m benchmarks
+
+clean: ## Delete built packages and caches; .venv and outputs stay
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A candidate counts only if it runs: version managers put shims on the path
+# that exist and fail. --clear replaces an environment whose Python has gone.
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+			>/dev/null 2>&1; then \
+			echo "creating $(VENV) with $$("$$python" --version) ($$python)"; \
+			exec "$$python" -m venv --clear $(VENV); \
+		fi; \
+	done; \
+	echo "None of these is a working Python >= 3.11 with venv and ensurepip: $(CANDIDATES)" >&2; \
+	echo "Name one with: make setup PYTHON=/path/to/python" >&2; \
+	exit 1
+
+# uv installs faster than pip; where it cannot run or reach an index, pip does the same.
+# The interpreter is order-only: its own date says nothing about what is installed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
+		|| echo "uv could not be installed" >&2
+	@if $(BIN)/uv pip install --python $(BIN)/python \
+		-c constraints.txt --build-constraints constraints.txt -e '.[dev]'; then :; \
+	else \
+		echo "uv did not succeed; trying pip" >&2; \
+		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $(STAMP)

@@ -1,0 +1,1 @@
+"""The product's steps against a plain implementation of the published procedure."""

@@ -1,0 +1,185 @@
+"""The product as it really runs: composed by Hydra, driven by Lightning's Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Comparison, finish, seconds_of
+from hast_lightning.cli import config_folder
+from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.models.zoo import PretrainedNetwork
+from hast_lightning.models.zoo import load as load_network
+from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.pipeline import Run, _fit, _prepare_torch
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    freeze_ranges,
+    set_activation_mode,
+)
+from hast_lightning.reporting.loggers import build_loggers
+from hast_lightning.schedule import Schedule
+from hast_lightning.synthesis.factory import build_source
+
+EXPERIMENTS = {"resnet20": "cifar10_resnet20_w3a3_quick", "mobilenet_v2": "mobilenetv2_w3a3"}
+VARIANTS = {
+    "default": [],
+    "channels_last": ["trainer.channels_last=true"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "compile": ["trainer.compile=true"],
+}
+STATISTICS_BATCHES, STATISTICS_BATCH_SIZE = 4, 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared.
+
+    Attributes:
+        network: ``resnet20`` or ``mobilenet_v2``.
+        device: ``cpu`` or ``cuda``.
+        student_batch: Images of a student step.
+        synthesis_batch: Images of a synthesis iteration.
+        image_size: Height and width in pixels; none: the network's own.
+        variant: One of :data:`VARIANTS`.
+    """
+
+    network: str
+    device: torch.device
+    student_batch: int
+    synthesis_batch: int
+    image_size: int | None = None
+    variant: str = "default"
+
+    def compose(self, *overrides: str) -> Config:
+        """The shipped recipe of the network with random weights and no evaluation data."""
+        register_schemas()
+        size = [f"model.input_size={self.image_size}"] if self.image_size else []
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose(
+                "config",
+                [
+                    f"+experiment={EXPERIMENTS[self.network]}",
+                    "model.pretrained=false",
+                    "model.checkpoint=null",
+                    "data=none",
+                    "callbacks=quiet",
+                    f"trainer.accelerator={'gpu' if self.device.type == 'cuda' else 'cpu'}",
+                    f"distillation.batch_size={self.student_batch}",
+                    f"synthesis.bank.batch_size={self.synthesis_batch}",
+                    *size,
+                    *VARIANTS[self.variant],
+                    *overrides,
+                ],
+            )
+        return to_object(composed)
+
+
+def random_network(config: Config) -> PretrainedNetwork:
+    """The network with random weights and the BatchNorm statistics that they lead to."""
+    pretrained = load_network(config.model)
+    network = pretrained.network
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain average over the batches
+    network.train()
+    with torch.no_grad():
+        for _ in range(STATISTICS_BATCHES):
+            network(torch.randn(STATISTICS_BATCH_SIZE, *pretrained.input_shape))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+    return pretrained
+
+
+def build_run(config: Config, schedule: Schedule, folder: Path) -> Run:
+    """Everything of one run; the same seed gives the same network and the same images."""
+    _prepare_torch(config)
+    network = random_network(config)
+    source = build_source(config.synthesis, network.input_shape, network.num_classes, 0.0)
+    return Run(
+        config, folder, network, None, ZeroShotQuantization(config, network, source, schedule)
+    )
+
+
+def fit(run: Run, *callbacks: Callback) -> None:
+    """Train exactly as the pipeline trains."""
+    _fit(run, build_loggers(run.config.logger, run.folder, {}), list(callbacks))
+
+
+def fill_bank(run: Run) -> None:
+    """Pretend that the image bank was synthesized: images of noise, all available."""
+    bank = run.module.source
+    bank.images.normal_()
+    bank.labels.random_(run.network.num_classes)
+    bank.filled = len(bank.images)
+
+
+@torch.no_grad()
+def set_ranges(run: Run, calibration_images: torch.Tensor) -> None:
+    """Calibrate the student's activation ranges on one batch and freeze them."""
+    student = run.module.student
+    set_activation_mode(student, ActivationMode.OBSERVE)
+    student(calibration_images)
+    freeze_ranges(student)
+    run.module.ranges_frozen = True
+
+
+class Interleaved(Callback):
+    """Times every step of the Trainer and, after each, one run of the plain counterpart.
+
+    A step of the product is all that lies between two of its ends: the step itself, and what
+    Lightning and the other callbacks do around it.
+
+    Args:
+        comparison: Gets the times.
+        plain: One run of the counterpart.
+        warmup: Steps that are run and not counted; the operations of the first are counted.
+    """
+
+    def __init__(self, comparison: Comparison, plain: Callable[[], object], warmup: int) -> None:
+        self.comparison = comparison
+        self.plain = plain
+        self.warmup = warmup
+        self._counting = ExitStack()
+        self._counter: FlopCounterMode | None = None
+        self._mark = 0.0
+        self._done = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Count the operations of the first step."""
+        if self._done == 0:
+            self._counter = self._counting.enter_context(FlopCounterMode(display=False))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop the product's clock, run the counterpart, start it again."""
+        device = pl_module.device
+        finish(device)
+        product = time.perf_counter() - self._mark
+        if self._done == 0:
+            self._counting.close()
+            assert self._counter is not None
+            self.comparison.flops = self._counter.get_total_flops()
+        plain = seconds_of(self.plain, device)
+        if self._done >= self.warmup:
+            self.comparison.product.append(product)
+            self.comparison.plain.append(plain)
+        self._done += 1
+        self._mark = time.perf_counter()
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a run's files that goes away."""
+    return tempfile.TemporaryDirectory(prefix="hast-benchmark-")

@@ -1,0 +1,198 @@
+"""One student step and one synthesis iteration, the product against the plain procedure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from benchmarks.measure import Comparison
+from benchmarks.plain import (
+    AugmentedImages,
+    PlainDistillation,
+    PlainSynthesis,
+    endless_batches,
+)
+from benchmarks.product import (
+    Interleaved,
+    Setting,
+    build_run,
+    fill_bank,
+    fit,
+    set_ranges,
+    temporary_folder,
+)
+from hast_lightning.config import Config
+from hast_lightning.pipeline import Run
+from hast_lightning.schedule import Schedule
+
+STUDENT_STEP_GOAL = 0.6
+"""Largest wanted ratio of a student step, on two CPU cores."""
+BANK_BATCHES = 8
+"""Batches of different images in the bank of a student's comparison."""
+AGREEMENT_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often the two are run.
+
+    Attributes:
+        repeats: Interleaved pairs that count.
+        warmup: Pairs before them that do not.
+    """
+
+    repeats: int
+    warmup: int
+
+    @property
+    def total(self) -> int:
+        """All pairs."""
+        return self.repeats + self.warmup
+
+
+def build_student_pair(
+    setting: Setting, config: Config, steps: int, folder: Path
+) -> tuple[Run, PlainDistillation]:
+    """Product and plain student with the same weights, images and activation ranges."""
+    run = build_run(config, Schedule("two_stage", 0, 0, steps), folder)
+    fill_bank(run)
+    network = run.network.network.to(setting.device)
+    bits = (config.quantizer.weight_bits, config.quantizer.activation_bits)
+    plain = PlainDistillation(network, bits, config.distillation)
+    plain.student.to(setting.device)
+    calibration_images = run.module.source.images[: setting.student_batch]
+    set_ranges(run, calibration_images)
+    plain.calibrate(calibration_images.to(setting.device))
+    plain.freeze_ranges()
+    return run, plain
+
+
+def compare_student_step(setting: Setting, counts: Counts, augmented: bool = True) -> Comparison:
+    """Time the student step.
+
+    Args:
+        setting: Network, device, batch size and variant.
+        counts: Repetitions.
+        augmented: Whether both crop and flip the images; the paper's procedure does.
+    """
+    name = "student step" if augmented else "student step, images not augmented"
+    comparison = Comparison(name, goal=STUDENT_STEP_GOAL if augmented else None)
+    size = BANK_BATCHES * setting.student_batch
+    config = setting.compose(
+        f"synthesis.bank.size={size}",
+        f"synthesis.bank.batch_size={setting.student_batch}",
+        f"distillation.augmentation.probability={float(augmented)}",
+    )
+    with temporary_folder() as folder:
+        run, plain = build_student_pair(setting, config, counts.total, Path(folder))
+        bank = run.module.source
+        # The released data set lives on the host: each batch is moved to the device.
+        dataset = AugmentedImages(bank.images.cpu().clone(), bank.labels.cpu().clone(), augmented)
+        batches = endless_batches(dataset, setting.student_batch)
+        fit(
+            run,
+            Interleaved(
+                comparison,
+                lambda: plain.step(next(batches)[0].to(setting.device)),
+                counts.warmup,
+            ),
+        )
+    return comparison
+
+
+def compare_synthesis(setting: Setting, counts: Counts, augmented: bool = False) -> Comparison:
+    """Time the synthesis iteration.
+
+    Args:
+        setting: Network, device, batch size and variant.
+        counts: Repetitions.
+        augmented: Whether both crop and flip the images, as every second iteration on
+            ImageNet does.
+    """
+    name = "synthesis iteration" + (", images augmented" if augmented else "")
+    comparison = Comparison(name)
+    with temporary_folder() as folder:
+        run, plain = build_synthesis_pair(setting, counts.total, Path(folder), augmented)
+        fit(run, Interleaved(comparison, plain.iterate, counts.warmup))
+    return comparison
+
+
+def build_synthesis_pair(
+    setting: Setting, steps: int, folder: Path, augmented: bool = False
+) -> tuple[Run, PlainSynthesis]:
+    """Product and plain synthesis that start from the same images and labels."""
+    config = setting.compose(
+        f"synthesis.bank.size={setting.synthesis_batch}",
+        f"synthesis.bank.iterations={steps}",
+        f"synthesis.augmentation.probability={float(augmented)}",
+    )
+    run = build_run(config, Schedule("two_stage", steps, 0, 0), folder)
+    bank = run.module.source
+    plain = PlainSynthesis(
+        run.network.network.to(setting.device),
+        bank.active.to(setting.device),
+        bank.active_labels.to(setting.device),
+        config.synthesis,
+    )
+    return run, plain
+
+
+class LossDeviation(Callback):
+    """Runs the plain counterpart on the same images and keeps the largest deviation.
+
+    Args:
+        plain: One step of the counterpart; returns its loss.
+        loss: The product's loss of the step that was just done.
+    """
+
+    def __init__(self, plain: Any, loss: Any) -> None:
+        self.plain, self.loss = plain, loss
+        self.largest = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Compare the step's losses."""
+        expected = float(self.plain())
+        deviation = abs(self.loss(pl_module.scalars) - expected) / abs(expected)
+        self.largest = max(self.largest, deviation)
+
+
+def student_loss(scalars: dict[str, Tensor | float]) -> float:
+    """The sum of all terms on the images and on their promoted copies."""
+    terms = {name: value for name, value in scalars.items() if name.startswith("distillation/")}
+    terms.pop("distillation/learning_rate")
+    return float(sum(float(value) for value in terms.values()))
+
+
+def student_deviation(setting: Setting) -> float:
+    """Largest relative deviation of the student's loss in the first steps, same images."""
+    config = setting.compose(
+        f"synthesis.bank.size={setting.student_batch}",
+        f"synthesis.bank.batch_size={setting.student_batch}",
+        "distillation.augmentation.probability=0",
+    )
+    with temporary_folder() as folder:
+        run, plain = build_student_pair(setting, config, AGREEMENT_STEPS, Path(folder))
+        images = run.module.source.images.clone().to(setting.device)
+        deviation = LossDeviation(lambda: plain.step(images), student_loss)
+        fit(run, deviation)
+    return deviation.largest
+
+
+def synthesis_deviation(setting: Setting) -> float:
+    """Largest relative deviation of the synthesis loss in the first iterations."""
+    with temporary_folder() as folder:
+        run, plain = build_synthesis_pair(setting, AGREEMENT_STEPS, Path(folder))
+        config = run.config.synthesis
+        deviation = LossDeviation(
+            plain.iterate,
+            lambda scalars: (
+                config.bns_weight * float(scalars["synthesis/bns"])
+                + config.hardness.beta * float(scalars["synthesis/hard_cross_entropy"])
+            ),
+        )
+        fit(run, deviation)
+    return deviation.largest

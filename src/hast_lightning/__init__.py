@@ -1,0 +1,3 @@
+"""Zero-shot quantization experiments: hard-sample synthesis and low-bit distillation."""
+
+__version__ = "0.1.0"

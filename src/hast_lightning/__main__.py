@@ -1,0 +1,6 @@
+"""``python -m hast_lightning``."""
+
+from hast_lightning.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Keeps the synthesized samples as soon as they are complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class SaveSamples(Callback):
+    """Writes the sample source to a file that ``synthesis.load`` accepts.
+
+    After the last step of the stage ``synthesis``, so that a run that fails later has not
+    lost it; and at the end of a run whose source kept training to the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save when the synthesis stage is complete."""
+        progress = pl_module.progress
+        if progress.stage == "synthesis" and progress.step == progress.total:
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what an alternating run ended with."""
+        if "alternating" in pl_module.stage_totals:
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            pl_module.source.save(self.path)

@@ -1,0 +1,1 @@
+"""Evaluation data, and the ticker that drives training without data."""

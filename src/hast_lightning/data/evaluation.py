@@ -1,0 +1,210 @@
+"""Labeled images to evaluate on; nothing here is ever trained on."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hast_lightning.config import DataConfig
+from hast_lightning.errors import DataError
+
+if TYPE_CHECKING:
+    from hast_lightning.models.zoo import PretrainedNetwork
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+"""Images (N, H, W, C) and labels (N,), as read and not yet checked."""
+
+DIGITS_WHITE = 16
+"""The brightest pixel value of scikit-learn's digits."""
+DIGITS_HELD_OUT_EVERY = 3
+"""Every third digit is held out, from the first on; the bundled teacher never saw these."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """Labeled images, kept as bytes and normalized batch by batch.
+
+    Attributes:
+        images: (N, C, H, W), uint8.
+        labels: (N,), int64.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        batch_size: images a batch; the last batch may be smaller.
+        white: the pixel value that stands for 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    white: int = 255
+
+    @property
+    def num_images(self) -> int:
+        """N, the number of images."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        """Return the number of batches, as a ``DataLoader`` does."""
+        return math.ceil(self.num_images / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalized float32 images (B, C, H, W) and int64 labels (B,), in order."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        batches = zip(
+            torch.split(self.images, self.batch_size),
+            torch.split(self.labels, self.batch_size),
+            strict=True,
+        )
+        for images, labels in batches:
+            yield (images.float() / self.white - mean) / std, labels
+
+
+def load_evaluation_data(config: DataConfig, network: PretrainedNetwork) -> EvaluationData | None:
+    """Read the evaluation data and check it against what the network takes.
+
+    Args:
+        config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
+            (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
+            images, in the folder that torchvision laid out) or ``none``.
+        network: gives the input shape, the number of classes and the normalization.
+
+    Returns:
+        The data, or None if the source is ``none``.
+
+    Raises:
+        DataError: the data are missing, unreadable, malformed or do not fit the network.
+    """
+    if config.source == "none":
+        return None
+    if config.source == "digits":
+        origin, white = "data=digits", DIGITS_WHITE
+        images, labels = digits(held_out=True)
+    else:
+        origin, white = f"data.path={config.path}", 255
+        read = _read_npz if config.source == "npz" else _read_cifar10
+        images, labels = read(_existing(config.path, config.source), origin)
+    _check_images(images, network.input_shape, origin)
+    _check_labels(labels, len(images), network.num_classes, origin)
+    return EvaluationData(
+        # A copy: torch refuses to share memory that is read-only.
+        images=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        mean=network.mean,
+        std=network.std,
+        batch_size=config.batch_size,
+        white=white,
+    )
+
+
+def digits(*, held_out: bool) -> Arrays:
+    """Scikit-learn's 1,797 handwritten digits: the held-out third, or all the others.
+
+    Args:
+        held_out: true for the images whose index is a multiple of three (599).
+
+    Returns:
+        Images (N, 8, 8, 1), uint8 from 0 to ``DIGITS_WHITE``, and labels (N,), int64.
+    """
+    # Here, because scikit-learn takes a second to import and only this source needs it.
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    chosen = (np.arange(len(labels)) % DIGITS_HELD_OUT_EVERY == 0) == held_out
+    images = pixels[chosen].reshape(-1, 8, 8, 1)
+    return images.astype(np.uint8), labels[chosen].astype(np.int64)
+
+
+def _existing(path: str | None, source: str) -> Path:
+    """The path if it is what the source reads: a file for ``npz``, a folder for ``cifar10``."""
+    if path is None:
+        raise DataError(f"data.path is not set: data={source} needs the path of its files")
+    found = Path(path).expanduser()
+    expected = "an .npz file" if source == "npz" else "the folder of cifar-10-batches-py"
+    if not found.exists():
+        raise DataError(f"data.path={path} does not exist; expected {expected}")
+    if found.is_dir() != (source == "cifar10"):
+        actual = "a folder" if found.is_dir() else "not a folder"
+        raise DataError(f"data.path={path} is {actual}; expected {expected}")
+    return found
+
+
+def _read_npz(path: Path, origin: str) -> Arrays:
+    """The arrays ``x`` and ``y``; pickled Python objects in the file are never loaded."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{origin} is not an .npz file, or it is truncated")
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ("x", "y") if key not in archive.files]
+            if missing:
+                raise DataError(
+                    f"{origin} has no array {' and no array '.join(map(repr, missing))}; "
+                    f"it has: {', '.join(archive.files) or 'nothing'}"
+                )
+            return archive["x"], archive["y"]
+    except DataError:
+        raise
+    # Damaged archives raise a dozen types, from zlib's to MemoryError; each means the same here.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "Object arrays" in reason:
+            reason = "it holds Python objects, which are refused since loading them can run code"
+        raise DataError(f"{origin} cannot be read: {reason}") from error
+
+
+def _read_cifar10(folder: Path, origin: str) -> Arrays:
+    """The official test images, from files whose checksums torchvision has verified."""
+    # Here, because torchvision takes a second to import and only this source needs it.
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(str(folder), train=False, download=False)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{origin} has no complete {CIFAR10.base_folder}; to download it there, run "
+            f"torchvision.datasets.CIFAR10({str(folder)!r}, download=True) in Python"
+        ) from error
+    return np.asarray(dataset.data), np.asarray(dataset.targets)
+
+
+def _check_images(images: NDArray[Any], input_shape: tuple[int, int, int], origin: str) -> None:
+    if images.dtype != np.uint8:
+        raise DataError(f"{origin}: x has type {images.dtype}; allowed: uint8 (pixels 0 to 255)")
+    if images.ndim != 4:
+        raise DataError(
+            f"{origin}: x has shape {images.shape}; allowed: (images, height, width, channels)"
+        )
+    if not len(images):
+        raise DataError(f"{origin}: x is empty; at least one image is needed")
+    channels, height, width = input_shape
+    if images.shape[3] != channels:
+        raise DataError(f"{origin}: x has {images.shape[3]} channels; the network takes {channels}")
+    if images.shape[1:3] != (height, width):
+        raise DataError(
+            f"{origin}: x has images of {images.shape[1]}x{images.shape[2]} pixels (height x "
+            f"width); the network takes {height}x{width}"
+        )
+
+
+def _check_labels(labels: NDArray[Any], count: int, num_classes: int, origin: str) -> None:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{origin}: y has type {labels.dtype}; allowed: integers")
+    if labels.shape != (count,):
+        raise DataError(
+            f"{origin}: y has shape {labels.shape}; allowed: ({count},), one label an image"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"{origin}: y has labels from {low} to {high}; the network knows 0 to {num_classes - 1}"
+        )

@@ -1,0 +1,1 @@
+"""Distillation: knowledge distillation, feature alignment, sample difficulty promotion."""

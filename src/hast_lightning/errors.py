@@ -1,0 +1,27 @@
+"""The errors that a user can cause and mend: each is one clear line.
+
+The command line prints the message alone and exits with status 2; everything
+else that is raised is a defect of this package and keeps its stack trace.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something handed in is wrong; the message says what, where, and what is allowed."""
+
+
+class ConfigurationError(UserError):
+    """A configuration value is out of range, or two values contradict each other."""
+
+
+class ModelError(UserError):
+    """A network or its weights cannot be used."""
+
+
+class DataError(UserError):
+    """Evaluation data or synthetic images are missing or malformed."""
+
+
+class DivergenceError(UserError):
+    """A loss became NaN or infinite during training."""

@@ -1,0 +1,55 @@
+"""Accuracy and agreement of student and teacher, measured with torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a set of images found, in percent.
+
+    Attributes:
+        teacher_top1: Share of the images that the teacher classifies as labelled.
+        student_top1: The same of the student.
+        agreement: Share of the images on which both predict the same class.
+        images: How many images were seen.
+    """
+
+    teacher_top1: float
+    student_top1: float
+    agreement: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+) -> Evaluation:
+    """Compare both networks on ``batches`` of (images, labels).
+
+    Both networks are called as they are: put them in evaluation mode first.
+    """
+    metrics = [
+        MulticlassAccuracy(num_classes, average="micro").to(device)
+        for _ in range(3)
+    ]
+    images_seen = 0
+    for images, labels in batches:
+        predicted_by_teacher = teacher(images.to(device)).argmax(dim=1)
+        predicted_by_student = student(images.to(device)).argmax(dim=1)
+        metrics[0].update(predicted_by_teacher, labels.to(device))
+        metrics[1].update(predicted_by_student, labels.to(device))
+        metrics[2].update(predicted_by_student, predicted_by_teacher)
+        images_seen += len(images)
+    teacher_top1, student_top1, agreement = (100 * float(metric.compute()) for metric in metrics)
+    return Evaluation(teacher_top1, student_top1, agreement, images_seen)

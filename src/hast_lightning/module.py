@@ -1,0 +1,318 @@
+"""The whole method on one page: generator steps and student steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from hast_lightning.config import Config, OptimizerConfig
+from hast_lightning.distillation.promotion import promote
+from hast_lightning.distillation.terms import DistillationPair, build_terms, distillation_loss
+from hast_lightning.errors import DivergenceError, ModelError
+from hast_lightning.models.graph import expose, trace
+from hast_lightning.models.taps import select_taps
+from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.models.zoo import PretrainedNetwork
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    freeze_ranges,
+    held_weights,
+    set_activation_mode,
+)
+from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.schedule import Action, Schedule, StageProgress, learning_rate_factor
+from hast_lightning.synthesis.factory import build_calibrator
+from hast_lightning.synthesis.objectives import SynthesisObjective
+from hast_lightning.synthesis.source import SampleSource
+from hast_lightning.synthesis.transforms import Augmentation
+
+Batch = tuple[Tensor, Tensor]
+
+
+def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
+    """The student's optimizer: SGD with Nesterov momentum, Adam or AdamW."""
+    if config.name == "sgd":
+        return SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
+    optimizer = Adam if config.name == "adam" else AdamW
+    return optimizer(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+class ZeroShotQuantization(LightningModule):
+    """Alternates steps of a sample source with steps of a quantized student.
+
+    HAST (Li et al., CVPR 2023) and, with other weights and switches, its relatives. An
+    iteration does what the schedule says for its number:
+
+    - *synthesize*: the source improves a batch of images against the frozen teacher
+      (BatchNorm statistics and hardness-weighted cross-entropy);
+    - *calibrate*: the student's activation ranges observe a batch;
+    - *distill*: the student learns from the teacher on a batch and, perturbed to be harder,
+      on the same batch again.
+
+    Student and teacher stay in evaluation mode throughout; the source and the student's
+    parameters are all that trains.
+
+    Args:
+        config: A checked configuration.
+        pretrained: The full-precision network; it becomes the teacher and, converted, the
+            student.
+        source: Where images come from.
+        schedule: Which step comes when.
+
+    Raises:
+        ModelError: the network cannot be quantized, or has no feature taps to align.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pretrained: PretrainedNetwork,
+        source: SampleSource,
+        schedule: Schedule,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # The teacher is not in checkpoints, so its keys are missing when one is loaded.
+        self.strict_loading = False
+        self.config = config
+        self.schedule = schedule
+        self.terms = build_terms(config.distillation)
+        spec = QuantizationSpec.from_config(config.quantizer)
+        self.student = convert(pretrained.network, spec)
+        taps = self._find_taps(pretrained) if "alignment" in self.terms else []
+        self.teacher = FrozenTeacher(pretrained.network, taps)
+        self.source = source
+        self.calibrator = build_calibrator(
+            config.synthesis, pretrained.input_shape, pretrained.num_classes
+        )
+        # Not registered: it shares the student's layers, which would be saved twice.
+        object.__setattr__(self, "_student_with_features", expose(self.student, taps))
+        self._build_objectives()
+        self.iteration = 0
+        self.ranges_frozen = False
+        self.scalars: dict[str, Tensor | float] = {}
+
+    def _find_taps(self, pretrained: PretrainedNetwork) -> list[str]:
+        taps = select_taps(trace(pretrained.network), self.config.model.taps)
+        if not taps:
+            raise ModelError(
+                "no feature taps were found in the network (no residual additions or "
+                "depthwise-separable blocks): name them with model.taps, or set "
+                "distillation.alignment.enabled=false"
+            )
+        return taps
+
+    def _build_objectives(self) -> None:
+        synthesis, calibration = self.config.synthesis, self.config.synthesis.calibration
+        hardness = synthesis.hardness
+        self._synthesis_objective = SynthesisObjective(
+            hardness.beta, hardness.gamma if hardness.enabled else 0.0, synthesis.bns_weight
+        )
+        self._calibration_objective = SynthesisObjective(
+            calibration.cross_entropy_weight, 0.0, calibration.bns_weight
+        )
+        self._augment_synthesis = Augmentation(synthesis.augmentation)
+        self._augment_student = Augmentation(self.config.distillation.augmentation)
+
+    # -- Lightning ------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> ZeroShotQuantization:
+        """Keep student and teacher in evaluation mode, whatever Lightning asks for."""
+        super().train(mode)
+        self.student.eval()
+        self.teacher.eval()
+        return self
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Source, student and, where there is one, the calibration generator: in this order."""
+        optimizer = self.config.distillation.optimizer
+        optimizers = [
+            self.source.build_optimizer(),
+            build_optimizer(optimizer, list(self.student.parameters())),
+        ]
+        return optimizers + ([self.calibrator.build_optimizer()] if self.calibrator else [])
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One iteration: every action that the schedule has for it."""
+        proposal: Batch | None = None
+        for action in self.schedule.actions(self.iteration):
+            if action is Action.SYNTHESIZE:
+                proposal = self._synthesize()
+            elif action is Action.CALIBRATE:
+                self._calibrate(proposal)
+            elif action is Action.FREEZE_RANGES:
+                self._freeze_ranges()
+            else:
+                self._distill(proposal)
+        self._log_scalars()
+        self.iteration += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the teacher, which the run loads from its own file; add the counters."""
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("teacher.")]:
+            del state[key]
+        checkpoint["iteration"] = self.iteration
+        checkpoint["ranges_frozen"] = self.ranges_frozen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters and what they imply."""
+        self.iteration = int(checkpoint["iteration"])
+        self.ranges_frozen = bool(checkpoint["ranges_frozen"])
+        if self.ranges_frozen:
+            set_activation_mode(self.student, ActivationMode.QUANTIZE)
+
+    @property
+    def progress(self) -> StageProgress:
+        """Stage and step of the iteration that was just done (or is being done)."""
+        last = self.schedule.iterations - 1
+        return self.schedule.progress(min(max(self.iteration - 1, 0), last))
+
+    @property
+    def stage_totals(self) -> dict[str, int]:
+        """Iterations of each stage of this run, in order."""
+        return self.schedule.stages
+
+    # -- The three steps ------------------------------------------------------------------
+
+    def _synthesize(self) -> Batch:
+        """Generator step: improve a batch against the teacher; returns it, detached."""
+        return self._improve(
+            self.source, self._optimizer(0), self._synthesis_objective, "synthesis"
+        )
+
+    def _calibrate(self, proposal: Batch | None) -> None:
+        """Let the student's activation ranges observe a batch."""
+        if self.calibrator is not None:
+            objective = self._calibration_objective
+            images, _ = self._improve(
+                self.calibrator, self._optimizer(2), objective, "calibration"
+            )
+        elif proposal is not None:
+            images, _ = proposal
+        else:
+            images, _ = self.source.sample(self.config.synthesis.calibration.batch_size)
+        set_activation_mode(self.student, ActivationMode.OBSERVE)
+        with torch.no_grad(), held_weights(self.student):
+            self.student(self._layout(images))
+
+    def _freeze_ranges(self) -> None:
+        freeze_ranges(self.student)
+        self.ranges_frozen = True
+
+    def _distill(self, proposal: Batch | None) -> None:
+        """Student step: learn from the teacher on a batch and on its promoted copy.
+
+        One backward pass gives both the gradient of the images, which makes the
+        perturbation, and the first half of the parameters' gradients.
+        """
+        config = self.config.distillation
+        images, labels = self._student_batch(proposal)
+        optimizer = self._optimizer(1)
+        self._set_learning_rate(optimizer)
+        optimizer.zero_grad()
+        with held_weights(self.student):
+            images.requires_grad_(config.promotion.enabled)
+            self._backward_student(images, labels, "")
+            if config.promotion.enabled:
+                assert images.grad is not None
+                harder = promote(images, images.grad, config.promotion.eps)
+                self._backward_student(harder, labels, "_promoted")
+        optimizer.step()
+
+    def _backward_student(self, images: Tensor, labels: Tensor, suffix: str) -> None:
+        """Add the gradients of the student's loss on ``images`` to those already there."""
+        # The teacher's graph is needed only where the gradient goes on to the images.
+        with torch.set_grad_enabled(images.requires_grad):
+            teacher_logits, teacher_features = self.teacher.features(images)
+        student_logits, student_features = self._student_with_features(images)
+        pair = DistillationPair(
+            student_logits, teacher_logits, student_features, teacher_features, labels
+        )
+        loss, values = distillation_loss(self.terms, pair)
+        self._require_finite(loss, "distillation")
+        self.scalars.update({f"distillation/{name}{suffix}": v for name, v in values.items()})
+        self.manual_backward(loss)
+
+    # -- Their parts ----------------------------------------------------------------------
+
+    def _improve(
+        self,
+        source: SampleSource,
+        optimizer: LightningOptimizer,
+        objective: SynthesisObjective,
+        name: str,
+    ) -> Batch:
+        images, labels = source.propose()
+        augmented = self._layout(self._augment_synthesis(images))
+        logits, statistics = self.teacher.statistics(augmented)
+        loss, values = objective(logits, labels, statistics)
+        loss_value = self._require_finite(loss, name)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        source.improved(loss_value, optimizer)
+        self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
+        return images.detach(), labels
+
+    def _student_batch(self, proposal: Batch | None) -> Batch:
+        """The batch of a student step: the generator's own, or one from the bank, augmented."""
+        if proposal is not None and self.config.synthesis.source == "generator":
+            images, labels = proposal
+        else:
+            images, labels = self.source.sample(self.config.distillation.batch_size)
+        return self._layout(self._augment_student(images)).detach(), labels
+
+    def _layout(self, images: Tensor) -> Tensor:
+        if self.config.trainer.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _optimizer(self, position: int) -> LightningOptimizer:
+        optimizers = self.optimizers(use_pl_optimizer=True)
+        assert isinstance(optimizers, list)
+        optimizer = optimizers[position]
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    def _set_learning_rate(self, optimizer: LightningOptimizer) -> None:
+        step = self.schedule.completed(Action.DISTILL, self.iteration)
+        factor = learning_rate_factor(
+            self.config.schedule.learning_rate, step, self.schedule.student_steps
+        )
+        rate = self.config.distillation.optimizer.lr * factor
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self.scalars["distillation/learning_rate"] = rate
+
+    def _require_finite(self, loss: Tensor, stage: str) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            step = self.schedule.progress(self.iteration)
+            raise DivergenceError(
+                f"the {stage} loss became {value} at step {step.step} of {step.total} of stage "
+                f"{step.stage}: lower the learning rate or the loss weights; the last good "
+                "checkpoint is kept"
+            )
+        return value
+
+    def _log_scalars(self) -> None:
+        """The one place that logs: everything that was measured, at the run's own counter."""
+        if self.iteration % self.config.trainer.log_every_n_steps:
+            return
+        scalars = {name: float(value) for name, value in self.scalars.items()}
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.iteration)

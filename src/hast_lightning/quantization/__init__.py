@@ -1,0 +1,1 @@
+"""Fake quantization: specification, rounding, ranges, quantized layers, conversion."""

@@ -1,0 +1,199 @@
+"""Layers of the student: fake-quantized weights and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from hast_lightning.quantization.ranges import (
+    AffineParameters,
+    MovingRange,
+    affine_parameters,
+    channel_ranges,
+)
+from hast_lightning.quantization.rounding import fake_quantize, quantize_dequantize, substitute
+from hast_lightning.quantization.spec import QuantizationSpec
+
+
+class ActivationMode(Enum):
+    """What an activation quantizer does with a batch."""
+
+    FLOAT = "float"
+    OBSERVE = "observe"
+    QUANTIZE = "quantize"
+
+
+class WeightQuantizer(nn.Module):
+    """Per-channel asymmetric min/max of the current weights, recomputed at every pass.
+
+    All weights lie inside their own range, so the pass-through and the clipped gradient are
+    the same here: the gradient of the rounded weights is the gradient of the weights.
+    """
+
+    def __init__(self, bits: int, include_zero: bool = False) -> None:
+        super().__init__()
+        self.bits = bits
+        self.include_zero = include_zero
+        self._held: Tensor | None = None
+
+    def parameters_of(self, weight: Tensor) -> AffineParameters:
+        """Scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
+        low, high = channel_ranges(weight.detach().float())
+        return affine_parameters(low, high, self.bits, self.include_zero)
+
+    @torch.no_grad()
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``weight`` on its grid, float32, without gradient."""
+        return quantize_dequantize(weight.float(), *self.parameters_of(weight), self.bits)
+
+    def hold(self, weight: Tensor | None) -> None:
+        """Round ``weight`` once for several passes; none lets go of it."""
+        self._held = None if weight is None else self.rounded(weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The rounded weights, with the gradient passed straight through."""
+        return substitute(weight, self.rounded(weight) if self._held is None else self._held)
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution whose weights are fake-quantized; its bias stays in floating point."""
+
+    weight_quantizer: WeightQuantizer
+
+    @classmethod
+    def from_float(cls, layer: nn.Conv2d, quantizer: WeightQuantizer) -> QuantConv2d:
+        """Take over the parameters of ``layer``: the same objects, not copies."""
+        result = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]  # stored as a tuple of any length
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device="meta",
+        )
+        result.weight, result.bias = layer.weight, layer.bias
+        result.weight_quantizer = quantizer
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer whose weights are fake-quantized; its bias stays in floating point."""
+
+    weight_quantizer: WeightQuantizer
+
+    @classmethod
+    def from_float(cls, layer: nn.Linear, quantizer: WeightQuantizer) -> QuantLinear:
+        """Take over the parameters of ``layer``: the same objects, not copies."""
+        result = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        result.weight, result.bias = layer.weight, layer.bias
+        result.weight_quantizer = quantizer
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight_quantizer(self.weight), self.bias)
+
+
+class ActivationQuantizer(nn.Module):
+    """One asymmetric range for a whole activation tensor, calibrated and then frozen.
+
+    While observing, a batch is first taken into the moving range and then quantized with
+    it, so that every layer is calibrated on what the quantized layers before it put out
+    (as in ZeroQ and its heirs).
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantizationSpec) -> None:
+        super().__init__()
+        self.bits = spec.activation_bits
+        self.gradient = spec.gradient
+        self.include_zero = spec.include_zero
+        self.mode = ActivationMode.FLOAT
+        self.moving_range = MovingRange(spec.momentum)
+        # NaN until the ranges are frozen: a network that was never calibrated puts out NaN
+        # instead of plausible nonsense.
+        self.register_buffer("scale", torch.full((), float("nan")))
+        self.register_buffer("zero_point", torch.zeros(()))
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Freeze the range to ``[low, high]`` (scalars) and quantize from now on."""
+        scale, zero_point = affine_parameters(low, high, self.bits, self.include_zero)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        self.mode = ActivationMode.QUANTIZE
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode is ActivationMode.FLOAT:
+            return x
+        if self.mode is ActivationMode.OBSERVE:
+            self.moving_range.observe(x)
+            current = affine_parameters(*self.moving_range.range(), self.bits, self.include_zero)
+            return fake_quantize(x, *current, self.bits, self.gradient)
+        return fake_quantize(x, self.scale, self.zero_point, self.bits, self.gradient)
+
+
+def activation_quantizers(network: nn.Module) -> list[ActivationQuantizer]:
+    """Every activation quantizer of ``network``, in registration order."""
+    return [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
+
+
+def quantized_layers(network: nn.Module) -> list[tuple[str, QuantConv2d | QuantLinear]]:
+    """Name and module of every layer with fake-quantized weights."""
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, QuantConv2d | QuantLinear)
+    ]
+
+
+def set_activation_mode(network: nn.Module, mode: ActivationMode) -> None:
+    """Switch every activation quantizer of ``network`` to ``mode``."""
+    for quantizer in activation_quantizers(network):
+        quantizer.mode = mode
+
+
+@torch.no_grad()
+def freeze_ranges(network: nn.Module) -> None:
+    """Fix every activation range to its moving average and quantize with it from now on.
+
+    With several processes the averages are averaged across them, so that every rank
+    quantizes alike.
+    """
+    quantizers = activation_quantizers(network)
+    if not quantizers:
+        return
+    ranges = torch.stack([torch.stack(q.moving_range.range()) for q in quantizers])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(ranges)
+        ranges /= torch.distributed.get_world_size()
+    for quantizer, (low, high) in zip(quantizers, ranges, strict=True):
+        quantizer.set_range(low, high)
+
+
+@contextmanager
+def held_weights(network: nn.Module) -> Iterator[None]:
+    """Round every weight once and use it for all passes inside the context.
+
+    The weights must not change inside. Gradients still reach them.
+    """
+    layers = [layer for _, layer in quantized_layers(network)]
+    for layer in layers:
+        layer.weight_quantizer.hold(layer.weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.weight_quantizer.hold(None)

@@ -1,0 +1,100 @@
+"""Affine quantize-dequantize and its straight-through gradients.
+
+The grid of ``k`` bits is ``scale * (q - zero_point)`` with integers
+``q`` in ``[0, 2^k - 1]``; ``q = clamp(round(x / scale) + zero_point)``, rounding
+half to even, which is also what ONNX's QuantizeLinear computes. Everything is
+float32: integers of up to 8 bits are exact in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Integers in ``[0, 2^bits - 1]``, as float32, of the shape of ``x``.
+
+    ``scale`` and ``zero_point`` broadcast against ``x``: scalars, or one value a channel.
+    """
+    return (x / scale).round_().add_(zero_point).clamp_(0, 2**bits - 1)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The real values ``scale * (q - zero_point)`` of integers ``q``."""
+    return (q - zero_point).mul_(scale)
+
+
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Round ``x`` to the grid; no gradient is defined.
+
+    The same values as ``dequantize(quantize(x))``, in four passes over memory instead of six.
+    """
+    q = (x / scale).round_()
+    return torch.clamp(q, -zero_point, 2**bits - 1 - zero_point, out=q).mul_(scale)
+
+
+class _PassThrough(torch.autograd.Function):
+    """Round in the forward pass, identity in the backward pass (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+        return quantize_dequantize(x, scale, zero_point, bits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0], None, None, None
+
+
+class _Clipped(torch.autograd.Function):
+    """Round in the forward pass; the gradient passes only where ``x`` is inside the grid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+        q = (x / scale).round_().add_(zero_point)
+        ctx.save_for_backward((q >= 0) & (q <= 2**bits - 1))
+        return dequantize(q.clamp_(0, 2**bits - 1), scale, zero_point)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None
+
+
+class _Substitute(torch.autograd.Function):
+    """Give ``value`` forward and the gradient to ``parameter`` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gradient: str = "pass_through"
+) -> Tensor:
+    """Quantize and dequantize ``x`` with a straight-through gradient.
+
+    Args:
+        x: Any shape; computed in float32 and returned in the type of ``x``.
+        scale: Positive, broadcastable to ``x``.
+        zero_point: Integer-valued float, broadcastable to ``x``.
+        bits: 2 to 8.
+        gradient: ``pass_through`` or ``clipped`` to the representable range.
+    """
+    function = _Clipped if gradient == "clipped" else _PassThrough
+    result: Tensor = function.apply(x.float(), scale, zero_point, bits)
+    return result.to(x.dtype)
+
+
+def substitute(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the forward pass, whose gradient goes to ``parameter`` unchanged."""
+    result: Tensor = _Substitute.apply(parameter, value)
+    return result

@@ -1,0 +1,39 @@
+"""How many bytes a network takes, before and after."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+
+BYTES_PER_FLOAT = 4
+SCALE_AND_ZERO_POINT_BYTES = BYTES_PER_FLOAT + 1
+"""A float32 scale and an 8-bit zero point for every range."""
+
+
+def float_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters and BatchNorm statistics in float32."""
+    tensors = [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]
+    return BYTES_PER_FLOAT * sum(tensor.numel() for tensor in tensors)
+
+
+def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
+    """Bytes of the student when its weights are stored in their bits.
+
+    Quantized weights cost ``weight_bits`` each, every channel and every activation tensor a
+    scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
+
+    Args:
+        student: A converted network.
+        float_network_bytes: :func:`float_bytes` of the network it was converted from.
+    """
+    layers = [layer for _, layer in quantized_layers(student)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    packed = sum(
+        math.ceil(layer.weight.numel() * layer.weight_quantizer.bits / 8) for layer in layers
+    )
+    ranges = sum(layer.weight.shape[0] for layer in layers) + len(activation_quantizers(student))
+    rest = float_network_bytes - BYTES_PER_FLOAT * weights
+    return rest + packed + SCALE_AND_ZERO_POINT_BYTES * ranges

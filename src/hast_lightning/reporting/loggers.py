@@ -1,0 +1,89 @@
+"""Loggers: metrics.csv always, wandb or TensorBoard by name."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from hast_lightning.config import LoggerConfig
+from hast_lightning.errors import ConfigurationError
+
+INIT_TIMEOUT_SECONDS = 30
+
+
+def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
+    """The loggers of a run.
+
+    Args:
+        config: The ``logger`` group.
+        folder: The run folder; ``metrics.csv`` lies directly in it.
+        settings: The resolved configuration, for loggers that show one.
+
+    Raises:
+        ConfigurationError: the package of the chosen logger is not installed.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if config.name == "tensorboard":
+        loggers.append(_tensorboard(folder))
+    if config.name == "wandb":
+        loggers.append(_wandb(config, folder, settings))
+    return loggers
+
+
+def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
+    """Flush and close, also after a failure, so that the next job starts runs of its own."""
+    for logger in loggers:
+        logger.finalize("success" if succeeded else "failed")
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.finish(exit_code=0 if succeeded else 1)
+
+
+def _tensorboard(folder: Path) -> Logger:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "logger=tensorboard needs the package tensorboard: pip install "
+            "'hast-lightning[tensorboard]'"
+        ) from error
+
+
+def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Logger:
+    """An online run where there is a key and the server answers, an offline run otherwise."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key_exists() else "offline")
+    arguments: dict[str, Any] = {
+        "project": config.project,
+        "entity": config.entity,
+        "group": config.group,
+        "tags": list(config.tags),
+        "dir": str(folder),
+        "config": settings,
+    }
+    try:
+        wandb_settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS)
+        run = wandb.init(mode=mode, settings=wandb_settings, **arguments)
+    except wandb.errors.CommError:
+        run = wandb.init(mode="offline", **arguments)
+    return WandbLogger(experiment=run, save_dir=folder)
+
+
+def _wandb_key_exists() -> bool:
+    """Whether wandb would find a key by itself: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

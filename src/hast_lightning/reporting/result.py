@@ -1,0 +1,145 @@
+"""The result of one run, as it is written to ``result.json``.
+
+``docs/result.md`` explains the same fields to readers of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hast_lightning.errors import DataError
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of one run and what is needed to obtain them again.
+
+    Accuracies and agreements are in percent and belong to the *last* student step: without
+    data there are no labels to choose a better step by. Accuracies are none when there is no
+    labelled evaluation data.
+    """
+
+    recipe: str
+    """Name of the recipe."""
+    seed: int
+    """Seed of every random number of the run."""
+    weight_bits: int
+    """Bits of a quantized weight."""
+    activation_bits: int
+    """Bits of a quantized activation."""
+    teacher_top1: float | None
+    """Top-1 accuracy of the full-precision network."""
+    calibrated_top1: float | None
+    """Top-1 accuracy of the student before its first step: calibrated ranges, untouched weights."""
+    quantized_top1: float | None
+    """Top-1 accuracy of the quantized student after its last step: the result of the run."""
+    teacher_agreement: float
+    """Share of the evaluated images on which the student and the teacher predict one class."""
+    agreement_on: str
+    """What the agreements were measured on: evaluation or held-out synthetic images."""
+    calibrated_agreement: float | None
+    """The same agreement before the first student step; none if it was not measured."""
+    evaluated_images: int
+    """Number of images behind every accuracy and agreement."""
+    synthesis_steps: int
+    """Optimizer steps of the image source."""
+    calibration_steps: int
+    """Steps that observed activation ranges."""
+    student_steps: int
+    """Optimizer steps of the student."""
+    seconds_by_stage: dict[str, float]
+    """Wall-clock seconds of each stage, those before a resume included."""
+    peak_memory_bytes: int | None
+    """Peak memory in bytes: allocated tensors on CUDA, else the resident set of the process."""
+    device: str
+    """Name of the device."""
+    versions: dict[str, str]
+    """Version of Python and of every package that can change the numbers."""
+    teacher_bytes: int
+    """Size of the teacher's parameters in bytes, in float32."""
+    quantized_bytes: int
+    """Size of the student in bytes: weights packed at their bits, scales, and the float rest."""
+    best_on_test_top1: float | None
+    """Best of the periodic evaluations, chosen on test labels: never a result; none without."""
+    status: str
+    """``complete``; a run that has not come to its end writes no result."""
+    git_commit: str | None
+    """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
+    command: str
+    """Command line that made the result."""
+
+    def write(self, path: str | Path) -> None:
+        """Write the result as JSON, whole or not at all.
+
+        Raises:
+            ValueError: a number is NaN or infinite; nothing is written then.
+        """
+        content = asdict(self)
+        for name, number in _numbers(content):
+            if not math.isfinite(number):
+                raise ValueError(f"result field {name} is {number}")
+        _write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """Read a result that :meth:`write` wrote.
+
+        Raises:
+            DataError: the file is missing, is not JSON, or lacks or adds a field.
+        """
+        try:
+            content = json.loads(
+                Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant
+            )
+        except OSError as error:
+            raise DataError(f"cannot read the result {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"the result {path} is not valid JSON: {error}") from error
+        _check_fields(content, path)
+        return cls(**content)
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every float inside ``value`` with its dotted name."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _numbers(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, float):
+        yield name, value
+
+
+def _refuse_constant(constant: str) -> None:
+    """Refuse ``NaN`` and ``Infinity``, which Python reads although they are not JSON."""
+    raise ValueError(f"{constant} is not a number")
+
+
+def _check_fields(content: Any, path: str | Path) -> None:
+    if not isinstance(content, dict):
+        raise DataError(f"the result {path} holds no fields")
+    expected = {field.name for field in fields(Result)}
+    for problem, names in (
+        ("lacks", expected - content.keys()),
+        ("has unknown fields", content.keys() - expected),
+    ):
+        if names:
+            raise DataError(f"the result {path} {problem}: {', '.join(sorted(names))}")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

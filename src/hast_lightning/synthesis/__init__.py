@@ -1,0 +1,15 @@
+"""Where the training images come from: sample sources, objectives and transforms."""
+
+from hast_lightning.synthesis.generator import ConditionalGenerator
+from hast_lightning.synthesis.image_bank import ImageBank
+from hast_lightning.synthesis.objectives import SynthesisObjective
+from hast_lightning.synthesis.source import SampleSource
+from hast_lightning.synthesis.transforms import Augmentation
+
+__all__ = [
+    "Augmentation",
+    "ConditionalGenerator",
+    "ImageBank",
+    "SampleSource",
+    "SynthesisObjective",
+]

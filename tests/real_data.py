@@ -1,0 +1,37 @@
+"""Where the development data lie, for tests that need them; these skip where a file is absent.
+
+The folder is the environment variable HAST_DATA, or ``shared/data`` beside the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def data_folder() -> Path:
+    """The folder of the development data, which need not exist."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("HAST_DATA") or beside)
+
+
+def cifar10_folder() -> Path:
+    """The folder of ResNet-20's weights and the first 1,017 CIFAR-10 test images."""
+    folder = data_folder() / "cifar10"
+    for name in ("resnet20-12fca82f.th", "cifar10_test_first1017.npz"):
+        _skip_if_absent(folder / name)
+    return folder
+
+
+def reference_file() -> Path:
+    """The values of the published arithmetic on ResNet-20, an .npz file."""
+    path = data_folder() / "reference" / "hast_resnet20_w3a3.npz"
+    _skip_if_absent(path)
+    return path
+
+
+def _skip_if_absent(path: Path) -> None:
+    if not path.is_file():
+        pytest.skip(f"development data absent: {path} (set HAST_DATA to their folder)")
