@@ -132,6 +132,8 @@ def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+# Most of the time goes into loading torch in a fresh process, long on a busy machine.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("entry", ["module", "console script"])
 def test_the_default_recipe_runs(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]

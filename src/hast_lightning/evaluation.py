@@ -39,10 +39,7 @@ def evaluate(
 
     Both networks are called as they are: put them in evaluation mode first.
     """
-    metrics = [
-        MulticlassAccuracy(num_classes, average="micro").to(device)
-        for _ in range(3)
-    ]
+    metrics = [MulticlassAccuracy(num_classes, average="micro").to(device) for _ in range(3)]
     images_seen = 0
     for images, labels in batches:
         predicted_by_teacher = teacher(images.to(device)).argmax(dim=1)

@@ -98,8 +98,9 @@ class ZeroShotQuantization(LightningModule):
         self.calibrator = build_calibrator(
             config.synthesis, pretrained.input_shape, pretrained.num_classes
         )
-        # Not registered: it shares the student's layers, which would be saved twice.
-        object.__setattr__(self, "_student_with_features", expose(self.student, taps))
+        # In a tuple, so that it is not registered: it shares the student's layers, which
+        # would be saved twice.
+        self._student_with_features = (expose(self.student, taps),)
         self._build_objectives()
         self.iteration = 0
         self.ranges_frozen = False
@@ -198,13 +199,9 @@ class ZeroShotQuantization(LightningModule):
         """Let the student's activation ranges observe a batch."""
         if self.calibrator is not None:
             objective = self._calibration_objective
-            images, _ = self._improve(
-                self.calibrator, self._optimizer(2), objective, "calibration"
-            )
-        elif proposal is not None:
-            images, _ = proposal
+            images, _ = self._improve(self.calibrator, self._optimizer(2), objective, "calibration")
         else:
-            images, _ = self.source.sample(self.config.synthesis.calibration.batch_size)
+            images, _ = self._batch(proposal, self.config.synthesis.calibration.batch_size)
         set_activation_mode(self.student, ActivationMode.OBSERVE)
         with torch.no_grad(), held_weights(self.student):
             self.student(self._layout(images))
@@ -220,7 +217,8 @@ class ZeroShotQuantization(LightningModule):
         perturbation, and the first half of the parameters' gradients.
         """
         config = self.config.distillation
-        images, labels = self._student_batch(proposal)
+        images, labels = self._batch(proposal, config.batch_size)
+        images = self._layout(self._augment_student(images)).detach()
         optimizer = self._optimizer(1)
         self._set_learning_rate(optimizer)
         optimizer.zero_grad()
@@ -238,7 +236,7 @@ class ZeroShotQuantization(LightningModule):
         # The teacher's graph is needed only where the gradient goes on to the images.
         with torch.set_grad_enabled(images.requires_grad):
             teacher_logits, teacher_features = self.teacher.features(images)
-        student_logits, student_features = self._student_with_features(images)
+        student_logits, student_features = self._student_with_features[0](images)
         pair = DistillationPair(
             student_logits, teacher_logits, student_features, teacher_features, labels
         )
@@ -264,17 +262,15 @@ class ZeroShotQuantization(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        source.improved(loss_value, optimizer)
+        source.improved(loss_value, optimizer.optimizer)
         self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
         return images.detach(), labels
 
-    def _student_batch(self, proposal: Batch | None) -> Batch:
-        """The batch of a student step: the generator's own, or one from the bank, augmented."""
+    def _batch(self, proposal: Batch | None, batch_size: int) -> Batch:
+        """What the student sees: what the generator has just made, or a draw from the bank."""
         if proposal is not None and self.config.synthesis.source == "generator":
-            images, labels = proposal
-        else:
-            images, labels = self.source.sample(self.config.distillation.batch_size)
-        return self._layout(self._augment_student(images)).detach(), labels
+            return proposal
+        return self.source.sample(batch_size)
 
     def _layout(self, images: Tensor) -> Tensor:
         if self.config.trainer.channels_last:

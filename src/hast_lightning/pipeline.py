@@ -26,8 +26,9 @@ from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
 from hast_lightning.config import Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
+from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.evaluation import Evaluation, evaluate
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
@@ -38,7 +39,7 @@ from hast_lightning.reporting.loggers import build_loggers, finish_loggers
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import results_table
 from hast_lightning.reporting.versions import device_name, git_commit, peak_memory_bytes, versions
-from hast_lightning.schedule import Action, build_schedule
+from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
 
@@ -58,7 +59,7 @@ class Run:
     config: Config
     folder: Path
     network: PretrainedNetwork
-    data: EvaluationData | None
+    data: EvaluationData | ImageFolderData | None
     module: ZeroShotQuantization
 
     def evaluate(self) -> Evaluation | None:
@@ -77,10 +78,14 @@ class Run:
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         if self.data is not None:
             return self.data
-        images, labels = self.module.source.held_out(HELD_OUT_IMAGES)
+        try:
+            images, labels = self.module.source.held_out(HELD_OUT_IMAGES)
+        except DataError:
+            # An alternating run is calibrated before its image bank is full.
+            return None
         size = self.config.data.batch_size
-        pairs = zip(images.split(size), labels.split(size), strict=True)
-        return list(pairs) if len(images) else None
+        pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+        return list(pairs)
 
 
 def run(config: Config, folder: Path, command: str) -> Result | None:
@@ -142,8 +147,20 @@ def _build(config: Config, folder: Path) -> Run:
     )
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
+    if data is None and not loaded:
+        _require_held_out_images(schedule, source.steps_to_fill)
     module = ZeroShotQuantization(config, network, source, schedule)
     return Run(config, folder, network, data, module)
+
+
+def _require_held_out_images(schedule: Schedule, steps_to_fill: int | None) -> None:
+    """Refuse a run that could not be evaluated in the end."""
+    planned = schedule.completed(Action.SYNTHESIZE, schedule.iterations)
+    if planned < (steps_to_fill or 0):
+        raise ConfigurationError(
+            f"data=none measures on the last images of the bank, which takes {steps_to_fill} "
+            f"synthesis steps to fill; the schedule has {planned}"
+        )
 
 
 def _write_config(settings: dict[str, Any], folder: Path) -> None:
@@ -178,7 +195,7 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
     module = run.module
     callbacks = [
         *callbacks,
-        SaveSamples(run.folder / SAMPLES_FILE),
+        SaveSamples(module.source, run.folder / SAMPLES_FILE),
         LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]

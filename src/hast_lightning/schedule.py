@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from hast_lightning.config import LearningRateConfig, ScheduleConfig
 
@@ -30,6 +30,28 @@ class StageProgress(NamedTuple):
     stage: str
     step: int
     total: int
+
+
+class ScheduledModule(Protocol):
+    """What callbacks may read of the module that goes through a schedule.
+
+    Attributes:
+        iteration: Iterations done.
+        ranges_frozen: Whether the student is calibrated.
+    """
+
+    iteration: int
+    ranges_frozen: bool
+
+    @property
+    def progress(self) -> StageProgress:
+        """Where the last iteration stood."""
+        ...
+
+    @property
+    def stage_totals(self) -> dict[str, int]:
+        """Iterations of each stage, in order."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
+from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.evaluation import Evaluation
+from hast_lightning.schedule import ScheduledModule
 
 
 class StudentEvaluation(Callback):
@@ -38,17 +41,28 @@ class StudentEvaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Evaluate once when the ranges have frozen, then at the interval."""
-        if not pl_module.ranges_frozen:
+        module = cast("ScheduledModule", pl_module)
+        if not module.ranges_frozen:
             return
         if not self._seen_frozen:
             self._seen_frozen = True
             self.calibrated = self._evaluate()
             return
-        step = pl_module.progress.step
-        if self._every_n_steps and step % self._every_n_steps == 0:
-            self._record(pl_module)
+        if self._every_n_steps and module.progress.step % self._every_n_steps == 0:
+            self._record(pl_module.loggers, module.iteration)
 
-    def _record(self, pl_module: LightningModule) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, in plain numbers."""
+        calibrated = None if self.calibrated is None else asdict(self.calibrated)
+        return {"seen": self._seen_frozen, "calibrated": calibrated, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what the run before had measured."""
+        self._seen_frozen, self.best = state_dict["seen"], state_dict["best"]
+        calibrated = state_dict["calibrated"]
+        self.calibrated = None if calibrated is None else Evaluation(**calibrated)
+
+    def _record(self, loggers: Sequence[Logger], iteration: int) -> None:
         evaluation = self._evaluate()
         if evaluation is None:
             return
@@ -57,5 +71,5 @@ class StudentEvaluation(Callback):
             "evaluation/student_top1": evaluation.student_top1,
             "evaluation/agreement": evaluation.agreement,
         }
-        for logger in pl_module.loggers:
-            logger.log_metrics(metrics, step=pl_module.iteration)
+        for logger in loggers:
+            logger.log_metrics(metrics, step=iteration)

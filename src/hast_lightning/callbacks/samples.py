@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hast_lightning.schedule import ScheduledModule
+from hast_lightning.synthesis.source import SampleSource
 
 
 class SaveSamples(Callback):
@@ -15,22 +18,23 @@ class SaveSamples(Callback):
     lost it; and at the end of a run whose source kept training to the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: SampleSource, path: Path) -> None:
+        self._source = source
+        self._path = path
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Save when the synthesis stage is complete."""
-        progress = pl_module.progress
+        progress = cast("ScheduledModule", pl_module).progress
         if progress.stage == "synthesis" and progress.step == progress.total:
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what an alternating run ended with."""
-        if "alternating" in pl_module.stage_totals:
-            self._save(trainer, pl_module)
+        if "alternating" in cast("ScheduledModule", pl_module).stage_totals:
+            self._save(trainer)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            pl_module.source.save(self.path)
+            self._source.save(self._path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hast_lightning.config import DataConfig
+from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
 from hast_lightning.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,13 +71,16 @@ class EvaluationData:
             yield (images.float() / self.white - mean) / std, labels
 
 
-def load_evaluation_data(config: DataConfig, network: PretrainedNetwork) -> EvaluationData | None:
+def load_evaluation_data(
+    config: DataConfig, network: PretrainedNetwork
+) -> EvaluationData | ImageFolderData | None:
     """Read the evaluation data and check it against what the network takes.
 
     Args:
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
             (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
-            images, in the folder that torchvision laid out) or ``none``.
+            images, in the folder that torchvision laid out), ``imagenet`` (a folder of
+            photographs with one folder a class) or ``none``.
         network: gives the input shape, the number of classes and the normalization.
 
     Returns:
@@ -87,6 +91,8 @@ def load_evaluation_data(config: DataConfig, network: PretrainedNetwork) -> Eval
     """
     if config.source == "none":
         return None
+    if config.source == "imagenet":
+        return load_image_folder(config, network)
     if config.source == "digits":
         origin, white = "data=digits", DIGITS_WHITE
         images, labels = digits(held_out=True)

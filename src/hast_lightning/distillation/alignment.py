@@ -22,12 +22,13 @@ class _MeanSquare(torch.autograd.Function):
         return norms.square_().div_(area)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
         area = features.shape[2] * features.shape[3]
         slope = (gradients[0] * (2 / area)).to(features.dtype)
-        return features * slope[:, :, None, None]
+        gradient: Tensor = features * slope[:, :, None, None]
+        return gradient
 
 
 def channel_attention(features: Tensor) -> Tensor:

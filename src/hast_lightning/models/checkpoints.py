@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,131 +19,181 @@ from hast_lightning.errors import ModelError
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep a network's weights in a larger dictionary."""
 PARALLEL_PREFIX = "module."
-NAMES_SHOWN = 3
+SAFETENSORS_SUFFIX = ".safetensors"
+_NAMES_SHOWN = 3
+_REASON_LENGTH = 120
+# How the restricted unpickler of torch.load names what it refuses to import.
+_REFUSED_IMPORT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a torch checkpoint, on the CPU.
 
-    A dictionary inside one of :data:`WRAPPERS` is unwrapped and the prefix that
-    DataParallel gives all names is taken off.
+    A dictionary inside one of :data:`WRAPPERS` is unwrapped, and the prefix that DataParallel
+    gives all names is taken off.
 
     Raises:
-        ModelError: the file is missing, cut short, holds no weights, or is a pickle that
-            would need to execute code.
+        ModelError: the file is missing, damaged, holds anything but tensors, or is a pickle
+            that could execute code.
     """
+    path = _existing(path)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        return _state_dict_of(_read_safetensors(path), path)
+    return _state_dict_of(_read_torch(path), path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a .safetensors file says about itself; nothing for other files.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    path = _existing(path)
+    if path.suffix != SAFETENSORS_SUFFIX:
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _existing(path: str | Path) -> Path:
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelError(f"model.checkpoint={path} {what}: expected a file of weights")
-    if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
-    else:
-        content = _read_torch(path)
-    return _state_dict_of(content, path)
+    if path.is_file():
+        return path
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise ModelError(
+        f"the weights file {path} {what}; expected a {SAFETENSORS_SUFFIX} file or a torch "
+        "state dict (model.checkpoint)"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model.checkpoint={path} is not a whole safetensors file: {_first_line(error)}"
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error).lower():
+        if refused := _REFUSED_IMPORT.search(str(error)):
             raise ModelError(
-                f"model.checkpoint={path} holds more than tensors and would have to execute "
-                "code to load: refused; save the state dict alone"
+                f"the weights file {path} is refused: it asks for {refused[1]}, and reading it "
+                "could execute code; save the state dict alone, best as .safetensors"
             ) from error
-        raise ModelError(f"model.checkpoint={path} is not a torch checkpoint") from error
-    except (RuntimeError, EOFError, OSError, BadZipFile, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model.checkpoint={path} is not a whole torch checkpoint: {_first_line(error)}"
-        ) from error
+        # Its own message recommends to load the file without protection.
+        raise _damaged(path, "not a pickle of tensors") from error
+    except Exception as error:  # damaged bytes end in nearly any kind of exception there
+        raise _damaged(path, error) from error
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _damaged(path: Path, reason: BaseException | str) -> ModelError:
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    sentence = lines[0].split(". ")[0].rstrip(".")[:_REASON_LENGTH]
+    return ModelError(f"the weights file {path} is damaged or of another format: {sentence}")
 
 
 def _state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
+    # Twice, for a wrapper inside another in any order; a malicious file may nest without end.
+    for wrapper in WRAPPERS * 2:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"model.checkpoint={path} holds no state dict")
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"model.checkpoint={path} holds values that are not tensors")
+        raise ModelError(f"the weights file {path} holds no state dict")
+    for name, value in content.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise ModelError(
+                f"the weights file {path} holds more than plain tensors: {name!r} is a "
+                f"{type(value).__name__}"
+            )
     names = [str(name) for name in content]
     prefix = PARALLEL_PREFIX if all(name.startswith(PARALLEL_PREFIX) for name in names) else ""
-    return {str(name)[len(prefix) :]: value for name, value in content.items()}
+    return {str(name).removeprefix(prefix): value for name, value in content.items()}
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load the weights in ``path`` into ``network``; every name and shape must fit.
+    """Load the weights in ``path`` into ``network``; every name and every shape must fit.
 
     Raises:
-        ModelError: as :func:`read_state_dict`; or the weights belong to another
-            architecture or number of classes, or are not finite.
+        ModelError: as :func:`read_state_dict`; or the weights belong to another architecture
+            or to another number of classes, or are not finite.
     """
-    state = read_state_dict(path)
-    expected = network.state_dict()
-    # Weights saved by old versions of torch lack the counter of batches, which nothing uses.
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    _check_names(set(expected) - counters, set(state) - counters, path)
-    _check_shapes(expected, state, path)
-    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise ModelError(f"model.checkpoint={path} has NaN or infinite values in {broken[0]}")
-    network.load_state_dict(
-        {name: v for name, v in state.items() if name in expected}, strict=False
-    )
+    found = read_state_dict(path)
+    own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    # Weights saved by old versions of PyTorch lack the counter of batches, which nothing uses.
+    counters = {name for name in {*own, *found} if name.endswith("num_batches_tracked")}
+    _check_names(set(own) - counters, set(found) - counters, path)
+    _check_shapes(own, found, path)
+    _check_values(own, found, path)
+    with torch.no_grad():
+        for name in own.keys() & found.keys():
+            own[name].copy_(found[name])
 
 
-def _check_names(expected: set[str], found: set[str], path: str | Path) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    if missing or unexpected:
-        parts = [
-            f"{kind} {', '.join(names[:NAMES_SHOWN])}{' ...' if len(names) > NAMES_SHOWN else ''}"
-            for kind, names in (("without", missing), ("with unexpected", unexpected))
-            if names
-        ]
+def _check_names(own: set[str], found: set[str], path: str | Path) -> None:
+    parts = []
+    if own - found:
+        parts.append(f"it lacks {_some(sorted(own - found))}")
+    if found - own:
+        parts.append(f"it has {_some(sorted(found - own))}, which the network has not")
+    if parts:
         raise ModelError(
-            f"model.checkpoint={path} is of another architecture: {' and '.join(parts)}"
+            f"the weights file {path} is of another architecture: {' and '.join(parts)}"
         )
 
 
-def _check_shapes(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
-) -> None:
-    wrong = [n for n in expected if n in found and found[n].shape != expected[n].shape]
+def _some(names: Collection[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(list(names)[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _check_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
+    wrong = [name for name in own if name in found and found[name].shape != own[name].shape]
     if not wrong:
         return
-    last = wrong[-1].rsplit(".", 1)[0]
-    if all(name.rsplit(".", 1)[0] == last for name in wrong):
-        raise ModelError(
-            f"model.checkpoint={path} has {found[wrong[0]].shape[0]} classes, the network "
-            f"{expected[wrong[0]].shape[0]}: set model.num_classes"
-        )
     name = wrong[0]
+    if all(_layer(other) == _layer(list(own)[-1]) for other in wrong):
+        classes = found[name].shape[0] if found[name].dim() else 0
+        raise ModelError(
+            f"the weights file {path} is for {classes} classes, the network for "
+            f"{own[name].shape[0]}: set model.num_classes={classes}"
+        )
     raise ModelError(
-        f"model.checkpoint={path} is of another architecture: {name} has the shape "
-        f"{tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        f"the weights file {path} is of another architecture: {name} has the shape "
+        f"{tuple(found[name].shape)}, the network expects {tuple(own[name].shape)}"
     )
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _check_values(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
+    for name in own.keys() & found.keys():
+        value = found[name]
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ModelError(f"the weights file {path} has {name} as {value.dtype}, not as floats")
+    broken = [name for name, value in found.items() if not value.isfinite().all()]
+    if broken:
+        raise ModelError(f"the weights file {path} has NaN or infinite values in {_some(broken)}")
 
 
 def checksum(network: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and values of the state dict, in hexadecimal."""
+    """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)};".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in _sorted_tensors(network.state_dict().items()):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sorted_tensors(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
+    tensors = [(name, value) for name, value in items if isinstance(value, Tensor)]
+    return sorted(tensors, key=lambda item: item[0])

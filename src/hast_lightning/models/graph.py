@@ -109,7 +109,7 @@ def expose(graph_module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule
     exposed = fx.GraphModule(graph_module, graph, type(graph_module).__name__)
     # Share the containers too: a buffer of a container that moves to a device is replaced there.
     exposed._modules.update(graph_module._modules)
-    return exposed.train(graph_module.training)
+    return exposed
 
 
 def _lasting_value(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
@@ -177,7 +177,10 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
         source = node.all_input_nodes[0]
         convolution = layer_of(source, folded)
         alone = len(source.users) == 1 and calls[str(source.target)] == calls[str(node.target)] == 1
-        if type(convolution) is nn.Conv2d and alone:
+        if type(convolution) is not nn.Conv2d or not alone:
+            continue
+        # A reparametrized weight (weight normalization) is no parameter and would be overwritten.
+        if isinstance(convolution.weight, nn.Parameter):
             _fold(convolution, normalization)
             folded.set_submodule(str(node.target), nn.Identity())
     return folded.eval()
@@ -186,7 +189,7 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
 @torch.no_grad()
 def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
     """Give ``convolution`` the weights and the bias of the two layers together."""
-    scale, shift = affine_of(normalization)
+    scale, shift = _affine_of(normalization)
     weight, bias = convolution.weight, convolution.bias
     if bias is not None:
         shift = shift + scale * bias.double()
@@ -197,7 +200,7 @@ def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
 
 
 @torch.no_grad()
-def affine_of(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _affine_of(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel (float64) of a BatchNorm in evaluation mode."""
     mean, variance = normalization.running_mean, normalization.running_var
     assert mean is not None

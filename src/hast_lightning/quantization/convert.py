@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -78,8 +79,13 @@ def _insert_activation_quantizers(student: fx.GraphModule, spec: QuantizationSpe
         quantizers[node.name] = ActivationQuantizer(spec)
         with student.graph.inserting_after(node):
             quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{node.name}", (node,))
-        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, q=quantized: user is not q)
+        node.replace_all_uses_with(quantized, _is_other(quantized))
     return len(quantizers)
+
+
+def _is_other(node: fx.Node) -> Callable[[fx.Node], bool]:
+    """Whether a node is another one than ``node``."""
+    return lambda other: other is not node
 
 
 def _is_activation(node: fx.Node, graph_module: fx.GraphModule) -> bool:

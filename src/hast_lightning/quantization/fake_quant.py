@@ -84,7 +84,10 @@ class QuantConv2d(nn.Conv2d):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+        """Convolve (N, C, H, W) with the rounded weights."""
+        weight: Tensor = self.weight_quantizer(self.weight)
+        output: Tensor = self._conv_forward(input, weight, self.bias)
+        return output
 
 
 class QuantLinear(nn.Linear):
@@ -101,6 +104,7 @@ class QuantLinear(nn.Linear):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) with the rounded weights."""
         return nn.functional.linear(input, self.weight_quantizer(self.weight), self.bias)
 
 
@@ -136,6 +140,7 @@ class ActivationQuantizer(nn.Module):
         self.mode = ActivationMode.QUANTIZE
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pass through, observe and quantize, or quantize ``x`` (any shape), as the mode says."""
         if self.mode is ActivationMode.FLOAT:
             return x
         if self.mode is ActivationMode.OBSERVE:

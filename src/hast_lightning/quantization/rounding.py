@@ -59,7 +59,7 @@ class _Clipped(torch.autograd.Function):
         return dequantize(q.clamp_(0, 2**bits - 1), scale, zero_point)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside, None, None, None

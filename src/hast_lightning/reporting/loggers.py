@@ -40,8 +40,10 @@ def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
     """Flush and close, also after a failure, so that the next job starts runs of its own."""
     for logger in loggers:
         logger.finalize("success" if succeeded else "failed")
-        if type(logger).__name__ == "WandbLogger":
-            logger.experiment.finish(exit_code=0 if succeeded else 1)
+        # Of all the loggers' experiments only wandb's run has it.
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if finish is not None:
+            finish(exit_code=0 if succeeded else 1)
 
 
 def _tensorboard(folder: Path) -> Logger:
@@ -61,8 +63,9 @@ def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Logg
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key_exists() else "offline")
     arguments: dict[str, Any] = {
+        # WANDB_MODE, where the user has set it, decides by itself.
+        "mode": None if _wandb_key_exists() or os.environ.get("WANDB_MODE") else "offline",
         "project": config.project,
         "entity": config.entity,
         "group": config.group,
@@ -72,9 +75,9 @@ def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Logg
     }
     try:
         wandb_settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS)
-        run = wandb.init(mode=mode, settings=wandb_settings, **arguments)
+        run = wandb.init(settings=wandb_settings, **arguments)
     except wandb.errors.CommError:
-        run = wandb.init(mode="offline", **arguments)
+        run = wandb.init(**{**arguments, "mode": "offline"})
     return WandbLogger(experiment=run, save_dir=folder)
 
 

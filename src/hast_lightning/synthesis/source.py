@@ -50,6 +50,10 @@ class SampleSource(Protocol):
         """Return at most ``count`` samples that :meth:`sample` never gives, always the same."""
         ...
 
+    def save(self, path: str | Path) -> None:
+        """Write a file that ``synthesis.load`` accepts, whole or not at all."""
+        ...
+
 
 def write_tensors(
     path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None

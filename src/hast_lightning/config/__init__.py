@@ -1,0 +1,109 @@
+"""Typed schemas of the Hydra groups, and the checks of their values.
+
+Every group under ``conf/`` is merged into one of these dataclasses, so an unknown key or a
+value of the wrong type is refused while the configuration is composed. Ranges and
+combinations are checked in ``__post_init__``, which runs when :func:`to_object` turns the
+composed configuration into objects: before any network is loaded.
+"""
+
+from hast_lightning.config.augmentation import (
+    AugmentationConfig,
+)
+from hast_lightning.config.checks import (
+    require_choice,
+    require_range,
+)
+from hast_lightning.config.distillation import (
+    KD_REDUCTIONS,
+    OPTIMIZERS,
+    AlignmentConfig,
+    DistillationConfig,
+    DistillationTermConfig,
+    OptimizerConfig,
+    PromotionConfig,
+)
+from hast_lightning.config.model import (
+    PROVIDERS,
+    ModelConfig,
+)
+from hast_lightning.config.quantizer import (
+    GRADIENTS,
+    MAX_BITS,
+    MIN_BITS,
+    QUANTIZERS,
+    QuantizerConfig,
+)
+from hast_lightning.config.root import (
+    STAGES,
+    Config,
+    register_schemas,
+    to_object,
+)
+from hast_lightning.config.schedule import (
+    LEARNING_RATE_POLICIES,
+    SCHEDULES,
+    LearningRateConfig,
+    ScheduleConfig,
+)
+from hast_lightning.config.surroundings import (
+    DATA_SOURCES,
+    LOGGERS,
+    PRECISIONS,
+    CallbacksConfig,
+    DataConfig,
+    LoggerConfig,
+    TrainerConfig,
+)
+from hast_lightning.config.synthesis import (
+    CALIBRATION_SOURCES,
+    CONDITIONINGS,
+    SOURCES,
+    CalibrationConfig,
+    GeneratorConfig,
+    HardnessConfig,
+    ImageBankConfig,
+    SynthesisConfig,
+)
+
+__all__ = [
+    "CALIBRATION_SOURCES",
+    "CONDITIONINGS",
+    "DATA_SOURCES",
+    "GRADIENTS",
+    "KD_REDUCTIONS",
+    "LEARNING_RATE_POLICIES",
+    "LOGGERS",
+    "MAX_BITS",
+    "MIN_BITS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "PROVIDERS",
+    "QUANTIZERS",
+    "SCHEDULES",
+    "SOURCES",
+    "STAGES",
+    "AlignmentConfig",
+    "AugmentationConfig",
+    "CalibrationConfig",
+    "CallbacksConfig",
+    "Config",
+    "DataConfig",
+    "DistillationConfig",
+    "DistillationTermConfig",
+    "GeneratorConfig",
+    "HardnessConfig",
+    "ImageBankConfig",
+    "LearningRateConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PromotionConfig",
+    "QuantizerConfig",
+    "ScheduleConfig",
+    "SynthesisConfig",
+    "TrainerConfig",
+    "register_schemas",
+    "require_choice",
+    "require_range",
+    "to_object",
+]

@@ -1,0 +1,60 @@
+"""The ``model`` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
+
+PROVIDERS = ("digits", "cifar_resnet", "torchvision")
+
+
+@dataclass
+class ModelConfig:
+    """The pretrained network: where it comes from and what it expects as input."""
+
+    provider: str = MISSING
+    """``digits`` (bundled), ``cifar_resnet`` (by depth) or ``torchvision`` (any classifier)."""
+    name: str = MISSING
+    """Name in reports; for torchvision the name of the builder."""
+    pretrained: bool = True
+    """Load pretrained weights; false keeps the random initialization (for trials without files)."""
+    checkpoint: str | None = None
+    """Weights to load instead of the provider's own: .safetensors or a torch state dict."""
+    depth: int | None = None
+    """Depth of a ``cifar_resnet``: 6n+2, e.g. 20, 32, 44, 56."""
+    num_classes: int | None = None
+    input_size: int | None = None
+    """Height and width of the input in pixels; none: the provider's own."""
+    mean: list[float] | None = None
+    """Per-channel mean that the input was normalized with, for pixels in [0, 1]."""
+    std: list[float] | None = None
+    taps: list[str] | None = None
+    """Name patterns (shell style) of the feature taps; none: found from the network's graph."""
+
+    def __post_init__(self) -> None:
+        require_choice("model.provider", self.provider, PROVIDERS)
+        if self.provider == "cifar_resnet":
+            depth = self.depth or 0
+            if depth < 8 or (depth - 2) % 6:
+                raise ConfigurationError(
+                    f"model.depth={self.depth} must be 6n+2, e.g. 20, 32, 44 or 56"
+                )
+            if self.pretrained and self.checkpoint is None:
+                raise ConfigurationError(
+                    f"model.checkpoint is not set: {self.name} has no weights of its own; point "
+                    "model.checkpoint at a file, or set model.pretrained=false for random weights"
+                )
+        if self.num_classes is not None:
+            require_range("model.num_classes", self.num_classes, 2)
+        if self.input_size is not None:
+            require_range("model.input_size", self.input_size, 4)
+        if (self.mean is None) != (self.std is None):
+            raise ConfigurationError("model.mean and model.std go together: set both or neither")
+        for mean in self.mean or ():
+            require_range("model.mean", mean, 0, 1)
+        for deviation in self.std or ():
+            require_range("model.std", deviation, 0, open_minimum=True)

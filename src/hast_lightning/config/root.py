@@ -1,0 +1,117 @@
+"""One run, whole: all groups together, and the checks across them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.distillation import DistillationConfig
+from hast_lightning.config.model import ModelConfig
+from hast_lightning.config.quantizer import QuantizerConfig
+from hast_lightning.config.schedule import ScheduleConfig
+from hast_lightning.config.surroundings import (
+    CallbacksConfig,
+    DataConfig,
+    LoggerConfig,
+    TrainerConfig,
+)
+from hast_lightning.config.synthesis import SynthesisConfig
+from hast_lightning.errors import ConfigurationError
+
+STAGES = ("synthesize", "distill", "evaluate", "report")
+
+
+@dataclass
+class Config:
+    """One run, whole.
+
+    The groups default to missing, not to instances: OmegaConf would build the
+    instances, and so run their checks, before the YAML has filled them.
+    """
+
+    recipe: str = MISSING
+    seed: int = 0
+    run: list[str] = field(default_factory=lambda: list(STAGES))
+    """The agenda: which of the stages run, always in their natural order."""
+    model: ModelConfig = MISSING
+    quantizer: QuantizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    synthesis: SynthesisConfig = MISSING
+    distillation: DistillationConfig = MISSING
+    data: DataConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+    callbacks: CallbacksConfig = MISSING
+
+    def __post_init__(self) -> None:
+        require_range("seed", self.seed, 0, 2**32 - 1)
+        for stage in self.run:
+            require_choice("run", stage, STAGES)
+        self._check_agenda()
+        self._check_source_and_schedule()
+
+    def _check_agenda(self) -> None:
+        if not {"synthesize", "distill"} & set(self.run):
+            raise ConfigurationError(
+                f"run={list(self.run)} has neither synthesize nor distill: nothing would be done"
+            )
+        if "synthesize" not in self.run and self.synthesis.load is None:
+            raise ConfigurationError(
+                f"run={list(self.run)} has no synthesize and synthesis.load is not set: there "
+                "would be no images to train on"
+            )
+        if "synthesize" in self.run and "distill" not in self.run and self.synthesis.load:
+            raise ConfigurationError(
+                f"run={list(self.run)} with synthesis.load={self.synthesis.load}: nothing would "
+                "be done; the samples are there already"
+            )
+
+    def _check_source_and_schedule(self) -> None:
+        # Without distill there is nothing to alternate with: only the synthesis is planned.
+        stage_of_its_own = self.schedule.name == "two_stage" or "distill" not in self.run
+        endless = self.schedule.synthesis_steps is None and self.synthesis.load is None
+        if self.synthesis.source == "generator" and stage_of_its_own and endless:
+            raise ConfigurationError(
+                "schedule.synthesis_steps is not set: a generator has no natural end; say how "
+                "many steps it gets before the student starts"
+            )
+
+
+def register_schemas() -> None:
+    """Make the root schema known to Hydra as ``schema``; idempotent."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def to_object(config: DictConfig) -> Config:
+    """Resolve the composed configuration and run every check.
+
+    Raises:
+        ConfigurationError: a value is missing, of the wrong type or out of range.
+    """
+    _refuse_added_keys(config)
+    try:
+        result: Any = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(str(error).splitlines()[0]) from error
+    assert isinstance(result, Config)
+    return result
+
+
+def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
+    """Refuse what the schema does not have: Hydra's ``+key=value`` adds it all the same."""
+    schema = OmegaConf.get_type(group)
+    assert schema is not None
+    known = {field.name for field in fields(schema)}
+    for key in map(str, group):
+        if key not in known:
+            raise ConfigurationError(
+                f"{prefix}{key} is no key of the configuration; "
+                f"{prefix.rstrip('.') or 'the root'} has: {', '.join(sorted(known))}"
+            )
+        if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
+            _refuse_added_keys(group[key], f"{prefix}{key}.")

@@ -1,0 +1,93 @@
+"""What surrounds the method: the groups ``data``, ``trainer``, ``logger`` and ``callbacks``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
+
+DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
+LOGGERS = ("csv", "wandb", "tensorboard")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass
+class DataConfig:
+    """Evaluation data; nothing here is ever trained on."""
+
+    source: str = MISSING
+    path: str | None = None
+    batch_size: int = 256
+    holdout: float = 0.0
+    """Share of the image bank kept from training, to measure agreement on (``data=none``)."""
+
+    def __post_init__(self) -> None:
+        require_choice("data.source", self.source, DATA_SOURCES)
+        require_range("data.batch_size", self.batch_size, 1)
+        require_range("data.holdout", self.holdout, 0, 0.5)
+        if self.source == "none":
+            require_range("data.holdout", self.holdout, 0, open_minimum=True)
+        if self.source == "npz" and self.path is None:
+            raise ConfigurationError(
+                "data.path is not set: point it at an .npz file with x (uint8 N,H,W,C) and y "
+                "(integers), or choose data=none"
+            )
+
+
+@dataclass
+class TrainerConfig:
+    """Device, precision and the options that change speed and not results."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    """torch.compile the teacher's and the student's passes."""
+    threads: int | None = None
+    """CPU threads of torch; none: torch's own choice."""
+    log_every_n_steps: int = 10
+
+    def __post_init__(self) -> None:
+        require_range("trainer.devices", self.devices, 1)
+        require_range("trainer.num_nodes", self.num_nodes, 1)
+        require_choice("trainer.precision", self.precision, PRECISIONS)
+        require_range("trainer.log_every_n_steps", self.log_every_n_steps, 1)
+        if self.threads is not None:
+            require_range("trainer.threads", self.threads, 1)
+
+
+@dataclass
+class LoggerConfig:
+    """A logger beside metrics.csv, which is always written."""
+
+    name: str = "csv"
+    project: str = "hast-lightning"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_choice("logger.name", self.name, LOGGERS)
+
+
+@dataclass
+class CallbacksConfig:
+    """What happens beside training."""
+
+    progress: bool = True
+    checkpoint_every_n_steps: int = 1000
+    evaluate_every_n_steps: int = 0
+    """Student steps between evaluations that are only logged; 0: none."""
+    grid_images: int = 32
+    """Images in the PNG grid of synthetic samples."""
+
+    def __post_init__(self) -> None:
+        require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)
+        require_range("callbacks.evaluate_every_n_steps", self.evaluate_every_n_steps, 0)
+        require_range("callbacks.grid_images", self.grid_images, 1)

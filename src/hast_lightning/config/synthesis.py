@@ -1,0 +1,115 @@
+"""The ``synthesis`` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from hast_lightning.config.augmentation import AugmentationConfig
+from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
+
+SOURCES = ("generator", "image_bank")
+CONDITIONINGS = ("embedding", "batch_norm")
+CALIBRATION_SOURCES = ("generator", "synthesis")
+
+
+@dataclass
+class HardnessConfig:
+    """Hardness-weighted cross-entropy of the synthesis, ``beta * mean[d^gamma * CE]``."""
+
+    enabled: bool = True
+    """False: every sample weighs the same (gamma = 0), the plain cross-entropy."""
+    beta: float = 10.0
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_range("synthesis.hardness.beta", self.beta, 0)
+        require_range("synthesis.hardness.gamma", self.gamma, 0)
+
+
+@dataclass
+class ImageBankConfig:
+    """A bank of images that are themselves the parameters."""
+
+    size: int = 5120
+    batch_size: int = 256
+    iterations: int = 1000
+    """Optimizer steps that each batch of images gets."""
+    lr: float = 0.5
+    patience: int = 50
+    factor: float = 0.1
+    min_lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        require_range("synthesis.bank.size", self.size, 1)
+        require_range("synthesis.bank.batch_size", self.batch_size, 1)
+        require_range("synthesis.bank.iterations", self.iterations, 1)
+        require_range("synthesis.bank.lr", self.lr, 0, open_minimum=True)
+        require_range("synthesis.bank.patience", self.patience, 0)
+        require_range("synthesis.bank.factor", self.factor, 0, 1, open_minimum=True)
+        require_range("synthesis.bank.min_lr", self.min_lr, 0)
+        if self.size % self.batch_size:
+            raise ConfigurationError(
+                f"synthesis.bank.size={self.size} must be a multiple of "
+                f"synthesis.bank.batch_size={self.batch_size}"
+            )
+
+
+@dataclass
+class GeneratorConfig:
+    """The conditional generator network (GDFQ)."""
+
+    latent_dim: int = 100
+    conditioning: str = "embedding"
+    """How the label enters: latent times ``embedding``, or class-conditional ``batch_norm``."""
+    batch_size: int = 64
+    lr: float = 1e-3
+    beta1: float = 0.5
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        require_choice("synthesis.generator.conditioning", self.conditioning, CONDITIONINGS)
+        require_range("synthesis.generator.latent_dim", self.latent_dim, 1)
+        require_range("synthesis.generator.batch_size", self.batch_size, 1)
+        require_range("synthesis.generator.lr", self.lr, 0, open_minimum=True)
+        require_range("synthesis.generator.beta1", self.beta1, 0, 0.9999)
+        require_range("synthesis.generator.beta2", self.beta2, 0, 0.9999)
+
+
+@dataclass
+class CalibrationConfig:
+    """The images that activation ranges are calibrated on."""
+
+    source: str = "generator"
+    """``generator``: a conditional generator trained while it calibrates, as released;
+    ``synthesis``: samples of the main source."""
+    batch_size: int = 16
+    cross_entropy_weight: float = 1.0
+    bns_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_choice("synthesis.calibration.source", self.source, CALIBRATION_SOURCES)
+        require_range("synthesis.calibration.batch_size", self.batch_size, 1)
+        require_range("synthesis.calibration.cross_entropy_weight", self.cross_entropy_weight, 0)
+        require_range("synthesis.calibration.bns_weight", self.bns_weight, 0)
+
+
+@dataclass
+class SynthesisConfig:
+    """Where the training images come from."""
+
+    source: str = MISSING
+    load: str | None = None
+    """A saved image bank or generator (.safetensors) to use instead of synthesizing one."""
+    bns_weight: float = 1.0
+    hardness: HardnessConfig = field(default_factory=HardnessConfig)
+    bank: ImageBankConfig = field(default_factory=ImageBankConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("synthesis.source", self.source, SOURCES)
+        require_range("synthesis.bns_weight", self.bns_weight, 0)

@@ -1,0 +1,91 @@
+"""A validation folder with one folder a class, as ImageNet's is usually laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hast_lightning.config import DataConfig
+from hast_lightning.errors import DataError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
+
+    from hast_lightning.models.zoo import PretrainedNetwork
+
+LAYOUT = "one folder a class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
+RESIZE_TO_CROP = 256 / 224
+"""Shorter side before the centre crop, as a multiple of the crop (He et al., 2016)."""
+WORKERS = 2
+
+
+class ImageFolderData:
+    """Labeled photographs, decoded batch by batch: resize, centre crop, normalize.
+
+    Args:
+        dataset: torchvision's view of the folder, with its transform set.
+        batch_size: Images a batch; the last batch may be smaller.
+    """
+
+    def __init__(self, dataset: ImageFolder, batch_size: int) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+
+    @property
+    def num_images(self) -> int:
+        """Images in all."""
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of normalized images (B, C, H, W), float32, and labels (B,), int64.
+
+        Raises:
+            DataError: a file is not a readable image.
+        """
+        loader = torch.utils.data.DataLoader(
+            self._dataset, self._batch_size, num_workers=WORKERS, generator=torch.Generator()
+        )
+        try:
+            yield from loader
+        except OSError as error:  # Pillow's errors for damaged images are all of this kind
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(f"data.path={self._dataset.root} has a bad image: {reason}") from error
+
+
+def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFolderData:
+    """The images in ``config.path``, prepared for ``network``.
+
+    Raises:
+        DataError: the folder is missing or empty, or its classes are not the network's.
+    """
+    # Here, because torchvision takes a second to import and only this source needs it.
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    path = Path(config.path or "").expanduser()
+    if not path.is_dir():
+        raise DataError(f"data.path={config.path} is not a folder; expected {LAYOUT}")
+    size = network.input_shape[1]
+    transform = transforms.Compose(
+        [
+            transforms.Resize(round(size * RESIZE_TO_CROP)),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(network.mean, network.std),
+        ]
+    )
+    try:
+        dataset = ImageFolder(str(path), transform)
+    except (FileNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"data.path={path}: {reason}; expected {LAYOUT}") from error
+    if len(dataset.classes) != network.num_classes:
+        raise DataError(
+            f"data.path={path} has {len(dataset.classes)} class folders, the network "
+            f"{network.num_classes} classes; expected {LAYOUT}"
+        )
+    return ImageFolderData(dataset, config.batch_size)

@@ -1,0 +1,333 @@
+"""Agreement with the arithmetic that HAST's authors released, number by number.
+
+The file holds what their code gives on a published ResNet-20 and eight fixed images. Every
+array in it is computed here once, by this package's own classes. Tolerances are relative to
+the largest number of an array: 1e-4 after one pass, 1e-3 for gradients, 1e-2 behind the sign of
+the promotion, where a gradient near zero may go the other way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from hast_lightning.config import ModelConfig
+from hast_lightning.data.ticker import StepTicker
+from hast_lightning.distillation.alignment import alignment_loss, channel_attention
+from hast_lightning.distillation.kd import kl_divergence
+from hast_lightning.distillation.promotion import promote
+from hast_lightning.models import zoo
+from hast_lightning.models.graph import expose, trace
+from hast_lightning.models.taps import find_taps
+from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.fake_quant import (
+    WeightQuantizer,
+    activation_quantizers,
+    held_weights,
+)
+from hast_lightning.quantization.ranges import affine_parameters
+from hast_lightning.quantization.rounding import fake_quantize
+from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.schedule import Schedule
+from hast_lightning.synthesis.objectives import SynthesisObjective, difficulty
+from tests.composition import composed
+from tests.real_data import cifar10_folder, reference_file
+
+ONE_PASS, GRADIENT, AFTER_SIGN = 1e-4, 1e-3, 1e-2
+
+BITS = (2, 3, 4, 5, 8)
+LAYERS = ("conv1", "layer3.2.conv2", "linear")
+HARDNESS = {"beta10_gamma2": (10.0, 2.0), "beta0.1_gamma0.5": (0.1, 0.5), "beta1_gamma0": (1.0, 0)}
+GRADIENTS_OF = {
+    "grad_conv1": "conv1.weight",
+    "grad_layer2.0.conv1": "layer2.0.conv1.weight",
+    "grad_linear": "linear.weight",
+    "grad_bn1_weight": "bn1.weight",
+}
+STATISTICS = ("bns_mean", "bns_var", "bn_batch_mean_0", "bn_batch_var_0", "bn_batch_mean_last")
+ATTENTIONS = ("channel_attention_teacher_0", "channel_attention_student_0")
+
+INPUTS = {"images", "labels", "relu_order", *(f"activation_in_bits{bits}" for bits in BITS)}
+TOLERANCES: dict[str, float] = {
+    **dict.fromkeys(("teacher_logits", "label_probability", "cross_entropy"), ONE_PASS),
+    **dict.fromkeys(STATISTICS, ONE_PASS),
+    **{f"hard_loss_{name}": ONE_PASS for name in HARDNESS},
+    **{f"synthesis_grad_{name}": GRADIENT for name in HARDNESS},
+    **{f"weight_{layer}_bits{bits}": ONE_PASS for layer in LAYERS for bits in BITS},
+    **{f"activation_out_bits{bits}": ONE_PASS for bits in BITS},
+    **dict.fromkeys(("relu_ranges", "student_logits_w3a3", *ATTENTIONS), ONE_PASS),
+    **dict.fromkeys(("kl_loss", "alignment_loss"), ONE_PASS),
+    "image_gradient": GRADIENT,
+    **dict.fromkeys(("kl_loss_perturbed", "alignment_loss_perturbed", *GRADIENTS_OF), AFTER_SIGN),
+}
+
+
+@functools.cache
+def reference() -> dict[str, Tensor]:
+    with np.load(reference_file()) as archive:
+        return {k: torch.from_numpy(archive[k]) for k in archive.files if k != "relu_order"}
+
+
+@functools.cache
+def relu_order() -> list[str]:
+    with np.load(reference_file()) as archive:
+        return [str(name) for name in archive["relu_order"]]
+
+
+@functools.cache
+def pretrained() -> zoo.PretrainedNetwork:
+    checkpoint = cifar10_folder() / "resnet20-12fca82f.th"
+    config = ModelConfig("cifar_resnet", "resnet20", checkpoint=str(checkpoint), depth=20)
+    return zoo.load(config)
+
+
+@functools.cache
+def taps() -> list[str]:
+    return find_taps(trace(pretrained().network))
+
+
+@functools.cache
+def teacher() -> FrozenTeacher:
+    return FrozenTeacher(pretrained().network, taps())
+
+
+def quantized_student() -> fx.GraphModule:
+    """The W3A3 student with the ranges of the reference."""
+    student = convert(pretrained().network, QuantizationSpec(3, 3))
+    set_reference_ranges(student)
+    return student
+
+
+def set_reference_ranges(student: nn.Module) -> None:
+    for quantizer, ends in zip(
+        activation_quantizers(student), reference()["relu_ranges"], strict=True
+    ):
+        quantizer.set_range(*ends)
+
+
+def compute_teacher() -> Iterator[tuple[str, Tensor]]:
+    images, labels = reference()["images"], reference()["labels"]
+    logits, statistics = teacher().statistics(images)
+    yield "teacher_logits", teacher()(images)
+    yield "label_probability", 1 - difficulty(logits, labels)
+    yield "cross_entropy", F.cross_entropy(logits, labels, reduction="none")
+    means = [F.mse_loss(layer.mean, layer.running_mean) for layer in statistics]
+    variances = [F.mse_loss(layer.var, layer.running_var) for layer in statistics]
+    yield "bns_mean", torch.stack(means).mean()
+    yield "bns_var", torch.stack(variances).mean()
+    yield "bn_batch_mean_0", statistics[0].mean
+    yield "bn_batch_var_0", statistics[0].var
+    yield "bn_batch_mean_last", statistics[-1].mean
+
+
+def compute_synthesis() -> Iterator[tuple[str, Tensor]]:
+    labels = reference()["labels"]
+    for name, (beta, gamma) in HARDNESS.items():
+        images = reference()["images"].clone().requires_grad_()
+        logits, statistics = teacher().statistics(images)
+        loss, values = SynthesisObjective(beta, gamma, 1.0)(logits, labels, statistics)
+        loss.backward()
+        assert images.grad is not None
+        yield f"hard_loss_{name}", beta * values["hard_cross_entropy"]
+        yield f"synthesis_grad_{name}", images.grad
+
+
+def compute_quantizer() -> Iterator[tuple[str, Tensor]]:
+    for bits in BITS:
+        for layer in LAYERS:
+            weight = pretrained().network.get_submodule(layer).weight
+            yield f"weight_{layer}_bits{bits}", WeightQuantizer(bits)(weight)
+        grid = affine_parameters(torch.tensor(0.0), torch.tensor(3.1), bits)
+        activations = reference()[f"activation_in_bits{bits}"]
+        yield f"activation_out_bits{bits}", fake_quantize(activations, *grid, bits)
+
+
+def compute_ranges() -> Iterator[tuple[str, Tensor]]:
+    """Minima and maxima that one batch of the images has in the network without rounding."""
+    student = convert(pretrained().network, QuantizationSpec(3, 3))
+    quantizers = activation_quantizers(student)
+    for quantizer in quantizers:
+        quantizer.register_forward_hook(lambda q, args, _: q.moving_range.observe(args[0]))
+    for module in student.modules():
+        if hasattr(module, "weight_quantizer"):
+            module.weight_quantizer = nn.Identity()
+    with torch.no_grad():
+        student(reference()["images"])
+    yield "relu_ranges", torch.stack([torch.stack(q.moving_range.range()) for q in quantizers])
+
+
+def compute_student() -> Iterator[tuple[str, Tensor]]:
+    """A student step as HAST describes it, with the parts that the module is made of."""
+    student = quantized_student()
+    images = reference()["images"].clone().requires_grad_()
+
+    def losses(batch: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        teacher_logits, teacher_features = teacher().features(batch)
+        student_logits, student_features = expose(student, taps())(batch)
+        kl = 20 * kl_divergence(student_logits, teacher_logits, 20)
+        alignment = 1000 * alignment_loss(student_features, teacher_features)
+        attentions = [channel_attention(f[0]) for f in (teacher_features, student_features)]
+        return kl, alignment, [student_logits, *attentions]
+
+    with held_weights(student):
+        kl, alignment, seen = losses(images)
+        (kl + alignment).backward()
+        assert images.grad is not None
+        kl_perturbed, alignment_perturbed, _ = losses(promote(images, images.grad, 0.01))
+        (kl_perturbed + alignment_perturbed).backward()
+    yield from zip(("student_logits_w3a3", *ATTENTIONS), seen, strict=True)
+    yield "kl_loss", kl
+    yield "alignment_loss", alignment
+    yield "image_gradient", images.grad
+    yield "kl_loss_perturbed", kl_perturbed
+    yield "alignment_loss_perturbed", alignment_perturbed
+    parameters = dict(student.named_parameters())
+    yield from ((key, parameters[name].grad) for key, name in GRADIENTS_OF.items())
+
+
+COMPUTATIONS = (
+    compute_teacher,
+    compute_synthesis,
+    compute_quantizer,
+    compute_ranges,
+    compute_student,
+)
+
+
+@functools.cache
+def computed() -> dict[str, Tensor]:
+    return {key: value.detach() for computation in COMPUTATIONS for key, value in computation()}
+
+
+def assert_agrees(key: str, actual: Tensor) -> None:
+    expected = reference()[key]
+    assert actual.shape == expected.shape
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCES[key] * scale)
+
+
+@pytest.mark.parametrize("key", TOLERANCES)
+def test_a_value_agrees_with_the_reference(key: str) -> None:
+    assert_agrees(key, computed()[key])
+
+
+def test_every_array_of_the_file_is_an_input_or_is_computed_here() -> None:
+    with np.load(reference_file()) as archive:
+        assert set(archive.files) == INPUTS | set(TOLERANCES)
+    assert set(computed()) == set(TOLERANCES)
+
+
+def test_activations_are_quantized_in_the_order_of_the_reference() -> None:
+    quantizers = quantized_student().get_submodule("activation_quantizers")
+    order = [name for name, _ in quantizers.named_children()]
+    assert order == [name.replace(".", "_") for name in relu_order()]
+
+
+def test_taps_are_the_nine_residual_bodies_after_their_second_batch_norm() -> None:
+    assert taps() == [f"layer{i}_{j}_bn2" for i in (1, 2, 3) for j in range(3)]
+
+
+class FixedImages(nn.Module):
+    """A source that has only the images of the reference."""
+
+    steps_to_fill: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = nn.Parameter(reference()["images"].clone())
+        self.loss = float("nan")
+
+    def propose(self) -> tuple[Tensor, Tensor]:
+        return self.images, reference()["labels"]
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.images], lr=1e-9)
+
+    def improved(self, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        self.loss = loss
+
+    def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        return reference()["images"].clone(), reference()["labels"]
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor]:
+        return self.sample(count)
+
+
+def trained_for_one_iteration(schedule: Schedule, *overrides: str) -> ZeroShotQuantization:
+    """The whole module, driven by Lightning, with the recipe's own settings."""
+    config = composed(
+        "+experiment=cifar10_resnet20_w3a3",
+        "data=none",
+        f"model.checkpoint={cifar10_folder() / 'resnet20-12fca82f.th'}",
+        "synthesis.calibration.source=synthesis",
+        "distillation.augmentation.probability=0",
+        *overrides,
+    )
+    module = ZeroShotQuantization(config, pretrained(), FixedImages(), schedule)
+    set_reference_ranges(module.student)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(StepTicker(0, schedule.iterations), batch_size=None))
+    assert module.iteration == 1
+    return module
+
+
+def test_the_modules_student_step_gives_the_losses_and_gradients_of_the_reference() -> None:
+    module = trained_for_one_iteration(Schedule("two_stage", 0, 0, 1))
+    logged = {
+        "kl_loss": "kd",
+        "alignment_loss": "alignment",
+        "kl_loss_perturbed": "kd_promoted",
+        "alignment_loss_perturbed": "alignment_promoted",
+    }
+    for key, name in logged.items():
+        assert_agrees(key, torch.as_tensor(module.scalars[f"distillation/{name}"]))
+    parameters = dict(module.student.named_parameters())
+    for key, name in GRADIENTS_OF.items():
+        gradient = parameters[name].grad
+        assert gradient is not None
+        assert_agrees(key, gradient)
+
+
+@pytest.mark.parametrize("name", HARDNESS)
+def test_the_modules_generator_step_gives_the_gradient_of_the_reference(name: str) -> None:
+    beta, gamma = HARDNESS[name]
+    module = trained_for_one_iteration(
+        Schedule("two_stage", 1, 0, 0),
+        f"synthesis.hardness.beta={beta}",
+        f"synthesis.hardness.gamma={gamma}",
+    )
+    source = module.source
+    assert isinstance(source, FixedImages)
+    assert source.images.grad is not None
+    assert_agrees(f"synthesis_grad_{name}", source.images.grad)
+    bns = reference()["bns_mean"] + reference()["bns_var"]
+    expected = float(bns + reference()[f"hard_loss_{name}"])
+    assert source.loss == pytest.approx(expected, rel=ONE_PASS)
+
+
+def test_hardness_switched_off_is_the_plain_cross_entropy() -> None:
+    module = trained_for_one_iteration(
+        Schedule("two_stage", 1, 0, 0),
+        "synthesis.hardness.enabled=false",
+        "synthesis.hardness.beta=1",
+    )
+    assert isinstance(module.source, FixedImages)
+    assert module.source.images.grad is not None
+    assert_agrees("synthesis_grad_beta1_gamma0", module.source.images.grad)
