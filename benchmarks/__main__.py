@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.end_to_end import Budget, compare_end_to_end
-from benchmarks.measure import Comparison, MatmulRate, machine
+from benchmarks.measure import CLOCKS, Comparison, MatmulRate, machine
 from benchmarks.product import EXPERIMENTS, VARIANTS, Setting
 from benchmarks.steps import (
     Counts,
@@ -54,6 +54,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"some of {','.join(VARIANTS)}; each is compared with the plain float32 steps",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="processor: seconds of all threads, for a machine that others use (wall)",
+    )
     parser.add_argument("--student-batch", type=int, help="images of a student step")
     parser.add_argument("--synthesis-batch", type=int, help="images of a synthesis iteration")
     parser.add_argument("--image-size", type=int, help="pixels a side (the network's own)")
@@ -70,6 +76,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--repeats and --warmup must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device=cuda: torch sees no CUDA device")
+    if options.device == "cuda" and options.clock == "processor":
+        parser.error("--clock=processor does not see what a CUDA device does")
     if options.end_to_end is None:
         options.end_to_end = options.device == "cuda"
     return options
@@ -86,6 +94,7 @@ def build_setting(options: argparse.Namespace) -> Setting:
         student_batch=options.student_batch or (16 if large else 64),
         synthesis_batch=options.synthesis_batch or synthesis_batch,
         image_size=options.image_size,
+        clock=CLOCKS[options.clock],
     )
 
 
@@ -103,6 +112,13 @@ def compare(setting: Setting, counts: Counts, rate: MatmulRate) -> Iterator[Comp
         comparison.deviation = float("nan") if augmented else synthesis_deviation(setting)
         yield comparison
         rate.sample()
+
+
+def share_operations(results: list[tuple[str, Comparison]]) -> None:
+    """Give compiled steps, whose operations are not counted, those of the same step."""
+    counted = {result.name: result.flops for _, result in results if result.flops}
+    for _, result in results:
+        result.flops = counted.get(result.name, 0)
 
 
 def row(comparison: Comparison, variant: str, rate: float) -> str:
@@ -159,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     counts = Counts(3, 1) if options.quick else Counts(options.repeats, options.warmup)
     setting = build_setting(options)
-    rate = MatmulRate(setting.device)
+    rate = MatmulRate(setting.device, setting.clock)
     results: list[tuple[str, Comparison]] = []
     for variant in options.variants:
         print(f"comparing {variant} ...", file=sys.stderr)
@@ -169,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             budget = Budget(1, 2, 1, 2) if options.quick else Budget(2, 100, 20, 200)
             repeats = 1 if options.quick else 3
             results.append((variant, compare_end_to_end(chosen, repeats, budget)))
+    share_operations(results)
     print(report(results, setting, rate, counts))
 
 

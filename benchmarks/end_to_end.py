@@ -56,9 +56,11 @@ def compare_end_to_end(setting: Setting, repeats: int, budget: Budget) -> Compar
         "synthesis.calibration.source=synthesis",
     )
     for _ in range(repeats):
-        comparison.product.append(seconds_of(lambda: run_product(config, budget), setting.device))
+        comparison.product.append(
+            seconds_of(lambda: run_product(config, budget), setting.device, setting.clock)
+        )
         comparison.plain.append(
-            seconds_of(lambda: run_plain(setting, config, budget), setting.device)
+            seconds_of(lambda: run_plain(setting, config, budget), setting.device, setting.clock)
         )
     return comparison
 

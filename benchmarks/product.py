@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Comparison, finish, seconds_of
+from benchmarks.measure import Clock, Comparison, finish, seconds_of
 from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 from hast_lightning.models.zoo import PretrainedNetwork
@@ -53,6 +53,7 @@ class Setting:
         synthesis_batch: Images of a synthesis iteration.
         image_size: Height and width in pixels; none: the network's own.
         variant: One of :data:`VARIANTS`.
+        clock: What times are read from.
     """
 
     network: str
@@ -61,6 +62,7 @@ class Setting:
     synthesis_batch: int
     image_size: int | None = None
     variant: str = "default"
+    clock: Clock = time.perf_counter
 
     def compose(self, *overrides: str) -> Config:
         """The shipped recipe of the network with random weights and no evaluation data."""
@@ -147,10 +149,14 @@ class Interleaved(Callback):
         comparison: Gets the times.
         plain: One run of the counterpart.
         warmup: Steps that are run and not counted; the operations of the first are counted.
+        clock: What times are read from.
     """
 
-    def __init__(self, comparison: Comparison, plain: Callable[[], object], warmup: int) -> None:
+    def __init__(
+        self, comparison: Comparison, plain: Callable[[], object], warmup: int, clock: Clock
+    ) -> None:
         self.comparison = comparison
+        self.clock = clock
         self.plain = plain
         self.warmup = warmup
         self._counting = ExitStack()
@@ -158,26 +164,26 @@ class Interleaved(Callback):
         self._mark = 0.0
         self._done = 0
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Count the operations of the first step."""
-        if self._done == 0:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count the operations of the first step, unless a compiler would see the counter."""
+        if self._done == 0 and not pl_module.config.trainer.compile:
             self._counter = self._counting.enter_context(FlopCounterMode(display=False))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop the product's clock, run the counterpart, start it again."""
         device = pl_module.device
         finish(device)
-        product = time.perf_counter() - self._mark
-        if self._done == 0:
+        product = self.clock() - self._mark
+        if self._counter is not None:
             self._counting.close()
-            assert self._counter is not None
             self.comparison.flops = self._counter.get_total_flops()
-        plain = seconds_of(self.plain, device)
+            self._counter = None
+        plain = seconds_of(self.plain, device, self.clock)
         if self._done >= self.warmup:
             self.comparison.product.append(product)
             self.comparison.plain.append(plain)
         self._done += 1
-        self._mark = time.perf_counter()
+        self._mark = self.clock()
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ STUDENT_STEP_GOAL = 0.6
 """Largest wanted ratio of a student step, on two CPU cores."""
 BANK_BATCHES = 8
 """Batches of different images in the bank of a student's comparison."""
-AGREEMENT_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def compare_student_step(setting: Setting, counts: Counts, augmented: bool = Tru
         augmented: Whether both crop and flip the images; the paper's procedure does.
     """
     name = "student step" if augmented else "student step, images not augmented"
-    comparison = Comparison(name, goal=STUDENT_STEP_GOAL if augmented else None)
+    has_goal = augmented and setting.network == "resnet20" and setting.device.type == "cpu"
+    comparison = Comparison(name, goal=STUDENT_STEP_GOAL if has_goal else None)
     size = BANK_BATCHES * setting.student_batch
     config = setting.compose(
         f"synthesis.bank.size={size}",
@@ -99,6 +100,7 @@ def compare_student_step(setting: Setting, counts: Counts, augmented: bool = Tru
                 comparison,
                 lambda: plain.step(next(batches)[0].to(setting.device)),
                 counts.warmup,
+                setting.clock,
             ),
         )
     return comparison
@@ -117,7 +119,7 @@ def compare_synthesis(setting: Setting, counts: Counts, augmented: bool = False)
     comparison = Comparison(name)
     with temporary_folder() as folder:
         run, plain = build_synthesis_pair(setting, counts.total, Path(folder), augmented)
-        fit(run, Interleaved(comparison, plain.iterate, counts.warmup))
+        fit(run, Interleaved(comparison, plain.iterate, counts.warmup, setting.clock))
     return comparison
 
 
@@ -142,22 +144,24 @@ def build_synthesis_pair(
 
 
 class LossDeviation(Callback):
-    """Runs the plain counterpart on the same images and keeps the largest deviation.
+    """Runs the plain counterpart on the same images and compares the losses.
+
+    Only first steps are compared: rounding and the sign of the image gradient turn the
+    smallest differences into other trajectories.
 
     Args:
         plain: One step of the counterpart; returns its loss.
-        loss: The product's loss of the step that was just done.
+        loss: The product's loss of the step that was just done, from what it logs.
     """
 
-    def __init__(self, plain: Any, loss: Any) -> None:
+    def __init__(self, plain: Callable[[], Any], loss: Callable[[Any], float]) -> None:
         self.plain, self.loss = plain, loss
-        self.largest = 0.0
+        self.relative = float("nan")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Compare the step's losses."""
         expected = float(self.plain())
-        deviation = abs(self.loss(pl_module.scalars) - expected) / abs(expected)
-        self.largest = max(self.largest, deviation)
+        self.relative = abs(self.loss(pl_module.scalars) - expected) / abs(expected)
 
 
 def student_loss(scalars: dict[str, Tensor | float]) -> float:
@@ -168,24 +172,24 @@ def student_loss(scalars: dict[str, Tensor | float]) -> float:
 
 
 def student_deviation(setting: Setting) -> float:
-    """Largest relative deviation of the student's loss in the first steps, same images."""
+    """Relative deviation of the student's loss in the first step on the same images."""
     config = setting.compose(
         f"synthesis.bank.size={setting.student_batch}",
         f"synthesis.bank.batch_size={setting.student_batch}",
         "distillation.augmentation.probability=0",
     )
     with temporary_folder() as folder:
-        run, plain = build_student_pair(setting, config, AGREEMENT_STEPS, Path(folder))
+        run, plain = build_student_pair(setting, config, 1, Path(folder))
         images = run.module.source.images.clone().to(setting.device)
         deviation = LossDeviation(lambda: plain.step(images), student_loss)
         fit(run, deviation)
-    return deviation.largest
+    return deviation.relative
 
 
 def synthesis_deviation(setting: Setting) -> float:
-    """Largest relative deviation of the synthesis loss in the first iterations."""
+    """Relative deviation of the synthesis loss in the first iteration."""
     with temporary_folder() as folder:
-        run, plain = build_synthesis_pair(setting, AGREEMENT_STEPS, Path(folder))
+        run, plain = build_synthesis_pair(setting, 1, Path(folder))
         config = run.config.synthesis
         deviation = LossDeviation(
             plain.iterate,
@@ -195,4 +199,4 @@ def synthesis_deviation(setting: Setting) -> float:
             ),
         )
         fit(run, deviation)
-    return deviation.largest
+    return deviation.relative

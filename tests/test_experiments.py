@@ -10,8 +10,10 @@ import pytest
 import torch
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
+from torch import nn
 
 from hast_lightning import pipeline
+from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 from hast_lightning.models import zoo
 from hast_lightning.models.graph import trace
@@ -49,14 +51,8 @@ COMPANIONS = {
 
 def test_there_are_experiments_and_no_group_is_forgotten() -> None:
     assert len(EXPERIMENTS) >= 10
-    folders = {path.name for path in Path(composed_folder()).iterdir() if path.is_dir()}
+    folders = {path.name for path in config_folder().iterdir() if path.is_dir()}
     assert folders == {*GROUPS, "experiment"}
-
-
-def composed_folder() -> str:
-    from hast_lightning.cli import config_folder
-
-    return str(config_folder())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -132,13 +128,6 @@ def test_a_typo_inside_an_experiment_file_is_refused(
 # --- the networks of the experiments ---------------------------------------------------------
 
 
-@functools.cache
-def network_of(model: str) -> zoo.PretrainedNetwork:
-    """Random weights; one network for all experiments that use it."""
-    return zoo.load(composed(f"model={model}", *RANDOM_WEIGHTS).model)
-
-
-MODELS = {name: composed(f"+experiment={name}", *RANDOM_WEIGHTS).model for name in EXPERIMENTS}
 # The number of quantized layers, of activations and of blocks to align.
 SIZES = {"resnet20_cifar10": (20, 19, 9), "mobilenet_v2": (53, 35, 17)}
 
@@ -147,7 +136,7 @@ SIZES = {"resnet20_cifar10": (20, 19, 9), "mobilenet_v2": (53, 35, 17)}
 def test_an_experiments_network_is_converted_and_the_module_constructed(name: str) -> None:
     small = ("synthesis.bank.size=4", "synthesis.bank.batch_size=2", "data.holdout=0.5")
     config = composed(f"+experiment={name}", *RANDOM_WEIGHTS, *small)
-    network = network_of(config.model.name.replace("digits_resnet", "digits"))
+    network = zoo.load(config.model)
     source = build_source(
         config.synthesis, network.input_shape, network.num_classes, config.data.holdout
     )
@@ -165,10 +154,15 @@ def test_an_experiments_network_is_converted_and_the_module_constructed(name: st
     assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
 
 
+@functools.cache
+def network_of(model: str) -> nn.Module:
+    return zoo.load(composed(f"model={model}", *RANDOM_WEIGHTS).model).network
+
+
 @pytest.mark.parametrize("model", SIZES)
 def test_layers_activations_and_taps_of_the_published_networks(model: str) -> None:
     layers, activations, taps = SIZES[model]
-    network = network_of(model).network
+    network = network_of(model)
     student = convert(network, QuantizationSpec(3, 3))
     assert len(quantized_layers(student)) == layers
     assert len(activation_quantizers(student)) == activations
@@ -176,7 +170,7 @@ def test_layers_activations_and_taps_of_the_published_networks(model: str) -> No
 
 
 def test_mobilenet_v2_is_aligned_at_its_17_projections() -> None:
-    taps = find_taps(trace(network_of("mobilenet_v2").network))
+    taps = find_taps(trace(network_of("mobilenet_v2")))
     # The first block has no expansion, so that its projection is one place earlier.
     assert taps == ["features_1_conv_2", *(f"features_{i}_conv_3" for i in range(2, 18))]
 

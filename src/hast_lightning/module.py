@@ -102,6 +102,7 @@ class ZeroShotQuantization(LightningModule):
         # would be saved twice.
         self._student_with_features = (expose(self.student, taps),)
         self._build_objectives()
+        self._prepare_layout()
         self.iteration = 0
         self.ranges_frozen = False
         self.scalars: dict[str, Tensor | float] = {}
@@ -127,6 +128,15 @@ class ZeroShotQuantization(LightningModule):
         )
         self._augment_synthesis = Augmentation(synthesis.augmentation)
         self._augment_student = Augmentation(self.config.distillation.augmentation)
+
+    def _prepare_layout(self) -> None:
+        """The options that change speed and not results."""
+        if self.config.trainer.channels_last:
+            self.student.to(memory_format=torch.channels_last)
+            self.teacher.to(memory_format=torch.channels_last)
+        if self.config.trainer.compile:
+            self.teacher.compile_passes()
+            self._student_with_features[0].compile()
 
     # -- Lightning ------------------------------------------------------------------------
 

@@ -56,6 +56,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         require_range("trainer.devices", self.devices, 1)
         require_range("trainer.num_nodes", self.num_nodes, 1)
+        if self.devices * self.num_nodes > 1:
+            raise ConfigurationError(
+                f"trainer.devices={self.devices} trainer.num_nodes={self.num_nodes}: one run uses "
+                "one device in this version; run the jobs of a sweep on several"
+            )
         require_choice("trainer.precision", self.precision, PRECISIONS)
         require_range("trainer.log_every_n_steps", self.log_every_n_steps, 1)
         if self.threads is not None:

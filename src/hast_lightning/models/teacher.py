@@ -114,6 +114,11 @@ class FrozenTeacher(nn.Module):
         """Stay in evaluation mode, whatever ``mode`` asks for."""
         return super().train(False)
 
+    def compile_passes(self) -> None:
+        """Have torch.compile translate both passes, each when it is first used."""
+        self._measured.compile()
+        self._folded.compile()
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""
         logits, _ = self.features(images)

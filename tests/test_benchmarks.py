@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.__main__ import main
+from benchmarks.measure import Comparison, MatmulRate
+from benchmarks.product import Setting, fit
+from benchmarks.steps import (
+    build_student_pair,
+    build_synthesis_pair,
+    student_loss,
+)
+
+TOLERANCE = 1e-4
+RESNET = Setting("resnet20", torch.device("cpu"), student_batch=4, synthesis_batch=8, image_size=16)
+MOBILENET = Setting(
+    "mobilenet_v2", torch.device("cpu"), student_batch=2, synthesis_batch=4, image_size=32
+)
+
+
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("setting", [RESNET, MOBILENET], ids=lambda setting: setting.network)
+def test_a_plain_student_step_is_the_products(setting: Setting, tmp_path: Path) -> None:
+    config = setting.compose(
+        f"synthesis.bank.size={setting.student_batch}",
+        f"synthesis.bank.batch_size={setting.student_batch}",
+        "distillation.augmentation.probability=0",
+    )
+    run, plain = build_student_pair(setting, config, steps=1, folder=tmp_path)
+    before = {name: p.detach().clone() for name, p in run.module.student.named_parameters()}
+    loss = float(plain.step(run.module.source.images.clone()))
+    fit(run)
+
+    assert student_loss(run.module.scalars) == pytest.approx(loss, rel=TOLERANCE)
+    products = dict(run.module.student.named_parameters())
+    plains = {
+        name.replace(".layer.", "."): parameter
+        for name, parameter in plain.student.named_parameters()
+    }
+    assert products.keys() == plains.keys()
+    for name, parameter in plains.items():
+        assert relative_distance(products[name].grad, parameter.grad) < TOLERANCE, name
+        assert relative_distance(products[name].detach(), parameter.detach()) < TOLERANCE, name
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("setting", [RESNET, MOBILENET], ids=lambda setting: setting.network)
+def test_a_plain_synthesis_iteration_is_the_products(setting: Setting, tmp_path: Path) -> None:
+    run, plain = build_synthesis_pair(setting, steps=1, folder=tmp_path)
+    start = plain.images.detach().clone()
+    loss = plain.iterate()
+    fit(run)
+
+    values, config = run.module.scalars, run.config.synthesis
+    bns, hard = values["synthesis/bns"], values["synthesis/hard_cross_entropy"]
+    product_loss = config.bns_weight * float(bns) + config.hardness.beta * float(hard)
+    assert product_loss == pytest.approx(loss, rel=TOLERANCE)
+    # After its last iteration the batch lies in the bank.
+    assert relative_distance(run.module.source.images, plain.images.detach()) < TOLERANCE
+    assert (plain.images.detach() - start).abs().max() > 0.1
+
+
+def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        [
+            "--quick",
+            "--threads",
+            "1",
+            "--student-batch",
+            "2",
+            "--synthesis-batch",
+            "4",
+            "--image-size",
+            "8",
+            "--end-to-end",
+            "--variants",
+            "default,bf16",
+        ]
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    names = [name.partition(":")[0] for row in table if (name := row["what"])]
+    assert names == 2 * [
+        "student step",
+        "student step, images not augmented",
+        "synthesis iteration",
+        "end to end",
+    ]
+    assert [row["variant"] for row in table] == 4 * ["default"] + 4 * ["bf16"]
+    for row in table:
+        assert float(row["ratio"].strip("*")) > 0
+        assert re.fullmatch(r"\d+\.\d\d\.\.\d+\.\d\d", row["min..max"])
+    by_name = {(row["variant"], row["what"].partition(":")[0]): row for row in table}
+    for what in ("student step, images not augmented", "synthesis iteration"):
+        exact, rounded = (
+            float(by_name[variant, what]["loss deviates"]) for variant in ("default", "bf16")
+        )
+        assert exact < TOLERANCE < rounded
+        assert by_name["default", what]["product's share"].endswith("%")
+    assert by_name["default", "student step"]["goal"] == "0.60"
+
+
+@pytest.mark.parametrize("arguments", ["--variants fast", "--repeats 0", "--network vgg16"])
+def test_impossible_options_are_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments.split())
+    assert exit_info.value.code == 2
+    assert arguments.split()[0] in capsys.readouterr().err
+
+
+def test_a_ratio_is_of_medians_and_its_range_of_neighbours() -> None:
+    comparison = Comparison("x", product=[1.0, 2.0, 9.0], plain=[2.0, 8.0, 4.0], flops=8)
+    assert comparison.ratio == 2 / 4
+    assert comparison.ratio_range == (0.25, 2.25)
+    assert comparison.share(comparison.plain, rate=4.0) == 0.5
+
+
+def test_the_matmul_rate_counts_two_operations_a_product() -> None:
+    ticks = iter(range(100))
+    rate = MatmulRate(torch.device("cpu"), clock=lambda: float(next(ticks)))
+    rate.sample(2)
+    assert rate.median == 2 * 2048**3
