@@ -78,22 +78,8 @@ def test_a_plain_synthesis_iteration_is_the_products(setting: Setting, tmp_path:
 
 
 def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    main(
-        [
-            "--quick",
-            "--threads",
-            "1",
-            "--student-batch",
-            "2",
-            "--synthesis-batch",
-            "4",
-            "--image-size",
-            "8",
-            "--end-to-end",
-            "--variants",
-            "default,bf16",
-        ]
-    )
+    options = "--quick --threads 1 --student-batch 2 --synthesis-batch 4 --image-size 8"
+    main([*options.split(), "--end-to-end", "--variants", "default,bf16"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     table = [dict(zip(header, row, strict=True)) for row in rows]

@@ -43,6 +43,16 @@ from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
 
+EXPECTED_WARNINGS = (
+    # The ticker is an iterable of step numbers: there is nothing for workers to load.
+    ".*does not have many workers.*",
+    # Student and teacher stay in evaluation mode by design.
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    # config.yaml is in the run folder before the first metrics are.
+    ".*Experiment logs directory .* exists and is not empty.*",
+    # Lightning's own use of torch, not ours.
+    ".*LeafSpec.*is deprecated.*",
+)
 HELD_OUT_IMAGES = 1024
 """Held-out synthetic images that agreement is measured on, at most."""
 RESULT_FILE = "result.json"
@@ -129,8 +139,8 @@ def _refuse_finished(folder: Path) -> None:
 
 def _prepare_torch(config: Config) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # The ticker is an iterable of step numbers: there is nothing for workers to load.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for pattern in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
     # torch's CPU kernels are many times slower on denormal numbers, and the gradients of
     # well-fitted images are full of them.
     torch.set_flush_denormal(True)

@@ -55,6 +55,13 @@ class SampleSource(Protocol):
         ...
 
 
+def _usual_permissions() -> int:
+    """Permissions of a new file under the user's mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def write_tensors(
     path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
@@ -65,6 +72,7 @@ def write_tensors(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata=header)
+        partial.chmod(_usual_permissions())  # safetensors lets nobody else read its files
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
