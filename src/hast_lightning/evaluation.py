@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+PERCENT_DIGITS = 4
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -48,5 +50,9 @@ def evaluate(
         metrics[1].update(predicted_by_student, labels.to(device))
         metrics[2].update(predicted_by_student, predicted_by_teacher)
         images_seen += len(images)
-    teacher_top1, student_top1, agreement = (100 * float(metric.compute()) for metric in metrics)
+    teacher_top1, student_top1, agreement = (
+        # torchmetrics computes in float32, which has no more true digits than these.
+        round(100 * float(metric.compute()), PERCENT_DIGITS)
+        for metric in metrics
+    )
     return Evaluation(teacher_top1, student_top1, agreement, images_seen)

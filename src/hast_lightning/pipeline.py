@@ -205,7 +205,7 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
     module = run.module
     callbacks = [
         *callbacks,
-        SaveSamples(module.source, run.folder / SAMPLES_FILE),
+        SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
         LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.schedule import ScheduledModule
-from hast_lightning.synthesis.source import SampleSource
 
 
 class SaveSamples(Callback):
@@ -18,8 +18,8 @@ class SaveSamples(Callback):
     lost it; and at the end of a run whose source kept training to the end.
     """
 
-    def __init__(self, source: SampleSource, path: Path) -> None:
-        self._source = source
+    def __init__(self, save: Callable[[Path], None], path: Path) -> None:
+        self._save_to = save
         self._path = path
 
     def on_train_batch_end(
@@ -37,4 +37,4 @@ class SaveSamples(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            self._source.save(self._path)
+            self._save_to(self._path)
