@@ -99,7 +99,7 @@ def build_setting(options: argparse.Namespace) -> Setting:
 
 
 def compare(setting: Setting, counts: Counts, rate: MatmulRate) -> Iterator[Comparison]:
-    """Every comparison of steps for one variant."""
+    """Every comparison of steps for one variant, between samples of the machine's rate."""
     rate.sample()
     for augmented in (True, False):
         comparison = compare_student_step(setting, counts, augmented)

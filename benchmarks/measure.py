@@ -85,10 +85,9 @@ class MatmulRate:
     def _multiply(self) -> float:
         return seconds_of(lambda: self._factors[0] @ self._factors[1], self.device, self._clock)
 
-    def sample(self, count: int = 3) -> None:
-        """Measure ``count`` products now."""
-        operations = 2 * MATMUL_SIZE**3
-        self._rates += [operations / self._multiply() for _ in range(count)]
+    def sample(self) -> None:
+        """Measure once, now."""
+        self._rates.append(2 * MATMUL_SIZE**3 / self._multiply())
 
     @property
     def median(self) -> float:
