@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,13 +11,20 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning.config import register_schemas, to_object
+from hast_lightning.config import describe_unknown_key, register_schemas, to_object
 from hast_lightning.errors import UserError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+# How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
+UNKNOWN_KEY = re.compile(
+    r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
+)
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -34,15 +42,40 @@ def config_folder() -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line; where Hydra lists the available choices, they come along."""
+    """An error as one line, with the choices where there are some.
+
+    Hydra proposes to add every key that it does not know, and keeps the reason why a value
+    does not fit in the error's cause.
+    """
+    if unknown := UNKNOWN_KEY.match(str(error)):
+        place, key = unknown[1] or "", unknown[2] or unknown[3]
+        if not _is_optional_group(key) and (description := describe_unknown_key(key)):
+            return place + description
+    line = _joined(error)
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        reason = _joined(error.__cause__)
+        return line if reason in line else f"{line}: {reason}"
+    return line
+
+
+def _joined(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hidden = ("Set the environment variable", "full_key:", "object_type=", "Config search path")
+    hidden = (
+        "Set the environment variable",
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path",
+    )
     shown = [line for line in lines if not line.startswith(hidden) and "provider=" not in line]
-    head, *rest = shown or [type(error).__name__]
-    return head + (f" {' '.join(rest)}" if rest else "")
+    return " ".join(shown or [type(error).__name__])
 
 
-@hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+def _is_optional_group(key: str) -> bool:
+    """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
+    return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
+
+
 def run_job(composed: DictConfig) -> float | None:
     """One job: check the configuration, run it, return the objective for a sweeper.
 
@@ -70,13 +103,39 @@ def main() -> None:
     full_error = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     # Hydra then raises instead of printing its own report and exiting.
     os.environ[FULL_ERROR] = "1"
+    process, refused = os.getpid(), False
+
+    def job(composed: DictConfig) -> float | None:
+        nonlocal refused
+        try:
+            return run_job(composed)
+        except USER_ERRORS as error:
+            # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
+            # sweep, reports only the first that failed. From another process it must.
+            if full_error or os.getpid() != process:
+                raise
+            refused = True
+            print(f"hast-lightning: {_job_name()}{one_line(error)}", file=sys.stderr)
+            return None
+
+    start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
-        run_job()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        start(job)()
+    except USER_ERRORS as error:
         if full_error:
             raise
         print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
+        refused = True
     except KeyboardInterrupt:
         print("hast-lightning: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+    if refused:
+        sys.exit(USER_ERROR_STATUS)
+
+
+def _job_name() -> str:
+    """Which job of a sweep this is; nothing for a run that stands alone."""
+    settings = HydraConfig.get()
+    if settings.mode is not RunMode.MULTIRUN:
+        return ""
+    return f"job {settings.job.num}: "

@@ -17,7 +17,7 @@ from hast_lightning.distillation.terms import DistillationPair, build_terms, dis
 from hast_lightning.errors import DivergenceError, ModelError
 from hast_lightning.models.graph import expose, trace
 from hast_lightning.models.taps import select_taps
-from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.models.teacher import FrozenTeacher, require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (
@@ -90,6 +90,8 @@ class ZeroShotQuantization(LightningModule):
         self.config = config
         self.schedule = schedule
         self.terms = build_terms(config.distillation)
+        # First, because a network without any has nothing that another setting could mend.
+        require_batch_norms(trace(pretrained.network), pretrained.name)
         spec = QuantizationSpec.from_config(config.quantizer)
         self.student = convert(pretrained.network, spec)
         taps = self._find_taps(pretrained) if "alignment" in self.terms else []
@@ -158,6 +160,8 @@ class ZeroShotQuantization(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration: every action that the schedule has for it."""
+        # What an earlier step measured must not be logged again as if it were this one's.
+        self.scalars = {}
         proposal: Batch | None = None
         for action in self.schedule.actions(self.iteration):
             if action is Action.SYNTHESIZE:
@@ -172,7 +176,12 @@ class ZeroShotQuantization(LightningModule):
         self.iteration += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the teacher, which the run loads from its own file; add the counters."""
+        """Leave out the teacher, which the run loads from its own file; add the counters.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite; the checkpoint before stays then.
+        """
+        self._require_finite_weights()
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("teacher.")]:
             del state[key]
@@ -265,8 +274,9 @@ class ZeroShotQuantization(LightningModule):
         name: str,
     ) -> Batch:
         images, labels = source.propose()
-        augmented = self._layout(self._augment_synthesis(images))
-        logits, statistics = self.teacher.statistics(augmented)
+        # Crops and flips are HAST's for the main source; the calibrator sees its images as made.
+        seen = self._augment_synthesis(images) if source is self.source else images
+        logits, statistics = self.teacher.statistics(self._layout(seen))
         loss, values = objective(logits, labels, statistics)
         loss_value = self._require_finite(loss, name)
         optimizer.zero_grad()
@@ -307,17 +317,26 @@ class ZeroShotQuantization(LightningModule):
     def _require_finite(self, loss: Tensor, stage: str) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
-            step = self.schedule.progress(self.iteration)
-            raise DivergenceError(
-                f"the {stage} loss became {value} at step {step.step} of {step.total} of stage "
-                f"{step.stage}: lower the learning rate or the loss weights; the last good "
-                "checkpoint is kept"
-            )
+            raise self._divergence(f"the {stage} loss became {value}", self.iteration)
         return value
+
+    def _require_finite_weights(self) -> None:
+        """Notice what the last step did to the weights, which no loss has shown yet."""
+        for name, parameter in self.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                what = f"{name} became NaN or infinite"
+                raise self._divergence(what, max(self.iteration - 1, 0))
+
+    def _divergence(self, what: str, iteration: int) -> DivergenceError:
+        stage, step, total = self.schedule.progress(iteration)
+        return DivergenceError(
+            f"{what} at step {step} of {total} of stage {stage}: lower the learning rate or the "
+            "loss weights; the last good checkpoint is kept"
+        )
 
     def _log_scalars(self) -> None:
         """The one place that logs: everything that was measured, at the run's own counter."""
-        if self.iteration % self.config.trainer.log_every_n_steps:
+        if not self.scalars or self.iteration % self.config.trainer.log_every_n_steps:
             return
         scalars = {name: float(value) for name, value in self.scalars.items()}
         for logger in self.loggers:

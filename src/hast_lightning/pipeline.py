@@ -112,7 +112,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     Raises:
         UserError: something handed in is wrong, or training diverged.
     """
-    _refuse_finished(folder)
+    _refuse_used(folder)
     _prepare_torch(config)
     prepared = _build(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     return result
 
 
-def _refuse_finished(folder: Path) -> None:
-    """Leave a finished run as it is."""
-    if (folder / RESULT_FILE).exists():
-        raise ConfigurationError(
-            f"hydra.run.dir={folder} already holds a finished run ({RESULT_FILE}): choose "
-            "another folder"
-        )
+def _refuse_used(folder: Path) -> None:
+    """Leave an earlier run as it is, also one without a result: its samples, its checkpoint."""
+    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE):
+        if (folder / name).exists():
+            raise ConfigurationError(
+                f"hydra.run.dir={folder} already holds a run ({name}): choose another folder"
+            )
 
 
 def _prepare_torch(config: Config) -> None:
@@ -229,7 +229,16 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
         log_every_n_steps=options.log_every_n_steps,
     )
     ticker = StepTicker(module.iteration, module.schedule.iterations)
-    trainer.fit(module, DataLoader(ticker, batch_size=None))
+    try:
+        trainer.fit(module, DataLoader(ticker, batch_size=None))
+    except SystemExit as end:
+        # What the trainer makes of an interrupt; the jobs of a sweep must end with this one.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise
+    # The trainer leaves the module on the CPU; what is measured in the end runs, as all the
+    # rest, on the device that the result names.
+    module.to(trainer.strategy.root_device)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Which step comes when: pure functions of the step counter.
 
-Everything here is a function of the number of the iteration alone, so a run
-that is resumed at iteration ``i`` goes on exactly where it stopped.
+Everything here is a function of the number of the iteration alone: no step has to know
+what the ones before it did.
 """
 
 from __future__ import annotations

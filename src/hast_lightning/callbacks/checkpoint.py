@@ -1,4 +1,4 @@
-"""The checkpoint that a run is resumed from."""
+"""The checkpoint of a run: the last good state."""
 
 from __future__ import annotations
 

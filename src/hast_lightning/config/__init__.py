@@ -36,6 +36,7 @@ from hast_lightning.config.quantizer import (
 from hast_lightning.config.root import (
     STAGES,
     Config,
+    describe_unknown_key,
     register_schemas,
     to_object,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "ScheduleConfig",
     "SynthesisConfig",
     "TrainerConfig",
+    "describe_unknown_key",
     "register_schemas",
     "require_choice",
     "require_range",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -109,9 +110,27 @@ def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
     known = {field.name for field in fields(schema)}
     for key in map(str, group):
         if key not in known:
-            raise ConfigurationError(
-                f"{prefix}{key} is no key of the configuration; "
-                f"{prefix.rstrip('.') or 'the root'} has: {', '.join(sorted(known))}"
-            )
+            raise ConfigurationError(_no_such_key(prefix, key, known))
         if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
             _refuse_added_keys(group[key], f"{prefix}{key}.")
+
+
+def describe_unknown_key(key: str) -> str | None:
+    """What to say of a dotted ``key`` that the schema does not have; none where it has it."""
+    schema: Any = Config
+    prefix = ""
+    for name in key.split("."):
+        known = get_type_hints(schema) if is_dataclass(schema) else {}
+        if name not in known:
+            return _no_such_key(prefix, name, known)
+        schema = known[name]
+        prefix = f"{prefix}{name}."
+    return None
+
+
+def _no_such_key(prefix: str, key: str, known: Collection[str]) -> str:
+    group = prefix.rstrip(".") or "the root"
+    return (
+        f"{prefix}{key} is no key of the configuration; {group} has: "
+        f"{', '.join(sorted(known)) or 'a value and no keys'}"
+    )

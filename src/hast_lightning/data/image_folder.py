@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hast_lightning.models.zoo import PretrainedNetwork
 
 LAYOUT = "one folder a class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
-RESIZE_TO_CROP = 256 / 224
-"""Shorter side before the centre crop, as a multiple of the crop (He et al., 2016)."""
 WORKERS = 2
 
 
@@ -72,7 +70,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     size = network.input_shape[1]
     transform = transforms.Compose(
         [
-            transforms.Resize(round(size * RESIZE_TO_CROP)),
+            transforms.Resize(round(size * network.resize_ratio)),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(network.mean, network.std),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from hast_lightning.errors import ModelError
 from hast_lightning.models.graph import batch_norm_inputs, expose, fold_batch_norms, trace
@@ -81,6 +82,21 @@ def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def require_batch_norms(graph_module: GraphModule, name: str) -> list[tuple[str, str]]:
+    """The BatchNorms of a network, as :func:`batch_norm_inputs` gives them; at least one.
+
+    Raises:
+        ModelError: there is none; the message calls the network ``name``.
+    """
+    inputs = batch_norm_inputs(graph_module)
+    if not inputs:
+        raise ModelError(
+            f"the network {name} has no BatchNorm2d with running statistics, which synthetic "
+            "images are matched to"
+        )
+    return inputs
+
+
 class FrozenTeacher(nn.Module):
     """A copy of a pretrained network that never changes.
 
@@ -99,12 +115,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, network: nn.Module, taps: Sequence[str]) -> None:
         super().__init__()
         graph_module = trace(copy.deepcopy(network).eval().requires_grad_(False))
-        inputs = batch_norm_inputs(graph_module)
-        if not inputs:
-            raise ModelError(
-                f"the network {type(network).__name__} has no BatchNorm2d with running "
-                "statistics, which synthetic images are matched to"
-            )
+        inputs = require_batch_norms(graph_module, type(network).__name__)
         self._batch_norms = [layer for _, layer in inputs]
         self._measured = expose(graph_module, [node for node, _ in inputs])
         self._folded = expose(fold_batch_norms(graph_module), taps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
@@ -54,6 +54,7 @@ class PretrainedNetwork:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     checksum: str
+    resize_ratio: float = 256 / 224
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
@@ -113,7 +114,8 @@ def _torchvision(config: ModelConfig) -> PretrainedNetwork:
             load_weights(network, config.checkpoint)
     preset = weights.transforms()
     size = config.input_size or preset.crop_size[0]
-    return _describe(network, config, (3, size, size), classes, preset.mean, preset.std)
+    described = _describe(network, config, (3, size, size), classes, preset.mean, preset.std)
+    return replace(described, resize_ratio=preset.resize_size[0] / preset.crop_size[0])
 
 
 def _published_weights(name: str) -> Any:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from hast_lightning.config import LoggerConfig
 from hast_lightning.errors import ConfigurationError
 
-INIT_TIMEOUT_SECONDS = 30
+INIT_TIMEOUT_SECONDS = 10
 
 
 def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
@@ -28,7 +28,10 @@ def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any]) 
     Raises:
         ConfigurationError: the package of the chosen logger is not installed.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    # It flushes by the number of the step, of which only every so many are logged: by its
+    # default of 100 it would never come to it before the end.
+    csv = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    loggers: list[Logger] = [csv]
     if config.name == "tensorboard":
         loggers.append(_tensorboard(folder))
     if config.name == "wandb":

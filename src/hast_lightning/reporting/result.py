@@ -54,7 +54,7 @@ class Result:
     student_steps: int
     """Optimizer steps of the student."""
     seconds_by_stage: dict[str, float]
-    """Wall-clock seconds of each stage, those before a resume included."""
+    """Wall-clock seconds of each stage."""
     peak_memory_bytes: int | None
     """Peak memory in bytes: allocated tensors on CUDA, else the resident set of the process."""
     device: str

@@ -14,6 +14,7 @@ from hast_lightning.synthesis.source import read_tensors, write_tensors
 FILE_KIND = "generator"
 WIDTHS = (128, 128, 64)
 """Channels of the feature maps at a quarter, half and the whole of the image's size."""
+HELD_OUT_CHUNK = 32
 HELD_OUT_SEED = 20230326
 """Any fixed number; training draws from another generator, so images do not repeat."""
 
@@ -151,7 +152,9 @@ class ConditionalGenerator(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self(noise, labels), labels
+            # In chunks: at 224 pixels the inner activations of one image take 40 MB.
+            parts = (torch.split(tensor, HELD_OUT_CHUNK) for tensor in (noise, labels))
+            return torch.cat([self(*chunk) for chunk in zip(*parts, strict=True)]), labels
         finally:
             self.train(training)
 

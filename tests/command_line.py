@@ -1,0 +1,82 @@
+"""Calling the command line inside the test's own process, where torch is loaded already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hast_lightning import cli
+
+# A whole run in a second or two.
+TINY = (
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress=false",
+    "callbacks.grid_images=4",
+    "synthesis.bank.size=64",
+    "synthesis.bank.batch_size=32",
+    "synthesis.bank.iterations=3",
+    "schedule.calibration_steps=2",
+    "schedule.student_steps=3",
+    "distillation.batch_size=8",
+)
+SYNTHESIS_STEPS, CALIBRATION_STEPS, STUDENT_STEPS = 6, 2, 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a process would have left."""
+
+    status: int
+    out: str
+    err: str
+
+    def refusal(self) -> str:
+        """The one line of a refused command; fails where there is more or less."""
+        assert self.status == cli.USER_ERROR_STATUS, self
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("hast-lightning: ")
+        assert "Traceback" not in self.out + self.err
+        return lines[0].removeprefix("hast-lightning: ")
+
+
+def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
+    """``hast-lightning <arguments>`` with ``folder`` as the working directory."""
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["hast-lightning", *arguments])
+        patch.setenv(cli.FULL_ERROR, full_error)
+        patch.chdir(folder)
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            # Hydra's handlers write to the two buffers.
+            root.handlers[:], root.level = handlers, level
+    return Finished(status, out.getvalue(), err.getvalue())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, byte for byte."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
