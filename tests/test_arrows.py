@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "models": BASE,
-    "quantization": BASE | {"models.graph"},
+    "quantization": BASE | {"models.graph", "models.operations"},
     "synthesis": BASE | {"models"},
     "distillation": BASE | {"models"},
     "schedule": BASE,

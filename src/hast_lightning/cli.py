@@ -86,11 +86,18 @@ def run_job(composed: DictConfig) -> float | None:
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.pipeline import run
 
-    command = shlex.join(["python", "-m", "hast_lightning", *sys.argv[1:]])
-    result = run(config, Path(HydraConfig.get().runtime.output_dir), command)
+    result = run(config, Path(HydraConfig.get().runtime.output_dir), _command())
     if result is None:
         return None
     return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
+
+
+def _command() -> str:
+    """The command line of this job: what was typed, or the job's part of a sweep."""
+    settings = HydraConfig.get()
+    swept = settings.mode is RunMode.MULTIRUN
+    arguments = list(settings.overrides.task) if swept else sys.argv[1:]
+    return shlex.join(["python", "-m", "hast_lightning", *arguments])
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from hast_lightning.errors import DivergenceError, ModelError
+
 PERCENT_DIGITS = 4
 
 
@@ -40,12 +42,17 @@ def evaluate(
     """Compare both networks on ``batches`` of (images, labels).
 
     Both networks are called as they are: put them in evaluation mode first.
+
+    Raises:
+        ModelError: the teacher puts out NaN or infinite logits.
+        DivergenceError: the student does.
     """
     metrics = [MulticlassAccuracy(num_classes, average="micro").to(device) for _ in range(3)]
     images_seen = 0
     for images, labels in batches:
-        predicted_by_teacher = teacher(images.to(device)).argmax(dim=1)
-        predicted_by_student = student(images.to(device)).argmax(dim=1)
+        of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
+        _require_finite(of_teacher, of_student)
+        predicted_by_teacher, predicted_by_student = of_teacher.argmax(1), of_student.argmax(1)
         metrics[0].update(predicted_by_teacher, labels.to(device))
         metrics[1].update(predicted_by_student, labels.to(device))
         metrics[2].update(predicted_by_student, predicted_by_teacher)
@@ -56,3 +63,14 @@ def evaluate(
         for metric in metrics
     )
     return Evaluation(teacher_top1, student_top1, agreement, images_seen)
+
+
+def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:
+    """A class number would be read off NaN all the same, and look like a result."""
+    if not bool(of_teacher.isfinite().all()):
+        raise ModelError("the pretrained network puts out NaN or infinite logits")
+    if not bool(of_student.isfinite().all()):
+        raise DivergenceError(
+            "the student puts out NaN or infinite logits: lower the learning rate or the loss "
+            "weights"
+        )

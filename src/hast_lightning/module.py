@@ -331,7 +331,7 @@ class ZeroShotQuantization(LightningModule):
         stage, step, total = self.schedule.progress(iteration)
         return DivergenceError(
             f"{what} at step {step} of {total} of stage {stage}: lower the learning rate or the "
-            "loss weights; the last good checkpoint is kept"
+            "loss weights; what was saved before is kept"
         )
 
     def _log_scalars(self) -> None:

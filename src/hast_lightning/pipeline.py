@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
@@ -24,7 +25,7 @@ from hast_lightning.callbacks.evaluation import StudentEvaluation
 from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
-from hast_lightning.config import Config
+from hast_lightning.config import Config, TrainerConfig
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
@@ -42,6 +43,7 @@ from hast_lightning.reporting.versions import device_name, git_commit, peak_memo
 from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
+from hast_lightning.synthesis.source import SampleSource
 
 EXPECTED_WARNINGS = (
     # The ticker is an iterable of step numbers: there is nothing for workers to load.
@@ -62,12 +64,22 @@ SAMPLES_FILE = "samples.safetensors"
 GRID_FILE = "samples.png"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made by, as it is when the run begins."""
+
+    command: str
+    git_commit: str | None
+    versions: dict[str, str]
+
+
 @dataclass
 class Run:
     """The parts of one run, put together and checked, before anything expensive."""
 
     config: Config
     folder: Path
+    origin: Origin
     network: PretrainedNetwork
     data: EvaluationData | ImageFolderData | None
     module: ZeroShotQuantization
@@ -114,14 +126,15 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     """
     _refuse_used(folder)
     _prepare_torch(config)
-    prepared = _build(config, folder)
+    _require_device(config.trainer)
+    prepared = _build(config, folder, Origin(command, git_commit(), versions()))
     folder.mkdir(parents=True, exist_ok=True)
     settings = asdict(config)
     _write_config(settings, folder)
     loggers = build_loggers(config.logger, folder, settings)
     succeeded = False
     try:
-        result = _carry_out(prepared, loggers, command)
+        result = _carry_out(prepared, loggers)
         succeeded = True
     finally:
         finish_loggers(loggers, succeeded)
@@ -130,11 +143,15 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
 
 def _refuse_used(folder: Path) -> None:
     """Leave an earlier run as it is, also one without a result: its samples, its checkpoint."""
-    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE):
+    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE, CONFIG_FILE):
         if (folder / name).exists():
-            raise ConfigurationError(
-                f"hydra.run.dir={folder} already holds a run ({name}): choose another folder"
-            )
+            raise _used(folder, name)
+
+
+def _used(folder: Path, name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder"
+    )
 
 
 def _prepare_torch(config: Config) -> None:
@@ -144,12 +161,15 @@ def _prepare_torch(config: Config) -> None:
     # torch's CPU kernels are many times slower on denormal numbers, and the gradients of
     # well-fitted images are full of them.
     torch.set_flush_denormal(True)
+    if torch.cuda.is_available():
+        # Jobs of a sweep share a process; the peak is to be this run's.
+        torch.cuda.reset_peak_memory_stats()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
 
 
-def _build(config: Config, folder: Path) -> Run:
+def _build(config: Config, folder: Path, origin: Origin) -> Run:
     network = load_network(config.model)
     data = load_evaluation_data(config.data, network)
     source = build_source(
@@ -157,59 +177,90 @@ def _build(config: Config, folder: Path) -> Run:
     )
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
-    if data is None and not loaded:
-        _require_held_out_images(schedule, source.steps_to_fill)
+    if not loaded:
+        _require_images(schedule, source, held_out=data is None)
     module = ZeroShotQuantization(config, network, source, schedule)
-    return Run(config, folder, network, data, module)
+    return Run(config, folder, origin, network, data, module)
 
 
-def _require_held_out_images(schedule: Schedule, steps_to_fill: int | None) -> None:
-    """Refuse a run that could not be evaluated in the end."""
+def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool) -> None:
+    """Refuse a run that would train on noise, or could not be evaluated in the end."""
     planned = schedule.completed(Action.SYNTHESIZE, schedule.iterations)
-    if planned < (steps_to_fill or 0):
+    if planned < source.steps_to_start:
         raise ConfigurationError(
-            f"data=none measures on the last images of the bank, which takes {steps_to_fill} "
-            f"synthesis steps to fill; the schedule has {planned}"
+            f"the first images of the bank are finished after {source.steps_to_start} synthesis "
+            f"steps (synthesis.bank.iterations), and the schedule {schedule.name} has {planned}"
+        )
+    if held_out and planned < (source.steps_to_fill or 0):
+        raise ConfigurationError(
+            f"data=none measures on the last images of the bank, which takes "
+            f"{source.steps_to_fill} synthesis steps to fill; the schedule {schedule.name} has "
+            f"{planned}"
         )
 
 
 def _write_config(settings: dict[str, Any], folder: Path) -> None:
-    OmegaConf.save(OmegaConf.create(settings), folder / CONFIG_FILE)
+    """Write the resolved configuration, which also takes the folder for this run alone."""
+    try:
+        with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
+            OmegaConf.save(OmegaConf.create(settings), file)
+    except FileExistsError as error:  # of a run that began in the same second
+        raise _used(folder, CONFIG_FILE) from error
 
 
-def _carry_out(run: Run, loggers: list[Logger], command: str) -> Result | None:
+def _carry_out(run: Run, loggers: list[Logger]) -> Result | None:
     timer = StageTimer()
-    student_evaluation = StudentEvaluation(
-        run.evaluate, run.config.callbacks.evaluate_every_n_steps
-    )
-    _fit(run, loggers, [timer, student_evaluation])
+    interval = run.config.callbacks.evaluate_every_n_steps
+    student_evaluation = StudentEvaluation(run.evaluate, interval)
+    evaluated = {"distill", "evaluate"} <= set(run.config.run)
+    _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])])
+    result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
+    # Last: nothing that goes wrong with a picture or a table may cost the result.
     if "report" in run.config.run:
-        _save_grid(run)
-    if "distill" not in run.config.run or "evaluate" not in run.config.run:
-        return None
+        _report(run, result)
+    return result
+
+
+def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation) -> Result:
+    """Measure the last step and write ``result.json``."""
     start = time.perf_counter()
     final = run.evaluate()
     assert final is not None
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
-    result = _result(run, final, student_evaluation, seconds, command)
+    result = _result(run, final, on_the_way, seconds)
     result.write(run.folder / RESULT_FILE)
-    if "report" in run.config.run:
-        Console().print(results_table(result))
-        Console().print(f"Everything is in {run.folder}", soft_wrap=True)
     return result
 
 
-def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
-    """Go through the schedule: one batch of the trainer is one iteration of it."""
-    config, options = run.config, run.config.trainer
-    module = run.module
-    callbacks = [
-        *callbacks,
-        SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
-        LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
-        *([StageProgressBar()] if config.callbacks.progress else []),
-    ]
-    trainer = Trainer(
+def _report(run: Run, result: Result | None) -> None:
+    """Leave a picture of the samples, and show the table where there is a result."""
+    _save_grid(run)
+    if result is not None:
+        Console().print(results_table(result))
+    Console().print(f"Everything is in {run.folder}", soft_wrap=True)
+
+
+def _require_device(options: TrainerConfig) -> None:
+    """Have the trainer look for the device before anything is loaded.
+
+    Raises:
+        ConfigurationError: there is no such device, or it cannot do what is asked for.
+    """
+    try:
+        _trainer(options, [], [], Path())
+    # What Lightning raises for options it does not know or a device that is not there.
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"trainer.accelerator={options.accelerator} trainer.strategy={options.strategy} "
+            f"trainer.precision={options.precision}: {reason}"
+        ) from error
+
+
+def _trainer(
+    options: TrainerConfig, loggers: list[Logger], callbacks: list[Callback], folder: Path
+) -> Trainer:
+    return Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
@@ -220,7 +271,7 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
         max_epochs=1,
         logger=loggers,
         callbacks=callbacks,
-        default_root_dir=run.folder,
+        default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -228,6 +279,19 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
         num_sanity_val_steps=0,
         log_every_n_steps=options.log_every_n_steps,
     )
+
+
+def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
+    """Go through the schedule: one batch of the trainer is one iteration of it."""
+    config, options = run.config, run.config.trainer
+    module = run.module
+    callbacks = [
+        *callbacks,
+        LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
+        SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
+        *([StageProgressBar()] if config.callbacks.progress else []),
+    ]
+    trainer = _trainer(options, loggers, callbacks, run.folder)
     ticker = StepTicker(module.iteration, module.schedule.iterations)
     try:
         trainer.fit(module, DataLoader(ticker, batch_size=None))
@@ -262,7 +326,6 @@ def _result(
     final: Evaluation,
     student_evaluation: StudentEvaluation,
     seconds: dict[str, float],
-    command: str,
 ) -> Result:
     config, schedule, module = run.config, run.module.schedule, run.module
     labelled = run.data is not None
@@ -271,6 +334,8 @@ def _result(
     return Result(
         recipe=config.recipe,
         seed=config.seed,
+        model=run.network.name,
+        model_checksum=run.network.checksum,
         weight_bits=config.quantizer.weight_bits,
         activation_bits=config.quantizer.activation_bits,
         teacher_top1=final.teacher_top1 if labelled else None,
@@ -286,11 +351,11 @@ def _result(
         seconds_by_stage=seconds,
         peak_memory_bytes=peak_memory_bytes(module.device),
         device=device_name(module.device),
-        versions=versions(),
+        versions=run.origin.versions,
         teacher_bytes=teacher_bytes,
         quantized_bytes=quantized_bytes(module.student, teacher_bytes),
         best_on_test_top1=student_evaluation.best if labelled else None,
         status="complete",
-        git_commit=git_commit(),
-        command=command,
+        git_commit=run.origin.git_commit,
+        command=run.origin.command,
     )

@@ -18,6 +18,8 @@ def make_result() -> Result:
     return Result(
         recipe="digits_w3a3",
         seed=3,
+        model="digits_resnet",
+        model_checksum="0" * 64,
         weight_bits=3,
         activation_bits=4,
         teacher_top1=98.5,

@@ -13,6 +13,8 @@ def make_result(top1: tuple[float | None, float | None, float | None]) -> Result
     return Result(
         recipe="digits_w3a4",
         seed=3,
+        model="digits_resnet",
+        model_checksum="0" * 64,
         weight_bits=3,
         activation_bits=4,
         teacher_top1=top1[0],

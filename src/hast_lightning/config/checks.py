@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 from hast_lightning.errors import ConfigurationError
 
@@ -12,6 +13,11 @@ def require_choice(key: str, value: str, choices: Collection[str]) -> None:
     """Refuse ``value`` unless it is one of ``choices``."""
     if value not in choices:
         raise ConfigurationError(f"{key}={value!r} is not one of: {', '.join(sorted(choices))}")
+
+
+def expand_home(path: str | None) -> str | None:
+    """``path`` with a leading ``~`` spelled out, which no shell does behind ``key=``."""
+    return None if path is None else str(Path(path).expanduser())
 
 
 def require_range(

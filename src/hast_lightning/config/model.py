@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = ("digits", "cifar_resnet", "torchvision")
@@ -37,6 +37,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_choice("model.provider", self.provider, PROVIDERS)
+        self.checkpoint = expand_home(self.checkpoint)
+        self._refuse_contradictions()
         if self.provider == "cifar_resnet":
             depth = self.depth or 0
             if depth < 8 or (depth - 2) % 6:
@@ -58,3 +60,15 @@ class ModelConfig:
             require_range("model.mean", mean, 0, 1)
         for deviation in self.std or ():
             require_range("model.std", deviation, 0, open_minimum=True)
+
+    def _refuse_contradictions(self) -> None:
+        """Refuse what would be ignored in silence."""
+        if self.checkpoint is not None and not self.pretrained:
+            raise ConfigurationError(
+                f"model.checkpoint={self.checkpoint} with model.pretrained=false: the file would "
+                "not be read; leave one of them out"
+            )
+        if self.depth is not None and self.provider != "cifar_resnet":
+            raise ConfigurationError(
+                f"model.depth={self.depth}: only model.provider=cifar_resnet has a depth"
+            )

@@ -55,6 +55,7 @@ class Config:
             require_choice("run", stage, STAGES)
         self._check_agenda()
         self._check_source_and_schedule()
+        self._check_batches()
 
     def _check_agenda(self) -> None:
         if not {"synthesize", "distill"} & set(self.run):
@@ -70,6 +71,23 @@ class Config:
             raise ConfigurationError(
                 f"run={list(self.run)} with synthesis.load={self.synthesis.load}: nothing would "
                 "be done; the samples are there already"
+            )
+
+        alternating = self.schedule.name == "alternating" and "distill" in self.run
+        if alternating and "synthesize" not in self.run:
+            raise ConfigurationError(
+                f"run={list(self.run)}: schedule.name=alternating synthesizes in every "
+                "iteration; add synthesize, or choose schedule=two_stage"
+            )
+
+    def _check_batches(self) -> None:
+        """What the generator has just made is what the student sees: one batch size for both."""
+        made, seen = self.synthesis.generator.batch_size, self.distillation.batch_size
+        shared = self.schedule.name == "alternating" and self.synthesis.source == "generator"
+        if shared and made != seen:
+            raise ConfigurationError(
+                f"distillation.batch_size={seen} differs from synthesis.generator.batch_size="
+                f"{made}: with schedule.name=alternating both steps see the same batch"
             )
 
     def _check_source_and_schedule(self) -> None:

@@ -51,6 +51,11 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         require_choice("schedule.name", self.name, SCHEDULES)
         if self.synthesis_steps is not None:
-            require_range("schedule.synthesis_steps", self.synthesis_steps, 0)
+            require_range("schedule.synthesis_steps", self.synthesis_steps, 1)
+            if self.name == "alternating":
+                raise ConfigurationError(
+                    f"schedule.synthesis_steps={self.synthesis_steps}: schedule.name=alternating "
+                    "synthesizes once in every iteration"
+                )
         require_range("schedule.calibration_steps", self.calibration_steps, 1)
         require_range("schedule.student_steps", self.student_steps, 0)

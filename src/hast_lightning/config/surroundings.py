@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
@@ -26,6 +26,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, DATA_SOURCES)
+        self.path = expand_home(self.path)
+        if self.path is not None and self.source in ("digits", "none"):
+            raise ConfigurationError(
+                f"data.path={self.path}: data={self.source} reads no files; choose data=npz, "
+                "data=cifar10 or data=imagenet to use it"
+            )
         require_range("data.batch_size", self.batch_size, 1)
         require_range("data.holdout", self.holdout, 0, 0.5)
         if self.source == "none":

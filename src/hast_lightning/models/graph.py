@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import Argument
 
 from hast_lightning.errors import ModelError
+from hast_lightning.models.operations import layer_of
 
 _TORCH_FOLDER = Path(torch.__file__).parent
 
@@ -131,13 +131,6 @@ def _overwrites(user: fx.Node, node: fx.Node, graph_module: fx.GraphModule) -> b
     augmented = getattr(user.target, "__module__", "") == "_operator" and name.startswith("i")
     trailing = name.endswith("_") and not name.endswith("__")
     return trailing or augmented or bool(user.kwargs.get("inplace", False))
-
-
-def layer_of(node: Argument, graph_module: fx.GraphModule) -> nn.Module | None:
-    """The layer that ``node`` calls; none if it calls no layer."""
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return graph_module.get_submodule(str(node.target))
-    return None
 
 
 def batch_norm_inputs(graph_module: fx.GraphModule) -> list[tuple[str, str]]:

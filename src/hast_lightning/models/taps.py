@@ -19,31 +19,12 @@ from torch.nn.modules.conv import _ConvNd
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from hast_lightning.errors import ModelError
-from hast_lightning.models.graph import layer_of
+from hast_lightning.models.operations import CONVOLUTIONS, calls, is_activation, layer_of
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_CONVOLUTIONS = (F.conv2d, torch.conv2d)
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
 _IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d, stochastic_depth)
-_ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.Sigmoid,
-    nn.Tanh,
-)
-_ACTIVATION_FUNCTIONS = (
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh),
-    *(torch.relu, torch.relu_, torch.sigmoid, torch.tanh, "relu", "relu_", "sigmoid", "tanh"),
-)
 
 
 def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) -> list[str]:
@@ -95,7 +76,7 @@ def _residual_bodies(graph_module: fx.GraphModule) -> set[fx.Node]:
     ancestors = _ancestors(graph_module.graph)
     bodies = set()
     for node in graph_module.graph.nodes:
-        operands = _operands(node) if _calls(node, _ADDITIONS) else []
+        operands = _operands(node) if calls(node, _ADDITIONS) else []
         if len(operands) != 2:
             continue
         left, right = ({operand} | ancestors[operand] for operand in operands)
@@ -107,11 +88,6 @@ def _residual_bodies(graph_module: fx.GraphModule) -> set[fx.Node]:
             body = operands[0] if counts[0] > counts[1] else operands[1]
             bodies.add(_skip_identities(body, graph_module))
     return bodies
-
-
-def _calls(node: fx.Node, functions: Sequence[object]) -> bool:
-    """Whether ``node`` calls one of these functions or (by name) methods of a tensor."""
-    return node.op in ("call_function", "call_method") and node.target in functions
 
 
 def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
@@ -131,16 +107,14 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 def _count_convolutions(nodes: Iterable[fx.Node], graph_module: fx.GraphModule) -> int:
     return sum(
-        isinstance(layer_of(node, graph_module), _ConvNd) or _calls(node, _CONVOLUTIONS)
+        isinstance(layer_of(node, graph_module), _ConvNd) or calls(node, CONVOLUTIONS)
         for node in nodes
     )
 
 
 def _skip_identities(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     """Back over what does nothing in evaluation mode, so that a block ends in one place."""
-    while isinstance(layer_of(node, graph_module), _IDENTITIES) or _calls(
-        node, _IDENTITY_FUNCTIONS
-    ):
+    while isinstance(layer_of(node, graph_module), _IDENTITIES) or calls(node, _IDENTITY_FUNCTIONS):
         node = node.all_input_nodes[0]
     return node
 
@@ -177,8 +151,8 @@ def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
         layer = layer_of(source, graph_module)
         if _is_depthwise(layer):
             return True
-        passes = isinstance(layer, (nn.BatchNorm2d, *_ACTIVATIONS, *_IDENTITIES))
-        passes = passes or _calls(source, (*_ACTIVATION_FUNCTIONS, *_PRODUCTS))
+        passes = isinstance(layer, (nn.BatchNorm2d, *_IDENTITIES))
+        passes = passes or is_activation(source, graph_module) or calls(source, _PRODUCTS)
         if passes and _is_fed_by_depthwise(source, graph_module):
             return True
     return False

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from hast_lightning.errors import ModelError
 from hast_lightning.models.graph import trace
+from hast_lightning.models.operations import (
+    LAYERS_WITH_PRODUCTS,
+    PRODUCTS_WITH_WEIGHTS,
+    calls,
+    is_activation,
+    layer_of,
+)
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
     QuantConv2d,
@@ -19,9 +24,6 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.spec import QuantizationSpec
 
-ACTIVATION_MODULES = (nn.ReLU, nn.ReLU6)
-ACTIVATION_FUNCTIONS = (F.relu, F.relu6, torch.relu, torch.relu_)
-ACTIVATION_METHODS = ("relu", "relu_")
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
 
@@ -29,9 +31,10 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
     """A student of ``network``: a copy with fake-quantized weights and activations.
 
     Every convolution and linear layer gets quantized weights, the first and the last
-    included; every output of a ReLU or ReLU6 gets its own quantizer, also where one module
-    is called several times. The input image, biases, BatchNorm and the outputs of linear
-    bottlenecks stay in floating point (methods of ZeroQ, GDFQ, IntraQ and HAST).
+    included; every output of an activation function gets its own quantizer, also where one
+    module is called several times. The input image, biases, BatchNorm and the outputs of linear
+    bottlenecks stay in floating point (methods of ZeroQ, GDFQ, IntraQ and HAST, whose networks
+    have ReLU and ReLU6 only).
 
     Args:
         network: Left as it is.
@@ -42,18 +45,38 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
         ``network``; activations pass through unquantized until its mode is changed.
 
     Raises:
-        ModelError: the network cannot be traced, or has nothing to quantize.
+        ModelError: the network cannot be traced, has nothing to quantize, or has weights that
+            would stay unquantized.
     """
     student = trace(copy.deepcopy(network))
+    _refuse_unsupported(student)
     layers = _quantize_weights(student, spec)
     activations = _insert_activation_quantizers(student, spec)
     if not layers or not activations:
-        missing = "convolution or linear layer" if not layers else "ReLU or ReLU6"
+        missing = "convolution or linear layer" if not layers else "activation function"
         raise ModelError(f"the network has no {missing}, so there is nothing to quantize")
     student.graph.lint()
     student.recompile()
     student.requires_grad_(True)
     return student.eval()
+
+
+def _refuse_unsupported(student: fx.GraphModule) -> None:
+    """Refuse what would stay in floating point without anyone noticing."""
+    for node in student.graph.nodes:
+        layer = layer_of(node, student)
+        supported = type(layer) in (nn.Conv2d, nn.Linear)
+        if isinstance(layer, LAYERS_WITH_PRODUCTS) and not supported:
+            raise ModelError(
+                f"the network's layer {node.target} is a {type(layer).__name__}, which cannot "
+                "be quantized: only Conv2d and Linear can"
+            )
+        if calls(node, PRODUCTS_WITH_WEIGHTS):
+            function = getattr(node.target, "__name__", str(node.target))
+            raise ModelError(
+                f"the network calls {function} at {node.name}, whose weights belong to no layer "
+                "and cannot be quantized: use nn.Conv2d or nn.Linear there"
+            )
 
 
 def _quantize_weights(student: fx.GraphModule, spec: QuantizationSpec) -> int:
@@ -75,7 +98,7 @@ def _insert_activation_quantizers(student: fx.GraphModule, spec: QuantizationSpe
     """Put a quantizer behind every activation of the graph; returns how many."""
     quantizers = nn.ModuleDict()
     student.add_submodule(QUANTIZERS_ATTRIBUTE, quantizers)
-    for node in [node for node in student.graph.nodes if _is_activation(node, student)]:
+    for node in [node for node in student.graph.nodes if is_activation(node, student)]:
         quantizers[node.name] = ActivationQuantizer(spec)
         with student.graph.inserting_after(node):
             quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{node.name}", (node,))
@@ -86,11 +109,3 @@ def _insert_activation_quantizers(student: fx.GraphModule, spec: QuantizationSpe
 def _is_other(node: fx.Node) -> Callable[[fx.Node], bool]:
     """Whether a node is another one than ``node``."""
     return lambda other: other is not node
-
-
-def _is_activation(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph_module.get_submodule(str(node.target)), ACTIVATION_MODULES)
-    if node.op == "call_function":
-        return node.target in ACTIVATION_FUNCTIONS
-    return node.op == "call_method" and node.target in ACTIVATION_METHODS

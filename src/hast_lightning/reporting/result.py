@@ -29,6 +29,10 @@ class Result:
     """Name of the recipe."""
     seed: int
     """Seed of every random number of the run."""
+    model: str
+    """Name of the pretrained network."""
+    model_checksum: str
+    """SHA-256 of its weights, in hexadecimal."""
     weight_bits: int
     """Bits of a quantized weight."""
     activation_bits: int
@@ -72,7 +76,7 @@ class Result:
     git_commit: str | None
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str
-    """Command line that made the result."""
+    """Command line that makes the result again; of a job of a sweep, the job's own."""
 
     def write(self, path: str | Path) -> None:
         """Write the result as JSON, whole or not at all.

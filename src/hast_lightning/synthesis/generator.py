@@ -66,6 +66,7 @@ class ConditionalGenerator(nn.Module):
     """
 
     steps_to_fill: int | None = None
+    steps_to_start = 0
 
     def __init__(
         self, config: GeneratorConfig, input_shape: tuple[int, int, int], num_classes: int

@@ -89,6 +89,11 @@ class ImageBank(nn.Module):
         return self.config.size // self.config.batch_size * self.config.iterations
 
     @property
+    def steps_to_start(self) -> int:
+        """Optimizer steps after which the first batch is finished; zero if one was loaded."""
+        return 0 if self.filled else self.config.iterations
+
+    @property
     def full(self) -> bool:
         """Whether every image of the bank was made."""
         return self.filled == self.config.size
@@ -127,8 +132,11 @@ class ImageBank(nn.Module):
     @torch.no_grad()
     def _store_active_batch(self) -> None:
         end = self.position + self.config.batch_size
-        self.images[self.position : end].copy_(self.active)
-        self.labels[self.position : end].copy_(self.active_labels)
+        # Once they are there, held-out images stay: what is measured on them must compare.
+        last = min(end, self.trainable_count) if self.full else end
+        count = max(last - self.position, 0)
+        self.images[self.position : self.position + count].copy_(self.active[:count])
+        self.labels[self.position : self.position + count].copy_(self.active_labels[:count])
         self.filled = max(self.filled, end)
         self.position = end % self.config.size
 

@@ -30,6 +30,11 @@ class SampleSource(Protocol):
         """Optimizer steps until every image was made once; none: there is no natural end."""
         ...
 
+    @property
+    def steps_to_start(self) -> int:
+        """Optimizer steps until there is a first finished image; zero: there always is one."""
+        ...
+
     def propose(self) -> tuple[Tensor, Tensor]:
         """Return a batch to improve, differentiable in the source's parameters."""
         ...
