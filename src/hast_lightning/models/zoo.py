@@ -45,6 +45,8 @@ class PretrainedNetwork:
         mean: per channel, what pixels in [0, 1] are normalized with.
         std: per channel.
         checksum: SHA-256 of the state dict, in hexadecimal.
+        resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
+            crop's side; 256 / 224 is the usual one (He et al., 2016).
     """
 
     network: nn.Module
