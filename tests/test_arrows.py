@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "schedule": BASE,
     "data": BASE | {"models"},
     "module": PARTS,
-    "evaluation": set(),
+    "evaluation": {"errors"},
     "callbacks": BASE | {"quantization", "schedule", "evaluation"},
     "reporting": PARTS | {"data"},
     "pipeline": PARTS | {"data", "module", "evaluation", "callbacks", "reporting"},
