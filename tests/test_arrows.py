@@ -31,12 +31,14 @@ ALLOWED: dict[str, set[str]] = {
     "distillation": BASE | {"models"},
     "schedule": BASE,
     "data": BASE | {"models"},
-    "module": PARTS,
+    "module": PARTS | {"random_streams"},
     "evaluation": {"errors"},
     "callbacks": BASE | {"quantization", "schedule", "evaluation"},
     "reporting": PARTS | {"data"},
-    "pipeline": PARTS | {"data", "module", "evaluation", "callbacks", "reporting"},
-    "cli": BASE | {"pipeline"},
+    "pipeline": PARTS | {"data", "module", "evaluation", "callbacks", "reporting", "run_folder"},
+    "run_folder": BASE,
+    "random_streams": set(),
+    "cli": BASE | {"pipeline", "reporting"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

@@ -23,5 +23,9 @@ class DataError(UserError):
     """Evaluation data or synthetic images are missing or malformed."""
 
 
+class StorageError(UserError):
+    """A file of the run could not be written, for example because the disk is full."""
+
+
 class DivergenceError(UserError):
     """A loss became NaN or infinite during training."""

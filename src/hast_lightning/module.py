@@ -27,6 +27,7 @@ from hast_lightning.quantization.fake_quant import (
     set_activation_mode,
 )
 from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.random_streams import random_streams, set_random_streams
 from hast_lightning.schedule import Action, Schedule, StageProgress, learning_rate_factor
 from hast_lightning.synthesis.factory import build_calibrator
 from hast_lightning.synthesis.objectives import SynthesisObjective
@@ -105,6 +106,9 @@ class ZeroShotQuantization(LightningModule):
         self._student_with_features = (expose(self.student, taps),)
         self._build_objectives()
         self._prepare_layout()
+        self.teacher_checksum = pretrained.checksum
+        # Those of a checkpoint, until the first step after it takes them up.
+        self._streams: dict[str, Any] | None = None
         self.iteration = 0
         self.ranges_frozen = False
         self.scalars: dict[str, Tensor | float] = {}
@@ -160,6 +164,7 @@ class ZeroShotQuantization(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration: every action that the schedule has for it."""
+        self._continue_random_streams()
         # What an earlier step measured must not be logged again as if it were this one's.
         self.scalars = {}
         proposal: Batch | None = None
@@ -182,18 +187,29 @@ class ZeroShotQuantization(LightningModule):
             DivergenceError: a weight is NaN or infinite; the checkpoint before stays then.
         """
         self._require_finite_weights()
+        # Without the loops a resumed run is an epoch of the ticks that are left.
+        checkpoint.pop("loops", None)
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("teacher.")]:
             del state[key]
+        checkpoint["teacher_checksum"] = self.teacher_checksum
+        checkpoint["random_streams"] = random_streams()
         checkpoint["iteration"] = self.iteration
         checkpoint["ranges_frozen"] = self.ranges_frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters and what they imply."""
+        self._streams = checkpoint["random_streams"]
         self.iteration = int(checkpoint["iteration"])
         self.ranges_frozen = bool(checkpoint["ranges_frozen"])
         if self.ranges_frozen:
             set_activation_mode(self.student, ActivationMode.QUANTIZE)
+
+    def _continue_random_streams(self) -> None:
+        """Not before the first step: the trainer draws numbers of its own on its way there."""
+        if self._streams is not None:
+            set_random_streams(self._streams)
+            self._streams = None
 
     @property
     def progress(self) -> StageProgress:

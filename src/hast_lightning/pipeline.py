@@ -8,28 +8,26 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hast_lightning.callbacks.checkpoint import LastCheckpoint
+from hast_lightning.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.callbacks.evaluation import StudentEvaluation
 from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
-from hast_lightning.config import Config, TrainerConfig
+from hast_lightning.config import CallbacksConfig, Config, TrainerConfig
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.evaluation import Evaluation, evaluate
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
@@ -40,6 +38,17 @@ from hast_lightning.reporting.loggers import build_loggers, finish_loggers
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import results_table
 from hast_lightning.reporting.versions import device_name, git_commit, peak_memory_bytes, versions
+from hast_lightning.run_folder import (
+    CHECKPOINT_FILE,
+    GRID_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    Origin,
+    claim,
+    refuse_used,
+    reopen,
+    write_origin,
+)
 from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
@@ -57,20 +66,6 @@ EXPECTED_WARNINGS = (
 )
 HELD_OUT_IMAGES = 1024
 """Held-out synthetic images that agreement is measured on, at most."""
-RESULT_FILE = "result.json"
-CONFIG_FILE = "config.yaml"
-CHECKPOINT_FILE = "last.ckpt"
-SAMPLES_FILE = "samples.safetensors"
-GRID_FILE = "samples.png"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run is made by, as it is when the run begins."""
-
-    command: str
-    git_commit: str | None
-    versions: dict[str, str]
 
 
 @dataclass
@@ -124,34 +119,67 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     Raises:
         UserError: something handed in is wrong, or training diverged.
     """
-    _refuse_used(folder)
+    refuse_used(folder)
     _prepare_torch(config)
     _require_device(config.trainer)
     prepared = _build(config, folder, Origin(command, git_commit(), versions()))
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = asdict(config)
-    _write_config(settings, folder)
-    loggers = build_loggers(config.logger, folder, settings)
+    claim(folder, config, prepared.origin)
+    return _execute(prepared, None)
+
+
+def resume(folder: Path) -> Result | None:
+    """Go on with the run in ``folder`` where its last checkpoint stands.
+
+    Without a checkpoint it begins anew, in the same folder and with the same numbers.
+
+    Raises:
+        UserError: the folder holds no unfinished run, its checkpoints are damaged or belong to
+            another network, or whatever :func:`run` raises.
+    """
+    config, origin = reopen(folder, versions())
+    _prepare_torch(config)
+    _require_device(config.trainer)
+    checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
+    prepared = _build(config, folder, origin)
+    start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
+    write_origin(folder, origin)
+    return _execute(prepared, start)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run begins: the checkpoint, and how many iterations it has behind it."""
+
+    checkpoint: Path
+    iteration: int
+
+
+def _start_of(checkpoint: Path, network: PretrainedNetwork) -> Start:
+    """Check that a checkpoint belongs to the teacher, which it does not hold itself.
+
+    Raises:
+        ModelError: it was made with other weights.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if content["teacher_checksum"] != network.checksum:
+        raise ModelError(
+            f"the checkpoint {checkpoint} was made with other weights of {network.name}: SHA-256 "
+            f"{content['teacher_checksum'][:12]}..., not {network.checksum[:12]}..."
+        )
+    return Start(checkpoint, int(content["iteration"]))
+
+
+def _execute(run: Run, start: Start | None) -> Result | None:
+    """Train, evaluate and report; the loggers are closed whatever happens."""
+    done = 0 if start is None else start.iteration
+    loggers = build_loggers(run.config.logger, run.folder, asdict(run.config), done)
     succeeded = False
     try:
-        result = _carry_out(prepared, loggers)
+        result = _carry_out(run, loggers, start)
         succeeded = True
     finally:
         finish_loggers(loggers, succeeded)
     return result
-
-
-def _refuse_used(folder: Path) -> None:
-    """Leave an earlier run as it is, also one without a result: its samples, its checkpoint."""
-    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE, CONFIG_FILE):
-        if (folder / name).exists():
-            raise _used(folder, name)
-
-
-def _used(folder: Path, name: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder"
-    )
 
 
 def _prepare_torch(config: Config) -> None:
@@ -199,21 +227,12 @@ def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool)
         )
 
 
-def _write_config(settings: dict[str, Any], folder: Path) -> None:
-    """Write the resolved configuration, which also takes the folder for this run alone."""
-    try:
-        with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
-            OmegaConf.save(OmegaConf.create(settings), file)
-    except FileExistsError as error:  # of a run that began in the same second
-        raise _used(folder, CONFIG_FILE) from error
-
-
-def _carry_out(run: Run, loggers: list[Logger]) -> Result | None:
+def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
     timer = StageTimer()
     interval = run.config.callbacks.evaluate_every_n_steps
     student_evaluation = StudentEvaluation(run.evaluate, interval)
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
-    _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])])
+    _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
     # Last: nothing that goes wrong with a picture or a table may cost the result.
     if "report" in run.config.run:
@@ -281,20 +300,23 @@ def _trainer(
     )
 
 
-def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
+def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start | None) -> None:
     """Go through the schedule: one batch of the trainer is one iteration of it."""
     config, options = run.config, run.config.trainer
     module = run.module
     callbacks = [
         *callbacks,
-        LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
+        _checkpoints(config.callbacks, run.folder),
         SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]
     trainer = _trainer(options, loggers, callbacks, run.folder)
-    ticker = StepTicker(module.iteration, module.schedule.iterations)
+    ticker = StepTicker(start.iteration if start else 0, module.schedule.iterations)
+    checkpoint = start.checkpoint if start else None
     try:
-        trainer.fit(module, DataLoader(ticker, batch_size=None))
+        trainer.fit(
+            module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
+        )
     except SystemExit as end:
         # What the trainer makes of an interrupt; the jobs of a sweep must end with this one.
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -303,6 +325,15 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
     # The trainer leaves the module on the CPU; what is measured in the end runs, as all the
     # rest, on the device that the result names.
     module.to(trainer.strategy.root_device)
+
+
+def _checkpoints(options: CallbacksConfig, folder: Path) -> LastCheckpoint:
+    return LastCheckpoint(
+        folder / CHECKPOINT_FILE,
+        options.checkpoint_every_n_steps,
+        options.checkpoint_every_n_minutes,
+        options.checkpoints_kept,
+    )
 
 
 @torch.no_grad()
@@ -356,6 +387,7 @@ def _result(
         quantized_bytes=quantized_bytes(module.student, teacher_bytes),
         best_on_test_top1=student_evaluation.best if labelled else None,
         status="complete",
+        resumes=run.origin.resumes,
         git_commit=run.origin.git_commit,
         command=run.origin.command,
     )

@@ -40,6 +40,7 @@ def make_result() -> Result:
         quantized_bytes=400_000,
         best_on_test_top1=None,
         status="complete",
+        resumes=0,
         git_commit=None,
         command="hast-lightning seed=3",
     )

@@ -35,6 +35,7 @@ def make_result(top1: tuple[float | None, float | None, float | None]) -> Result
         quantized_bytes=400_000,
         best_on_test_top1=99.99,
         status="complete",
+        resumes=0,
         git_commit=None,
         command="",
     )

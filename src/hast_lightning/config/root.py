@@ -39,6 +39,8 @@ class Config:
     seed: int = 0
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
+    resume: str | None = None
+    """Folder of an unfinished run to go on with; it brings its own configuration."""
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -102,8 +104,14 @@ class Config:
 
 
 def register_schemas() -> None:
-    """Make the root schema known to Hydra as ``schema``; idempotent."""
+    """Make the root schema known to Hydra as ``schema``, and ``${first:a,b}``; idempotent."""
+    OmegaConf.register_new_resolver("first", _first, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _first(*values: Any) -> Any:
+    """The first of the values that is set."""
+    return next((value for value in values if value is not None), None)
 
 
 def to_object(config: DictConfig) -> Config:

@@ -93,6 +93,10 @@ class CallbacksConfig:
 
     progress: bool = True
     checkpoint_every_n_steps: int = 1000
+    checkpoint_every_n_minutes: float = 10.0
+    """A checkpoint is written when the first of the two intervals is over."""
+    checkpoints_kept: int = 2
+    """Checkpoints in the run folder: the last, and those before it."""
     evaluate_every_n_steps: int = 0
     """Student steps between evaluations that are only logged; 0: none."""
     grid_images: int = 32
@@ -100,5 +104,12 @@ class CallbacksConfig:
 
     def __post_init__(self) -> None:
         require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)
+        require_range(
+            "callbacks.checkpoint_every_n_minutes",
+            self.checkpoint_every_n_minutes,
+            0,
+            open_minimum=True,
+        )
+        require_range("callbacks.checkpoints_kept", self.checkpoints_kept, 1)
         require_range("callbacks.evaluate_every_n_steps", self.evaluate_every_n_steps, 0)
         require_range("callbacks.grid_images", self.grid_images, 1)

@@ -73,6 +73,8 @@ class Result:
     """Best of the periodic evaluations, chosen on test labels: never a result; none without."""
     status: str
     """``complete``; a run that has not come to its end writes no result."""
+    resumes: int
+    """How often the run was taken up again from a checkpoint; 0 if it ran in one go."""
     git_commit: str | None
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str
