@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,13 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
     if isinstance(left, dict):
         if left.keys() != right.keys():
             return [f"{path}: {left.keys() ^ right.keys()}"]
-        parts = [differences(left[key], right[key], f"{path}/{key}") for key in left]
-        return sum(parts, [])
+        parts = (differences(left[key], right[key], f"{path}/{key}") for key in left)
+        return list(chain.from_iterable(parts))
     if isinstance(left, list | tuple):
         if len(left) != len(right):
             return [path]
         pairs = enumerate(zip(left, right, strict=True))
-        return sum((differences(a, b, f"{path}/{i}") for i, (a, b) in pairs), [])
+        return list(chain.from_iterable(differences(a, b, f"{path}/{i}") for i, (a, b) in pairs))
     return [] if left == right else [f"{path}: {left} {right}"]
 
 
@@ -223,7 +224,7 @@ def test_a_flipped_bit_is_noticed(run: Path) -> None:
 def test_checkpoints_that_are_all_torn_are_an_error(run: Path) -> None:
     for file in run.glob("last*.ckpt"):
         file.write_bytes(b"torn")
-    with pytest.raises(DataError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(DataError, match=r"every checkpoint in .* is damaged"):
         resume(run)
     assert not (run / RESULT_FILE).exists()
 

@@ -189,6 +189,8 @@ class ZeroShotQuantization(LightningModule):
         self._require_finite_weights()
         # Without the loops a resumed run is an epoch of the ticks that are left.
         checkpoint.pop("loops", None)
+        # The trainer's own number counts every optimizer's steps, and from the resume only.
+        checkpoint["global_step"] = self.iteration
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("teacher.")]:
             del state[key]
