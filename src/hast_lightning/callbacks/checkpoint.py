@@ -60,12 +60,14 @@ class LastCheckpoint(Callback):
         self.kept = kept
         self._batches = 0
         self._saved_at = 0.0
+        self._saved_batches: int | None = None
         self._failed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here; the batches before a resume do not matter."""
         self._batches = 0
         self._saved_at = time.monotonic()
+        self._saved_batches = None
         self._failed = False
 
     def on_train_batch_end(
@@ -89,8 +91,9 @@ class LastCheckpoint(Callback):
         return trainer.strategy.broadcast(late) if trainer.world_size > 1 else late
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state."""
-        self.save(trainer)
+        """Save the final state, unless the last batch was."""
+        if self._saved_batches != self._batches:
+            self.save(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -127,6 +130,7 @@ class LastCheckpoint(Callback):
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
+        self._saved_batches = self._batches
         trainer.strategy.barrier("LastCheckpoint.save")
 
     def _make_room(self) -> None:
