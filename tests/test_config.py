@@ -96,6 +96,8 @@ REFUSED: dict[str, list[Any]] = {
     "trainer.log_every_n_steps": [0],
     "logger.name": ["mlflow"],
     "callbacks.checkpoint_every_n_steps": [0],
+    "callbacks.checkpoint_every_n_minutes": [0.0, NAN],
+    "callbacks.checkpoints_kept": [0],
     "callbacks.evaluate_every_n_steps": [-1],
     "callbacks.grid_images": [0],
     "seed": [-1, 2**32],
