@@ -27,5 +27,9 @@ class StorageError(UserError):
     """A file of the run could not be written, for example because the disk is full."""
 
 
+class MemoryLimitError(UserError):
+    """A step does not fit into the device's memory; the message says what to lower."""
+
+
 class DivergenceError(UserError):
     """A loss became NaN or infinite during training."""

@@ -7,11 +7,11 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
-from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -23,7 +23,7 @@ from hast_lightning.callbacks.evaluation import StudentEvaluation
 from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
-from hast_lightning.config import CallbacksConfig, Config, TrainerConfig
+from hast_lightning.config import CallbacksConfig, Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
@@ -33,6 +33,7 @@ from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
+from hast_lightning.ranks import rank, world_size
 from hast_lightning.reporting.grid import save_grid
 from hast_lightning.reporting.loggers import build_loggers, finish_loggers
 from hast_lightning.reporting.result import Result
@@ -53,6 +54,7 @@ from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
 from hast_lightning.synthesis.source import SampleSource
+from hast_lightning.trainer import build_trainer, is_first_process, require_device
 
 EXPECTED_WARNINGS = (
     # The ticker is an iterable of step numbers: there is nothing for workers to load.
@@ -93,6 +95,11 @@ class Run:
         )
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """This rank's share of the batches."""
+        batches = self._all_batches()
+        return None if batches is None else islice(batches, rank(), None, world_size())
+
+    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         if self.data is not None:
             return self.data
         try:
@@ -119,11 +126,14 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     Raises:
         UserError: something handed in is wrong, or training diverged.
     """
-    refuse_used(folder)
+    first = is_first_process()
+    if first:
+        refuse_used(folder)
     _prepare_torch(config)
-    _require_device(config.trainer)
+    require_device(config.trainer)
     prepared = _build(config, folder, Origin(command, git_commit(), versions()))
-    claim(folder, config, prepared.origin)
+    if first:
+        claim(folder, config, prepared.origin)
     return _execute(prepared, None)
 
 
@@ -138,11 +148,12 @@ def resume(folder: Path) -> Result | None:
     """
     config, origin = reopen(folder, versions())
     _prepare_torch(config)
-    _require_device(config.trainer)
+    require_device(config.trainer)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     prepared = _build(config, folder, origin)
     start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
-    write_origin(folder, origin)
+    if is_first_process():
+        write_origin(folder, origin)
     return _execute(prepared, start)
 
 
@@ -201,7 +212,11 @@ def _build(config: Config, folder: Path, origin: Origin) -> Run:
     network = load_network(config.model)
     data = load_evaluation_data(config.data, network)
     source = build_source(
-        config.synthesis, network.input_shape, network.num_classes, config.data.holdout
+        config.synthesis,
+        network.input_shape,
+        network.num_classes,
+        config.data.holdout,
+        config.trainer.devices * config.trainer.num_nodes,
     )
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
@@ -235,7 +250,7 @@ def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result |
     _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
     # Last: nothing that goes wrong with a picture or a table may cost the result.
-    if "report" in run.config.run:
+    if "report" in run.config.run and rank() == 0:
         _report(run, result)
     return result
 
@@ -247,7 +262,8 @@ def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation
     assert final is not None
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
     result = _result(run, final, on_the_way, seconds)
-    result.write(run.folder / RESULT_FILE)
+    if rank() == 0:
+        result.write(run.folder / RESULT_FILE)
     return result
 
 
@@ -259,50 +275,9 @@ def _report(run: Run, result: Result | None) -> None:
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
 
 
-def _require_device(options: TrainerConfig) -> None:
-    """Have the trainer look for the device before anything is loaded.
-
-    Raises:
-        ConfigurationError: there is no such device, or it cannot do what is asked for.
-    """
-    try:
-        _trainer(options, [], [], Path())
-    # What Lightning raises for options it does not know or a device that is not there.
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"trainer.accelerator={options.accelerator} trainer.strategy={options.strategy} "
-            f"trainer.precision={options.precision}: {reason}"
-        ) from error
-
-
-def _trainer(
-    options: TrainerConfig, loggers: list[Logger], callbacks: list[Callback], folder: Path
-) -> Trainer:
-    return Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]  # checked by the schema
-        # One epoch of as many ticks as the schedule has iterations: max_steps would count
-        # every optimizer's steps together.
-        max_epochs=1,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=options.log_every_n_steps,
-    )
-
-
 def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start | None) -> None:
     """Go through the schedule: one batch of the trainer is one iteration of it."""
-    config, options = run.config, run.config.trainer
+    config = run.config
     module = run.module
     callbacks = [
         *callbacks,
@@ -310,7 +285,7 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Star
         SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]
-    trainer = _trainer(options, loggers, callbacks, run.folder)
+    trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
     ticker = StepTicker(start.iteration if start else 0, module.schedule.iterations)
     checkpoint = start.checkpoint if start else None
     try:

@@ -17,6 +17,7 @@ from hast_lightning.quantization.ranges import (
 )
 from hast_lightning.quantization.rounding import fake_quantize, quantize_dequantize, substitute
 from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.ranks import averaged
 
 
 class ActivationMode(Enum):
@@ -180,10 +181,7 @@ def freeze_ranges(network: nn.Module) -> None:
     quantizers = activation_quantizers(network)
     if not quantizers:
         return
-    ranges = torch.stack([torch.stack(q.moving_range.range()) for q in quantizers])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(ranges)
-        ranges /= torch.distributed.get_world_size()
+    ranges = averaged(torch.stack([torch.stack(q.moving_range.range()) for q in quantizers]))
     for quantizer, (low, high) in zip(quantizers, ranges, strict=True):
         quantizer.set_range(low, high)
 
