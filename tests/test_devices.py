@@ -30,7 +30,7 @@ from hast_lightning.config import register_schemas, to_object
 from hast_lightning.ranks import rank
 
 folder = Path(sys.argv[1])
-fit = pipeline._fit
+fit = pipeline.fit
 
 
 def fit_and_keep(run, *rest):
@@ -44,7 +44,7 @@ def fit_and_keep(run, *rest):
     torch.save(kept, folder / f"rank{rank()}.pt")
 
 
-pipeline._fit = fit_and_keep
+pipeline.fit = fit_and_keep
 register_schemas()
 with initialize_config_dir(str(config_folder()), version_base="1.3"):
     config = to_object(compose("config", overrides=sys.argv[2:]))

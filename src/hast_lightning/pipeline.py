@@ -129,7 +129,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     first = is_first_process()
     if first:
         refuse_used(folder)
-    _prepare_torch(config)
+    prepare_torch(config)
     require_device(config.trainer)
     prepared = _build(config, folder, Origin(command, git_commit(), versions()))
     if first:
@@ -147,7 +147,7 @@ def resume(folder: Path) -> Result | None:
             another network, or whatever :func:`run` raises.
     """
     config, origin = reopen(folder, versions())
-    _prepare_torch(config)
+    prepare_torch(config)
     require_device(config.trainer)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     prepared = _build(config, folder, origin)
@@ -193,7 +193,8 @@ def _execute(run: Run, start: Start | None) -> Result | None:
     return result
 
 
-def _prepare_torch(config: Config) -> None:
+def prepare_torch(config: Config) -> None:
+    """Set what belongs to the process: seeds, threads, denormals, expected warnings."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for pattern in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
@@ -247,7 +248,7 @@ def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result |
     interval = run.config.callbacks.evaluate_every_n_steps
     student_evaluation = StudentEvaluation(run.evaluate, interval)
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
-    _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
+    fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
     # Last: nothing that goes wrong with a picture or a table may cost the result.
     if "report" in run.config.run and rank() == 0:
@@ -275,7 +276,7 @@ def _report(run: Run, result: Result | None) -> None:
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
 
 
-def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start | None) -> None:
+def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start | None) -> None:
     """Go through the schedule: one batch of the trainer is one iteration of it."""
     config = run.config
     module = run.module
