@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -137,7 +138,9 @@ def main() -> None:
         nonlocal refused
         try:
             return run_job(composed)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, OSError) as error:
+            if not _is_mendable(error):
+                raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
             # sweep, reports only the first that failed. From another process it must.
             if full_error or os.getpid() != process:
@@ -159,6 +162,11 @@ def main() -> None:
         sys.exit(INTERRUPTED_STATUS)
     if refused:
         sys.exit(USER_ERROR_STATUS)
+
+
+def _is_mendable(error: BaseException) -> bool:
+    """Whether it is for the user to mend: of the system's errors only that the disk is full."""
+    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _job_name() -> str:
