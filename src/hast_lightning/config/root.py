@@ -137,8 +137,25 @@ def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
     for key in map(str, group):
         if key not in known:
             raise ConfigurationError(_no_such_key(prefix, key, known))
+        _refuse_value_for_group(group, key, f"{prefix}{key}")
         if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
             _refuse_added_keys(group[key], f"{prefix}{key}.")
+
+
+def _refuse_value_for_group(group: DictConfig, key: str, name: str) -> None:
+    """Refuse an interpolation that puts a value where a group of keys belongs."""
+    schema: Any = get_type_hints(OmegaConf.get_type(group))[key]
+    if not is_dataclass(schema) or OmegaConf.is_missing(group, key):
+        return
+    try:
+        value = group[key]
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(str(error).splitlines()[0]) from error
+    if OmegaConf.get_type(value) is not schema:
+        raise ConfigurationError(
+            f"{name}={value!r} is not a group of keys; {name} has: "
+            f"{', '.join(sorted(field.name for field in fields(schema)))}"
+        )
 
 
 def describe_unknown_key(key: str) -> str | None:
