@@ -37,6 +37,7 @@ GROUPS = (
     "trainer",
     "logger",
     "callbacks",
+    "sweep",
 )
 RANDOM_WEIGHTS = ("model.pretrained=false", "model.checkpoint=null", "data=none")
 # What an option needs beside itself to be a whole configuration.
