@@ -40,6 +40,7 @@ REFUSED: dict[str, list[Any]] = {
     "quantizer.ranges": ["adaround"],
     "quantizer.percentile": [50.0, 101.0, NAN],
     "quantizer.step_lr_multiplier": [0.0, NAN],
+    "quantizer.bits": [1, 9],
     "quantizer.weight_bits": [-2, 0, 1, 9, 16],
     "quantizer.activation_bits": [-2, 0, 1, 9, 16],
     "quantizer.gradient": ["straight_through"],
