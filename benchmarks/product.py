@@ -17,18 +17,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Clock, Comparison, finish, seconds_of
+from hast_lightning import pipeline
 from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.pipeline import Run, _fit, _prepare_torch
+from hast_lightning.pipeline import Run, prepare_torch
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
     set_activation_mode,
 )
 from hast_lightning.reporting.loggers import build_loggers
+from hast_lightning.run_folder import Origin
 from hast_lightning.schedule import Schedule
 from hast_lightning.synthesis.factory import build_source
 
@@ -108,17 +110,17 @@ def random_network(config: Config) -> PretrainedNetwork:
 
 def build_run(config: Config, schedule: Schedule, folder: Path) -> Run:
     """Everything of one run; the same seed gives the same network and the same images."""
-    _prepare_torch(config)
+    prepare_torch(config)
     network = random_network(config)
     source = build_source(config.synthesis, network.input_shape, network.num_classes, 0.0)
-    return Run(
-        config, folder, network, None, ZeroShotQuantization(config, network, source, schedule)
-    )
+    module = ZeroShotQuantization(config, network, source, schedule)
+    return Run(config, folder, Origin("benchmark", None, {}), network, None, module)
 
 
 def fit(run: Run, *callbacks: Callback) -> None:
     """Train exactly as the pipeline trains."""
-    _fit(run, build_loggers(run.config.logger, run.folder, {}), list(callbacks))
+    loggers = build_loggers(run.config.logger, run.folder, {})
+    pipeline.fit(run, loggers, list(callbacks), None)
 
 
 def fill_bank(run: Run) -> None:

@@ -36,7 +36,10 @@ REFUSED: dict[str, list[Any]] = {
     "model.input_size": [0, 3],
     "model.mean": [[1.5], [-0.1], [NAN]],
     "model.std": [[0.0], [-1.0], [NAN], [INFINITY]],
-    "quantizer.name": ["lsq"],
+    "quantizer.name": ["adaround"],
+    "quantizer.ranges": ["adaround"],
+    "quantizer.percentile": [50.0, 101.0, NAN],
+    "quantizer.step_lr_multiplier": [0.0, NAN],
     "quantizer.weight_bits": [-2, 0, 1, 9, 16],
     "quantizer.activation_bits": [-2, 0, 1, 9, 16],
     "quantizer.gradient": ["straight_through"],
@@ -86,6 +89,7 @@ REFUSED: dict[str, list[Any]] = {
     "distillation.optimizer.lr": [0.0, -1e-5, NAN, INFINITY],
     "distillation.optimizer.momentum": [-0.1, 1.0],
     "distillation.optimizer.weight_decay": [-1e-4],
+    "distillation.optimizer.clip_norm": [0.0, NAN],
     "data.source": ["mnist"],
     "data.batch_size": [0],
     "data.holdout": [-0.1, 0.6, NAN],
@@ -93,15 +97,23 @@ REFUSED: dict[str, list[Any]] = {
     "trainer.num_nodes": [0],
     "trainer.precision": ["16-mixed", "64"],
     "trainer.threads": [0],
+    "trainer.timeout_minutes": [0.0, NAN],
+    "trainer.micro_batch": [0],
     "trainer.log_every_n_steps": [0],
     "logger.name": ["mlflow"],
     "callbacks.checkpoint_every_n_steps": [0],
+    "callbacks.checkpoint_every_n_minutes": [0.0, NAN],
+    "callbacks.checkpoints_kept": [0],
     "callbacks.evaluate_every_n_steps": [-1],
     "callbacks.grid_images": [0],
     "seed": [-1, 2**32],
     "run": [["evaluate", "distil"]],
 }
-ALONG = {"model.mean": {"model.std": [1.0]}, "model.std": {"model.mean": [0.5]}}
+ALONG = {
+    "model.mean": {"model.std": [1.0]},
+    "model.std": {"model.mean": [0.5]},
+    "quantizer.ranges": {"quantizer.name": "deploy"},
+}
 
 
 def _raw(*overrides: str) -> DictConfig:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,8 +18,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning.config import describe_unknown_key, register_schemas, to_object
-from hast_lightning.errors import UserError
+from hast_lightning.config import Config, describe_unknown_key, register_schemas, to_object
+from hast_lightning.errors import ConfigurationError, UserError
+
+if TYPE_CHECKING:
+    from hast_lightning.reporting.result import Result
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -83,13 +88,30 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
-    # Imported late, so that a mistyped option is refused before torch has been loaded.
-    from hast_lightning.pipeline import run
-
-    result = run(config, Path(HydraConfig.get().runtime.output_dir), _command())
+    result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
         return None
     return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
+
+
+def _run(config: Config) -> Result | None:
+    # Imported late, so that a mistyped option is refused before torch has been loaded.
+    from hast_lightning.pipeline import run
+
+    return run(config, Path(HydraConfig.get().runtime.output_dir), _command())
+
+
+def _resume(folder: str) -> Result | None:
+    """Go on with a run, whose configuration is in its folder and cannot be changed."""
+    others = [text for text in HydraConfig.get().overrides.task if not text.startswith("resume=")]
+    if others:
+        raise ConfigurationError(
+            f"resume={folder} takes its configuration from that folder: leave out "
+            f"{', '.join(others)}"
+        )
+    from hast_lightning.pipeline import resume
+
+    return resume(Path(folder).expanduser())
 
 
 def _command() -> str:
@@ -116,7 +138,9 @@ def main() -> None:
         nonlocal refused
         try:
             return run_job(composed)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, OSError) as error:
+            if not _is_mendable(error):
+                raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
             # sweep, reports only the first that failed. From another process it must.
             if full_error or os.getpid() != process:
@@ -138,6 +162,11 @@ def main() -> None:
         sys.exit(INTERRUPTED_STATUS)
     if refused:
         sys.exit(USER_ERROR_STATUS)
+
+
+def _is_mendable(error: BaseException) -> bool:
+    """Whether it is for the user to mend: of the system's errors only that the disk is full."""
+    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _job_name() -> str:

@@ -23,5 +23,13 @@ class DataError(UserError):
     """Evaluation data or synthetic images are missing or malformed."""
 
 
+class StorageError(UserError):
+    """A file of the run could not be written, for example because the disk is full."""
+
+
+class MemoryLimitError(UserError):
+    """A step does not fit into the device's memory; the message says what to lower."""
+
+
 class DivergenceError(UserError):
     """A loss became NaN or infinite during training."""

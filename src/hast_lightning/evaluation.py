@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hast_lightning.errors import DivergenceError, ModelError
@@ -47,8 +48,9 @@ def evaluate(
         ModelError: the teacher puts out NaN or infinite logits.
         DivergenceError: the student does.
     """
+    # With several processes each sees its share; computing adds up what all have seen.
     metrics = [MulticlassAccuracy(num_classes, average="micro").to(device) for _ in range(3)]
-    images_seen = 0
+    images_seen = SumMetric().to(device)
     for images, labels in batches:
         of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
         _require_finite(of_teacher, of_student)
@@ -56,13 +58,13 @@ def evaluate(
         metrics[0].update(predicted_by_teacher, labels.to(device))
         metrics[1].update(predicted_by_student, labels.to(device))
         metrics[2].update(predicted_by_student, predicted_by_teacher)
-        images_seen += len(images)
+        images_seen.update(len(images))
     teacher_top1, student_top1, agreement = (
         # torchmetrics computes in float32, which has no more true digits than these.
         round(100 * float(metric.compute()), PERCENT_DIGITS)
         for metric in metrics
     )
-    return Evaluation(teacher_top1, student_top1, agreement, images_seen)
+    return Evaluation(teacher_top1, student_top1, agreement, int(images_seen.compute()))
 
 
 def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:

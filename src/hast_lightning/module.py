@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
-from hast_lightning.config import Config, OptimizerConfig
+from hast_lightning.config import Config
+from hast_lightning.distillation.optimizer import build_optimizer
 from hast_lightning.distillation.promotion import promote
 from hast_lightning.distillation.terms import DistillationPair, build_terms, distillation_loss
-from hast_lightning.errors import DivergenceError, ModelError
+from hast_lightning.errors import MemoryLimitError, ModelError
 from hast_lightning.models.graph import expose, trace
 from hast_lightning.models.taps import select_taps
 from hast_lightning.models.teacher import FrozenTeacher, require_batch_norms
@@ -27,30 +28,25 @@ from hast_lightning.quantization.fake_quant import (
     set_activation_mode,
 )
 from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.ranks import average_gradients
+from hast_lightning.resumable import (
+    CALIBRATOR_OPTIMIZER,
+    SOURCE_OPTIMIZER,
+    STUDENT_OPTIMIZER,
+    ResumableModule,
+)
 from hast_lightning.schedule import Action, Schedule, StageProgress, learning_rate_factor
 from hast_lightning.synthesis.factory import build_calibrator
 from hast_lightning.synthesis.objectives import SynthesisObjective
 from hast_lightning.synthesis.source import SampleSource
 from hast_lightning.synthesis.transforms import Augmentation
 
+_log = logging.getLogger(__name__)
+
 Batch = tuple[Tensor, Tensor]
 
 
-def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
-    """The student's optimizer: SGD with Nesterov momentum, Adam or AdamW."""
-    if config.name == "sgd":
-        return SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-        )
-    optimizer = Adam if config.name == "adam" else AdamW
-    return optimizer(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-class ZeroShotQuantization(LightningModule):
+class ZeroShotQuantization(ResumableModule):
     """Alternates steps of a sample source with steps of a quantized student.
 
     HAST (Li et al., CVPR 2023) and, with other weights and switches, its relatives. An
@@ -83,10 +79,8 @@ class ZeroShotQuantization(LightningModule):
         source: SampleSource,
         schedule: Schedule,
     ) -> None:
-        super().__init__()
+        super().__init__(pretrained.checksum)
         self.automatic_optimization = False
-        # The teacher is not in checkpoints, so its keys are missing when one is loaded.
-        self.strict_loading = False
         self.config = config
         self.schedule = schedule
         self.terms = build_terms(config.distillation)
@@ -105,8 +99,7 @@ class ZeroShotQuantization(LightningModule):
         self._student_with_features = (expose(self.student, taps),)
         self._build_objectives()
         self._prepare_layout()
-        self.iteration = 0
-        self.ranges_frozen = False
+        self.micro_batch = config.trainer.micro_batch
         self.scalars: dict[str, Tensor | float] = {}
 
     def _find_taps(self, pretrained: PretrainedNetwork) -> list[str]:
@@ -160,40 +153,29 @@ class ZeroShotQuantization(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration: every action that the schedule has for it."""
+        self.continue_own_state()
         # What an earlier step measured must not be logged again as if it were this one's.
         self.scalars = {}
         proposal: Batch | None = None
         for action in self.schedule.actions(self.iteration):
+            proposal = self._act(action, proposal)
+        self._log_scalars()
+        self.iteration += 1
+
+    def _act(self, action: Action, proposal: Batch | None) -> Batch | None:
+        """Do one thing; returns the batch that the next one may use."""
+        try:
             if action is Action.SYNTHESIZE:
-                proposal = self._synthesize()
-            elif action is Action.CALIBRATE:
+                return self._synthesize()
+            if action is Action.CALIBRATE:
                 self._calibrate(proposal)
             elif action is Action.FREEZE_RANGES:
                 self._freeze_ranges()
             else:
                 self._distill(proposal)
-        self._log_scalars()
-        self.iteration += 1
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the teacher, which the run loads from its own file; add the counters.
-
-        Raises:
-            DivergenceError: a weight is NaN or infinite; the checkpoint before stays then.
-        """
-        self._require_finite_weights()
-        state = checkpoint["state_dict"]
-        for key in [key for key in state if key.startswith("teacher.")]:
-            del state[key]
-        checkpoint["iteration"] = self.iteration
-        checkpoint["ranges_frozen"] = self.ranges_frozen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters and what they imply."""
-        self.iteration = int(checkpoint["iteration"])
-        self.ranges_frozen = bool(checkpoint["ranges_frozen"])
-        if self.ranges_frozen:
-            set_activation_mode(self.student, ActivationMode.QUANTIZE)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(action) from error
+        return proposal
 
     @property
     def progress(self) -> StageProgress:
@@ -211,14 +193,22 @@ class ZeroShotQuantization(LightningModule):
     def _synthesize(self) -> Batch:
         """Generator step: improve a batch against the teacher; returns it, detached."""
         return self._improve(
-            self.source, self._optimizer(0), self._synthesis_objective, "synthesis"
+            self.source,
+            self.numbered_optimizer(SOURCE_OPTIMIZER),
+            self._synthesis_objective,
+            "synthesis",
         )
 
     def _calibrate(self, proposal: Batch | None) -> None:
         """Let the student's activation ranges observe a batch."""
         if self.calibrator is not None:
             objective = self._calibration_objective
-            images, _ = self._improve(self.calibrator, self._optimizer(2), objective, "calibration")
+            images, _ = self._improve(
+                self.calibrator,
+                self.numbered_optimizer(CALIBRATOR_OPTIMIZER),
+                objective,
+                "calibration",
+            )
         else:
             images, _ = self._batch(proposal, self.config.synthesis.calibration.batch_size)
         set_activation_mode(self.student, ActivationMode.OBSERVE)
@@ -238,20 +228,47 @@ class ZeroShotQuantization(LightningModule):
         config = self.config.distillation
         images, labels = self._batch(proposal, config.batch_size)
         images = self._layout(self._augment_student(images)).detach()
-        optimizer = self._optimizer(1)
+        optimizer = self.numbered_optimizer(STUDENT_OPTIMIZER)
         self._set_learning_rate(optimizer)
-        optimizer.zero_grad()
-        with held_weights(self.student):
-            images.requires_grad_(config.promotion.enabled)
-            self._backward_student(images, labels, "")
-            if config.promotion.enabled:
-                assert images.grad is not None
-                harder = promote(images, images.grad, config.promotion.eps)
-                self._backward_student(harder, labels, "_promoted")
+        self._accumulate(images, labels, optimizer)
+        average_gradients(self.student.parameters())
+        if config.optimizer.clip_norm is not None:
+            self.scalars["distillation/gradient_norm"] = nn.utils.clip_grad_norm_(
+                self.student.parameters(), config.optimizer.clip_norm
+            )
         optimizer.step()
 
-    def _backward_student(self, images: Tensor, labels: Tensor, suffix: str) -> None:
-        """Add the gradients of the student's loss on ``images`` to those already there."""
+    def _accumulate(self, images: Tensor, labels: Tensor, optimizer: LightningOptimizer) -> None:
+        """The gradients of the whole batch, by as many images at once as there is room for.
+
+        Every term of the loss is a mean over images, so the parts add up to the whole.
+        """
+        size = min(self.micro_batch or len(images), len(images))
+        optimizer.zero_grad()
+        try:
+            with held_weights(self.student):
+                parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+                for part, part_labels in parts:
+                    self._backward_both(part, part_labels, len(part) / len(images))
+        except torch.OutOfMemoryError:
+            if not self.config.trainer.halve_on_out_of_memory or size == 1:
+                raise
+            self.micro_batch = (size + 1) // 2
+            _log.warning("out of memory with %d images: going on with %d", size, self.micro_batch)
+            self._accumulate(images, labels, optimizer)
+
+    def _backward_both(self, images: Tensor, labels: Tensor, share: float) -> None:
+        """Add the gradients on some images and on their promoted copies."""
+        promotion = self.config.distillation.promotion
+        images = images.detach().requires_grad_(promotion.enabled)
+        self._backward_student(images, labels, share, "")
+        if promotion.enabled:
+            assert images.grad is not None
+            harder = promote(images, images.grad, promotion.eps)
+            self._backward_student(harder, labels, share, "_promoted")
+
+    def _backward_student(self, images: Tensor, labels: Tensor, share: float, suffix: str) -> None:
+        """Add ``share`` times the gradients of the student's loss to those already there."""
         # The teacher's graph is needed only where the gradient goes on to the images.
         with torch.set_grad_enabled(images.requires_grad):
             teacher_logits, teacher_features = self.teacher.features(images)
@@ -261,8 +278,10 @@ class ZeroShotQuantization(LightningModule):
         )
         loss, values = distillation_loss(self.terms, pair)
         self._require_finite(loss, "distillation")
-        self.scalars.update({f"distillation/{name}{suffix}": v for name, v in values.items()})
-        self.manual_backward(loss)
+        for name, value in values.items():
+            key = f"distillation/{name}{suffix}"
+            self.scalars[key] = self.scalars.get(key, 0.0) + share * value
+        self.manual_backward(loss if share == 1 else share * loss)
 
     # -- Their parts ----------------------------------------------------------------------
 
@@ -281,6 +300,8 @@ class ZeroShotQuantization(LightningModule):
         loss_value = self._require_finite(loss, name)
         optimizer.zero_grad()
         self.manual_backward(loss)
+        if source.shared and isinstance(source, nn.Module):
+            average_gradients(source.parameters())
         optimizer.step()
         source.improved(loss_value, optimizer.optimizer)
         self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
@@ -297,13 +318,6 @@ class ZeroShotQuantization(LightningModule):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _optimizer(self, position: int) -> LightningOptimizer:
-        optimizers = self.optimizers(use_pl_optimizer=True)
-        assert isinstance(optimizers, list)
-        optimizer = optimizers[position]
-        assert isinstance(optimizer, LightningOptimizer)
-        return optimizer
-
     def _set_learning_rate(self, optimizer: LightningOptimizer) -> None:
         step = self.schedule.completed(Action.DISTILL, self.iteration)
         factor = learning_rate_factor(
@@ -317,21 +331,27 @@ class ZeroShotQuantization(LightningModule):
     def _require_finite(self, loss: Tensor, stage: str) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise self._divergence(f"the {stage} loss became {value}", self.iteration)
+            raise self.divergence(f"the {stage} loss became {value}", self.iteration)
         return value
 
-    def _require_finite_weights(self) -> None:
-        """Notice what the last step did to the weights, which no loss has shown yet."""
-        for name, parameter in self.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                what = f"{name} became NaN or infinite"
-                raise self._divergence(what, max(self.iteration - 1, 0))
-
-    def _divergence(self, what: str, iteration: int) -> DivergenceError:
-        stage, step, total = self.schedule.progress(iteration)
-        return DivergenceError(
-            f"{what} at step {step} of {total} of stage {stage}: lower the learning rate or the "
-            "loss weights; what was saved before is kept"
+    def _out_of_memory(self, action: Action) -> MemoryLimitError:
+        config = self.config
+        keys = {
+            Action.SYNTHESIZE: f"synthesis.{'bank' if not self.source.shared else 'generator'}"
+            ".batch_size",
+            Action.CALIBRATE: "synthesis.calibration.batch_size",
+        }
+        lower = keys.get(action, "trainer.micro_batch")
+        sizes = {
+            "synthesis.bank.batch_size": config.synthesis.bank.batch_size,
+            "synthesis.generator.batch_size": config.synthesis.generator.batch_size,
+            "synthesis.calibration.batch_size": config.synthesis.calibration.batch_size,
+            "trainer.micro_batch": self.micro_batch or config.distillation.batch_size,
+        }
+        stage, step, total = self.schedule.progress(self.iteration)
+        return MemoryLimitError(
+            f"out of memory at step {step} of {total} of stage {stage} with {sizes[lower]} "
+            f"images at once: lower {lower}"
         )
 
     def _log_scalars(self) -> None:

@@ -7,43 +7,57 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hast_lightning.callbacks.checkpoint import LastCheckpoint
+from hast_lightning.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.callbacks.evaluation import StudentEvaluation
 from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
-from hast_lightning.config import Config, TrainerConfig
+from hast_lightning.config import CallbacksConfig, Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.evaluation import Evaluation, evaluate
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
+from hast_lightning.ranks import rank, world_size
 from hast_lightning.reporting.grid import save_grid
 from hast_lightning.reporting.loggers import build_loggers, finish_loggers
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import results_table
 from hast_lightning.reporting.versions import device_name, git_commit, peak_memory_bytes, versions
+from hast_lightning.run_folder import (
+    CHECKPOINT_FILE,
+    GRID_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    Origin,
+    claim,
+    disk_bytes,
+    drop_interrupted_steps,
+    refuse_used,
+    reopen,
+    was_requeued,
+    write_origin,
+)
 from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.objectives import difficulty
 from hast_lightning.synthesis.source import SampleSource
+from hast_lightning.trainer import build_trainer, is_first_process, require_device
 
 EXPECTED_WARNINGS = (
     # The ticker is an iterable of step numbers: there is nothing for workers to load.
@@ -57,20 +71,6 @@ EXPECTED_WARNINGS = (
 )
 HELD_OUT_IMAGES = 1024
 """Held-out synthetic images that agreement is measured on, at most."""
-RESULT_FILE = "result.json"
-CONFIG_FILE = "config.yaml"
-CHECKPOINT_FILE = "last.ckpt"
-SAMPLES_FILE = "samples.safetensors"
-GRID_FILE = "samples.png"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run is made by, as it is when the run begins."""
-
-    command: str
-    git_commit: str | None
-    versions: dict[str, str]
 
 
 @dataclass
@@ -98,6 +98,11 @@ class Run:
         )
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """This rank's share of the batches."""
+        batches = self._all_batches()
+        return None if batches is None else islice(batches, rank(), None, world_size())
+
+    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         if self.data is not None:
             return self.data
         try:
@@ -124,37 +129,78 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     Raises:
         UserError: something handed in is wrong, or training diverged.
     """
-    _refuse_used(folder)
-    _prepare_torch(config)
-    _require_device(config.trainer)
+    if was_requeued(folder):
+        return resume(folder)
+    first = is_first_process()
+    if first:
+        refuse_used(folder)
+    prepare_torch(config)
+    require_device(config.trainer)
     prepared = _build(config, folder, Origin(command, git_commit(), versions()))
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = asdict(config)
-    _write_config(settings, folder)
-    loggers = build_loggers(config.logger, folder, settings)
+    if first:
+        claim(folder, config, prepared.origin)
+    return _execute(prepared, None)
+
+
+def resume(folder: Path) -> Result | None:
+    """Go on with the run in ``folder`` where its last checkpoint stands.
+
+    Without a checkpoint it begins anew, in the same folder and with the same numbers.
+
+    Raises:
+        UserError: the folder holds no unfinished run, its checkpoints are damaged or belong to
+            another network, or whatever :func:`run` raises.
+    """
+    config, origin = reopen(folder, versions())
+    prepare_torch(config)
+    require_device(config.trainer)
+    checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
+    prepared = _build(config, folder, origin)
+    start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
+    if is_first_process():
+        drop_interrupted_steps(folder)
+        write_origin(folder, origin)
+    return _execute(prepared, start)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run begins: the checkpoint, and how many iterations it has behind it."""
+
+    checkpoint: Path
+    iteration: int
+
+
+def _start_of(checkpoint: Path, network: PretrainedNetwork) -> Start:
+    """Check that a checkpoint belongs to the teacher, which it does not hold itself.
+
+    Raises:
+        ModelError: it was made with other weights.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if content["teacher_checksum"] != network.checksum:
+        raise ModelError(
+            f"the checkpoint {checkpoint} was made with other weights of {network.name}: SHA-256 "
+            f"{content['teacher_checksum'][:12]}..., not {network.checksum[:12]}..."
+        )
+    return Start(checkpoint, int(content["iteration"]))
+
+
+def _execute(run: Run, start: Start | None) -> Result | None:
+    """Train, evaluate and report; the loggers are closed whatever happens."""
+    done = 0 if start is None else start.iteration
+    loggers = build_loggers(run.config.logger, run.folder, asdict(run.config), done)
     succeeded = False
     try:
-        result = _carry_out(prepared, loggers)
+        result = _carry_out(run, loggers, start)
         succeeded = True
     finally:
         finish_loggers(loggers, succeeded)
     return result
 
 
-def _refuse_used(folder: Path) -> None:
-    """Leave an earlier run as it is, also one without a result: its samples, its checkpoint."""
-    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE, CONFIG_FILE):
-        if (folder / name).exists():
-            raise _used(folder, name)
-
-
-def _used(folder: Path, name: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder"
-    )
-
-
-def _prepare_torch(config: Config) -> None:
+def prepare_torch(config: Config) -> None:
+    """Set what belongs to the process: seeds, threads, denormals, expected warnings."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for pattern in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
@@ -173,7 +219,11 @@ def _build(config: Config, folder: Path, origin: Origin) -> Run:
     network = load_network(config.model)
     data = load_evaluation_data(config.data, network)
     source = build_source(
-        config.synthesis, network.input_shape, network.num_classes, config.data.holdout
+        config.synthesis,
+        network.input_shape,
+        network.num_classes,
+        config.data.holdout,
+        config.trainer.devices * config.trainer.num_nodes,
     )
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
@@ -199,24 +249,15 @@ def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool)
         )
 
 
-def _write_config(settings: dict[str, Any], folder: Path) -> None:
-    """Write the resolved configuration, which also takes the folder for this run alone."""
-    try:
-        with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
-            OmegaConf.save(OmegaConf.create(settings), file)
-    except FileExistsError as error:  # of a run that began in the same second
-        raise _used(folder, CONFIG_FILE) from error
-
-
-def _carry_out(run: Run, loggers: list[Logger]) -> Result | None:
+def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
     timer = StageTimer()
     interval = run.config.callbacks.evaluate_every_n_steps
     student_evaluation = StudentEvaluation(run.evaluate, interval)
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
-    _fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])])
+    fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
     # Last: nothing that goes wrong with a picture or a table may cost the result.
-    if "report" in run.config.run:
+    if "report" in run.config.run and rank() == 0:
         _report(run, result)
     return result
 
@@ -228,7 +269,8 @@ def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation
     assert final is not None
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
     result = _result(run, final, on_the_way, seconds)
-    result.write(run.folder / RESULT_FILE)
+    if rank() == 0:
+        result.write(run.folder / RESULT_FILE)
     return result
 
 
@@ -240,61 +282,23 @@ def _report(run: Run, result: Result | None) -> None:
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
 
 
-def _require_device(options: TrainerConfig) -> None:
-    """Have the trainer look for the device before anything is loaded.
-
-    Raises:
-        ConfigurationError: there is no such device, or it cannot do what is asked for.
-    """
-    try:
-        _trainer(options, [], [], Path())
-    # What Lightning raises for options it does not know or a device that is not there.
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"trainer.accelerator={options.accelerator} trainer.strategy={options.strategy} "
-            f"trainer.precision={options.precision}: {reason}"
-        ) from error
-
-
-def _trainer(
-    options: TrainerConfig, loggers: list[Logger], callbacks: list[Callback], folder: Path
-) -> Trainer:
-    return Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]  # checked by the schema
-        # One epoch of as many ticks as the schedule has iterations: max_steps would count
-        # every optimizer's steps together.
-        max_epochs=1,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=options.log_every_n_steps,
-    )
-
-
-def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
+def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start | None) -> None:
     """Go through the schedule: one batch of the trainer is one iteration of it."""
-    config, options = run.config, run.config.trainer
+    config = run.config
     module = run.module
     callbacks = [
         *callbacks,
-        LastCheckpoint(run.folder / CHECKPOINT_FILE, config.callbacks.checkpoint_every_n_steps),
+        _checkpoints(config.callbacks, run.folder),
         SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]
-    trainer = _trainer(options, loggers, callbacks, run.folder)
-    ticker = StepTicker(module.iteration, module.schedule.iterations)
+    trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
+    ticker = StepTicker(start.iteration if start else 0, module.schedule.iterations)
+    checkpoint = start.checkpoint if start else None
     try:
-        trainer.fit(module, DataLoader(ticker, batch_size=None))
+        trainer.fit(
+            module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
+        )
     except SystemExit as end:
         # What the trainer makes of an interrupt; the jobs of a sweep must end with this one.
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -303,6 +307,15 @@ def _fit(run: Run, loggers: list[Logger], callbacks: list[Callback]) -> None:
     # The trainer leaves the module on the CPU; what is measured in the end runs, as all the
     # rest, on the device that the result names.
     module.to(trainer.strategy.root_device)
+
+
+def _checkpoints(options: CallbacksConfig, folder: Path) -> LastCheckpoint:
+    return LastCheckpoint(
+        folder / CHECKPOINT_FILE,
+        options.checkpoint_every_n_steps,
+        options.checkpoint_every_n_minutes,
+        options.checkpoints_kept,
+    )
 
 
 @torch.no_grad()
@@ -350,12 +363,14 @@ def _result(
         student_steps=schedule.completed(Action.DISTILL, module.iteration),
         seconds_by_stage=seconds,
         peak_memory_bytes=peak_memory_bytes(module.device),
+        disk_bytes=disk_bytes(run.folder),
         device=device_name(module.device),
         versions=run.origin.versions,
         teacher_bytes=teacher_bytes,
         quantized_bytes=quantized_bytes(module.student, teacher_bytes),
         best_on_test_top1=student_evaluation.best if labelled else None,
         status="complete",
+        resumes=run.origin.resumes,
         git_commit=run.origin.git_commit,
         command=run.origin.command,
     )

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from hast_lightning.callbacks import checkpoint as checkpoint_module
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
+from hast_lightning.errors import StorageError
 
 
 class Counter(LightningModule):
@@ -135,7 +136,7 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint_module, "_flush", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"disk full.*what was saved before is kept"):
         fit(Counter(), callback, steps=4)
     assert iteration(callback.path) == 2
     assert [child.name for child in tmp_path.iterdir()] == ["last.ckpt"]
@@ -177,3 +178,19 @@ def test_other_ranks_take_part_but_leave_the_files_alone(tmp_path: Path) -> None
 def test_interval_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every_n_steps=0"):
         LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=0)
+
+
+def test_saves_when_the_minutes_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: 10.0 * next(clock))
+    callback = Recorder(tmp_path / "last.ckpt", every_n_steps=100)
+    callback.every_n_minutes = 0.5
+    fit(Counter(), callback, steps=7)
+    # The clock moves by ten seconds a look: one a batch, and one when a file was saved.
+    assert callback.saved == [3, 6, 7]
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    fit(Counter(), LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=2, kept=3), steps=8)
+    kept = {child.name: iteration(child) for child in tmp_path.iterdir()}
+    assert kept == {"last.ckpt": 8, "last.1.ckpt": 6, "last.2.ckpt": 4}

@@ -49,7 +49,8 @@ class StudentEvaluation(Callback):
             self.calibrated = self._evaluate()
             return
         if self._every_n_steps and module.progress.step % self._every_n_steps == 0:
-            self._record(pl_module.loggers, module.iteration)
+            # At the number of the step that was just done, as its own scalars are.
+            self._record(pl_module.loggers, module.iteration - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, in plain numbers."""

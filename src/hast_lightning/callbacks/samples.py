@@ -22,6 +22,13 @@ class SaveSamples(Callback):
         self._save_to = save
         self._path = path
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what a run that was killed at the very end of the stage had not yet."""
+        module = cast("ScheduledModule", pl_module)
+        done = module.iteration >= module.stage_totals.get("synthesis", module.iteration + 1)
+        if done and not self._path.exists():
+            self._save(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:

@@ -31,6 +31,8 @@ from hast_lightning.config.quantizer import (
     MAX_BITS,
     MIN_BITS,
     QUANTIZERS,
+    RANGES,
+    LayerBitsConfig,
     QuantizerConfig,
 )
 from hast_lightning.config.root import (
@@ -80,6 +82,7 @@ __all__ = [
     "PRECISIONS",
     "PROVIDERS",
     "QUANTIZERS",
+    "RANGES",
     "SCHEDULES",
     "SOURCES",
     "STAGES",
@@ -94,6 +97,7 @@ __all__ = [
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",
     "ModelConfig",

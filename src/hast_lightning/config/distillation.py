@@ -59,12 +59,16 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Nesterov momentum (sgd only)."""
     weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    """Largest norm of the student's gradient, to which a longer one is shortened; none: any."""
 
     def __post_init__(self) -> None:
         require_choice("distillation.optimizer.name", self.name, OPTIMIZERS)
         require_range("distillation.optimizer.lr", self.lr, 0, open_minimum=True)
         require_range("distillation.optimizer.momentum", self.momentum, 0, 0.9999)
         require_range("distillation.optimizer.weight_decay", self.weight_decay, 0)
+        if self.clip_norm is not None:
+            require_range("distillation.optimizer.clip_norm", self.clip_norm, 0, open_minimum=True)
 
 
 @dataclass

@@ -39,6 +39,8 @@ class Config:
     seed: int = 0
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
+    resume: str | None = None
+    """Folder of an unfinished run to go on with; it brings its own configuration."""
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -102,8 +104,14 @@ class Config:
 
 
 def register_schemas() -> None:
-    """Make the root schema known to Hydra as ``schema``; idempotent."""
+    """Make the root schema known to Hydra as ``schema``, and ``${first:a,b}``; idempotent."""
+    OmegaConf.register_new_resolver("first", _first, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _first(*values: Any) -> Any:
+    """The first of the values that is set."""
+    return next((value for value in values if value is not None), None)
 
 
 def to_object(config: DictConfig) -> Config:
@@ -129,8 +137,25 @@ def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
     for key in map(str, group):
         if key not in known:
             raise ConfigurationError(_no_such_key(prefix, key, known))
+        _refuse_value_for_group(group, key, f"{prefix}{key}")
         if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
             _refuse_added_keys(group[key], f"{prefix}{key}.")
+
+
+def _refuse_value_for_group(group: DictConfig, key: str, name: str) -> None:
+    """Refuse an interpolation that puts a value where a group of keys belongs."""
+    schema: Any = get_type_hints(OmegaConf.get_type(group))[key]
+    if not is_dataclass(schema) or OmegaConf.is_missing(group, key):
+        return
+    try:
+        value = group[key]
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(str(error).splitlines()[0]) from error
+    if OmegaConf.get_type(value) is not schema:
+        raise ConfigurationError(
+            f"{name}={value!r} is not a group of keys; {name} has: "
+            f"{', '.join(sorted(field.name for field in fields(schema)))}"
+        )
 
 
 def describe_unknown_key(key: str) -> str | None:

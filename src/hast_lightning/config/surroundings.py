@@ -45,16 +45,27 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    """Device, precision and the options that change speed and not results."""
+    """Device, precision and the options that change speed and not results.
+
+    With several devices the batch sizes are those of each: the effective ones are that many
+    times as large.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
+    """Devices a node; on a CPU, processes."""
     num_nodes: int = 1
-    strategy: str = "auto"
+    timeout_minutes: float = 10.0
+    """Minutes that a process waits for the others before the run ends in an error."""
     precision: str = "32-true"
     channels_last: bool = False
     compile: bool = False
     """torch.compile the teacher's and the student's passes."""
+    micro_batch: int | None = None
+    """Images of a student step that go through the networks at once; the gradients of the parts
+    are accumulated to those of the whole batch. None: all."""
+    halve_on_out_of_memory: bool = False
+    """Halve the micro-batch where a student step does not fit into memory, and go on."""
     threads: int | None = None
     """CPU threads of torch; none: torch's own choice."""
     log_every_n_steps: int = 10
@@ -62,13 +73,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         require_range("trainer.devices", self.devices, 1)
         require_range("trainer.num_nodes", self.num_nodes, 1)
-        if self.devices * self.num_nodes > 1:
-            raise ConfigurationError(
-                f"trainer.devices={self.devices} trainer.num_nodes={self.num_nodes}: one run uses "
-                "one device in this version; run the jobs of a sweep on several"
-            )
+        require_range(
+            "trainer.timeout_minutes", self.timeout_minutes, 0, 24 * 60, open_minimum=True
+        )
         require_choice("trainer.precision", self.precision, PRECISIONS)
         require_range("trainer.log_every_n_steps", self.log_every_n_steps, 1)
+        if self.micro_batch is not None:
+            require_range("trainer.micro_batch", self.micro_batch, 1)
         if self.threads is not None:
             require_range("trainer.threads", self.threads, 1)
 
@@ -93,6 +104,10 @@ class CallbacksConfig:
 
     progress: bool = True
     checkpoint_every_n_steps: int = 1000
+    checkpoint_every_n_minutes: float = 10.0
+    """A checkpoint is written when the first of the two intervals is over."""
+    checkpoints_kept: int = 2
+    """Checkpoints in the run folder: the last, and those before it."""
     evaluate_every_n_steps: int = 0
     """Student steps between evaluations that are only logged; 0: none."""
     grid_images: int = 32
@@ -100,5 +115,12 @@ class CallbacksConfig:
 
     def __post_init__(self) -> None:
         require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)
+        require_range(
+            "callbacks.checkpoint_every_n_minutes",
+            self.checkpoint_every_n_minutes,
+            0,
+            open_minimum=True,
+        )
+        require_range("callbacks.checkpoints_kept", self.checkpoints_kept, 1)
         require_range("callbacks.evaluate_every_n_steps", self.evaluate_every_n_steps, 0)
         require_range("callbacks.grid_images", self.grid_images, 1)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hast_lightning.archives import require_bounded
 from hast_lightning.config import DataConfig
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
 from hast_lightning.errors import DataError
@@ -150,6 +151,7 @@ def _read_npz(path: Path, origin: str) -> Arrays:
     try:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{origin} is not an .npz file, or it is truncated")
+        require_bounded(path)
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("x", "y") if key not in archive.files]
             if missing:

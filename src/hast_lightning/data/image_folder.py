@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,8 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     """The images in ``config.path``, prepared for ``network``.
 
     Raises:
-        DataError: the folder is missing or empty, or its classes are not the network's.
+        DataError: the folder is missing, empty or contains itself, or its classes are not the
+            network's.
     """
     # Here, because torchvision takes a second to import and only this source needs it.
     from torchvision import transforms
@@ -67,6 +69,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     path = Path(config.path or "").expanduser()
     if not path.is_dir():
         raise DataError(f"data.path={config.path} is not a folder; expected {LAYOUT}")
+    _refuse_loops(path)
     size = network.input_shape[1]
     transform = transforms.Compose(
         [
@@ -87,3 +90,16 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
             f"{network.num_classes} classes; expected {LAYOUT}"
         )
     return ImageFolderData(dataset, config.batch_size)
+
+
+def _refuse_loops(root: Path) -> None:
+    """Refuse links to a folder above them: torchvision follows links, and would without end.
+
+    Raises:
+        DataError: there is one.
+    """
+    for folder, children, _ in os.walk(root):
+        for child in children:
+            link = Path(folder) / child
+            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+                raise DataError(f"data.path={root} contains itself: {link} links to a folder above")

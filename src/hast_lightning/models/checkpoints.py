@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hast_lightning.archives import require_bounded
 from hast_lightning.errors import ModelError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -78,6 +79,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
+        require_bounded(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if refused := _REFUSED_IMPORT.search(str(error)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
 from collections.abc import Sequence
@@ -17,26 +18,51 @@ from hast_lightning.errors import ConfigurationError
 INIT_TIMEOUT_SECONDS = 10
 
 
-def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
+def build_loggers(
+    config: LoggerConfig, folder: Path, settings: dict[str, Any], done: int = 0
+) -> list[Logger]:
     """The loggers of a run.
 
     Args:
         config: The ``logger`` group.
         folder: The run folder; ``metrics.csv`` lies directly in it.
         settings: The resolved configuration, for loggers that show one.
+        done: Iterations that a resumed run has behind it; what ``metrics.csv`` has of them is
+            kept.
 
     Raises:
         ConfigurationError: the package of the chosen logger is not installed.
     """
     # It flushes by the number of the step, of which only every so many are logged: by its
     # default of 100 it would never come to it before the end.
-    csv = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    loggers: list[Logger] = [csv]
+    rows = read_metrics(folder / "metrics.csv", done)
+    csv_logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    for row in rows:  # the logger begins with an empty file
+        csv_logger.experiment.log_metrics(row, int(row.pop("step")))
+    if rows:
+        csv_logger.save()
+    loggers: list[Logger] = [csv_logger]
     if config.name == "tensorboard":
         loggers.append(_tensorboard(folder))
     if config.name == "wandb":
         loggers.append(_wandb(config, folder, settings))
     return loggers
+
+
+def read_metrics(path: Path, done: int) -> list[dict[str, float]]:
+    """The whole rows of a ``metrics.csv`` before step ``done``; none where there is no file."""
+    if not done or not path.is_file():
+        return []
+    kept = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                numbers = {name: float(value) for name, value in row.items() if value}
+            except (TypeError, ValueError):  # cut off when the run was killed
+                continue
+            if "step" in numbers and numbers["step"] < done:
+                kept.append(numbers)
+    return kept
 
 
 def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:

@@ -61,6 +61,8 @@ class Result:
     """Wall-clock seconds of each stage."""
     peak_memory_bytes: int | None
     """Peak memory in bytes: allocated tensors on CUDA, else the resident set of the process."""
+    disk_bytes: int
+    """Size of all files of the run folder in bytes, when the last step was evaluated."""
     device: str
     """Name of the device."""
     versions: dict[str, str]
@@ -73,6 +75,8 @@ class Result:
     """Best of the periodic evaluations, chosen on test labels: never a result; none without."""
     status: str
     """``complete``; a run that has not come to its end writes no result."""
+    resumes: int
+    """How often the run was taken up again from a checkpoint; 0 if it ran in one go."""
     git_commit: str | None
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str

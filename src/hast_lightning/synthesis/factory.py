@@ -16,6 +16,7 @@ def build_source(
     input_shape: tuple[int, int, int],
     num_classes: int,
     holdout: float,
+    world_size: int = 1,
 ) -> SampleSource:
     """The main source of training images, loaded from ``config.load`` where that is set.
 
@@ -24,6 +25,7 @@ def build_source(
         input_shape: (C, H, W) of the images.
         num_classes: Labels are 0 to ``num_classes - 1``.
         holdout: Share of an image bank that is kept from training.
+        world_size: Processes that synthesize together.
 
     Raises:
         DataError: ``config.load`` is missing, malformed or made for another network.
@@ -31,7 +33,7 @@ def build_source(
     if config.source == "image_bank":
         if config.load is not None:
             return ImageBank.load(Path(config.load), config.bank, input_shape, num_classes, holdout)
-        return ImageBank(config.bank, input_shape, num_classes, holdout)
+        return ImageBank(config.bank, input_shape, num_classes, holdout, world_size)
     if config.load is not None:
         return ConditionalGenerator.load(
             Path(config.load), config.generator, input_shape, num_classes

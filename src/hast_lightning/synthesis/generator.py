@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class ConditionalGenerator(nn.Module):
 
     steps_to_fill: int | None = None
     steps_to_start = 0
+    shared = True
 
     def __init__(
         self, config: GeneratorConfig, input_shape: tuple[int, int, int], num_classes: int
@@ -123,6 +125,16 @@ class ConditionalGenerator(nn.Module):
     def propose(self) -> tuple[Tensor, Tensor]:
         """Return a batch to improve, differentiable in the network's parameters."""
         return self._draw(self.config.batch_size)
+
+    def part_ways(self) -> None:
+        """Do nothing: all ranks have one network, and noise comes from their own streams."""
+
+    def own_state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return Adam over the network's parameters."""

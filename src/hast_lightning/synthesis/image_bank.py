@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hast_lightning.config import ImageBankConfig
 from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.ranks import gathered
 from hast_lightning.synthesis.source import read_tensors, write_tensors
 
 FILE_KIND = "image-bank"
@@ -43,10 +44,15 @@ class ImageBank(nn.Module):
         num_classes: labels are drawn from ``range(num_classes)``.
         holdout: share of the bank, its last images, that :meth:`sample` never
             gives; at least one image where it is not zero.
+        world_size: ranks that fill the bank together, each with batches of its own; all
+            have the whole bank in the end.
 
     Raises:
-        ConfigurationError: the hold-out leaves no image to train on.
+        ConfigurationError: the hold-out leaves no image to train on, or the bank cannot be
+            divided among the ranks.
     """
+
+    shared = False
 
     images: Tensor
     labels: Tensor
@@ -59,9 +65,16 @@ class ImageBank(nn.Module):
         input_shape: tuple[int, int, int],
         num_classes: int,
         holdout: float = 0.0,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
+        if config.size % (config.batch_size * world_size):
+            raise ConfigurationError(
+                f"synthesis.bank.size={config.size} must be a multiple of "
+                f"synthesis.bank.batch_size={config.batch_size} times the {world_size} processes"
+            )
         self.config = config
+        self.world_size = world_size
         self.num_classes = num_classes
         self.held_out_count = max(1, round(holdout * config.size)) if holdout > 0 else 0
         self.trainable_count = config.size - self.held_out_count
@@ -86,7 +99,8 @@ class ImageBank(nn.Module):
     @property
     def steps_to_fill(self) -> int:
         """Optimizer steps after which every image of the bank was made once."""
-        return self.config.size // self.config.batch_size * self.config.iterations
+        batches = self.config.size // (self.config.batch_size * self.world_size)
+        return batches * self.config.iterations
 
     @property
     def steps_to_start(self) -> int:
@@ -101,6 +115,32 @@ class ImageBank(nn.Module):
     def propose(self) -> tuple[Tensor, Tensor]:
         """Return the active batch: images (B, C, H, W), a parameter, and labels (B,)."""
         return self.active, self.active_labels
+
+    @torch.no_grad()
+    def part_ways(self) -> None:
+        """Draw the active batch afresh, from this rank's streams."""
+        self.active.normal_()
+        self.active_labels.random_(self.num_classes)
+
+    def own_state(self) -> dict[str, Any]:
+        """The active batch, its plateau, and where this rank is in its epoch."""
+        return {
+            "active": self.active.detach().cpu(),
+            "labels": self.active_labels.cpu(),
+            "permutation": self.permutation.cpu(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "plateau": dict(self._plateau),
+        }
+
+    @torch.no_grad()
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`own_state` returned."""
+        self.active.copy_(state["active"])
+        self.active_labels.copy_(state["labels"])
+        self.permutation.copy_(state["permutation"])
+        for name in COUNTERS:
+            setattr(self, name, int(state["counters"][name]))
+        self._plateau = dict(state["plateau"])
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return Adam over the active batch, which stays the same parameter throughout."""
@@ -131,12 +171,14 @@ class ImageBank(nn.Module):
 
     @torch.no_grad()
     def _store_active_batch(self) -> None:
-        end = self.position + self.config.batch_size
+        # Every rank finishes a batch in the same step.
+        images, labels = gathered(self.active), gathered(self.active_labels)
+        end = self.position + len(images)
         # Once they are there, held-out images stay: what is measured on them must compare.
         last = min(end, self.trainable_count) if self.full else end
         count = max(last - self.position, 0)
-        self.images[self.position : self.position + count].copy_(self.active[:count])
-        self.labels[self.position : self.position + count].copy_(self.active_labels[:count])
+        self.images[self.position : self.position + count].copy_(images[:count])
+        self.labels[self.position : self.position + count].copy_(labels[:count])
         self.filled = max(self.filled, end)
         self.position = end % self.config.size
 

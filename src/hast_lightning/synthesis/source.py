@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,11 @@ class SampleSource(Protocol):
     """
 
     @property
+    def shared(self) -> bool:
+        """Whether all ranks train one set of parameters, or each rank its own."""
+        ...
+
+    @property
     def steps_to_fill(self) -> int | None:
         """Optimizer steps until every image was made once; none: there is no natural end."""
         ...
@@ -37,6 +42,18 @@ class SampleSource(Protocol):
 
     def propose(self) -> tuple[Tensor, Tensor]:
         """Return a batch to improve, differentiable in the source's parameters."""
+        ...
+
+    def part_ways(self) -> None:
+        """Draw afresh what must not be the same on every rank, from this rank's streams."""
+        ...
+
+    def own_state(self) -> dict[str, Any]:
+        """What only this rank has, in plain values; empty where the ranks are alike."""
+        ...
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`own_state` returned on this rank."""
         ...
 
     def build_optimizer(self) -> torch.optim.Optimizer:

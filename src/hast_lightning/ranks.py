@@ -1,0 +1,89 @@
+"""What the processes of one run tell each other: averages and gathered tensors.
+
+Every function is a plain identity where the run has one process only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
+RANK_SEED_STRIDE = 1_000_003
+"""A prime, so that the streams of neighbouring seeds on neighbouring ranks do not coincide."""
+
+
+def world_size() -> int:
+    """How many processes the run has."""
+    return distributed.get_world_size() if _is_distributed() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if _is_distributed() else 0
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank_seed(seed: int) -> int:
+    """A seed of its own for every rank; that of rank 0 is ``seed`` itself."""
+    return seed + RANK_SEED_STRIDE * rank()
+
+
+@torch.no_grad()
+def averaged(tensor: Tensor) -> Tensor:
+    """The mean of ``tensor`` over the ranks, the same on each."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the ranks, in one message.
+
+    The same parameters must have gradients on every rank.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world_size() == 1 or not gradients:
+        return
+    # One message: its latency, not its length, is what a small network would wait for.
+    flat = averaged(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks (of one shape), one after the other along the first dimension."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gathered_objects(value: T) -> list[T]:
+    """``value`` of every rank, in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # all are filled
+
+
+@torch.no_grad()
+def broadcast_parameters(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world_size() == 1:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        distributed.broadcast(tensor.data, src=0)

@@ -1,0 +1,211 @@
+"""One run on two real processes (gloo, CPU): what they share and what they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.command_line import call
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from hast_lightning import pipeline
+from hast_lightning.cli import config_folder
+from hast_lightning.config import register_schemas, to_object
+from hast_lightning.ranks import rank
+
+folder = Path(sys.argv[1])
+fit = pipeline.fit
+
+
+def fit_and_keep(run, *rest):
+    fit(run, *rest)
+    module = run.module
+    kept = {
+        "student": module.student.state_dict(),
+        "source": module.source.state_dict(),
+        "active": getattr(module.source, "active", None),
+    }
+    torch.save(kept, folder / f"rank{rank()}.pt")
+
+
+pipeline.fit = fit_and_keep
+register_schemas()
+with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    config = to_object(compose("config", overrides=sys.argv[2:]))
+pipeline.run(config, folder / "run", "test")
+"""
+ARGUMENTS = (
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+    "trainer.threads=1",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress=false",
+    "synthesis.bank.size=64",
+    "synthesis.bank.batch_size=16",
+    "synthesis.bank.iterations=3",
+    "schedule.calibration_steps=2",
+    "schedule.student_steps=3",
+    "distillation.batch_size=8",
+)
+GENERATOR = (
+    "schedule=alternating_quick",
+    "schedule.calibration_steps=2",
+    "schedule.student_steps=3",
+    "synthesis=generator",
+    "synthesis.generator.batch_size=8",
+)
+
+
+def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_on_two(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train on two processes; what each of them has in the end."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    process = start(str(script), str(folder), *ARGUMENTS, *arguments, cwd=folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
+    return first, second
+
+
+def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    tensors = {key for key, value in left.items() if isinstance(value, torch.Tensor)}
+    assert tensors
+    assert [key for key in sorted(tensors) if not torch.equal(left[key], right[key])] == []
+
+
+def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path: Path) -> None:
+    first, second = run_on_two(tmp_path)
+    assert_equal(first["student"], second["student"])
+    assert not torch.equal(first["active"], second["active"])
+    bank = [rank["source"] for rank in (first, second)]
+    assert torch.equal(bank[0]["images"], bank[1]["images"])
+    assert torch.equal(bank[0]["labels"], bank[1]["labels"])
+    # Four batches, two of each process, and no two alike.
+    batches = bank[0]["images"].view(4, 16, -1)
+    assert len({batch.sum().item() for batch in batches}) == 4
+    samples = load_file(tmp_path / "run" / "samples.safetensors")
+    assert torch.equal(samples["images"], bank[0]["images"])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["synthesis_steps"] == 6  # of each process, which makes half of the bank
+    assert result["evaluated_images"] == 599
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "config.yaml",
+        "last.ckpt",
+        "metrics.csv",
+        "origin.json",
+        "result.json",
+        "samples.png",
+        "samples.safetensors",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_generator(tmp_path: Path) -> None:
+    first, second = run_on_two(tmp_path, *GENERATOR)
+    assert_equal(first["student"], second["student"])
+    statistics = {key for key in first["source"] if "running" in key or "num_batches" in key}
+    weights = first["source"].keys() - statistics
+    assert weights
+    for key in weights:
+        assert torch.equal(first["source"][key], second["source"][key]), key
+    # They saw images of their own, of noise of their own.
+    assert any(not torch.equal(first["source"][k], second["source"][k]) for k in statistics)
+
+
+@pytest.mark.slow
+def test_a_bank_of_two_processes_serves_one(tmp_path: Path) -> None:
+    run_on_two(tmp_path)
+    one = [argument for argument in ARGUMENTS if "devices" not in argument]
+    load = f"synthesis.load={tmp_path / 'run' / 'samples.safetensors'}"
+    finished = call(*one, load, "hydra.run.dir=one", folder=tmp_path)
+    assert finished.status == 0, finished
+
+
+@pytest.mark.slow
+def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path: Path) -> None:
+    budget = [
+        "synthesis.bank.size=512",
+        "synthesis.bank.iterations=100",
+        "schedule.calibration_steps=50",
+        "schedule.student_steps=200",
+    ]
+    run_on_two(tmp_path, *budget, "synthesis.bank.batch_size=128", "distillation.batch_size=32")
+    one = [argument for argument in ARGUMENTS if "devices" not in argument]
+    finished = call(
+        *one,
+        *budget,
+        "synthesis.bank.batch_size=128",
+        "distillation.batch_size=64",
+        "hydra.run.dir=one",
+        folder=tmp_path,
+    )
+    assert finished.status == 0, finished
+    two, single = (
+        json.loads((tmp_path / name / "result.json").read_text())["quantized_top1"]
+        for name in ("run", "one")
+    )
+    assert abs(two - single) < 3
+    assert min(two, single) > 85
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    from tests.test_resume import assert_same_run, steps_logged
+
+    arguments = (*ARGUMENTS, "callbacks.checkpoint_every_n_steps=2", "schedule.student_steps=12")
+    whole = start("-m", "hast_lightning", *arguments, "hydra.run.dir=whole", cwd=tmp_path)
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    killed = start("-m", "hast_lightning", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
+    while steps_logged(tmp_path / "killed") < 5:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=120)  # until the other process has noticed, too
+    resumed = start("-m", "hast_lightning", "resume=killed", cwd=tmp_path)
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", resumes=1)
+
+
+def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    refusal = call(*ARGUMENTS, "synthesis.bank.size=48", folder=tmp_path).refusal()
+    assert "synthesis.bank.size=48 must be a multiple of" in refusal
+    assert "2 processes" in refusal
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cuda_devices_share_the_student(tmp_path: Path) -> None:
+    first, second = run_on_two(tmp_path, "trainer.accelerator=gpu")
+    assert_equal(
+        {key: value.cpu() for key, value in first["student"].items()},
+        {key: value.cpu() for key, value in second["student"].items()},
+    )

@@ -1,0 +1,277 @@
+"""A run that is killed and taken up again ends as one that ran in one go, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hast_lightning.callbacks.checkpoint import last_whole_checkpoint
+from hast_lightning.errors import ConfigurationError, DataError, ModelError
+from hast_lightning.pipeline import resume
+from hast_lightning.run_folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
+from tests.command_line import TINY, call
+
+# Every stage takes a few seconds and holds several checkpoints.
+ARGUMENTS = (
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress=false",
+    "callbacks.checkpoint_every_n_steps=7",
+    "synthesis.bank.size=128",
+    "synthesis.bank.batch_size=64",
+    "synthesis.bank.iterations=20",
+    "synthesis.calibration.source=generator",
+    "schedule.calibration_steps=40",
+    "schedule.student_steps=40",
+    "distillation.batch_size=16",
+)
+ALTERNATING = (
+    "schedule=alternating_quick",
+    "schedule.calibration_steps=40",
+    "schedule.student_steps=40",
+    "synthesis=generator",
+    "synthesis.generator.batch_size=16",
+)
+STAGES = {"synthesis": (0, 40), "calibration": (40, 80), "distillation": (80, 120)}
+NOT_COMPARED = {"seconds_by_stage", "peak_memory_bytes", "resumes", "command"}
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hast_lightning", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def steps_logged(run: Path) -> int:
+    file = run / "metrics.csv"
+    return file.read_text().count("\n") - 1 if file.exists() else 0
+
+
+def kill_within(
+    process: subprocess.Popen[str], run: Path, first: int, last: int, sign: signal.Signals
+) -> bool:
+    """Kill when a random number of steps between the two is logged; false if it ended before."""
+    wanted = random.randint(first, last - 1)
+    while process.poll() is None:
+        if steps_logged(run) >= wanted:
+            time.sleep(random.uniform(0, 0.05))
+            process.send_signal(sign)
+            process.communicate()
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def differences(left: Any, right: Any, path: str = "") -> list[str]:
+    """Where two checkpoints differ in any bit; NaN equals NaN."""
+    if isinstance(left, torch.Tensor):
+        same = left.dtype == right.dtype and left.shape == right.shape
+        same = same and left.numpy().tobytes() == right.numpy().tobytes()
+        return [] if same else [path]
+    if isinstance(left, dict):
+        if left.keys() != right.keys():
+            return [f"{path}: {left.keys() ^ right.keys()}"]
+        parts = (differences(left[key], right[key], f"{path}/{key}") for key in left)
+        return list(chain.from_iterable(parts))
+    if isinstance(left, list | tuple):
+        if len(left) != len(right):
+            return [path]
+        pairs = enumerate(zip(left, right, strict=True))
+        return list(chain.from_iterable(differences(a, b, f"{path}/{i}") for i, (a, b) in pairs))
+    return [] if left == right else [f"{path}: {left} {right}"]
+
+
+def load(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / CHECKPOINT_FILE, weights_only=True)
+    # The one thing in it that may differ: seconds on the clock.
+    content["callbacks"].pop("StageTimer")
+    return content
+
+
+def assert_same_run(whole: Path, killed: Path, resumes: int) -> None:
+    assert differences(load(whole), load(killed)) == []
+    assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
+    # Not the bytes: the library writes the header's entries in any order.
+    assert differences(load_file(whole / SAMPLES_FILE), load_file(killed / SAMPLES_FILE)) == []
+    left, right = (json.loads((run / RESULT_FILE).read_text()) for run in (whole, killed))
+    assert right["resumes"] == resumes
+    assert right["command"].endswith("hydra.run.dir=killed")
+    assert [key for key in left if left[key] != right[key] and key not in NOT_COMPARED] == []
+
+
+def run_whole(folder: Path, *arguments: str) -> Path:
+    finished = call(*arguments, "hydra.run.dir=whole", folder=folder)
+    assert finished.status == 0, finished
+    return folder / "whole"
+
+
+def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[int, int]]) -> int:
+    """Run in ``killed``, killed within each span of steps; returns how often it was."""
+    run = folder / "killed"
+    process, done = start(folder, *arguments, "hydra.run.dir=killed"), 0
+    for index, (first, last) in enumerate(kills):
+        sign = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)[index % 3]
+        if not kill_within(process, run, first, last, sign):
+            break
+        done += 1
+        # Before the claim of the folder there is nothing to resume.
+        process = start(folder, "resume=killed")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return done
+
+
+def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> None:
+    random.seed(0)
+    whole = run_whole(tmp_path, *ARGUMENTS)
+    kills = kill_and_resume(tmp_path, ARGUMENTS, [STAGES["synthesis"], STAGES["distillation"]])
+    assert kills == 2
+    assert_same_run(whole, tmp_path / "killed", kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ALTERNATING], ids=["two_stage", "alternating"])
+def test_twenty_kills_at_random_moments_lose_nothing(
+    tmp_path: Path, extra: tuple[str, ...]
+) -> None:
+    random.seed(1)
+    arguments = (*ARGUMENTS, *extra)
+    whole = run_whole(tmp_path, *arguments)
+    total = steps_logged(whole)
+    # Seven steps lie between checkpoints, so that the spans may follow each other closely.
+    spans = [(index * total // 24, (index + 2) * total // 24) for index in range(20)]
+    kills = kill_and_resume(tmp_path, arguments, spans)
+    assert kills == 20
+    assert_same_run(whole, tmp_path / "killed", kills)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as a power cut at its end would leave it: everything but the result."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    finished = call(
+        *TINY, "callbacks.checkpoint_every_n_steps=4", "hydra.run.dir=run", folder=folder
+    )
+    assert finished.status == 0, finished
+    (folder / "run" / RESULT_FILE).rename(folder / RESULT_FILE)
+    return folder
+
+
+@pytest.fixture
+def run(unfinished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(unfinished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_that_only_lacks_its_result_is_evaluated(run: Path, unfinished: Path) -> None:
+    assert call("resume=run", folder=run.parent).status == 0
+    before, now = (json.loads((f / RESULT_FILE).read_text()) for f in (unfinished, run))
+    assert now["quantized_top1"] == before["quantized_top1"]
+    assert now["calibrated_top1"] == before["calibrated_top1"]
+    assert now["resumes"] == 1
+
+
+def test_samples_that_were_not_saved_in_time_are_saved(run: Path) -> None:
+    expected = load_file(run / SAMPLES_FILE)
+    (run / SAMPLES_FILE).unlink()
+    assert call("resume=run", folder=run.parent).status == 0
+    assert differences(load_file(run / SAMPLES_FILE), expected) == []
+
+
+def test_a_run_without_a_checkpoint_begins_anew(run: Path, unfinished: Path) -> None:
+    for file in run.glob("last*.ckpt"):
+        file.unlink()
+    (run / "metrics.csv").unlink()
+    assert call("resume=run", folder=run.parent).status == 0
+    before, now = (json.loads((f / RESULT_FILE).read_text()) for f in (unfinished, run))
+    assert now["quantized_top1"] == before["quantized_top1"]
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = run / CHECKPOINT_FILE
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert last_whole_checkpoint(last) == run / "last.1.ckpt"
+    assert "last.ckpt is damaged" in caplog.text
+
+
+def test_a_flipped_bit_is_noticed(run: Path) -> None:
+    last = run / CHECKPOINT_FILE
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert last_whole_checkpoint(last) == run / "last.1.ckpt"
+
+
+def test_checkpoints_that_are_all_torn_are_an_error(run: Path) -> None:
+    for file in run.glob("last*.ckpt"):
+        file.write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"every checkpoint in .* is damaged"):
+        resume(run)
+    assert not (run / RESULT_FILE).exists()
+
+
+def test_a_finished_run_is_left_alone(run: Path) -> None:
+    (run / RESULT_FILE).write_text("{}")
+    with pytest.raises(ConfigurationError, match="came to its end"):
+        resume(run)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    refusal = call("resume=nowhere", folder=tmp_path).refusal()
+    assert refusal == "resume=nowhere: there is no run (config.yaml is missing)"
+
+
+def test_another_configuration_is_refused_by_name(run: Path) -> None:
+    refusal = call("resume=run", "quantizer.weight_bits=4", folder=run.parent).refusal()
+    assert "leave out quantizer.weight_bits=4" in refusal
+
+
+def test_another_teacher_is_refused_by_name(run: Path) -> None:
+    for file in run.glob("last*.ckpt"):
+        content = torch.load(file, weights_only=True)
+        torch.save({**content, "teacher_checksum": "0" * 64}, file)
+    with pytest.raises(ModelError, match="other weights of digits_resnet"):
+        resume(run)
+
+
+def test_another_version_is_warned_of_by_name(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    origin = json.loads((run / "origin.json").read_text())
+    origin["versions"]["torch"] = "1.0"
+    (run / "origin.json").write_text(json.dumps(origin))
+    assert resume(run) is not None
+    assert "torch was 1.0 when the run began" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "origin.json"])
+def test_damaged_records_are_refused(run: Path, name: str) -> None:
+    (run / name).write_text("{")
+    with pytest.raises(ConfigurationError, match=rf"{name} cannot be read"):
+        resume(run)
+
+
+def test_checkpoints_leave_the_teacher_and_the_loops_out(run: Path) -> None:
+    content = torch.load(run / CHECKPOINT_FILE, weights_only=True)
+    assert "loops" not in content
+    assert not [key for key in content["state_dict"] if key.startswith("teacher.")]
+    assert [file.name for file in sorted(run.glob("*.ckpt"))] == ["last.1.ckpt", "last.ckpt"]
