@@ -118,7 +118,8 @@ def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
         return _argument(node, 3, "mode", "nearest") == "nearest"
     if calls(node, (F.pad,)):
         return not _argument(node, 3, "value", None)
-    return isinstance(layer, REARRANGING_LAYERS) or calls(node, REARRANGING_FUNCTIONS)
+    alone = calls(node, CONCATENATIONS) and len(node.all_input_nodes) == 1
+    return alone or isinstance(layer, REARRANGING_LAYERS) or calls(node, REARRANGING_FUNCTIONS)
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:

@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hast_lightning.config import MAX_BITS
+from hast_lightning.quantization.ranges import SMALLEST_WIDTH
 from hast_lightning.quantization.rounding import quantize_dequantize, substitute
 
-SMALLEST_STEP = 1e-9
-"""Step sizes that an optimizer has pushed below this are taken as this: they stay positive."""
+SMALLEST_STEP = SMALLEST_WIDTH / 2**MAX_BITS
+"""Step sizes that an optimizer has pushed below this are taken as this: they stay positive.
+
+No range is so narrow that it starts below."""
 
 
 class _LearnedRounding(torch.autograd.Function):
@@ -41,19 +45,20 @@ class _LearnedRounding(torch.autograd.Function):
         gradient: str,
         rounded: Tensor | None,
     ) -> Tensor:
-        if rounded is None:
-            value = quantize_dequantize(x, scale, zero_point, bits)
-        else:
-            value = rounded.view_as(rounded)
-        ctx.save_for_backward(x, value, scale, zero_point)
+        ctx.save_for_backward(x, scale, zero_point, rounded)
         ctx.bits, ctx.gradient = bits, gradient
-        return value
+        if rounded is None:
+            return quantize_dequantize(x, scale, zero_point, bits)
+        return rounded.view_as(rounded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, value, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, value = ctx.saved_tensors
         (upstream,) = gradients
+        # Not what forward put out: the network may have added to that in place.
+        if value is None:
+            value = quantize_dequantize(x, scale, zero_point, ctx.bits)
         inside = x > -zero_point * scale
         inside &= x < (2**ctx.bits - 1 - zero_point) * scale
         of_scale = of_zero_point = None
