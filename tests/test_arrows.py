@@ -47,7 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.
-QUANTIZATION_ORDER = ("spec", "rounding", "ranges", "fake_quant", "convert")
+QUANTIZATION_ORDER = (
+    *("spec", "rounding", "ranges", "search", "lsq", "fake_quant", "learned", "placement"),
+    *("layer_bits", "convert"),
+)
 
 
 def module_name(path: Path, root: Path) -> str:

@@ -73,6 +73,25 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
     return student.eval()
 
 
+def weight_quantizer(spec: QuantizationSpec, bits: int, weight: Tensor) -> WeightQuantizer:
+    """The quantizer of one layer's ``weight``, (out_channels, ...), that ``spec`` asks for."""
+    if spec.ranges == "lsq":
+        return LearnedWeightQuantizer(bits, weight, spec.gradient)
+    return WeightQuantizer(
+        bits,
+        spec.include_zero,
+        symmetric=spec.deployable,
+        find=range_finder(spec.ranges, spec.percentile),
+        gradient=spec.gradient,
+    )
+
+
+def activation_quantizer(spec: QuantizationSpec, bits: int) -> ActivationQuantizer:
+    """A quantizer of one activation tensor that ``spec`` asks for."""
+    quantizer = LearnedActivationQuantizer if spec.ranges == "lsq" else ActivationQuantizer
+    return quantizer(spec, bits)
+
+
 def _refuse_unsupported(student: fx.GraphModule) -> None:
     """Refuse what would stay in floating point without anyone noticing."""
     for node in student.graph.nodes:
@@ -120,36 +139,23 @@ def _quantize_weights(
     for name, bits_of_layer in bits.items():
         layer = student.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        quantizer = _weight_quantizer(spec, bits_of_layer, layer.weight)
+        quantizer = weight_quantizer(spec, bits_of_layer, layer.weight)
         if isinstance(layer, nn.Conv2d):
             student.set_submodule(name, QuantConv2d.from_float(layer, quantizer))
         else:
             student.set_submodule(name, QuantLinear.from_float(layer, quantizer))
 
 
-def _weight_quantizer(spec: QuantizationSpec, bits: int, weight: Tensor) -> WeightQuantizer:
-    if spec.ranges == "lsq":
-        return LearnedWeightQuantizer(bits, weight, spec.gradient)
-    return WeightQuantizer(
-        bits,
-        spec.include_zero,
-        symmetric=spec.deployable,
-        find=range_finder(spec.ranges, spec.percentile),
-        gradient=spec.gradient,
-    )
-
-
 def _insert_activation_quantizers(
     student: fx.GraphModule, spec: QuantizationSpec, bits: Mapping[fx.Node, int]
 ) -> None:
     """Put a quantizer behind every node of ``bits``."""
-    quantizer = LearnedActivationQuantizer if spec.ranges == "lsq" else ActivationQuantizer
     quantizers = nn.ModuleDict()
     student.add_submodule(QUANTIZERS_ATTRIBUTE, quantizers)
     for node, bits_of_node in bits.items():
         # A value may be called what a dictionary's method is called, such as values.
         key = f"{node.name}_" if hasattr(quantizers, node.name) else node.name
-        quantizers[key] = quantizer(spec, bits_of_node)
+        quantizers[key] = activation_quantizer(spec, bits_of_node)
         with student.graph.inserting_after(_last_before(node)):
             quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{key}", (node,))
         node.replace_all_uses_with(quantized, _is_other(quantized))
