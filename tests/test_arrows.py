@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"data", "module", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
-    "cli": BASE | {"pipeline", "reporting"},
+    "inspection": PARTS | {"reporting"},
+    "cli": BASE | {"pipeline", "inspection", "reporting"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.
