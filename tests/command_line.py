@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,11 @@ class Finished:
 
 
 def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
-    """``hast-lightning <arguments>`` with ``folder`` as the working directory."""
+    """``hast-lightning <arguments>`` with ``folder`` as the working directory.
+
+    Warnings and Lightning's log, which pytest and the import have led elsewhere, are written to
+    standard error as they are in a process of its own.
+    """
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -62,6 +67,7 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
         patch.setattr(sys, "argv", ["hast-lightning", *arguments])
         patch.setenv(cli.FULL_ERROR, full_error)
         patch.chdir(folder)
+        _lead_warnings(err, patch)
         try:
             cli.main()
             status = 0
@@ -71,6 +77,26 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
             # Hydra's handlers write to the two buffers.
             root.handlers[:], root.level = handlers, level
     return Finished(status, out.getvalue(), err.getvalue())
+
+
+def _lead_warnings(err: io.StringIO, patch: pytest.MonkeyPatch) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], name: str, line: int, *_: Any
+    ) -> None:
+        err.write(warnings.formatwarning(message, category, name, line))
+
+    patch.setattr(warnings, "showwarning", show)
+    # Python's own filters, and what pyproject.toml says of this package.
+    warnings.simplefilter("default")
+    for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", hidden)
+    for defect in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("error", category=defect, module="hast_lightning")
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        for handler in logging.getLogger(name).handlers:
+            # Lightning's own; pytest's file handler is of a kind of its own.
+            if type(handler) is logging.StreamHandler:
+                patch.setattr(handler, "stream", err)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+# What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
+# run folder that cannot be made.
+HYDRA_ERRORS = (ValueError, OSError)
 # How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
 UNKNOWN_KEY = re.compile(
     r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
 )
+SWEEP_FLAGS = ("-m", "--multirun")
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -56,6 +60,10 @@ def one_line(error: BaseException) -> str:
         place, key = unknown[1] or "", unknown[2] or unknown[3]
         if not _is_optional_group(key) and (description := describe_unknown_key(key)):
             return place + description
+    if type(error) is ValueError and (description := _describe_unknown_option()):
+        return description
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"the folder or file {error.filename} cannot be used: {error.strerror}"
     line = _joined(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         reason = _joined(error.__cause__)
@@ -71,14 +79,25 @@ def _joined(error: BaseException) -> str:
         "object_type=",
         "reference_type=",
         "Config search path",
+        "provider=",
     )
-    shown = [line for line in lines if not line.startswith(hidden) and "provider=" not in line]
+    shown = [line for line in lines if not line.startswith(hidden)]
     return " ".join(shown or [type(error).__name__])
 
 
 def _is_optional_group(key: str) -> bool:
     """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
     return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
+
+
+def _describe_unknown_option() -> str | None:
+    """What to say of the first option on the command line that its group does not have."""
+    for argument in sys.argv[1:]:
+        group, _, option = argument.lstrip("+").partition("=")
+        options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+        if group and options and option not in options:
+            return f"{argument}: {option} is no option of {group}; it has: {', '.join(options)}"
+    return None
 
 
 def run_job(composed: DictConfig) -> float | None:
@@ -141,14 +160,17 @@ def main() -> None:
     full_error = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     # Hydra then raises instead of printing its own report and exiting.
     os.environ[FULL_ERROR] = "1"
-    process, refused = os.getpid(), False
+    # argparse takes all overrides from one side of a flag.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
+    process, refused, defective = os.getpid(), False, False
 
     def job(composed: DictConfig) -> float | None:
-        nonlocal refused
+        nonlocal refused, defective
         try:
             return run_job(composed)
         except (*USER_ERRORS, OSError) as error:
             if not _is_mendable(error):
+                defective = True
                 raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
             # sweep, reports only the first that failed. From another process it must.
@@ -157,12 +179,15 @@ def main() -> None:
             refused = True
             print(f"hast-lightning: {_job_name()}{one_line(error)}", file=sys.stderr)
             return None
+        except Exception:
+            defective = True
+            raise
 
     start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
         start(job)()
-    except USER_ERRORS as error:
-        if full_error:
+    except (*USER_ERRORS, *HYDRA_ERRORS) as error:
+        if full_error or defective:
             raise
         print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
         refused = True

@@ -72,7 +72,4 @@ def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:
     if not bool(of_teacher.isfinite().all()):
         raise ModelError("the pretrained network puts out NaN or infinite logits")
     if not bool(of_student.isfinite().all()):
-        raise DivergenceError(
-            "the student puts out NaN or infinite logits: lower the learning rate or the loss "
-            "weights"
-        )
+        raise DivergenceError("the student puts out NaN or infinite logits")

@@ -18,7 +18,7 @@ from hast_lightning.distillation.terms import DistillationPair, build_terms, dis
 from hast_lightning.errors import MemoryLimitError, ModelError
 from hast_lightning.models.graph import expose, trace
 from hast_lightning.models.taps import select_taps
-from hast_lightning.models.teacher import FrozenTeacher, require_batch_norms
+from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (
@@ -85,8 +85,6 @@ class ZeroShotQuantization(ResumableModule):
         self.config = config
         self.schedule = schedule
         self.terms = build_terms(config.distillation)
-        # First, because a network without any has nothing that another setting could mend.
-        require_batch_norms(trace(pretrained.network), pretrained.name)
         spec = QuantizationSpec.from_config(config.quantizer)
         self.student = convert(pretrained.network, spec)
         taps = self._find_taps(pretrained) if "alignment" in self.terms else []

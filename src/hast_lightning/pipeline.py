@@ -27,8 +27,10 @@ from hast_lightning.config import CallbacksConfig, Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.ticker import StepTicker
-from hast_lightning.errors import ConfigurationError, DataError, ModelError
+from hast_lightning.errors import ConfigurationError, DataError, DivergenceError, ModelError
 from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.models.graph import trace
+from hast_lightning.models.teacher import require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
@@ -89,13 +91,16 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
-        return evaluate(
-            self.module.teacher,
-            self.module.student,
-            batches,
-            self.network.num_classes,
-            self.module.device,
-        )
+        try:
+            return evaluate(
+                self.module.teacher,
+                self.module.student,
+                batches,
+                self.network.num_classes,
+                self.module.device,
+            )
+        except DivergenceError as error:
+            raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""
@@ -217,6 +222,8 @@ def prepare_torch(config: Config) -> None:
 
 def _build(config: Config, folder: Path, origin: Origin) -> Run:
     network = load_network(config.model)
+    # Before the rest, because no other setting could mend it and a bank takes gigabytes.
+    require_batch_norms(trace(network.network), network.name)
     data = load_evaluation_data(config.data, network)
     source = build_source(
         config.synthesis,

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
 from hast_lightning.config import Config, to_object
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, StorageError
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
@@ -88,6 +88,7 @@ def claim(folder: Path, config: Config, origin: Origin) -> None:
 
     Raises:
         ConfigurationError: another run took it first.
+        StorageError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -95,6 +96,9 @@ def claim(folder: Path, config: Config, origin: Origin) -> None:
             OmegaConf.save(OmegaConf.create(asdict(config)), file)
     except FileExistsError as error:  # of a run that began in the same second
         raise _used(folder, CONFIG_FILE) from error
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})"
+        raise StorageError(f"hydra.run.dir={folder} {reason}: choose another folder") from error
     write_origin(folder, origin)
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from hast_lightning.errors import ConfigurationError
 
+MAX_RATE = 1e30
+"""Largest learning rate or weight decay: torch raises where its multiples leave float32."""
+
 
 def require_choice(key: str, value: str, choices: Collection[str]) -> None:
     """Refuse ``value`` unless it is one of ``choices``."""

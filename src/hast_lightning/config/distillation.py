@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hast_lightning.config.augmentation import AugmentationConfig
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 KD_REDUCTIONS = ("batchmean", "mean")
@@ -64,9 +64,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_choice("distillation.optimizer.name", self.name, OPTIMIZERS)
-        require_range("distillation.optimizer.lr", self.lr, 0, open_minimum=True)
+        require_range("distillation.optimizer.lr", self.lr, 0, MAX_RATE, open_minimum=True)
         require_range("distillation.optimizer.momentum", self.momentum, 0, 0.9999)
-        require_range("distillation.optimizer.weight_decay", self.weight_decay, 0)
+        require_range("distillation.optimizer.weight_decay", self.weight_decay, 0, MAX_RATE)
         if self.clip_norm is not None:
             require_range("distillation.optimizer.clip_norm", self.clip_norm, 0, open_minimum=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from hast_lightning.config.augmentation import AugmentationConfig
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 SOURCES = ("generator", "image_bank")
@@ -46,10 +46,10 @@ class ImageBankConfig:
         require_range("synthesis.bank.size", self.size, 1)
         require_range("synthesis.bank.batch_size", self.batch_size, 1)
         require_range("synthesis.bank.iterations", self.iterations, 1)
-        require_range("synthesis.bank.lr", self.lr, 0, open_minimum=True)
+        require_range("synthesis.bank.lr", self.lr, 0, MAX_RATE, open_minimum=True)
         require_range("synthesis.bank.patience", self.patience, 0)
         require_range("synthesis.bank.factor", self.factor, 0, 1, open_minimum=True)
-        require_range("synthesis.bank.min_lr", self.min_lr, 0)
+        require_range("synthesis.bank.min_lr", self.min_lr, 0, MAX_RATE)
         if self.size % self.batch_size:
             raise ConfigurationError(
                 f"synthesis.bank.size={self.size} must be a multiple of "
@@ -73,7 +73,7 @@ class GeneratorConfig:
         require_choice("synthesis.generator.conditioning", self.conditioning, CONDITIONINGS)
         require_range("synthesis.generator.latent_dim", self.latent_dim, 1)
         require_range("synthesis.generator.batch_size", self.batch_size, 1)
-        require_range("synthesis.generator.lr", self.lr, 0, open_minimum=True)
+        require_range("synthesis.generator.lr", self.lr, 0, MAX_RATE, open_minimum=True)
         require_range("synthesis.generator.beta1", self.beta1, 0, 0.9999)
         require_range("synthesis.generator.beta2", self.beta2, 0, 0.9999)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hast_lightning.models.zoo import PretrainedNetwork
 
 LAYOUT = "one folder a class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
+CHANNELS = 3
 WORKERS = 2
 
 
@@ -69,6 +70,11 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     path = Path(config.path or "").expanduser()
     if not path.is_dir():
         raise DataError(f"data.path={config.path} is not a folder; expected {LAYOUT}")
+    if network.input_shape[0] != CHANNELS:
+        raise DataError(
+            f"data={config.source} has photographs of {CHANNELS} channels; the network takes "
+            f"{network.input_shape[0]}"
+        )
     _refuse_loops(path)
     size = network.input_shape[1]
     transform = transforms.Compose(
@@ -80,7 +86,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
         ]
     )
     try:
-        dataset = ImageFolder(str(path), transform)
+        dataset = ImageFolder(str(path), transform, allow_empty=True)
     except (FileNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"data.path={path}: {reason}; expected {LAYOUT}") from error
@@ -89,6 +95,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
             f"data.path={path} has {len(dataset.classes)} class folders, the network "
             f"{network.num_classes} classes; expected {LAYOUT}"
         )
+    _refuse_empty_classes(dataset, path)
     return ImageFolderData(dataset, config.batch_size)
 
 
@@ -103,3 +110,14 @@ def _refuse_loops(root: Path) -> None:
             link = Path(folder) / child
             if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
                 raise DataError(f"data.path={root} contains itself: {link} links to a folder above")
+
+
+def _refuse_empty_classes(dataset: ImageFolder, path: Path) -> None:
+    """In a line that stays short where a thousand folders are empty."""
+    filled = {dataset.classes[index] for index in dataset.targets}
+    empty = [name for name in dataset.classes if name not in filled]
+    if empty:
+        raise DataError(
+            f"data.path={path} has no images in {len(empty)} of {len(dataset.classes)} class "
+            f"folders, the first of them {empty[0]}; expected {LAYOUT}"
+        )

@@ -1,0 +1,760 @@
+"""Bad input ends in one line and status 2, before any work, and harms nothing that is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from lightning import Trainer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hast_lightning import pipeline
+from hast_lightning.cli import USER_ERROR_STATUS
+from hast_lightning.models.resnet import CifarResNet
+from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.reporting.result import Result
+from tests.command_line import CALIBRATION_STEPS, SYNTHESIS_STEPS, TINY, call, content
+from tests.composition import options
+
+Refuse = Callable[..., str]
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which ``earlier`` holds a finished run."""
+    folder = tmp_path_factory.mktemp("earlier")
+    assert call(*TINY, "hydra.run.dir=earlier", folder=folder).status == 0
+    return folder
+
+
+@pytest.fixture
+def refused(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Calls the command beside an earlier run; returns the one line that it ends with.
+
+    No training may begin, and every file stays as it was: those of the earlier run, those that
+    the test handed in, and no others.
+    """
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("training began")
+
+    def refuse(*arguments: str) -> str:
+        before = content(earlier), content(tmp_path)
+        line = call(*TINY, *arguments, folder=earlier).refusal()
+        assert (content(earlier), content(tmp_path)) == before
+        return line
+
+    monkeypatch.setattr(Trainer, "fit", train)
+    return refuse
+
+
+# --- configuration: refused before anything is loaded ----------------------------------------
+
+
+@pytest.fixture
+def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """As ``refused``, and no network may be loaded either."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("a network was loaded")
+
+    monkeypatch.setattr(pipeline, "load_network", load)
+    return refused
+
+
+@pytest.mark.parametrize("bits", [-3, 1, 9])
+@pytest.mark.parametrize("kind", ["weight", "activation"])
+def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int) -> None:
+    key = f"quantizer.{kind}_bits"
+    assert refused_unread(f"{key}={bits}") == f"{key}={bits} must be at least 2 and at most 8"
+
+
+ROOT = (
+    "the root has: callbacks, command, data, distillation, logger, model, quantizer, recipe, resume, run, "
+    "schedule, seed, synthesis, trainer"
+)
+QUANTIZER = (
+    "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
+    "name, overrides, percentile, ranges, step_lr_multiplier, weight_bits"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "known"),
+    [
+        ("modell=digits", "modell", ROOT),
+        ("modell.name=digits", "modell", ROOT),
+        ("+epochs=3", "epochs", ROOT),
+        ("quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
+        ("+quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
+        ("++quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
+        ("synthesis.hardness.delta=1", "synthesis.hardness.delta", "has: beta, enabled, gamma"),
+    ],
+)
+def test_an_unknown_group_or_key(
+    refused_unread: Refuse, override: str, key: str, known: str
+) -> None:
+    line = refused_unread(override)
+    assert line.startswith(f"{key} is no key of the configuration; ")
+    assert line.endswith(known)
+
+
+@pytest.mark.parametrize(
+    ("override", "group"),
+    [
+        ("+experiment=digits_w3a4", "experiment"),
+        ("+experiment=3", "experiment"),
+        ("model=resnet21", "model"),
+        ("model=21", "model"),
+        ("quantizer=", "quantizer"),
+        ("schedule=alternate", "schedule"),
+        ("synthesis=disk", "synthesis"),
+        ("distillation=none", "distillation"),
+        ("data=mnist", "data"),
+        ("trainer=tpu", "trainer"),
+        ("logger=mlflow", "logger"),
+        ("callbacks=loud", "callbacks"),
+    ],
+)
+def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, group: str) -> None:
+    line = refused_unread(override)
+    option = override.partition("=")[2]
+    assert option in line
+    assert group in line
+    listed = line.partition("it has: ")[2] or line.partition("Available options")[2]
+    assert set(options(group)) <= set(listed.replace(",", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("override", "choices"),
+    [
+        ("quantizer.gradient=exact", "clipped, pass_through"),
+        ("trainer.precision=16-mixed", "32-true, bf16-mixed"),
+        ("data.source=mnist", "cifar10, digits, imagenet, none, npz"),
+        ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
+        ("run=[evaluate,distil]", "distill, evaluate, report, synthesize"),
+    ],
+)
+def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, choices: str) -> None:
+    line = refused_unread(override)
+    key, _, value = override.partition("=")
+    assert line.startswith(f"{key}=")
+    assert value.strip("[]").rpartition(",")[2] in line
+    assert choices in line
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("quantizer.weight_bits=three", "'three' of type 'str' could not be converted to Integer"),
+        ("quantizer.weight_bits=3.5", "'3.5' of type 'float' could not be converted to Integer"),
+        ("quantizer.weight_bits=null", "is not Optional"),
+        ("quantizer.momentum=high", "'high' of type 'str' could not be converted to Float"),
+        ("quantizer.include_zero=perhaps", "'perhaps' is not a valid bool (type str)"),
+        ("schedule.learning_rate=3", "int is not a subclass of LearningRateConfig"),
+        ("run=evaluate", "str is not a ListConfig, list or tuple"),
+        ("model.name=[digits]", "Cannot convert 'list' to string"),
+        ("seed=-1", "seed=-1 must be at least 0 and at most 4294967295"),
+        ("distillation.optimizer.lr=nan", "lr=nan must be greater than 0 and at most 1e+30"),
+        ("synthesis.bank.lr=1e38", "lr=1e+38 must be greater than 0 and at most 1e+30"),
+        ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range(
+    refused_unread: Refuse, override: str, reason: str
+) -> None:
+    line = refused_unread(override)
+    assert override.partition("=")[0] in line
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("quantizer.weight_bits=[2", "no viable alternative at input '[2'"),
+        ("quantizer.weight_bits", "Error parsing override 'quantizer.weight_bits' missing EQUAL"),
+        ("=3", "must be a string or a list"),
+        ("quantizer.weight_bits=2,3", "To sweep over it, add --multirun"),
+        ("experiment=digits_w3a3", "use +experiment=digits_w3a3"),
+        ("~quantizer.weight_bits", "does not support deletion"),
+        ("~logger", "missing mandatory value: logger"),
+        ("model=torchvision", "missing mandatory value: name"),
+        ("seed=${seeed}", "Interpolation key 'seeed' not found"),
+        ("recipe=${oc.env:HAST_NO_SUCH_VARIABLE}", "'HAST_NO_SUCH_VARIABLE' not found"),
+    ],
+)
+def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str) -> None:
+    assert reason in refused_unread(override)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["model.checkpoint=w.th", "model.pretrained=false"],
+            "model.checkpoint=w.th with model.pretrained=false: the file would not be read",
+        ),
+        (["model.depth=20"], "model.depth=20: only model.provider=cifar_resnet has a depth"),
+        (
+            ["model=resnet20_cifar10"],
+            "model.checkpoint is not set: resnet20_cifar10 has no weights",
+        ),
+        (["model=resnet20_cifar10", "model.depth=21"], "model.depth=21 must be 6n+2"),
+        (["data=none", "data.path=x.npz"], "data.path=x.npz: data=none reads no files"),
+        (["data.path=x.npz"], "data.path=x.npz: data=digits reads no files"),
+        (["data=npz"], "data.path is not set: point it at an .npz file"),
+        (["data=none", "data.holdout=0"], "data.holdout=0.0 must be greater than 0"),
+        (
+            ["schedule=alternating", "schedule.synthesis_steps=9"],
+            "schedule.synthesis_steps=9: schedule.name=alternating synthesizes once in every",
+        ),
+        (
+            ["schedule=alternating", "synthesis=generator", "distillation.batch_size=7"],
+            "distillation.batch_size=7 differs from synthesis.generator.batch_size=64",
+        ),
+        (
+            ["schedule=alternating", "run=[distill]", "synthesis.load=x.safetensors"],
+            "run=['distill']: schedule.name=alternating synthesizes in every iteration",
+        ),
+        (["run=[distill]"], "run=['distill'] has no synthesize and synthesis.load is not set"),
+        (["run=[]"], "run=[] has neither synthesize nor distill: nothing would be done"),
+        (
+            ["run=[synthesize]", "synthesis.load=x"],
+            "run=['synthesize'] with synthesis.load=x: nothing would be done",
+        ),
+        (["synthesis=generator"], "schedule.synthesis_steps is not set: a generator has no"),
+        (["synthesis.bank.size=40"], "synthesis.bank.size=40 must be a multiple of synthesis.bank"),
+        (
+            ["distillation.kd.weight=0", "distillation.alignment.enabled=false"],
+            "distillation has no term: give distillation.kd.weight",
+        ),
+    ],
+)
+def test_contradictions(refused_unread: Refuse, arguments: list[str], line: str) -> None:
+    assert refused_unread(*arguments).startswith(line)
+
+
+def test_an_accelerator_that_does_not_exist(refused_unread: Refuse) -> None:
+    line = refused_unread("trainer.accelerator=abacus")
+    assert line.startswith("trainer.accelerator=abacus ")
+    assert {"auto", "cpu", "cuda"} <= set(line.replace(",", " ").replace(".", " ").split())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device")
+def test_a_device_that_is_not_there(refused_unread: Refuse) -> None:
+    line = refused_unread("trainer=gpu", "trainer.accelerator=gpu")
+    assert line.startswith("trainer.accelerator=gpu trainer.devices=1")
+    assert "No supported gpu backend found" in line
+
+
+# --- configuration files of one's own --------------------------------------------------------
+
+PLANTED = """\
+# @package _global_
+defaults:
+  - override /model: digits
+  - _self_
+recipe: planted
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (PLANTED + "quantizer: {weight_bits: 3", ["planted.yaml", "line 6"]),
+        (PLANTED + "\tseed: 1\n", ["planted.yaml", "line 6", "'\\t'"]),
+        (PLANTED + "quantizer: {wait_bits: 3}\n", ["experiment/planted", QUANTIZER]),
+        (PLANTED + "quantizer: {weight_bits: four}\n", ["experiment/planted", "four", "Integer"]),
+        (PLANTED + "quantizer: {weight_bits: 9}\n", ["weight_bits=9 must be at least 2 and at"]),
+        (
+            PLANTED + "quantizer: 4\n",
+            ["experiment/planted", "int is not a subclass of QuantizerConfig"],
+        ),
+        (PLANTED.replace("digits", "resnet21"), ["model/resnet21", *options("model")]),
+        (PLANTED.replace("model", "modell"), ["experiment/planted", "modell"]),
+        ("\x00\x01", ["planted.yaml", "unacceptable character"]),
+    ],
+    ids=["open brace", "tab", "key", "type", "range", "no group", "option", "group", "binary"],
+)
+def test_a_file_of_the_configuration(
+    refused_unread: Refuse, tmp_path: Path, text: str, parts: list[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "planted.yaml").write_text(text)
+    line = refused_unread("+experiment=planted", f"hydra.searchpath=[file://{tmp_path}]")
+    for part in parts:
+        assert part in line
+
+
+# --- run folders -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "last.ckpt", "samples.safetensors"])
+def test_a_folder_that_holds_a_run(refused_unread: Refuse, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("of an earlier run")
+    line = refused_unread(f"hydra.run.dir={tmp_path}")
+    assert line.startswith(f"hydra.run.dir={tmp_path} already holds a run ({name}): choose")
+
+
+def test_the_folder_of_a_finished_run(refused_unread: Refuse) -> None:
+    assert "hydra.run.dir=" in (line := refused_unread("hydra.run.dir=earlier"))
+    assert "already holds a run (result.json)" in line
+
+
+def test_a_run_folder_that_cannot_be_made(refused_unread: Refuse, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        line = refused_unread(f"hydra.run.dir={folder}")
+        assert line.startswith(f"the folder or file {folder} cannot be used: ")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that not even root writes")
+def test_a_run_folder_that_cannot_be_written_to(refused: Refuse) -> None:
+    line = refused("hydra.run.dir=/proc/self")
+    assert line.startswith("hydra.run.dir=/proc/self cannot be written to (")
+
+
+# --- networks --------------------------------------------------------------------------------
+
+
+def test_a_network_without_batch_norm_before_images_are_made(
+    refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object) -> None:
+        raise AssertionError("a bank was made")
+
+    monkeypatch.setattr(pipeline, "build_source", make)
+    network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
+    line = refused(*network, "data=none", "model.input_size=32")
+    assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
+
+
+def test_a_network_that_torchvision_does_not_have(refused: Refuse) -> None:
+    line = refused("model=torchvision", "model.name=resnet81", "data=none")
+    assert line.startswith("model.name='resnet81' is no classification network of torchvision")
+    assert "resnet18" in line
+
+
+def test_taps_that_are_not_in_the_network(refused: Refuse) -> None:
+    assert "model.taps: 'block9.*' matches nothing" in refused("model.taps=[block9.*]")
+
+
+def _resnet(depth: int = 8, classes: int = 10) -> dict[str, torch.Tensor]:
+    return CifarResNet(depth, classes).state_dict()
+
+
+def _halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _truncated_pickle(path: Path) -> None:
+    torch.save(_resnet(), path)
+    _halved(path)
+
+
+def _truncated_safetensors(path: Path) -> None:
+    save_file(_resnet(), path)
+    _halved(path)
+
+
+def _with_nan(path: Path) -> None:
+    weights = _resnet()
+    weights["linear.weight"][0, 0] = float("nan")
+    torch.save(weights, path)
+
+
+def _with_code(path: Path) -> None:
+    torch.save({**_resnet(), "linear.weight": Payload(path.with_name("created"))}, path)
+
+
+CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "missing": ("w.th", lambda path: None, "does not exist; expected a .safetensors file or"),
+    "folder": ("w.th", Path.mkdir, "is a folder; expected"),
+    "empty": ("w.th", Path.touch, "is damaged or of another format"),
+    "text": ("w.th", lambda path: path.write_text("weights"), "is damaged or of another format"),
+    "truncated": ("w.th", _truncated_pickle, "is damaged or of another format"),
+    "truncated safetensors": ("w.safetensors", _truncated_safetensors, "is damaged or of another"),
+    "deeper": ("w.th", lambda path: torch.save(_resnet(14), path), "is of another architecture"),
+    "other classes": (
+        "w.th",
+        lambda path: torch.save(_resnet(classes=100), path),
+        "is for 100 classes, the network for 10: set model.num_classes=100",
+    ),
+    "NaN": ("w.th", _with_nan, "has NaN or infinite values in linear.weight"),
+    "no tensors": ("w.th", lambda path: torch.save([1, 2], path), "holds no state dict"),
+    "code": ("w.th", _with_code, "is refused: it asks for posix.mkdir, and reading it could"),
+    "whole network": (
+        "w.th",
+        lambda path: torch.save(CifarResNet(8, 10), path),
+        "is refused: it asks for hast_lightning.models.resnet.CifarResNet",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_checkpoint(refused: Refuse, tmp_path: Path, kind: str) -> None:
+    name, write, reason = CHECKPOINTS[kind]
+    path = tmp_path / name
+    write(path)
+    small = ("model=resnet20_cifar10", "model.depth=8", "data=none")
+    line = refused(*small, f"model.checkpoint={path}")
+    assert line.startswith(f"the weights file {path} {reason}")
+    assert not (tmp_path / "created").exists()
+
+
+def test_the_code_in_that_checkpoint_is_real(tmp_path: Path) -> None:
+    """Or the test above would find nothing executed whatever happened."""
+    _with_code(tmp_path / "w.th")
+    torch.load(tmp_path / "w.th", weights_only=False)
+    assert (tmp_path / "created").is_dir()
+
+
+def test_a_number_of_classes_that_the_bundled_weights_do_not_have(refused: Refuse) -> None:
+    assert "is for 10 classes, the network for 7" in refused("model.num_classes=7")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch would keep MobileNetV2's weights; there is no way to download them."""
+
+    def download(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / "mobilenet_v2-7ebf99e0.pth"
+
+
+def test_published_weights_that_cannot_be_downloaded(refused: Refuse, cache: Path) -> None:
+    line = refused("+experiment=mobilenetv2_w3a3")
+    assert line.startswith(f"the weights {cache.name} are not in {cache.parent} and could not be ")
+    assert "no route to host" in line
+    assert "model.pretrained=false" in line
+
+
+def test_published_weights_that_somebody_replaced_by_code(
+    refused: Refuse, cache: Path, tmp_path: Path
+) -> None:
+    torch.save({"classifier.1.bias": Payload(tmp_path / "created")}, cache)
+    line = refused("+experiment=mobilenetv2_w3a3")
+    assert line.startswith(f"the weights file {cache} is refused")
+    assert not (tmp_path / "created").exists()
+
+
+def test_published_weights_that_were_downloaded_in_part(refused: Refuse, cache: Path) -> None:
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), cache)
+    _halved(cache)
+    assert refused("+experiment=mobilenetv2_w3a3").startswith(
+        f"the weights file {cache} is damaged"
+    )
+
+
+# --- evaluation data -------------------------------------------------------------------------
+
+IMAGES, LABELS = np.zeros((6, 8, 8, 1), np.uint8), np.arange(6)
+
+
+def _npz(**arrays: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        np.savez(path, **{"x": IMAGES, "y": LABELS, **arrays})
+
+    return write
+
+
+def _truncated_npz(path: Path) -> None:
+    _npz()(path)
+    _halved(path)
+
+
+def _objects(path: Path) -> None:
+    np.savez(path, x=np.array([Payload(path.with_name("created"))], dtype=object), y=LABELS)
+
+
+NPZ: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "does not exist; expected an .npz file"),
+    "folder": (Path.mkdir, "is a folder; expected an .npz file"),
+    "empty file": (Path.touch, "is not an .npz file, or it is truncated"),
+    "text": (lambda path: path.write_text("images"), "is not an .npz file, or it is truncated"),
+    "truncated": (_truncated_npz, "is not an .npz file, or it is truncated"),
+    "no labels": (lambda path: np.savez(path, x=IMAGES), "has no array 'y'; it has: x"),
+    "code": (_objects, "cannot be read: it holds Python objects"),
+    "no images": (_npz(x=IMAGES[:0], y=LABELS[:0]), "x is empty; at least one image is needed"),
+    "no channels": (_npz(x=IMAGES[..., 0]), "x has shape (6, 8, 8); allowed: (images, height, w"),
+    "three channels": (
+        _npz(x=IMAGES.repeat(3, axis=3)),
+        "x has 3 channels; the network takes 1",
+    ),
+    "size": (_npz(x=IMAGES[:, :7]), "x has images of 7x8 pixels (height x width); the network"),
+    "floats": (_npz(x=IMAGES / 255), "x has type float64; allowed: uint8 (pixels 0 to 255)"),
+    "label too high": (_npz(y=LABELS + 5), "y has labels from 5 to 10; the network knows 0 to 9"),
+    "label negative": (_npz(y=LABELS - 1), "y has labels from -1 to 4; the network knows 0 to 9"),
+    "labels as floats": (_npz(y=LABELS / 2), "y has type float64; allowed: integers"),
+    "labels one-hot": (_npz(y=np.eye(6, dtype=int)), "y has shape (6, 6); allowed: (6,)"),
+    "too few labels": (_npz(y=LABELS[:5]), "y has shape (5,); allowed: (6,), one label an image"),
+}
+
+
+@pytest.mark.parametrize("kind", NPZ)
+def test_evaluation_data(refused: Refuse, tmp_path: Path, kind: str) -> None:
+    write, reason = NPZ[kind]
+    path = tmp_path / "images.npz"
+    write(path)
+    line = refused("data=npz", f"data.path={path}")
+    assert line.startswith(f"data.path={path}")
+    assert reason in line
+    assert not (tmp_path / "created").exists()
+
+
+def test_cifar10_that_is_not_there(refused: Refuse, tmp_path: Path) -> None:
+    cifar = ("model=resnet20_cifar10", "model.pretrained=false", "model.depth=8", "data=cifar10")
+    line = refused(*cifar)
+    assert line.startswith("data.path=data/cifar10 does not exist; expected the folder of cifar-10")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    line = refused(*cifar, f"data.path={tmp_path}")
+    assert line.startswith(f"data.path={tmp_path} has no complete cifar-10-batches-py; to download")
+
+
+PHOTOGRAPHS = (
+    "model=resnet20_cifar10",
+    "model.pretrained=false",
+    "model.depth=8",
+    "data=imagenet",
+)
+
+
+def test_a_folder_of_photographs_that_is_missing_or_empty(refused: Refuse, tmp_path: Path) -> None:
+    line = refused(*PHOTOGRAPHS)
+    assert line.startswith("data.path=data/imagenet/val is not a folder; expected one folder a cl")
+    line = refused(*PHOTOGRAPHS, f"data.path={tmp_path}")
+    assert line.startswith(f"data.path={tmp_path}: ")
+    assert "expected one folder a class" in line
+
+
+def test_photographs_of_other_classes(refused: Refuse, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"n{number}").mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / f"n{number}" / "0.png")
+    line = refused(*PHOTOGRAPHS, f"data.path={tmp_path}")
+    assert line.startswith(f"data.path={tmp_path} has 3 class folders, the network 10 classes")
+
+
+def test_classes_without_photographs_in_a_short_line(refused: Refuse, tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"n{number:08}").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "n00000000" / "0.png")
+    classes = ("model.num_classes=1000", "model.class_names=null")
+    line = refused(*PHOTOGRAPHS, *classes, f"data.path={tmp_path}")
+    assert "has no images in 999 of 1000 class folders, the first of them n00000001" in line
+    assert len(line) < 400
+
+
+def test_photographs_for_a_network_that_sees_no_colours(refused: Refuse, tmp_path: Path) -> None:
+    line = refused("data=imagenet", f"data.path={tmp_path}")
+    assert line == "data=imagenet has photographs of 3 channels; the network takes 1"
+
+
+# --- samples and schedules that do not fit ---------------------------------------------------
+
+
+def test_saved_samples(refused: Refuse, earlier: Path, tmp_path: Path) -> None:
+    samples = earlier / "earlier" / "samples.safetensors"
+    load = f"synthesis.load={tmp_path / 'samples.safetensors'}"
+    assert refused(load) == f"{load}: there is no such file"
+    (tmp_path / "samples.safetensors").write_bytes(samples.read_bytes()[:-100])
+    assert refused(load).startswith(f"{load}: not a readable safetensors file, perhaps truncated")
+    save_file(load_file(samples), tmp_path / "samples.safetensors")
+    assert refused(load) == f"{load}: format is None, not 'hast-lightning/image-bank'"
+    (tmp_path / "samples.safetensors").write_bytes(samples.read_bytes())
+    other = ("model=resnet20_cifar10", "model.pretrained=false", "model.depth=8", "data=none")
+    line = refused(*other, load)
+    assert line.startswith(f"{load}: ")
+    assert "(64, 1, 8, 8)" in line
+    assert "3, 32, 32)" in line
+
+
+def test_a_bank_that_never_gets_a_first_batch(refused: Refuse) -> None:
+    line = refused("schedule=alternating", *TINY, "synthesis.bank.iterations=6")
+    assert line == (
+        "the first images of the bank are finished after 6 synthesis steps "
+        "(synthesis.bank.iterations), and the schedule alternating has 5"
+    )
+
+
+def test_a_bank_that_is_not_full_when_it_is_measured_on(refused: Refuse) -> None:
+    line = refused("schedule=alternating", *TINY, "data=none")
+    assert line.startswith("data=none measures on the last images of the bank, which takes 6")
+
+
+# --- training that diverges ------------------------------------------------------------------
+
+SGD = ("distillation.optimizer.name=sgd", "distillation.optimizer.lr=1e30")
+# Gradients so large that one step leaves float32.
+OVERFLOWING = (*SGD, "distillation.kd.weight=1e20")
+EVERY_STEP = "callbacks.checkpoint_every_n_steps=1"
+ADVICE = "lower the learning rate or the loss weights; what was saved before is kept"
+
+
+@pytest.fixture
+def diverged(earlier: Path, tmp_path: Path) -> Refuse:
+    """Calls the command in an empty run folder; returns the line without the advice it ends in.
+
+    The run has no result, and the earlier run is as it was.
+    """
+
+    def diverge(*arguments: str) -> str:
+        before = content(earlier)
+        run = f"hydra.run.dir={tmp_path}"
+        line = call(*TINY, EVERY_STEP, *arguments, run, folder=earlier).refusal()
+        assert content(earlier) == before
+        assert not (tmp_path / "result.json").exists()
+        assert line.endswith(f": {ADVICE}")
+        return line.removesuffix(f": {ADVICE}")
+
+    return diverge
+
+
+def _iteration_of_good_checkpoint(run: Path) -> int:
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    for name, value in checkpoint["state_dict"].items():
+        # Before the calibration has ended there are no ranges.
+        if isinstance(value, torch.Tensor) and (checkpoint["ranges_frozen"] or "quant" not in name):
+            assert value.isfinite().all(), name
+    return int(checkpoint["iteration"])
+
+
+def test_a_student_that_diverges(diverged: Refuse, tmp_path: Path) -> None:
+    line = diverged(*SGD)
+    assert line == "the distillation loss became nan at step 2 of 3 of stage distillation"
+    assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1
+    assert load_file(tmp_path / "samples.safetensors")["images"].isfinite().all()
+
+
+def test_weights_that_overflow_are_not_saved(diverged: Refuse, tmp_path: Path) -> None:
+    line = diverged(*OVERFLOWING)
+    assert line.startswith("student.")
+    assert line.endswith(" became NaN or infinite at step 1 of 3 of stage distillation")
+    assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS
+
+
+@pytest.mark.parametrize("agenda", ["run=[synthesize,distill]", "run=[synthesize,distill,report]"])
+def test_a_last_step_that_overflows_is_no_end(
+    diverged: Refuse, tmp_path: Path, agenda: str
+) -> None:
+    line = diverged(*OVERFLOWING, "schedule.student_steps=1", agenda)
+    assert line.endswith(" became NaN or infinite at step 1 of 1 of stage distillation")
+    assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_a_student_that_only_the_evaluation_finds_out(
+    diverged: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are finite, what it computes with them is not."""
+    step = ZeroShotQuantization.training_step
+
+    def last_step_ruins(module: ZeroShotQuantization, batch: Any, batch_idx: int) -> None:
+        step(module, batch, batch_idx)
+        if module.iteration == module.schedule.iterations:
+            for parameter in module.student.parameters():
+                torch.nn.init.constant_(parameter, 1e38)
+
+    monkeypatch.setattr(ZeroShotQuantization, "training_step", last_step_ruins)
+    line = diverged()
+    assert (
+        line == "the student puts out NaN or infinite logits at step 3 of 3 of stage distillation"
+    )
+    assert (tmp_path / "samples.safetensors").exists()
+
+
+def test_images_that_diverge(diverged: Refuse, tmp_path: Path) -> None:
+    line = diverged("synthesis.bank.lr=1e30")
+    assert line.startswith("the synthesis loss became ")
+    assert line.endswith(" at step 2 of 6 of stage synthesis")
+    assert _iteration_of_good_checkpoint(tmp_path) == 1
+    assert not (tmp_path / "samples.safetensors").exists()
+
+
+def test_a_calibration_that_diverges(diverged: Refuse, tmp_path: Path) -> None:
+    line = diverged("synthesis.calibration.source=generator", "synthesis.generator.lr=1e30")
+    assert line == "the calibration loss became nan at step 2 of 2 of stage calibration"
+    assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (("synthesis.generator.lr=1e30",), "the synthesis loss became nan at step 2 of 2 of stage"),
+        (SGD, "the distillation loss became nan at step 2 of 3 of stage alternating"),
+    ],
+    ids=["generator", "student"],
+)
+def test_an_alternating_run_that_diverges(
+    diverged: Refuse, wrong: tuple[str, ...], expected: str
+) -> None:
+    generator = ("synthesis=generator", "synthesis.generator.batch_size=8")
+    steps = ("schedule.calibration_steps=2", "schedule.student_steps=3")
+    assert diverged("schedule=alternating", *steps, *generator, *wrong).startswith(expected)
+
+
+def test_what_was_saved_before_can_be_used(diverged: Refuse, tmp_path: Path) -> None:
+    diverged(*SGD)
+    load = f"synthesis.load={tmp_path / 'samples.safetensors'}"
+    again = f"hydra.run.dir={tmp_path / 'again'}"
+    assert call(*TINY, load, again, folder=tmp_path).status == 0
+    assert Result.read(tmp_path / "again" / "result.json").student_steps == 3
+
+
+def test_a_job_that_diverges_does_not_end_a_sweep(tmp_path: Path) -> None:
+    rates = "distillation.optimizer.lr=1e30,1e-3"
+    sweep = ("-m", *TINY, "distillation.optimizer.name=sgd", rates, "hydra.sweep.dir=.")
+    line = call(*sweep, folder=tmp_path).refusal()
+    assert line.startswith("job 0: the distillation loss became nan at step 2 of 3 of stage dist")
+    assert not (tmp_path / "0" / "result.json").exists()
+    assert Result.read(tmp_path / "1" / "result.json").status == "complete"
+
+
+# --- a process of its own --------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)  # most of which is loading torch on a busy machine
+def test_a_real_process_writes_that_line_alone(earlier: Path) -> None:
+    before = content(earlier)
+    finished = subprocess.run(
+        [sys.executable, "-m", "hast_lightning", *TINY, "model.checkpoint=nowhere.safetensors"],
+        cwd=earlier,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == USER_ERROR_STATUS
+    assert finished.stdout == ""
+    assert finished.stderr == (
+        "hast-lightning: the weights file nowhere.safetensors does not exist; expected a "
+        ".safetensors file or a torch state dict (model.checkpoint)\n"
+    )
+    assert content(earlier) == before
