@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -87,10 +88,19 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
+    if config.command == "inspect":
+        _inspect(config)
+        return None
     result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
         return None
     return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
+
+
+def _inspect(config: Config) -> None:
+    from hast_lightning.inspection import inspect
+
+    inspect(config)
 
 
 def _run(config: Config) -> Result | None:
@@ -137,7 +147,9 @@ def main() -> None:
         nonlocal refused
         try:
             return run_job(composed)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, OSError) as error:
+            if not _is_mendable(error):
+                raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
             # sweep, reports only the first that failed. From another process it must.
             if full_error or os.getpid() != process:
@@ -159,6 +171,11 @@ def main() -> None:
         sys.exit(INTERRUPTED_STATUS)
     if refused:
         sys.exit(USER_ERROR_STATUS)
+
+
+def _is_mendable(error: BaseException) -> bool:
+    """Whether it is for the user to mend: of the system's errors only that the disk is full."""
+    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _job_name() -> str:

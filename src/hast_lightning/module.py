@@ -27,6 +27,7 @@ from hast_lightning.quantization.fake_quant import (
     held_weights,
     set_activation_mode,
 )
+from hast_lightning.quantization.learned import LR_MULTIPLIER, parameter_groups
 from hast_lightning.quantization.spec import QuantizationSpec
 from hast_lightning.ranks import average_gradients
 from hast_lightning.resumable import (
@@ -145,10 +146,10 @@ class ZeroShotQuantization(ResumableModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """Source, student and, where there is one, the calibration generator: in this order."""
         optimizer = self.config.distillation.optimizer
-        optimizers = [
-            self.source.build_optimizer(),
-            build_optimizer(optimizer, list(self.student.parameters())),
-        ]
+        groups = parameter_groups(
+            self.student, optimizer.weight_decay, self.config.quantizer.step_lr_multiplier
+        )
+        optimizers = [self.source.build_optimizer(), build_optimizer(optimizer, groups)]
         return optimizers + ([self.calibrator.build_optimizer()] if self.calibrator else [])
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -325,7 +326,7 @@ class ZeroShotQuantization(ResumableModule):
         )
         rate = self.config.distillation.optimizer.lr * factor
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(LR_MULTIPLIER, 1.0)
         self.scalars["distillation/learning_rate"] = rate
 
     def _require_finite(self, loss: Tensor, stage: str) -> float:

@@ -46,8 +46,11 @@ from hast_lightning.run_folder import (
     SAMPLES_FILE,
     Origin,
     claim,
+    disk_bytes,
+    drop_interrupted_steps,
     refuse_used,
     reopen,
+    was_requeued,
     write_origin,
 )
 from hast_lightning.schedule import Action, Schedule, build_schedule
@@ -126,6 +129,8 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     Raises:
         UserError: something handed in is wrong, or training diverged.
     """
+    if was_requeued(folder):
+        return resume(folder)
     first = is_first_process()
     if first:
         refuse_used(folder)
@@ -153,6 +158,7 @@ def resume(folder: Path) -> Result | None:
     prepared = _build(config, folder, origin)
     start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
     if is_first_process():
+        drop_interrupted_steps(folder)
         write_origin(folder, origin)
     return _execute(prepared, start)
 
@@ -357,6 +363,7 @@ def _result(
         student_steps=schedule.completed(Action.DISTILL, module.iteration),
         seconds_by_stage=seconds,
         peak_memory_bytes=peak_memory_bytes(module.device),
+        disk_bytes=disk_bytes(run.folder),
         device=device_name(module.device),
         versions=run.origin.versions,
         teacher_bytes=teacher_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -59,6 +60,27 @@ def _used(folder: Path, name: str) -> ConfigurationError:
         f"hydra.run.dir={folder} already holds a run ({name}): choose another folder, or go on "
         f"with that run by resume={folder}"
     )
+
+
+def was_requeued(folder: Path) -> bool:
+    """Whether SLURM has started this job again after a pre-emption, and it left a run here."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    unfinished = (folder / CONFIG_FILE).exists() and not (folder / RESULT_FILE).exists()
+    return restarts not in ("", "0") and unfinished
+
+
+def drop_interrupted_steps(folder: Path) -> None:
+    """Remove what Lightning's SLURM plugin saved when the signal came: the middle of a step.
+
+    The plugin would prefer it to the run's own checkpoint, which is of a whole step.
+    """
+    for file in folder.glob("hpc_ckpt_*.ckpt"):
+        file.unlink()
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files of a run occupy."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def claim(folder: Path, config: Config, origin: Origin) -> None:

@@ -340,9 +340,9 @@ def test_held_weights_change_neither_outputs_nor_gradients() -> None:
 def test_held_weights_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = small_network()
     calls = []
-    rounded = WeightQuantizer.rounded
+    find = WeightQuantizer.parameters_of
     monkeypatch.setattr(
-        WeightQuantizer, "rounded", lambda self, weight: calls.append(1) or rounded(self, weight)
+        WeightQuantizer, "parameters_of", lambda self, w: calls.append(1) or find(self, w)
     )
     with held_weights(network):
         network(noise(1, 2, 5, 5))

@@ -34,6 +34,7 @@ def make_result() -> Result:
         student_steps=50,
         seconds_by_stage={"synthesis": 1.5, "distillation": 2.5},
         peak_memory_bytes=1_000_000,
+        disk_bytes=1,
         device="a device",
         versions={"python": "3.11.0"},
         teacher_bytes=4_000_000,

@@ -29,6 +29,7 @@ def make_result(top1: tuple[float | None, float | None, float | None]) -> Result
         student_steps=1,
         seconds_by_stage={},
         peak_memory_bytes=None,
+        disk_bytes=1,
         device="a device",
         versions={},
         teacher_bytes=4_000_000,

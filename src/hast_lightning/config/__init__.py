@@ -31,9 +31,12 @@ from hast_lightning.config.quantizer import (
     MAX_BITS,
     MIN_BITS,
     QUANTIZERS,
+    RANGES,
+    LayerBitsConfig,
     QuantizerConfig,
 )
 from hast_lightning.config.root import (
+    COMMANDS,
     STAGES,
     Config,
     describe_unknown_key,
@@ -68,6 +71,7 @@ from hast_lightning.config.synthesis import (
 
 __all__ = [
     "CALIBRATION_SOURCES",
+    "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
     "GRADIENTS",
@@ -80,6 +84,7 @@ __all__ = [
     "PRECISIONS",
     "PROVIDERS",
     "QUANTIZERS",
+    "RANGES",
     "SCHEDULES",
     "SOURCES",
     "STAGES",
@@ -94,6 +99,7 @@ __all__ = [
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",
     "ModelConfig",

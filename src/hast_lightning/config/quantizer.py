@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
 
 from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
 
 MIN_BITS, MAX_BITS = 2, 8
-QUANTIZERS = ("minmax",)
+RANGES = ("minmax", "mse", "percentile", "lsq")
+QUANTIZERS = (*RANGES, "deploy")
 GRADIENTS = ("pass_through", "clipped")
+
+
+@dataclass
+class LayerBitsConfig:
+    """Bits of the layers whose name matches a pattern; what is not set stays as it is."""
+
+    layers: str = MISSING
+    """Shell-style pattern of the names of convolutions and linear layers."""
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    """Bits of what the layers take in."""
+
+    def __post_init__(self) -> None:
+        if self.weight_bits is None and self.activation_bits is None:
+            raise ConfigurationError(
+                f"quantizer.overrides: {self.layers!r} sets neither weight_bits nor activation_bits"
+            )
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if bits is not None:
+                key = f"quantizer.overrides: {self.layers!r}: {name}"
+                require_range(key, bits, MIN_BITS, MAX_BITS)
 
 
 @dataclass
@@ -16,18 +42,58 @@ class QuantizerConfig:
     """Fake quantization of the student."""
 
     name: str = "minmax"
+    """How ranges are found, or ``deploy``: the form that integer engines run."""
+    bits: int | None = None
+    """Bits of weights and activations alike, in place of the two below."""
     weight_bits: int = 3
     activation_bits: int = 3
+    ranges: str | None = None
+    """How ``deploy`` finds its ranges; the other quantizers are named after theirs."""
+    percentile: float = 99.9
+    """Where ranges end in percent of the values (``percentile`` only); 100: at the extremes."""
     gradient: str = "pass_through"
     """Straight-through estimator: ``pass_through`` (the paper's) or ``clipped`` to the range."""
     momentum: float = 0.9
     """Momentum of the exponential moving average of activation ranges while calibrating."""
     include_zero: bool = False
     """Extend every range to contain zero, as integer engines require."""
+    first_and_last_8bit: bool = False
+    """Weights and inputs of the first and of the last layer at 8 bits."""
+    overrides: list[LayerBitsConfig] = field(default_factory=list)
+    """Bits of single layers; of several entries that match a layer the last one counts."""
+    step_lr_multiplier: float = 1.0
+    """Learning rate of learned step sizes, as a multiple of the student's (``lsq`` only)."""
 
     def __post_init__(self) -> None:
         require_choice("quantizer.name", self.name, QUANTIZERS)
+        if self.bits is not None:
+            require_range("quantizer.bits", self.bits, MIN_BITS, MAX_BITS)
+            self.weight_bits = self.activation_bits = self.bits
         require_range("quantizer.weight_bits", self.weight_bits, MIN_BITS, MAX_BITS)
         require_range("quantizer.activation_bits", self.activation_bits, MIN_BITS, MAX_BITS)
+        require_range("quantizer.percentile", self.percentile, 50, 100, open_minimum=True)
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
+        require_range("quantizer.step_lr_multiplier", self.step_lr_multiplier, 0, open_minimum=True)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        """Refuse settings that would be ignored in silence."""
+        if self.name != "deploy":
+            if self.ranges is not None:
+                raise ConfigurationError(
+                    f"quantizer.ranges={self.ranges}: only quantizer=deploy has a choice; "
+                    f"quantizer.name={self.name} says how its ranges are found"
+                )
+            return
+        if self.ranges is None:
+            raise ConfigurationError(
+                "quantizer.ranges is not set: quantizer.name=deploy needs one of: "
+                f"{', '.join(sorted(RANGES))}"
+            )
+        require_choice("quantizer.ranges", self.ranges, RANGES)
+        if not self.include_zero:
+            raise ConfigurationError(
+                "quantizer.include_zero=false: the integer engines that quantizer.name=deploy is "
+                "for pad with zeros, which every range must contain"
+            )

@@ -1,4 +1,4 @@
-"""Which operations of a network's graph are what: activations, and layers with weights.
+"""Which operations of a network's graph are what: activations, layers with weights, and more.
 
 A graph spells one operation in several ways: as a layer of ``torch.nn``, as a function, or as
 a method of a tensor (by its name).
@@ -6,6 +6,7 @@ a method of a tensor (by its name).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torch import fx, nn
 from torch.fx.node import Argument
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 ACTIVATION_LAYERS = (
     nn.ReLU,
@@ -30,13 +32,23 @@ ACTIVATION_LAYERS = (
     nn.Hardsigmoid,
     nn.Sigmoid,
     nn.Softplus,
+    nn.Softsign,
     nn.Tanh,
+    nn.RReLU,
+    nn.Threshold,
 )
+RECTIFIERS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 ACTIVATION_FUNCTIONS = (
-    *(F.relu, F.relu6, F.leaky_relu, F.prelu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
-    *(F.hardswish, F.hardtanh, F.hardsigmoid, F.sigmoid, F.tanh, F.softplus),
-    *(torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.prelu),
-    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *RECTIFIERS,
+    *(F.relu6, F.leaky_relu, F.prelu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.rrelu),
+    *(F.hardswish, F.hardtanh, F.hardsigmoid, F.sigmoid, F.tanh, F.softplus, F.softsign),
+    *(F.leaky_relu_, F.elu_, F.hardtanh_, F.rrelu_, F.threshold),
+    *(torch.selu, torch.selu_, torch.celu, torch.celu_, torch.rrelu, torch.prelu),
+    *(torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_),
+    *("sigmoid", "sigmoid_", "tanh", "tanh_"),
+    # ReLU and ReLU6 by another name.
+    *(torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_),
+    *("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"),
 )
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 PRODUCTS_WITH_WEIGHTS = (
@@ -44,7 +56,34 @@ PRODUCTS_WITH_WEIGHTS = (
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, torch.conv_transpose2d),
     *(F.linear, F.bilinear, F.multi_head_attention_forward, F.scaled_dot_product_attention),
 )
+MATRIX_PRODUCTS = (
+    *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm),
+    *(torch.einsum, torch.tensordot, "matmul", "mm", "bmm", "addmm", "baddbmm"),
+)
 LAYERS_WITH_PRODUCTS = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack)
+
+# What puts out nothing but values that it takes in (and zeros): values on a grid stay on it.
+REARRANGING_LAYERS = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, StochasticDepth),
+    *(nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d),
+)
+REARRANGING_FUNCTIONS = (
+    *(operator.getitem, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
+    *(torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.roll, torch.flip),
+    *(torch.chunk, torch.split, torch.unbind, torch.narrow, torch.clone),
+    *(F.max_pool1d, F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d),
+    *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, stochastic_depth),
+    *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "contiguous"),
+    *("permute", "transpose", "swapaxes", "movedim", "roll", "flip", "repeat"),
+    *("chunk", "split", "unbind", "narrow", "select", "clone", "detach"),
+)
+# What a graph carries beside values: shapes, and numbers that are made from them.
+SHAPES = ("size", "dim", "numel", "stride", "type", "item", "get_device", "is_contiguous")
+SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda")
 
 
 def layer_of(node: Argument, graph_module: fx.GraphModule) -> nn.Module | None:
@@ -63,3 +102,46 @@ def is_activation(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Whether ``node`` is an activation function, however it is spelled."""
     layer = layer_of(node, graph_module)
     return isinstance(layer, ACTIVATION_LAYERS) or calls(node, ACTIVATION_FUNCTIONS)
+
+
+def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether ``node`` is a ReLU, however it is spelled."""
+    return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
+
+
+def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether ``node`` only passes values on: all of them, some, in another order, with zeros."""
+    layer = layer_of(node, graph_module)
+    if isinstance(layer, nn.Upsample):
+        return layer.mode == "nearest"
+    if calls(node, (F.interpolate,)):
+        return _argument(node, 3, "mode", "nearest") == "nearest"
+    if calls(node, (F.pad,)):
+        return not _argument(node, 3, "value", None)
+    alone = calls(node, CONCATENATIONS) and len(node.all_input_nodes) == 1
+    return alone or isinstance(layer, REARRANGING_LAYERS) or calls(node, REARRANGING_FUNCTIONS)
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
+    """An argument of a function that is called, given by position or by name."""
+    given = node.args[position] if len(node.args) > position else default
+    return node.kwargs.get(name, given)
+
+
+def values_of(graph: fx.Graph) -> dict[fx.Node, None]:
+    """The nodes that compute a tensor from the network's input, in order of execution.
+
+    The others are parameters and shapes, and numbers that are made from shapes.
+    """
+    values: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        derived = node.op.startswith("call_") and not _asks_for_shape(node)
+        derived = derived and any(source in values for source in node.all_input_nodes)
+        if derived or node.op == "placeholder":
+            values[node] = None
+    return values
+
+
+def _asks_for_shape(node: fx.Node) -> bool:
+    attribute = node.target is getattr and node.args[1] in SHAPE_ATTRIBUTES
+    return attribute or (node.op == "call_method" and node.target in SHAPES)

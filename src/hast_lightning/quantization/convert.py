@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.models.graph import trace
 from hast_lightning.models.operations import (
     LAYERS_WITH_PRODUCTS,
+    MATRIX_PRODUCTS,
     PRODUCTS_WITH_WEIGHTS,
     calls,
-    is_activation,
     layer_of,
 )
 from hast_lightning.quantization.fake_quant import (
@@ -22,6 +22,13 @@ from hast_lightning.quantization.fake_quant import (
     QuantLinear,
     WeightQuantizer,
 )
+from hast_lightning.quantization.layer_bits import plan_bits
+from hast_lightning.quantization.learned import (
+    LearnedActivationQuantizer,
+    LearnedWeightQuantizer,
+)
+from hast_lightning.quantization.placement import activation_outputs, stored_values
+from hast_lightning.quantization.search import range_finder
 from hast_lightning.quantization.spec import QuantizationSpec
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
@@ -34,7 +41,8 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
     included; every output of an activation function gets its own quantizer, also where one
     module is called several times. The input image, biases, BatchNorm and the outputs of linear
     bottlenecks stay in floating point (methods of ZeroQ, GDFQ, IntraQ and HAST, whose networks
-    have ReLU and ReLU6 only).
+    have ReLU and ReLU6 only). A deployable student has quantizers where
+    :func:`~hast_lightning.quantization.placement.stored_values` says instead.
 
     Args:
         network: Left as it is.
@@ -42,36 +50,55 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
 
     Returns:
         A graph module in evaluation mode whose parameters have the names that they have in
-        ``network``; activations pass through unquantized until its mode is changed.
+        ``network``, learned step sizes apart; activations pass through unquantized until its
+        mode is changed.
 
     Raises:
         ModelError: the network cannot be traced, has nothing to quantize, or has weights that
             would stay unquantized.
+        ConfigurationError: an override of ``spec`` matches nothing.
     """
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
-    layers = _quantize_weights(student, spec)
-    activations = _insert_activation_quantizers(student, spec)
-    if not layers or not activations:
-        missing = "convolution or linear layer" if not layers else "activation function"
+    nodes = stored_values(student) if spec.deployable else activation_outputs(student)
+    plan = plan_bits(student, nodes, spec)
+    if not plan.weights or not plan.activations:
+        missing = "convolution or linear layer" if not plan.weights else "activation function"
         raise ModelError(f"the network has no {missing}, so there is nothing to quantize")
+    _quantize_weights(student, spec, plan.weights)
+    _insert_activation_quantizers(student, spec, plan.activations)
     student.graph.lint()
     student.recompile()
     student.requires_grad_(True)
     return student.eval()
 
 
+def weight_quantizer(spec: QuantizationSpec, bits: int, weight: Tensor) -> WeightQuantizer:
+    """The quantizer of one layer's ``weight``, (out_channels, ...), that ``spec`` asks for."""
+    if spec.ranges == "lsq":
+        return LearnedWeightQuantizer(bits, weight, spec.gradient)
+    return WeightQuantizer(
+        bits,
+        spec.include_zero,
+        symmetric=spec.deployable,
+        find=range_finder(spec.ranges, spec.percentile),
+        gradient=spec.gradient,
+    )
+
+
+def activation_quantizer(spec: QuantizationSpec, bits: int) -> ActivationQuantizer:
+    """A quantizer of one activation tensor that ``spec`` asks for."""
+    quantizer = LearnedActivationQuantizer if spec.ranges == "lsq" else ActivationQuantizer
+    return quantizer(spec, bits)
+
+
 def _refuse_unsupported(student: fx.GraphModule) -> None:
     """Refuse what would stay in floating point without anyone noticing."""
     for node in student.graph.nodes:
         layer = layer_of(node, student)
-        supported = type(layer) in (nn.Conv2d, nn.Linear)
-        if isinstance(layer, LAYERS_WITH_PRODUCTS) and not supported:
-            raise ModelError(
-                f"the network's layer {node.target} is a {type(layer).__name__}, which cannot "
-                "be quantized: only Conv2d and Linear can"
-            )
-        if calls(node, PRODUCTS_WITH_WEIGHTS):
+        if isinstance(layer, LAYERS_WITH_PRODUCTS):
+            _refuse_unsupported_layer(str(node.target), layer)
+        if calls(node, PRODUCTS_WITH_WEIGHTS) or _multiplies_parameter(node, student):
             function = getattr(node.target, "__name__", str(node.target))
             raise ModelError(
                 f"the network calls {function} at {node.name}, whose weights belong to no layer "
@@ -79,31 +106,66 @@ def _refuse_unsupported(student: fx.GraphModule) -> None:
             )
 
 
-def _quantize_weights(student: fx.GraphModule, spec: QuantizationSpec) -> int:
-    """Replace convolutions and linear layers; returns how many."""
-    replaced = 0
-    for name, layer in list(student.named_modules()):
-        quantizer = WeightQuantizer(spec.weight_bits, spec.include_zero)
-        if type(layer) is nn.Conv2d:
+def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:
+    if type(layer) not in (nn.Conv2d, nn.Linear):
+        raise ModelError(
+            f"the network's layer {name} is a {type(layer).__name__}, which cannot be quantized: "
+            "only Conv2d and Linear can"
+        )
+    if not isinstance(layer.weight, nn.Parameter):
+        raise ModelError(
+            f"the network's layer {name} computes its weight anew at every call, as weight and "
+            "spectral normalization do: make it a plain parameter before quantizing"
+        )
+
+
+def _multiplies_parameter(node: fx.Node, student: fx.GraphModule) -> bool:
+    """Whether a matrix product has a parameter of the network as an operand."""
+    return calls(node, MATRIX_PRODUCTS) and any(
+        source.op == "get_attr" and isinstance(_attribute(student, str(source.target)), Tensor)
+        for source in node.all_input_nodes
+    )
+
+
+def _attribute(student: fx.GraphModule, name: str) -> object:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(student.get_submodule(owner), attribute)
+
+
+def _quantize_weights(
+    student: fx.GraphModule, spec: QuantizationSpec, bits: Mapping[str, int]
+) -> None:
+    """Replace convolutions and linear layers."""
+    for name, bits_of_layer in bits.items():
+        layer = student.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        quantizer = weight_quantizer(spec, bits_of_layer, layer.weight)
+        if isinstance(layer, nn.Conv2d):
             student.set_submodule(name, QuantConv2d.from_float(layer, quantizer))
-        elif type(layer) is nn.Linear:
-            student.set_submodule(name, QuantLinear.from_float(layer, quantizer))
         else:
-            continue
-        replaced += 1
-    return replaced
+            student.set_submodule(name, QuantLinear.from_float(layer, quantizer))
 
 
-def _insert_activation_quantizers(student: fx.GraphModule, spec: QuantizationSpec) -> int:
-    """Put a quantizer behind every activation of the graph; returns how many."""
+def _insert_activation_quantizers(
+    student: fx.GraphModule, spec: QuantizationSpec, bits: Mapping[fx.Node, int]
+) -> None:
+    """Put a quantizer behind every node of ``bits``."""
     quantizers = nn.ModuleDict()
     student.add_submodule(QUANTIZERS_ATTRIBUTE, quantizers)
-    for node in [node for node in student.graph.nodes if is_activation(node, student)]:
-        quantizers[node.name] = ActivationQuantizer(spec)
-        with student.graph.inserting_after(node):
-            quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{node.name}", (node,))
+    for node, bits_of_node in bits.items():
+        # A value may be called what a dictionary's method is called, such as values.
+        key = f"{node.name}_" if hasattr(quantizers, node.name) else node.name
+        quantizers[key] = activation_quantizer(spec, bits_of_node)
+        with student.graph.inserting_after(_last_before(node)):
+            quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{key}", (node,))
         node.replace_all_uses_with(quantized, _is_other(quantized))
-    return len(quantizers)
+
+
+def _last_before(node: fx.Node) -> fx.Node:
+    """Where something behind ``node`` goes: inputs of the network stay together in front."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node
 
 
 def _is_other(node: fx.Node) -> Callable[[fx.Node], bool]:

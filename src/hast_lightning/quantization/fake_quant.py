@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hast_lightning.quantization.ranges import (
     AffineParameters,
+    Grid,
     MovingRange,
-    affine_parameters,
+    RangeFinder,
     channel_ranges,
+    extremes,
 )
-from hast_lightning.quantization.rounding import fake_quantize, quantize_dequantize, substitute
+from hast_lightning.quantization.rounding import (
+    fake_quantize,
+    is_inside,
+    quantize_dequantize,
+    substitute,
+)
+from hast_lightning.quantization.search import range_finder
 from hast_lightning.quantization.spec import QuantizationSpec
 from hast_lightning.ranks import averaged
 
@@ -28,36 +37,68 @@ class ActivationMode(Enum):
     QUANTIZE = "quantize"
 
 
-class WeightQuantizer(nn.Module):
-    """Per-channel asymmetric min/max of the current weights, recomputed at every pass.
+class _Rounded(NamedTuple):
+    """Weights on their grid, and where their gradient passes; none: everywhere."""
 
-    All weights lie inside their own range, so the pass-through and the clipped gradient are
-    the same here: the gradient of the rounded weights is the gradient of the weights.
+    value: Tensor
+    passes: Tensor | None
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds weights per output channel to a range of the current weights, found at every pass.
+
+    Args:
+        bits: 2 to 8.
+        include_zero: Extend every range to contain zero.
+        symmetric: Signed integers with zero in the middle: on the grid of ``0 .. 2^bits - 1``
+            the zero point is ``2^(bits - 1)``.
+        find: Minimum and maximum of a channel, or another way to find its range.
+        gradient: ``clipped`` stops the gradient of weights outside their range. Between minimum
+            and maximum, where all weights are inside, there is no difference.
     """
 
-    def __init__(self, bits: int, include_zero: bool = False) -> None:
+    def __init__(
+        self,
+        bits: int,
+        include_zero: bool = False,
+        *,
+        symmetric: bool = False,
+        find: RangeFinder = extremes,
+        gradient: str = "pass_through",
+    ) -> None:
         super().__init__()
         self.bits = bits
         self.include_zero = include_zero
-        self._held: Tensor | None = None
+        self.grid = Grid(bits, include_zero, symmetric)
+        self.find = find
+        self.gradient = gradient
+        self._held: _Rounded | None = None
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
-        low, high = channel_ranges(weight.detach().float())
-        return affine_parameters(low, high, self.bits, self.include_zero)
+        low, high = channel_ranges(weight.detach().float(), self.grid, self.find)
+        return self.grid.parameters(low, high)
 
-    @torch.no_grad()
     def rounded(self, weight: Tensor) -> Tensor:
         """``weight`` on its grid, float32, without gradient."""
-        return quantize_dequantize(weight.float(), *self.parameters_of(weight), self.bits)
+        return self._round(weight).value
 
     def hold(self, weight: Tensor | None) -> None:
         """Round ``weight`` once for several passes; none lets go of it."""
-        self._held = None if weight is None else self.rounded(weight)
+        self._held = None if weight is None else self._round(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The rounded weights, with the gradient passed straight through."""
-        return substitute(weight, self.rounded(weight) if self._held is None else self._held)
+        rounded = self._round(weight) if self._held is None else self._held
+        return substitute(weight, rounded.value, rounded.passes)
+
+    @torch.no_grad()
+    def _round(self, weight: Tensor) -> _Rounded:
+        parameters, weight = self.parameters_of(weight), weight.float()
+        value = quantize_dequantize(weight, *parameters, self.bits)
+        if self.gradient == "pass_through" or self.find is extremes:
+            return _Rounded(value, None)
+        return _Rounded(value, is_inside(weight, *parameters, self.bits))
 
 
 class QuantConv2d(nn.Conv2d):
@@ -110,35 +151,52 @@ class QuantLinear(nn.Linear):
 
 
 class ActivationQuantizer(nn.Module):
-    """One asymmetric range for a whole activation tensor, calibrated and then frozen.
+    """One range for a whole activation tensor, calibrated and then frozen.
 
     While observing, a batch is first taken into the moving range and then quantized with
     it, so that every layer is calibrated on what the quantized layers before it put out
     (as in ZeroQ and its heirs).
+
+    Args:
+        spec: Bits and options.
+        bits: Bits of this tensor; none: those of ``spec``.
+
+    Attributes:
+        scale: Scale of the frozen range, a float32 scalar. NaN until the range is frozen: a
+            network that was never calibrated puts out NaN instead of plausible nonsense.
+        zero_point: Its integer-valued zero point, a float32 scalar.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, spec: QuantizationSpec) -> None:
+    def __init__(self, spec: QuantizationSpec, bits: int | None = None) -> None:
         super().__init__()
-        self.bits = spec.activation_bits
+        self.bits = spec.activation_bits if bits is None else bits
         self.gradient = spec.gradient
         self.include_zero = spec.include_zero
         self.mode = ActivationMode.FLOAT
-        self.moving_range = MovingRange(spec.momentum)
-        # NaN until the ranges are frozen: a network that was never calibrated puts out NaN
-        # instead of plausible nonsense.
+        self.grid = Grid(self.bits, spec.include_zero)
+        find = range_finder(spec.ranges, spec.percentile)
+        self.moving_range = MovingRange(spec.momentum, self.grid, find)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Make room for the frozen range."""
         self.register_buffer("scale", torch.full((), float("nan")))
         self.register_buffer("zero_point", torch.zeros(()))
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Freeze the range to ``[low, high]`` (scalars) and quantize from now on."""
-        scale, zero_point = affine_parameters(low, high, self.bits, self.include_zero)
+        scale, zero_point = self.grid.parameters(low, high)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
         self.mode = ActivationMode.QUANTIZE
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x`` (any shape) with the frozen range."""
+        return fake_quantize(x, self.scale, self.zero_point, self.bits, self.gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass through, observe and quantize, or quantize ``x`` (any shape), as the mode says."""
@@ -146,9 +204,9 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.mode is ActivationMode.OBSERVE:
             self.moving_range.observe(x)
-            current = affine_parameters(*self.moving_range.range(), self.bits, self.include_zero)
+            current = self.grid.parameters(*self.moving_range.range())
             return fake_quantize(x, *current, self.bits, self.gradient)
-        return fake_quantize(x, self.scale, self.zero_point, self.bits, self.gradient)
+        return self.quantize(x)
 
 
 def activation_quantizers(network: nn.Module) -> list[ActivationQuantizer]:

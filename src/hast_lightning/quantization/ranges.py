@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,36 +38,98 @@ def affine_parameters(
     return AffineParameters(scale, torch.round(-low / scale))
 
 
-def channel_ranges(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum per output channel.
+def symmetric_parameters(low: Tensor, high: Tensor, bits: int) -> AffineParameters:
+    """The smallest scale whose signed integers span the range, and zero point ``2^(bits - 1)``.
+
+    The signed integers ``-2^(bits-1) .. 2^(bits-1) - 1`` of an engine are the grid's
+    ``0 .. 2^bits - 1`` less the zero point, which is in the middle whatever the range is.
+
+    Args:
+        low: Lower ends of the ranges, any shape.
+        high: Upper ends, of the same shape.
+        bits: 2 to 8.
+    """
+    half = 2 ** (bits - 1)
+    scale = torch.maximum(high / (half - 1), low / -half)
+    # As narrow as a range may be on either grid.
+    scale = scale.clamp(min=SMALLEST_WIDTH / (2**bits - 1))
+    return AffineParameters(scale, torch.full_like(scale, half))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many integers there are, and which of them may stand for zero.
+
+    Attributes:
+        bits: 2 to 8.
+        include_zero: Every range is extended to contain zero.
+        symmetric: Zero is in the middle.
+    """
+
+    bits: int
+    include_zero: bool = False
+    symmetric: bool = False
+
+    def parameters(self, low: Tensor, high: Tensor) -> AffineParameters:
+        """Scale and zero point of ranges, of the shape of ``low`` and ``high``."""
+        if self.symmetric:
+            return symmetric_parameters(low, high, self.bits)
+        return affine_parameters(low, high, self.bits, self.include_zero)
+
+
+RangeFinder = Callable[[Tensor, Grid], tuple[Tensor, Tensor]]
+"""From rows of values (rows, n) and their grid to the lower and upper ends, (rows, 1) each."""
+
+
+def extremes(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each row (a :data:`RangeFinder`)."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    return low, high
+
+
+def channel_ranges(
+    weight: Tensor, grid: Grid | None = None, find: RangeFinder = extremes
+) -> tuple[Tensor, Tensor]:
+    """The range of each output channel.
 
     Args:
         weight: (out_channels, ...) of a convolution or a linear layer.
+        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        find: Minimum and maximum, or another way to find a range.
 
     Returns:
         Two tensors of shape (out_channels, 1, ...) that broadcast against ``weight``.
     """
-    low, high = weight.flatten(1).aminmax(dim=1)
+    low, high = find(weight.flatten(1), grid or Grid(8))
     shape = (-1, *(1,) * (weight.dim() - 1))
     return low.view(shape), high.view(shape)
 
 
 class MovingRange(nn.Module):
-    """Exponential moving average of batch minima and maxima, corrected for its start at zero.
+    """Exponential moving average of the batches' ranges, corrected for its start at zero.
 
-    With momentum ``m`` and batch extremes ``e_1 .. e_t`` the average is
+    With momentum ``m`` and the ends ``e_1 .. e_t`` of the batches' ranges the average is
     ``(1 - m) * sum m^(t-i) e_i / (1 - m^t)`` (Kingma and Ba, 2015, section 3, for Adam's
     moments). The released ZSQ codes divide the already corrected value again at every step,
     which overshoots for the first hundred updates; this does not.
+
+    Args:
+        momentum: ``m``, at least 0 and below 1.
+        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        find: Minimum and maximum of a batch, or another way to find its range.
     """
 
     low: Tensor
     high: Tensor
     weight: Tensor
 
-    def __init__(self, momentum: float) -> None:
+    def __init__(
+        self, momentum: float, grid: Grid | None = None, find: RangeFinder = extremes
+    ) -> None:
         super().__init__()
         self.momentum = momentum
+        self.grid = grid or Grid(8)
+        self.find = find
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         # 1 - m^t, the weight of all batches together. Accumulated as they are: subtracting a
@@ -75,9 +139,9 @@ class MovingRange(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Take one batch of values, of any shape, into the average."""
-        low, high = x.detach().float().aminmax()
-        self.low.lerp_(low, 1 - self.momentum)
-        self.high.lerp_(high, 1 - self.momentum)
+        low, high = self.find(x.detach().float().reshape(1, -1), self.grid)
+        self.low.lerp_(low.view(()), 1 - self.momentum)
+        self.high.lerp_(high.view(()), 1 - self.momentum)
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.momentum)
 
     def range(self) -> tuple[Tensor, Tensor]:

@@ -66,16 +66,16 @@ def _find(config: ModelConfig) -> Callable[..., Any]:
         raise _failed(config, error) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        what = "no" if function is None else f"no function but a {type(function).__name__}"
-        raise ModelError(f"model.factory={config.factory}: the module has {what} {function_name}")
+        raise ModelError(
+            f"model.factory={config.factory}: the module {module_name} has no function "
+            f"{function_name!r}"
+        )
     found: Callable[..., Any] = function
     return found
 
 
 def _call(function: Callable[..., Any], config: ModelConfig) -> nn.Module:
-    options = {}
-    if config.num_classes is not None and _takes(function, "num_classes"):
-        options["num_classes"] = config.num_classes
+    options = _options(function, config)
     try:
         network = function(**options)
     except Exception as error:  # whatever the user's function raises
@@ -88,11 +88,21 @@ def _call(function: Callable[..., Any], config: ModelConfig) -> nn.Module:
     return network
 
 
-def _takes(function: Callable[..., Any], argument: str) -> bool:
+def _options(function: Callable[..., Any], config: ModelConfig) -> dict[str, int]:
+    """What the function is called with; nothing else may be required."""
     try:
-        return argument in inspect.signature(function).parameters
+        signature = inspect.signature(function)
     except ValueError:  # of functions that are not written in Python
-        return False
+        return {}
+    chosen = config.num_classes is not None and "num_classes" in signature.parameters
+    options = {"num_classes": config.num_classes or 0} if chosen else {}
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ModelError(
+            f"model.factory={config.factory} is called without arguments: {error}"
+        ) from error
+    return options
 
 
 def _failed(config: ModelConfig, error: Exception) -> ModelError:

@@ -165,4 +165,5 @@ def _class_names(published: PretrainedCfg) -> list[str] | None:
     subset = infer_imagenet_subset({"num_classes": published.num_classes})
     if subset is None:
         return None
-    return list(ImageNetInfo(subset).label_descriptions())
+    # Of the synonyms the first; the rest is long.
+    return [name.partition(",")[0] for name in ImageNetInfo(subset).label_descriptions()]

@@ -1,0 +1,118 @@
+"""How many bits each layer's weights and each quantized value get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import fx, nn
+
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.models.operations import layer_of
+from hast_lightning.quantization.spec import LayerBits, QuantizationSpec
+
+QUANTIZABLE = (nn.Conv2d, nn.Linear)
+MOST_NAMES = 6
+"""Names that a message shows, at most."""
+
+
+class BitPlan(NamedTuple):
+    """Bits of each layer's weights by its dotted name, and of each quantized node's value."""
+
+    weights: dict[str, int]
+    activations: dict[fx.Node, int]
+
+
+def plan_bits(
+    student: fx.GraphModule, nodes: Collection[fx.Node], spec: QuantizationSpec
+) -> BitPlan:
+    """Follow the specification's overrides, layer by layer.
+
+    A quantized value gets the most bits that a layer which takes it in asks for; one that no
+    layer takes in gets the specification's.
+
+    Args:
+        student: Its layers are not replaced yet.
+        nodes: Whose values are quantized.
+        spec: Bits, switch and overrides.
+
+    Raises:
+        ConfigurationError: an override matches no layer, or asks for bits of a value that is
+            not quantized.
+    """
+    names = _layer_names(student)
+    entries = [*_first_and_last(student, spec), *spec.overrides]
+    weights = dict.fromkeys(names, spec.weight_bits)
+    inputs = dict.fromkeys(names, spec.activation_bits)
+    for entry in entries:
+        for name in _matching(entry, names):
+            weights[name] = entry.weight_bits or weights[name]
+            inputs[name] = entry.activation_bits or inputs[name]
+    taken_in = {node: set(_takers(node, student, nodes)) for node in nodes}
+    _refuse_ineffective(spec.overrides, names, taken_in)
+    activations = {
+        node: max((inputs[name] for name in takers), default=spec.activation_bits)
+        for node, takers in taken_in.items()
+    }
+    return BitPlan(weights, activations)
+
+
+def _layer_names(student: fx.GraphModule) -> list[str]:
+    """Names of the layers with weights, in order of execution, each once."""
+    calls = [node for node in student.graph.nodes if _is_layer(node, student)]
+    return list(dict.fromkeys(str(node.target) for node in calls))
+
+
+def _is_layer(node: fx.Node, student: fx.GraphModule) -> bool:
+    return isinstance(layer_of(node, student), QUANTIZABLE)
+
+
+def _first_and_last(student: fx.GraphModule, spec: QuantizationSpec) -> Iterator[LayerBits]:
+    """Layers before which there is no other, and layers after which there is none."""
+    if not spec.first_and_last_8bit:
+        return
+    nodes = list(student.graph.nodes)
+    before: set[fx.Node] = set()
+    after: set[fx.Node] = set()
+    for node in nodes:
+        if any(n in before or _is_layer(n, student) for n in node.all_input_nodes):
+            before.add(node)
+    for node in reversed(nodes):
+        if any(n in after or _is_layer(n, student) for n in node.users):
+            after.add(node)
+    for node in nodes:
+        if _is_layer(node, student) and not (node in before and node in after):
+            # Names are no patterns: a bracket stands for itself.
+            yield LayerBits(str(node.target), 8, 8)
+
+
+def _matching(entry: LayerBits, names: list[str]) -> list[str]:
+    return [name for name in names if name == entry.layers or fnmatchcase(name, entry.layers)]
+
+
+def _takers(node: fx.Node, student: fx.GraphModule, nodes: Collection[fx.Node]) -> Iterator[str]:
+    """Names of the layers that ``node``'s value enters before it is quantized again."""
+    for user in node.users:
+        if _is_layer(user, student):
+            yield str(user.target)
+        elif user not in nodes:
+            yield from _takers(user, student, nodes)
+
+
+def _refuse_ineffective(
+    overrides: tuple[LayerBits, ...], names: list[str], taken_in: dict[fx.Node, set[str]]
+) -> None:
+    for entry in overrides:
+        matching = set(_matching(entry, names))
+        if not matching:
+            some = ", ".join(names[:: max(1, len(names) // MOST_NAMES)][:MOST_NAMES])
+            raise ConfigurationError(
+                f"quantizer.overrides: {entry.layers!r} matches no convolution or linear layer; "
+                f"some of their names: {some}"
+            )
+        if entry.activation_bits and not any(matching & takers for takers in taken_in.values()):
+            raise ConfigurationError(
+                f"quantizer.overrides: {entry.layers!r} sets activation_bits="
+                f"{entry.activation_bits}, but what these layers take in is not quantized"
+            )

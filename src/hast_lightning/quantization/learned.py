@@ -1,0 +1,136 @@
+"""Quantizers whose step sizes are parameters of the student, trained with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    ActivationQuantizer,
+    WeightQuantizer,
+)
+from hast_lightning.quantization.lsq import (
+    gradient_scale,
+    integer_zero_point,
+    learned_fake_quantize,
+    positive,
+    scale_gradient,
+)
+from hast_lightning.quantization.ranges import AffineParameters
+from hast_lightning.quantization.search import least_squares
+
+LR_MULTIPLIER = "lr_multiplier"
+"""Key of an optimizer's parameter group: what its learning rate is multiplied by."""
+
+
+class LearnedWeightQuantizer(WeightQuantizer):
+    """Symmetric, with one learned step size per output channel (LSQ).
+
+    Args:
+        bits: 2 to 8.
+        weight: What it is for, (out_channels, ...): step sizes start where the squared error
+            of rounding it is least.
+        gradient: Of weights outside their range: ``clipped`` as in the paper, or
+            ``pass_through``.
+    """
+
+    def __init__(self, bits: int, weight: Tensor, gradient: str = "clipped") -> None:
+        super().__init__(
+            bits, include_zero=True, symmetric=True, find=least_squares, gradient=gradient
+        )
+        self.step_size = nn.Parameter(super().parameters_of(weight).scale)
+
+    def parameters_of(self, weight: Tensor) -> AffineParameters:
+        """Scale and zero point, (out_channels, 1, ...); the weights themselves do not matter."""
+        return self._centred(positive(self.step_size.detach()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The rounded weights, with LSQ's gradients of weights and step sizes."""
+        highest = 2 ** (self.bits - 1) - 1
+        g = gradient_scale(weight[0].numel(), highest)
+        parameters = self._centred(positive(scale_gradient(self.step_size, g)))
+        rounded = None if self._held is None else self._held.value
+        return learned_fake_quantize(weight, *parameters, self.bits, self.gradient, rounded)
+
+    def _centred(self, scale: Tensor) -> AffineParameters:
+        return AffineParameters(scale, torch.full_like(scale, 2 ** (self.bits - 1)))
+
+
+class LearnedActivationQuantizer(ActivationQuantizer):
+    """Calibrated like any other, and trained from there: LSQ, with LSQ+'s offset.
+
+    Where the calibrated range begins at zero, as behind a ReLU, the offset stays zero.
+    """
+
+    step_size: nn.Parameter
+    offset: nn.Parameter
+    calibrated: Tensor
+
+    def _allocate(self) -> None:
+        # They exist before their values are known: optimizers are built before calibration.
+        self.step_size = nn.Parameter(torch.ones(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
+        """The step size as it is now, a float32 scalar without gradient; NaN if uncalibrated."""
+        return self._learned_parameters().scale.detach()
+
+    @property
+    def zero_point(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
+        """The integer that stands for zero now, a float32 scalar without gradient."""
+        return self._learned_parameters().zero_point.detach()
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Start training from the range ``[low, high]`` (scalars), and quantize from now on."""
+        scale, zero_point = self.grid.parameters(low, high)
+        self.step_size.copy_(scale)
+        self.offset.copy_(-zero_point * scale)
+        self.calibrated.fill_(True)
+        self.mode = ActivationMode.QUANTIZE
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x`` (N, ...), with LSQ's gradients."""
+        parameters = self._learned_parameters(gradient_scale(x[0].numel(), 2**self.bits - 1))
+        return learned_fake_quantize(x, *parameters, self.bits, self.gradient)
+
+    def _learned_parameters(self, g: float = 1.0) -> AffineParameters:
+        scale = positive(scale_gradient(self.step_size, g))
+        offset = scale_gradient(self.offset, g)
+        zero_point = integer_zero_point(offset, scale, self.bits, self.include_zero)
+        return AffineParameters(scale.where(self.calibrated, torch.nan), zero_point)
+
+
+def step_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The learned step sizes and offsets of ``network``, in registration order."""
+    learned = (LearnedWeightQuantizer, LearnedActivationQuantizer)
+    quantizers = [module for module in network.modules() if isinstance(module, learned)]
+    return [parameter for quantizer in quantizers for parameter in quantizer.parameters()]
+
+
+def parameter_groups(
+    student: nn.Module, weight_decay: float, step_lr_multiplier: float = 1.0
+) -> list[dict[str, Any]]:
+    """The parameters of ``student`` as groups for an optimizer.
+
+    Step sizes are a group of their own, without weight decay, which would pull their ranges
+    shut. A student that learns none is one group, in the order of ``student.parameters()``.
+
+    Args:
+        student: A converted network.
+        weight_decay: Of all other parameters.
+        step_lr_multiplier: Learning rate of the step sizes, as a multiple of the student's; the
+            group carries it as :data:`LR_MULTIPLIER`.
+    """
+    steps = step_parameters(student)
+    learned = {id(parameter) for parameter in steps}
+    others = [parameter for parameter in student.parameters() if id(parameter) not in learned]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": weight_decay}]
+    if steps:
+        groups.append({"params": steps, "weight_decay": 0.0, LR_MULTIPLIER: step_lr_multiplier})
+    return groups

@@ -1,0 +1,163 @@
+"""Arithmetic of learned step sizes: LSQ (Esser et al., ICLR 2020) and LSQ+.
+
+With a step size ``s`` and the integers ``-Qn .. Qp``, LSQ rounds ``v`` to
+``round(clip(v / s, -Qn, Qp)) * s`` (equations 1 and 2) and learns ``s`` from
+
+    dv^/ds = -v/s + round(v/s)  if -Qn < v/s < Qp,   -Qn below,   Qp above     (equation 3)
+
+times ``g = 1 / sqrt(N * Qp)`` (section 2.2), which makes the relative updates of a step size and
+of the N weights or features that it rounds about equal. The gradient of ``v`` passes inside and
+is zero outside (equation 5). LSQ+ (Bhalgat et al., CVPR Workshops 2020, equations 4 to 7) adds an
+offset, whose gradient is one outside and zero inside. Here the offset is a whole number of
+steps, as integer engines need it: ``zero_point = round(-offset / s)``, and equation 3 with
+``Qn = zero_point`` gives LSQ+'s gradients once the zero point's own is passed on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hast_lightning.config import MAX_BITS
+from hast_lightning.quantization.ranges import SMALLEST_WIDTH
+from hast_lightning.quantization.rounding import quantize_dequantize, substitute
+
+SMALLEST_STEP = SMALLEST_WIDTH / 2**MAX_BITS
+"""Step sizes that an optimizer has pushed below this are taken as this: they stay positive.
+
+No range is so narrow that it starts below."""
+
+
+class _LearnedRounding(torch.autograd.Function):
+    """Round in the forward pass; equations 3 and 5 in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        gradient: str,
+        rounded: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point, rounded)
+        ctx.bits, ctx.gradient = bits, gradient
+        if rounded is None:
+            return quantize_dequantize(x, scale, zero_point, bits)
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point, value = ctx.saved_tensors
+        (upstream,) = gradients
+        # Not what forward put out: the network may have added to that in place.
+        if value is None:
+            value = quantize_dequantize(x, scale, zero_point, ctx.bits)
+        inside = x > -zero_point * scale
+        inside &= x < (2**ctx.bits - 1 - zero_point) * scale
+        of_scale = of_zero_point = None
+        if ctx.needs_input_grad[1]:
+            # (round(v/s) - v/s) * s inside, the end of the range outside.
+            slope = torch.where(inside, value - x, value).mul_(upstream)
+            of_scale = slope.sum_to_size(scale.shape) / scale
+        if ctx.needs_input_grad[2]:
+            outside = torch.where(inside, 0, upstream)
+            of_zero_point = -outside.sum_to_size(zero_point.shape) * scale
+        of_x = upstream * inside if ctx.gradient == "clipped" else upstream
+        return of_x, of_scale, of_zero_point, None, None, None
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The value itself; its gradient times a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class _Positive(torch.autograd.Function):
+    """At least ``SMALLEST_STEP``; what lies below may come back up and sink no further."""
+
+    @staticmethod
+    def forward(ctx: Any, step_size: Tensor) -> Tensor:
+        ctx.save_for_backward(step_size)
+        return step_size.clamp(min=SMALLEST_STEP)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (step_size,) = ctx.saved_tensors
+        sinks = (step_size < SMALLEST_STEP) & (gradients[0] > 0)
+        return gradients[0].masked_fill(sinks, 0)
+
+
+def gradient_scale(values: int, highest: int) -> float:
+    """``g = 1 / sqrt(N * Qp)``.
+
+    Args:
+        values: N: weights that share a step size; of activations the values of one image, so
+            that the batch size does not matter.
+        highest: Qp, the highest integer.
+    """
+    return 1 / math.sqrt(values * highest)
+
+
+def scale_gradient(value: Tensor, factor: float) -> Tensor:
+    """``value``, whose gradient is multiplied by ``factor``."""
+    result: Tensor = _ScaledGradient.apply(value, factor)
+    return result
+
+
+def positive(step_size: Tensor) -> Tensor:
+    """``step_size``, or ``SMALLEST_STEP`` where an optimizer has pushed it below that."""
+    result: Tensor = _Positive.apply(step_size)
+    return result
+
+
+def integer_zero_point(offset: Tensor, scale: Tensor, bits: int, include_zero: bool) -> Tensor:
+    """``round(-offset / scale)``, with a straight-through gradient.
+
+    Args:
+        offset: Lower end of the range; where it is exactly zero, as behind a ReLU, it stays.
+        scale: Positive, of the same shape.
+        bits: 2 to 8.
+        include_zero: Keep the zero point among the grid's integers.
+    """
+    zero_point = -(offset * (offset != 0)) / scale
+    if include_zero:
+        zero_point = zero_point.clamp(0, 2**bits - 1)
+    return substitute(zero_point, zero_point.detach().round())
+
+
+def learned_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    gradient: str = "clipped",
+    rounded: Tensor | None = None,
+) -> Tensor:
+    """Quantize and dequantize ``x`` with LSQ's gradients of all three.
+
+    Args:
+        x: Any shape; computed in float32 and returned in the type of ``x``.
+        scale: Positive, broadcastable to ``x``.
+        zero_point: Integer-valued float, of the shape of ``scale``.
+        bits: 2 to 8.
+        gradient: Of ``x``: ``clipped`` to the inside of the range (equation 5), or
+            ``pass_through``.
+        rounded: The result, where it is known already.
+    """
+    result: Tensor = _LearnedRounding.apply(x.float(), scale, zero_point, bits, gradient, rounded)
+    return result.to(x.dtype)

@@ -1,0 +1,75 @@
+"""Which values of a network's graph are quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from hast_lightning.models.operations import (
+    CONCATENATIONS,
+    LAYERS_WITH_PRODUCTS,
+    calls,
+    is_activation,
+    is_rectifier,
+    layer_of,
+    rearranges,
+    values_of,
+)
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def activation_outputs(student: fx.GraphModule) -> list[fx.Node]:
+    """What activation functions put out (ZeroQ, GDFQ, IntraQ, HAST), in order of execution.
+
+    The input image and the outputs of linear bottlenecks stay in floating point.
+    """
+    return [node for node in student.graph.nodes if is_activation(node, student)]
+
+
+def stored_values(student: fx.GraphModule) -> list[fx.Node]:
+    """What an integer engine stores, in order of execution: each of these values once.
+
+    The input, and what convolutions, linear layers, activation functions, sums, products,
+    concatenations and averages put out (Jacob et al., CVPR 2018, section 3). Not what
+
+    - the engine computes in one go with what follows: a convolution or a sum before its
+      activation, a convolution before its BatchNorm, a value that is made for one concatenation;
+    - only passes on values that are quantized already: reshaping, slicing, max-pooling, padding
+      with zeros, a ReLU of a quantized value;
+    - only the network's own output is made of.
+    """
+    stored: dict[fx.Node, None] = {}
+    passed_on: set[fx.Node] = set()
+    values = values_of(student.graph)
+    for node in values:
+        quantized = any(n in stored or n in passed_on for n in node.all_input_nodes)
+        if rearranges(node, student) or (quantized and is_rectifier(node, student)):
+            passed_on.update([node] if quantized else [])
+        elif _is_stored(node, [use for use in _uses(node, student) if use in values], student):
+            stored[node] = None
+    return list(stored)
+
+
+def _is_stored(node: fx.Node, uses: list[fx.Node], student: fx.GraphModule) -> bool:
+    """Whether an engine stores ``node``'s value, of which ``uses`` compute others."""
+    if len(uses) == 1 and _is_merged(node, uses[0], student):
+        return False
+    return any(not is_activation(use, student) for use in uses)
+
+
+def _is_merged(node: fx.Node, use: fx.Node, student: fx.GraphModule) -> bool:
+    """Whether the engine computes ``node`` and its only ``use`` in one go."""
+    folded = isinstance(layer_of(use, student), BATCH_NORMS)
+    folded = folded and isinstance(layer_of(node, student), LAYERS_WITH_PRODUCTS)
+    return folded or calls(use, CONCATENATIONS)
+
+
+def _uses(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
+    """What computes with ``node``'s value, however it is rearranged on the way."""
+    for user in node.users:
+        if rearranges(user, student):
+            yield from _uses(user, student)
+        else:
+            yield user
