@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,8 @@ from hast_lightning.models.operations import layer_of
 
 _TORCH_FOLDER = Path(torch.__file__).parent
 _OWN_FOLDER = Path(__file__).parent
+
+Convolution = TypeVar("Convolution", bound=nn.Conv2d)
 
 
 class PlaceTracer(fx.Tracer):
@@ -170,27 +172,44 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
         graph_module: left as it is.
     """
     folded = copy.deepcopy(graph_module)
-    calls = Counter(str(node.target) for node in folded.graph.nodes if node.op == "call_module")
-    for node in folded.graph.nodes:
-        normalization = layer_of(node, folded)
-        if not isinstance(normalization, nn.BatchNorm2d) or normalization.running_var is None:
-            continue
-        source = node.all_input_nodes[0]
-        convolution = layer_of(source, folded)
-        alone = len(source.users) == 1 and calls[str(source.target)] == calls[str(node.target)] == 1
-        if type(convolution) is not nn.Conv2d or not alone:
-            continue
+    for convolution, name, normalization in foldable_batch_norms(folded, nn.Conv2d):
         # A reparametrized weight (weight normalization) is no parameter and would be overwritten.
         if isinstance(convolution.weight, nn.Parameter):
             _fold(convolution, normalization)
-            folded.set_submodule(str(node.target), nn.Identity())
+            folded.set_submodule(name, nn.Identity())
     return folded.eval()
+
+
+def foldable_batch_norms(
+    graph_module: fx.GraphModule, kind: type[Convolution]
+) -> Iterator[tuple[Convolution, str, nn.BatchNorm2d]]:
+    """Convolutions with a BatchNorm that nothing else stands between or shares.
+
+    Args:
+        graph_module: Its BatchNorms may be replaced on the way.
+        kind: The exact class of the convolutions.
+
+    Yields:
+        The convolution, and the dotted name and the layer of the BatchNorm behind it.
+    """
+    calls = Counter(
+        str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"
+    )
+    for node in graph_module.graph.nodes:
+        normalization = layer_of(node, graph_module)
+        if not isinstance(normalization, nn.BatchNorm2d) or normalization.running_var is None:
+            continue
+        source = node.all_input_nodes[0]
+        convolution = layer_of(source, graph_module)
+        alone = len(source.users) == 1 and calls[str(source.target)] == calls[str(node.target)] == 1
+        if isinstance(convolution, kind) and type(convolution) is kind and alone:
+            yield convolution, str(node.target), normalization
 
 
 @torch.no_grad()
 def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
     """Give ``convolution`` the weights and the bias of the two layers together."""
-    scale, shift = _affine_of(normalization)
+    scale, shift = batch_norm_affine(normalization)
     weight, bias = convolution.weight, convolution.bias
     if bias is not None:
         shift = shift + scale * bias.double()
@@ -201,7 +220,7 @@ def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
 
 
 @torch.no_grad()
-def _affine_of(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel (float64) of a BatchNorm in evaluation mode."""
     mean, variance = normalization.running_mean, normalization.running_var
     assert mean is not None

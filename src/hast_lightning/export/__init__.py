@@ -1,0 +1,1 @@
+"""The student as a file: packed checkpoint, ONNX, torch.export program; and running these."""

@@ -1,0 +1,104 @@
+"""What an exported file says about itself: where it comes from, and what images it expects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hast_lightning import __version__
+from hast_lightning.errors import ModelError
+
+METADATA_KEY = "hast_lightning"
+"""Under this name every format keeps the description, as JSON."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that is needed to use the file without the configuration that made it.
+
+    Attributes:
+        network: name of the full-precision network.
+        teacher_checksum: SHA-256 of its weights, in hexadecimal.
+        recipe: name of the recipe.
+        seed: of the run.
+        quantizer: the configuration's group of that name.
+        input_shape: (channels, height, width) of an image.
+        num_classes: length of the output.
+        mean: per channel, what pixels in [0, 1] are normalized with.
+        std: per channel.
+        resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
+            crop's side.
+        class_names: one a class, or none.
+        product_version: of this package when it wrote the file.
+    """
+
+    network: str
+    teacher_checksum: str
+    recipe: str
+    seed: int
+    quantizer: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize_ratio: float
+    class_names: tuple[str, ...] | None = None
+    product_version: str = __version__
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return compact_json(asdict(self))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], origin: str) -> Description:
+        """Read the description among a file's metadata.
+
+        Args:
+            metadata: By name, as the format keeps it.
+            origin: The file, for errors.
+
+        Raises:
+            ModelError: there is none, or it is damaged.
+        """
+        if METADATA_KEY not in metadata:
+            raise ModelError(
+                f"{origin} was not exported by hast-lightning: it says nothing of itself"
+            )
+        try:
+            content = json.loads(metadata[METADATA_KEY])
+            content = {field.name: content[field.name] for field in fields(cls)}
+            for name in ("input_shape", "mean", "std", "class_names"):
+                content[name] = None if content[name] is None else tuple(content[name])
+            description = cls(**content)
+            _check(description)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{origin}: what it says of itself is damaged: {error}") from error
+        return description
+
+
+def compact_json(content: Any) -> str:
+    """JSON without spaces, the same for the same content."""
+    return json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _check(description: Description) -> None:
+    """Raise ValueError or TypeError for what would fail later, without a word of the file."""
+    shape, classes = description.input_shape, description.num_classes
+    if len(shape) != 3 or not all(isinstance(size, int) and 0 < size < 2**16 for size in shape):
+        raise ValueError(f"input_shape={shape}")
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"num_classes={classes}")
+    for name in ("mean", "std"):
+        values = getattr(description, name)
+        if len(values) != shape[0] or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name}={values}")
+    if not all(value > 0 for value in description.std):
+        raise ValueError(f"std={description.std}")
+    if not 1 <= description.resize_ratio <= 16:
+        raise ValueError(f"resize_ratio={description.resize_ratio}")
+    names = description.class_names
+    if names is not None and (len(names) != classes or not all(isinstance(n, str) for n in names)):
+        raise ValueError("class_names do not fit num_classes")

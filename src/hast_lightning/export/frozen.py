@@ -1,0 +1,208 @@
+"""The student with its rounding done: integers, scales and zero points in place of quantizers.
+
+All exports start from this form. It computes the very numbers that the student computes, with
+operations alone that every engine knows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hast_lightning.errors import ModelError
+from hast_lightning.export.arguments import arguments_of
+from hast_lightning.models.operations import layer_of
+from hast_lightning.quantization.fake_quant import (
+    ActivationQuantizer,
+    QuantConv2d,
+    QuantLinear,
+    activation_quantizers,
+    quantized_layers,
+)
+from hast_lightning.quantization.rounding import quantize
+
+WEIGHT = "quantized_weight"
+"""Name of a frozen layer's weights among its children."""
+NO_OPERATION_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+"""What evaluation mode leaves of regularization: nothing."""
+
+
+class FrozenWeight(nn.Module):
+    """Weights as integers: ``(integers - zero_point) * scale``.
+
+    Attributes:
+        integers: uint8, 0 to ``2^bits - 1``, of the shape of the weights.
+        scale: float32, (out_channels, 1, ...).
+        zero_point: float32, integer-valued, of the same shape; not always one of the integers.
+        bits: 2 to 8.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("integers", integers)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self) -> Tensor:
+        """The weights, float32."""
+        return (self.integers.float() - self.zero_point) * self.scale
+
+    @property
+    def largest(self) -> int:
+        """The largest integer of the grid."""
+        return int(2**self.bits) - 1
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether zero is in the middle of the grid, as in signed integers."""
+        return bool((self.zero_point == 2 ** (self.bits - 1)).all())
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution with :class:`FrozenWeight`; its bias stays in floating point."""
+
+    quantized_weight: FrozenWeight
+
+    def __init__(self, weight: FrozenWeight, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        del self.weight
+        self.quantized_weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, C, H, W)."""
+        output: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
+        return output
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer with :class:`FrozenWeight`; its bias stays in floating point."""
+
+    quantized_weight: FrozenWeight
+
+    def __init__(self, weight: FrozenWeight, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        del self.weight
+        self.quantized_weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features)."""
+        return nn.functional.linear(input, self.quantized_weight(), self.bias)
+
+
+class FrozenActivation(nn.Module):
+    """Rounds an activation to its grid: ``scale * (q - zero_point)``, ``q`` in 0 to 2^bits - 1.
+
+    Attributes:
+        scale: float32 scalar.
+        zero_point: float32 scalar, integer-valued; outside the grid for a range without zero.
+        bits: 2 to 8.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; computed in float32 as the student does."""
+        steps = torch.round(x.float() / self.scale)
+        largest = 2**self.bits - 1
+        return steps.clamp(-self.zero_point, largest - self.zero_point) * self.scale
+
+
+@torch.no_grad()
+def freeze(student: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``student`` on the CPU whose quantizers are frozen; see the module's docstring.
+
+    What does nothing in evaluation mode is left out of its graph.
+
+    Args:
+        student: Converted, calibrated, in evaluation mode; left as it is.
+
+    Raises:
+        ModelError: the student was never calibrated, or a weight is not finite.
+    """
+    _require_calibrated(student)
+    frozen = copy.deepcopy(student).cpu().float().to(memory_format=torch.contiguous_format)
+    for name, layer in quantized_layers(frozen):
+        frozen.set_submodule(name, _frozen_layer(name, layer))
+    for name, module in list(frozen.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            frozen.set_submodule(name, _frozen_activation(module))
+    _erase_no_operations(frozen)
+    return frozen.requires_grad_(False).eval()
+
+
+def frozen_layers(network: nn.Module) -> Iterator[tuple[str, FrozenConv2d | FrozenLinear]]:
+    """Name and module of every layer with frozen weights."""
+    for name, module in network.named_modules():
+        if isinstance(module, FrozenConv2d | FrozenLinear):
+            yield name, module
+
+
+def frozen_activations(network: nn.Module) -> Iterator[tuple[str, FrozenActivation]]:
+    """Name and module of every frozen activation quantizer."""
+    for name, module in network.named_modules():
+        if isinstance(module, FrozenActivation):
+            yield name, module
+
+
+def _require_calibrated(student: nn.Module) -> None:
+    for quantizer in activation_quantizers(student):
+        if not (quantizer.scale.isfinite().all() and quantizer.zero_point.isfinite().all()):
+            raise ModelError(
+                "the student's activation ranges are not calibrated: nothing to export"
+            )
+
+
+def _frozen_layer(name: str, layer: QuantConv2d | QuantLinear) -> nn.Module:
+    if not layer.weight.isfinite().all():
+        raise ModelError(f"the student's layer {name} has NaN or infinite weights")
+    bits = layer.weight_quantizer.bits
+    scale, zero_point = layer.weight_quantizer.parameters_of(layer.weight)
+    integers = quantize(layer.weight, scale, zero_point, bits).to(torch.uint8)
+    weight = FrozenWeight(integers, scale.float(), zero_point.float(), bits)
+    plain, frozen = (
+        (nn.Conv2d, FrozenConv2d) if isinstance(layer, QuantConv2d) else (nn.Linear, FrozenLinear)
+    )
+    result = frozen(weight, **arguments_of(layer, plain))
+    result.bias = layer.bias
+    return result
+
+
+def _frozen_activation(quantizer: ActivationQuantizer) -> FrozenActivation:
+    scale, zero_point = (
+        value.detach().float().reshape(()).clone()
+        for value in (quantizer.scale, quantizer.zero_point)
+    )
+    return FrozenActivation(scale, zero_point, quantizer.bits)
+
+
+def _erase_no_operations(network: fx.GraphModule) -> None:
+    for node in list(network.graph.nodes):
+        if isinstance(layer_of(node, network), NO_OPERATION_LAYERS) or _is_stochastic_depth(node):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def _is_stochastic_depth(node: fx.Node) -> bool:
+    """Whether ``node`` calls torchvision's function of that name, which is never traced into.
+
+    It does nothing unless it trains; networks are traced in evaluation mode.
+    """
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth"

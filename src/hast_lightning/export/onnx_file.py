@@ -1,0 +1,88 @@
+"""Writing and reading .onnx files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from hast_lightning.errors import ModelError
+from hast_lightning.export.description import METADATA_KEY, Description
+from hast_lightning.export.folding import fold_into_scales
+from hast_lightning.export.onnx_graph import (
+    INPUT,
+    READING,
+    graph_with_placeholders,
+    require_packages,
+)
+
+PRODUCER = "hast-lightning"
+
+
+def write_onnx(network: fx.GraphModule, description: Description, path: Path) -> None:
+    """Write a frozen network with QuantizeLinear and DequantizeLinear.
+
+    Raises:
+        ModelError: torch cannot translate the network.
+    """
+    import onnx
+
+    from hast_lightning.export.onnx_rounding import round_graph
+
+    folded = fold_into_scales(network)
+    model = round_graph(graph_with_placeholders(folded, description.input_shape), folded)
+    model.producer_name, model.producer_version = PRODUCER, description.product_version
+    onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
+    path.write_bytes(model.SerializeToString())
+
+
+def write_float_onnx(network: nn.Module, input_shape: tuple[int, int, int], path: Path) -> None:
+    """Write a network in full precision, to compare with.
+
+    Raises:
+        ModelError: torch cannot translate the network.
+    """
+    path.write_bytes(graph_with_placeholders(network, input_shape).SerializeToString())
+
+
+def read_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+    """The network in a file that :func:`write_onnx` wrote, run by onnxruntime on the CPU.
+
+    Returns:
+        A function from images (N, C, H, W) to logits (N, classes), both on the CPU; and the
+        file's description.
+
+    Raises:
+        ConfigurationError: onnxruntime is not installed.
+        ModelError: the file is missing or damaged.
+    """
+    network, metadata = open_session(path)
+    return network, Description.from_metadata(metadata, str(path))
+
+
+def open_session(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
+    """As :func:`read_onnx`, for any .onnx file with one input: the metadata as they are."""
+    require_packages(READING)
+    import onnxruntime
+
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    # On processors without VNNI, products of 8-bit integers otherwise saturate at 16 bits.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds, which have no public base class
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ModelError(f"{path} is damaged or not for this onnxruntime: {reason}") from error
+    name = session.get_inputs()[0].name
+
+    def network(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {name: images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return network, session.get_modelmeta().custom_metadata_map

@@ -1,0 +1,158 @@
+"""The ONNX graph of a frozen network, with placeholders where its rounding will be.
+
+torch.onnx translates the network's operations. What it must not touch, weights and activation
+quantizers, it sees as operators of a domain of their own, which
+:mod:`~hast_lightning.export.onnx_rounding` replaces. So one graph serves for any bit widths.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
+from hast_lightning.export.program import export_program
+
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN = "hast_lightning"
+WEIGHT_OPERATOR = "Weight"
+ROUND_OPERATOR = "Round"
+NAME_ATTRIBUTE = "name"
+OPSET = 21
+"""The first with integers of 4 bits in QuantizeLinear and DequantizeLinear; onnxruntime 1.20."""
+INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
+WRITING, READING = ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)
+NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+def require_packages(names: tuple[str, ...]) -> None:
+    """Refuse where a package for ONNX is not installed.
+
+    Raises:
+        ConfigurationError: one of ``names`` is missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"ONNX needs {', '.join(missing)}, which is not installed: "
+            "pip install 'hast-lightning[export]'"
+        )
+
+
+class _WeightPlaceholder(nn.Module):
+    def __init__(self, name: str, shape: torch.Size) -> None:
+        super().__init__()
+        self.name, self.shape = name, shape
+
+    def forward(self) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{WEIGHT_OPERATOR}",
+            (),
+            {NAME_ATTRIBUTE: self.name},
+            dtype=torch.float32,
+            shape=self.shape,
+            version=1,
+        )
+
+
+class _RoundPlaceholder(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{ROUND_OPERATOR}",
+            (x,),
+            {NAME_ATTRIBUTE: self.name},
+            dtype=torch.float32,
+            shape=x.shape,
+            version=1,
+        )
+
+
+def graph_with_placeholders(
+    network: nn.Module, input_shape: tuple[int, int, int]
+) -> onnx.ModelProto:
+    """The graph of a network for batches (N, C, H, W) of any size.
+
+    Args:
+        network: frozen, folded or not, in which the name of a module of weights or of an
+            activation quantizer becomes the attribute of its placeholder; or a network without
+            any of these, which is translated as it is.
+        input_shape: (C, H, W).
+
+    Raises:
+        ModelError: torch cannot translate the network.
+    """
+    marked = copy.deepcopy(network)
+    for name, module in list(marked.named_modules()):
+        if isinstance(module, FrozenWeight):
+            marked.set_submodule(name, _WeightPlaceholder(name, module.integers.shape))
+        elif isinstance(module, FrozenActivation):
+            marked.set_submodule(name, _RoundPlaceholder(name))
+    return _translate(marked, input_shape)
+
+
+def _translate(network: nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    program = export_program(network, input_shape)
+    try:
+        with _quiet():
+            translated = torch.onnx.export(
+                program, (), dynamo=True, opset_version=OPSET, verbose=False
+            )
+    except Exception as error:  # of an operation that it does not know, among others
+        lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
+        raise ModelError(f"torch.onnx cannot translate the network: {lines[0]}") from error
+    assert translated is not None
+    model: onnx.ModelProto = translated.model_proto
+    _tidy(model)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.onnx says of its own parts."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Plain names; nothing of where this machine keeps the source, which torch.onnx notes."""
+    graph = model.graph
+    (first,), (last,) = graph.input, graph.output
+    renamed = {first.name: INPUT, last.name: OUTPUT}
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value in (first, last):
+        value.name = renamed[value.name]
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
+    for described in (*graph.input, *graph.output, *graph.initializer, graph, model):
+        del described.metadata_props[:]
+        described.doc_string = ""
+    # Shapes of inner values: the rounding would have to keep them up to date.
+    del graph.value_info[:]
+    graph.name = "student"

@@ -1,0 +1,52 @@
+"""Small integers without gaps: k bits each, whatever k is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hast_lightning.errors import ModelError
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that ``count`` integers of ``bits`` bits take: all their bits, rounded up to a byte."""
+    return (count * bits + 7) // 8
+
+
+def pack(integers: Tensor, bits: int) -> Tensor:
+    """One stream of bits, (packed_size,), uint8.
+
+    Integer ``i`` (in the order of the flattened tensor) takes the bits ``i * bits`` to
+    ``(i + 1) * bits - 1``, its lowest first; bit ``j`` of the stream is bit ``j % 8`` of byte
+    ``j // 8``. Bits after the last integer are zero.
+
+    Args:
+        integers: Any shape, 0 to ``2^bits - 1``.
+        bits: 1 to 8.
+    """
+    flat = integers.flatten().to(torch.uint8)
+    stream = torch.zeros(packed_size(flat.numel(), bits) * 8, dtype=torch.uint8)
+    stream[: flat.numel() * bits] = _bits_of(flat, bits).flatten()
+    weights = 2 ** torch.arange(8, dtype=torch.uint8)
+    return (stream.view(-1, 8) * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The integers (count,), uint8, that :func:`pack` packed.
+
+    Raises:
+        ModelError: there are not as many bytes as that many integers take.
+    """
+    if packed.dtype != torch.uint8 or packed.shape != (packed_size(count, bits),):
+        raise ModelError(
+            f"{count} weights of {bits} bits take {packed_size(count, bits)} bytes, not "
+            f"{packed.numel()} elements of {packed.dtype}"
+        )
+    stream = _bits_of(packed, 8).flatten()[: count * bits]
+    weights = 2 ** torch.arange(bits, dtype=torch.uint8)
+    return (stream.view(-1, bits) * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def _bits_of(values: Tensor, bits: int) -> Tensor:
+    """The lowest ``bits`` bits of each value, (N, bits), lowest first."""
+    return (values.unsqueeze(1) >> torch.arange(bits, dtype=torch.uint8)) & 1
