@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": BASE | {"archives"},
     "ranks": set(),
     "trainer": BASE,
+    "export": BASE | {"", "models", "quantization", "archives"},
     "quantization": BASE | {"ranks", "models.graph", "models.operations"},
     "synthesis": BASE | {"ranks", "models"},
     "distillation": BASE | {"models"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
 
@@ -99,6 +99,7 @@ def _describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
     for kind, (frozen, plain) in _FROZEN.items():
         if isinstance(layer, frozen):
             weight = layer.quantized_weight
+            assert isinstance(weight, FrozenWeight)
             return {
                 "kind": kind,
                 "bits": weight.bits,
@@ -244,5 +245,9 @@ def _from_plain(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return {key: _from_plain(item, nodes) for key, item in content.items()}
     if kind == "slice":
         return slice(*(_from_plain(item, nodes) for item in content))
-    simple = {"node": nodes.__getitem__, "float": float, "dtype": DTYPES.__getitem__}
+    simple: dict[str, Callable[[Any], Any]] = {
+        "node": nodes.__getitem__,
+        "float": float,
+        "dtype": DTYPES.__getitem__,
+    }
     return Ellipsis if kind == "ellipsis" else simple[kind](content)

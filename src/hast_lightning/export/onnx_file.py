@@ -12,7 +12,6 @@ from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.folding import fold_into_scales
 from hast_lightning.export.onnx_graph import (
-    INPUT,
     READING,
     graph_with_placeholders,
     require_packages,

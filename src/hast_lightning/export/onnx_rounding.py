@@ -203,7 +203,7 @@ class _Rounding:
             return None
         if weight.bits <= 4 or node.input[2] not in self.initializers:
             return None
-        scale = weight.scale.flatten() * np.float32(step)
+        scale = weight.scale.flatten() * float(np.float32(step))
         bias = torch.from_numpy(numpy_helper.to_array(self.initializers[node.input[2]]).copy())
         integers = torch.round(bias.double() / scale.double())
         if bias.shape != scale.shape or not bool((integers.abs() < LARGEST_BIAS).all()):

@@ -1,0 +1,76 @@
+"""The packed checkpoint: loads back to the very network, and is as small as promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hast_lightning.errors import ModelError
+from hast_lightning.export.description import Description
+from hast_lightning.export.frozen import freeze, frozen_layers
+from hast_lightning.export.packed import read_packed, write_packed
+from hast_lightning.quantization.spec import QuantizationSpec
+from tests.export.families import CLASSES, FAMILIES, SHAPE, calibrated, family, noise
+
+DESCRIPTION = Description(
+    network="fuzzed",
+    teacher_checksum="0" * 64,
+    recipe="recipe",
+    seed=3,
+    quantizer={"name": "minmax", "weight_bits": 3},
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.2, 0.2),
+    resize_ratio=1.0,
+    class_names=tuple("abcdefghij"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_loads_back_with_identical_outputs(name: str, tmp_path: Path) -> None:
+    student = calibrated(family(name), QuantizationSpec(3, 4))
+    write_packed(freeze(student), DESCRIPTION, tmp_path / "student.safetensors")
+    network, description = read_packed(tmp_path / "student.safetensors")
+    with torch.no_grad():
+        images = noise(4, *SHAPE)
+        assert torch.equal(network(images), student(images))
+    assert description == DESCRIPTION
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_cost_their_bits(bits: int, tmp_path: Path) -> None:
+    frozen = freeze(calibrated(family("resnet"), QuantizationSpec(bits, bits)))
+    path = tmp_path / "student.safetensors"
+    write_packed(frozen, DESCRIPTION, path)
+    with safe_open(path, framework="pt") as file:
+        stored = sum(
+            file.get_tensor(name).numel()
+            for name in file.keys()  # noqa: SIM118
+            if name.endswith(".integers")
+        )
+    weights = sum(layer.quantized_weight.integers.numel() for _, layer in frozen_layers(frozen))
+    assert stored <= weights * bits / 8 + len(list(frozen_layers(frozen)))
+    if bits == 3:
+        assert stored <= 0.10 * 4 * weights
+
+
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    write_packed(freeze(calibrated(family("resnet"), QuantizationSpec(3, 3))), DESCRIPTION, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is damaged or no safetensors file"):
+        read_packed(path)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError):
+        read_packed(tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="does not exist"):
+        read_packed(tmp_path / "missing.safetensors")
