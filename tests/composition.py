@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 
 
-def composed(*overrides: str) -> Config:
-    """The checked configuration of ``python -m hast_lightning <overrides>``."""
+def composed_raw(*overrides: str) -> DictConfig:
+    """The configuration of ``python -m hast_lightning <overrides>``, not checked yet."""
     register_schemas()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return to_object(compose("config", overrides=list(overrides)))
+        return compose("config", overrides=list(overrides))
+
+
+def composed(*overrides: str) -> Config:
+    """The same, checked."""
+    return to_object(composed_raw(*overrides))
 
 
 def options(group: str) -> list[str]:

@@ -36,7 +36,11 @@ REFUSED: dict[str, list[Any]] = {
     "model.input_size": [0, 3],
     "model.mean": [[1.5], [-0.1], [NAN]],
     "model.std": [[0.0], [-1.0], [NAN], [INFINITY]],
-    "quantizer.name": ["lsq"],
+    "quantizer.name": ["adaround"],
+    "quantizer.ranges": ["adaround"],
+    "quantizer.percentile": [50.0, 101.0, NAN],
+    "quantizer.step_lr_multiplier": [0.0, NAN],
+    "quantizer.bits": [1, 9],
     "quantizer.weight_bits": [-2, 0, 1, 9, 16],
     "quantizer.activation_bits": [-2, 0, 1, 9, 16],
     "quantizer.gradient": ["straight_through"],
@@ -106,7 +110,11 @@ REFUSED: dict[str, list[Any]] = {
     "seed": [-1, 2**32],
     "run": [["evaluate", "distil"]],
 }
-ALONG = {"model.mean": {"model.std": [1.0]}, "model.std": {"model.mean": [0.5]}}
+ALONG = {
+    "model.mean": {"model.std": [1.0]},
+    "model.std": {"model.mean": [0.5]},
+    "quantizer.ranges": {"quantizer.name": "deploy"},
+}
 
 
 def _raw(*overrides: str) -> DictConfig:

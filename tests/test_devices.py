@@ -127,6 +127,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_processes_train_one_generator(tmp_path: Path) -> None:
     first, second = run_on_two(tmp_path, *GENERATOR)
     assert_equal(first["student"], second["student"])
@@ -140,6 +141,7 @@ def test_two_processes_train_one_generator(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_bank_of_two_processes_serves_one(tmp_path: Path) -> None:
     run_on_two(tmp_path)
     one = [argument for argument in ARGUMENTS if "devices" not in argument]
@@ -149,6 +151,7 @@ def test_a_bank_of_two_processes_serves_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path: Path) -> None:
     budget = [
         "synthesis.bank.size=512",
@@ -176,6 +179,7 @@ def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     from tests.test_resume import assert_same_run, steps_logged
 
@@ -202,6 +206,7 @@ def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_cuda_devices_share_the_student(tmp_path: Path) -> None:
     first, second = run_on_two(tmp_path, "trainer.accelerator=gpu")

@@ -37,11 +37,15 @@ GROUPS = (
     "trainer",
     "logger",
     "callbacks",
+    "sweep",
 )
 RANDOM_WEIGHTS = ("model.pretrained=false", "model.checkpoint=null", "data=none")
 # What an option needs beside itself to be a whole configuration.
 COMPANIONS = {
     "model/torchvision": ["model.name=resnet18"],
+    "model/timm": ["model.name=resnet18"],
+    "model/pytorchcv": ["model.name=resnet18"],
+    "model/own": ["model.factory=package.module:build", "model.input_size=32"],
     "data/npz": ["data.path=images.npz"],
     "synthesis/generator": ["schedule.synthesis_steps=1"],
     "synthesis/generator_gdfq": ["schedule.synthesis_steps=1"],

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -285,7 +285,7 @@ WILD = [
 def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schemas, groups included."""
     for name, hint in get_type_hints(schema).items():
-        inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        inner = hint if is_dataclass(hint) else None
         yield f"{prefix}{name}"
         if inner is not None:
             yield from _keys(inner, f"{prefix}{name}.")

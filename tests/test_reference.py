@@ -241,6 +241,8 @@ class FixedImages(nn.Module):
     """A source that has only the images of the reference."""
 
     steps_to_fill: int | None = None
+    steps_to_start = 0
+    shared = False
 
     def __init__(self) -> None:
         super().__init__()

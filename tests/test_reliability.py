@@ -196,6 +196,7 @@ def test_a_long_gradient_is_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_is_flat_over_two_thousand_steps(tmp_path: Path) -> None:
     peaks: list[int] = []
     step = ZeroShotQuantization.training_step

@@ -149,6 +149,7 @@ def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("extra", [(), ALTERNATING], ids=["two_stage", "alternating"])
 def test_twenty_kills_at_random_moments_lose_nothing(
     tmp_path: Path, extra: tuple[str, ...]

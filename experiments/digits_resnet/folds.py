@@ -39,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the networks of the folds; write ``<fold>.safetensors`` and ``<fold>.npz``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
+    chosen_options = parser.parse_args(arguments)
+    folder = chosen_options.folder
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = normalized_digits(held_out=False)
     for fold in range(FOLDS):
-        options = parse(["--seed", str(fold)])
+        options = parse(["--seed", str(fold), "--width", str(chosen_options.width)])
         chosen = torch.arange(len(labels)) % FOLDS == fold
         torch.manual_seed(options.seed)
         network = CifarResNet(options.depth, 10, in_channels=1, width=options.width)

@@ -88,10 +88,19 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
+    if config.command == "inspect":
+        _inspect(config)
+        return None
     result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
         return None
     return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
+
+
+def _inspect(config: Config) -> None:
+    from hast_lightning.inspection import inspect
+
+    inspect(config)
 
 
 def _run(config: Config) -> Result | None:

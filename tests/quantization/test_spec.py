@@ -77,8 +77,9 @@ def test_a_quantizer_is_named_after_its_ranges(name: str) -> None:
 
 
 def test_no_option_of_the_configuration_is_forgotten() -> None:
-    # The name says whether it is deployable; the learning rate is the optimizer's.
-    elsewhere = {"name", "step_lr_multiplier"}
+    # The name says whether it is deployable; bits is short for two others; the learning rate is
+    # the optimizer's.
+    elsewhere = {"name", "bits", "step_lr_multiplier"}
     configured = {field.name for field in dataclasses.fields(QuantizerConfig)} - elsewhere
     assert configured | {"deployable"} == {f.name for f in dataclasses.fields(QuantizationSpec)}
 

@@ -131,6 +131,28 @@ def test_seeding_makes_samples_reproducible() -> None:
     assert torch.equal(first[1], second[1])
 
 
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_samples_are_made_as_in_training_and_leave_no_trace(conditioning: str) -> None:
+    generator = make_generator(conditioning)
+    state = {name: value.clone() for name, value in generator.state_dict().items()}
+    torch.manual_seed(5)
+    sampled, _ = generator.sample(16)
+    assert all(torch.equal(value, state[name]) for name, value in generator.state_dict().items())
+    torch.manual_seed(5)
+    proposed, _ = generator.propose()
+    assert torch.equal(sampled, proposed)
+    moved = [
+        name
+        for name, value in generator.state_dict().items()
+        if not torch.equal(value, state[name])
+    ]
+    assert {name.rpartition(".")[2] for name in moved} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_held_out_is_deterministic_and_leaves_no_trace(training: bool) -> None:
     generator = make_generator().train(training)
@@ -160,7 +182,7 @@ def test_sizes_that_cannot_be_made_are_refused(shape: tuple[int, int, int]) -> N
 @pytest.fixture(params=CONDITIONINGS)
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, ConditionalGenerator]:
     generator = make_generator(request.param)
-    generator.sample(8)  # moves the running statistics away from their start
+    generator.propose()  # moves the running statistics away from their start
     path = tmp_path / "generator.safetensors"
     generator.save(path)
     return path, generator

@@ -36,6 +36,7 @@ from hast_lightning.config.quantizer import (
     QuantizerConfig,
 )
 from hast_lightning.config.root import (
+    COMMANDS,
     STAGES,
     Config,
     describe_unknown_key,
@@ -70,6 +71,7 @@ from hast_lightning.config.synthesis import (
 
 __all__ = [
     "CALIBRATION_SOURCES",
+    "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
     "GRADIENTS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -9,7 +10,8 @@ from omegaconf import MISSING
 from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-PROVIDERS = ("digits", "cifar_resnet", "torchvision")
+PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own")
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass
@@ -17,21 +19,29 @@ class ModelConfig:
     """The pretrained network: where it comes from and what it expects as input."""
 
     provider: str = MISSING
-    """``digits`` (bundled), ``cifar_resnet`` (by depth) or ``torchvision`` (any classifier)."""
+    """``digits`` (bundled), ``cifar_resnet`` (by depth), ``torchvision``, ``timm`` or ``pytorchcv``
+    (by name), ``own`` (by factory)."""
     name: str = MISSING
-    """Name in reports; for torchvision the name of the builder."""
+    """Name in reports; for torchvision, timm and pytorchcv the name that they know it by."""
+    factory: str | None = None
+    """``package.module:function`` that builds the user's ``own`` network."""
     pretrained: bool = True
-    """Load pretrained weights; false keeps the random initialization (for trials without files)."""
+    """Load pretrained weights; false keeps the random initialization (for trials without files).
+    The weights of an ``own`` network are those it is built with unless a checkpoint is given."""
     checkpoint: str | None = None
     """Weights to load instead of the provider's own: .safetensors or a torch state dict."""
     depth: int | None = None
     """Depth of a ``cifar_resnet``: 6n+2, e.g. 20, 32, 44, 56."""
     num_classes: int | None = None
+    """Length of the output; none: the provider's own."""
     input_size: int | None = None
-    """Height and width of the input in pixels; none: the provider's own."""
+    """Height and width of the input in pixels; none: the provider's own (an ``own`` network has
+    none)."""
     mean: list[float] | None = None
     """Per-channel mean that the input was normalized with, for pixels in [0, 1]."""
     std: list[float] | None = None
+    class_names: list[str] | None = None
+    """One a class, in the order of the output; none: the provider's own, if it has any."""
     taps: list[str] | None = None
     """Name patterns (shell style) of the feature taps; none: found from the network's graph."""
 
@@ -40,16 +50,9 @@ class ModelConfig:
         self.checkpoint = expand_home(self.checkpoint)
         self._refuse_contradictions()
         if self.provider == "cifar_resnet":
-            depth = self.depth or 0
-            if depth < 8 or (depth - 2) % 6:
-                raise ConfigurationError(
-                    f"model.depth={self.depth} must be 6n+2, e.g. 20, 32, 44 or 56"
-                )
-            if self.pretrained and self.checkpoint is None:
-                raise ConfigurationError(
-                    f"model.checkpoint is not set: {self.name} has no weights of its own; point "
-                    "model.checkpoint at a file, or set model.pretrained=false for random weights"
-                )
+            self._check_cifar_resnet()
+        if self.provider == "own":
+            self._check_own()
         if self.num_classes is not None:
             require_range("model.num_classes", self.num_classes, 2)
         if self.input_size is not None:
@@ -61,6 +64,30 @@ class ModelConfig:
         for deviation in self.std or ():
             require_range("model.std", deviation, 0, open_minimum=True)
 
+    def _check_cifar_resnet(self) -> None:
+        depth = self.depth or 0
+        if depth < 8 or (depth - 2) % 6:
+            raise ConfigurationError(
+                f"model.depth={self.depth} must be 6n+2, e.g. 20, 32, 44 or 56"
+            )
+        if self.pretrained and self.checkpoint is None:
+            raise ConfigurationError(
+                f"model.checkpoint is not set: {self.name} has no weights of its own; point "
+                "model.checkpoint at a file, or set model.pretrained=false for random weights"
+            )
+
+    def _check_own(self) -> None:
+        if self.factory is None or not FACTORY.fullmatch(self.factory):
+            raise ConfigurationError(
+                f"model.factory={self.factory} must be package.module:function, a function that "
+                "returns the network"
+            )
+        if self.input_size is None:
+            raise ConfigurationError(
+                "model.input_size is not set: say the height and width in pixels that the network "
+                f"of {self.factory} expects"
+            )
+
     def _refuse_contradictions(self) -> None:
         """Refuse what would be ignored in silence."""
         if self.checkpoint is not None and not self.pretrained:
@@ -71,4 +98,9 @@ class ModelConfig:
         if self.depth is not None and self.provider != "cifar_resnet":
             raise ConfigurationError(
                 f"model.depth={self.depth}: only model.provider=cifar_resnet has a depth"
+            )
+        if self.factory is not None and self.provider != "own":
+            raise ConfigurationError(
+                f"model.factory={self.factory} with model.provider={self.provider}: it would not "
+                "be called; choose model=own"
             )

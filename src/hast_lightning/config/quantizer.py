@@ -43,6 +43,8 @@ class QuantizerConfig:
 
     name: str = "minmax"
     """How ranges are found, or ``deploy``: the form that integer engines run."""
+    bits: int | None = None
+    """Bits of weights and activations alike, in place of the two below."""
     weight_bits: int = 3
     activation_bits: int = 3
     ranges: str | None = None
@@ -64,6 +66,9 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         require_choice("quantizer.name", self.name, QUANTIZERS)
+        if self.bits is not None:
+            require_range("quantizer.bits", self.bits, MIN_BITS, MAX_BITS)
+            self.weight_bits = self.activation_bits = self.bits
         require_range("quantizer.weight_bits", self.weight_bits, MIN_BITS, MAX_BITS)
         require_range("quantizer.activation_bits", self.activation_bits, MIN_BITS, MAX_BITS)
         require_range("quantizer.percentile", self.percentile, 50, 100, open_minimum=True)

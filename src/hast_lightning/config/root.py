@@ -24,6 +24,7 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
+COMMANDS = ("run", "inspect")
 STAGES = ("synthesize", "distill", "evaluate", "report")
 
 
@@ -36,6 +37,8 @@ class Config:
     """
 
     recipe: str = MISSING
+    command: str = "run"
+    """``run`` the agenda, or ``inspect`` the network: a table of what would be quantized."""
     seed: int = 0
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
@@ -52,12 +55,14 @@ class Config:
     callbacks: CallbacksConfig = MISSING
 
     def __post_init__(self) -> None:
+        require_choice("command", self.command, COMMANDS)
         require_range("seed", self.seed, 0, 2**32 - 1)
         for stage in self.run:
             require_choice("run", stage, STAGES)
         self._check_agenda()
         self._check_source_and_schedule()
         self._check_batches()
+        self._check_data()
 
     def _check_agenda(self) -> None:
         if not {"synthesize", "distill"} & set(self.run):
@@ -82,6 +87,14 @@ class Config:
                 "iteration; add synthesize, or choose schedule=two_stage"
             )
 
+    def _check_data(self) -> None:
+        # Here and not in the group: only a run reads the file.
+        if self.command == "run" and self.data.source == "npz" and self.data.path is None:
+            raise ConfigurationError(
+                "data.path is not set: point it at an .npz file with x (uint8 N,H,W,C) and y "
+                "(integers), or choose data=none"
+            )
+
     def _check_batches(self) -> None:
         """What the generator has just made is what the student sees: one batch size for both."""
         made, seen = self.synthesis.generator.batch_size, self.distillation.batch_size
@@ -104,9 +117,15 @@ class Config:
 
 
 def register_schemas() -> None:
-    """Make the root schema known to Hydra as ``schema``, and ``${first:a,b}``; idempotent."""
+    """Make the root schema known to Hydra as ``schema``, and the two resolvers; idempotent."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("folder_of_command", _folder_of_command, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _folder_of_command(command: str) -> str | None:
+    """The folder of a command that writes nothing, for which Hydra would make a new one."""
+    return "." if command == "inspect" else None
 
 
 def _first(*values: Any) -> Any:
@@ -137,8 +156,25 @@ def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
     for key in map(str, group):
         if key not in known:
             raise ConfigurationError(_no_such_key(prefix, key, known))
+        _refuse_value_for_group(group, key, f"{prefix}{key}")
         if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
             _refuse_added_keys(group[key], f"{prefix}{key}.")
+
+
+def _refuse_value_for_group(group: DictConfig, key: str, name: str) -> None:
+    """Refuse an interpolation that puts a value where a group of keys belongs."""
+    schema: Any = get_type_hints(OmegaConf.get_type(group))[key]
+    if not is_dataclass(schema) or OmegaConf.is_missing(group, key):
+        return
+    try:
+        value = group[key]
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(str(error).splitlines()[0]) from error
+    if OmegaConf.get_type(value) is not schema:
+        raise ConfigurationError(
+            f"{name}={value!r} is not a group of keys; {name} has: "
+            f"{', '.join(sorted(field.name for field in fields(schema)))}"
+        )
 
 
 def describe_unknown_key(key: str) -> str | None:

@@ -36,11 +36,6 @@ class DataConfig:
         require_range("data.holdout", self.holdout, 0, 0.5)
         if self.source == "none":
             require_range("data.holdout", self.holdout, 0, open_minimum=True)
-        if self.source == "npz" and self.path is None:
-            raise ConfigurationError(
-                "data.path is not set: point it at an .npz file with x (uint8 N,H,W,C) and y "
-                "(integers), or choose data=none"
-            )
 
 
 @dataclass

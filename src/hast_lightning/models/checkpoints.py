@@ -117,8 +117,13 @@ def _state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix(prefix): value for name, value in content.items()}
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path, *, ignore_more: bool = False) -> None:
     """Load the weights in ``path`` into ``network``; every name and every shape must fit.
+
+    Args:
+        network: changed in place.
+        path: as :func:`read_state_dict`.
+        ignore_more: pass over names in the file that the network has not.
 
     Raises:
         ModelError: as :func:`read_state_dict`; or the weights belong to another architecture
@@ -126,6 +131,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     found = read_state_dict(path)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    if ignore_more:
+        found = {name: value for name, value in found.items() if name in own}
     # Weights saved by old versions of PyTorch lack the counter of batches, which nothing uses.
     counters = {name for name in {*own, *found} if name.endswith("num_batches_tracked")}
     _check_names(set(own) - counters, set(found) - counters, path)

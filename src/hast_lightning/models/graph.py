@@ -21,9 +21,10 @@ from hast_lightning.errors import ModelError
 from hast_lightning.models.operations import layer_of
 
 _TORCH_FOLDER = Path(torch.__file__).parent
+_OWN_FOLDER = Path(__file__).parent
 
 
-class _Tracer(fx.Tracer):
+class PlaceTracer(fx.Tracer):
     """Remembers in which module tracing failed."""
 
     failed_in: str | None = None
@@ -35,6 +36,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Trace a call of a module, and keep its name where that fails."""
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -52,29 +54,35 @@ def trace(network: nn.Module) -> fx.GraphModule:
     Raises:
         ModelError: the network's Python code depends on values that only exist when it runs.
     """
+    return trace_with(PlaceTracer(), network)
+
+
+def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
+    """As :func:`trace`, with a tracer that may know more than the code of the network says."""
     if isinstance(network, fx.GraphModule):
         return fx.GraphModule(network, copy.deepcopy(network.graph))
-    tracer = _Tracer()
     name = type(network).__name__
     try:
         graph = tracer.trace(network)
+        # Some networks keep what they compute, and so proxies of an earlier tracing.
+        graph.lint()
         return fx.GraphModule(tracer.root, graph, name)
     except Exception as error:  # whatever the network's own code raises when it meets proxies
         reason = (str(error) or repr(error)).splitlines()[0]
         module = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
-        place = _innermost_place(error.__traceback__)
+        place = innermost_place(error.__traceback__)
         raise ModelError(
             f"the network {name} cannot be traced by torch.fx{module} at {place}: {reason}"
         ) from error
 
 
-def _innermost_place(stack: TracebackType | None) -> str:
-    """File, line and code of the deepest frame that is not PyTorch's own."""
+def innermost_place(stack: TracebackType | None) -> str:
+    """File, line and code of the deepest frame that is neither PyTorch's nor of this package."""
     frames = traceback.extract_tb(stack)
     own = [
         frame
         for frame in frames
-        if _TORCH_FOLDER not in Path(frame.filename).parents and frame.filename != __file__
+        if not {_TORCH_FOLDER, _OWN_FOLDER} & set(Path(frame.filename).parents)
     ]
     frame = (own or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} ({frame.line})"

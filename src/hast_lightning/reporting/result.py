@@ -61,8 +61,8 @@ class Result:
     """Wall-clock seconds of each stage."""
     peak_memory_bytes: int | None
     """Peak memory in bytes: allocated tensors on CUDA, else the resident set of the process."""
-    disk_bytes: int
-    """Size of all files of the run folder in bytes, when the last step was evaluated."""
+    disk_bytes: int | None
+    """Size of all files of the run folder in bytes at the last evaluation; none: not recorded."""
     device: str
     """Name of the device."""
     versions: dict[str, str]

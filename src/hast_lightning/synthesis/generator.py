@@ -146,8 +146,20 @@ class ConditionalGenerator(nn.Module):
 
     @torch.no_grad()
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return fresh images (batch_size, C, H, W) and their labels."""
-        return self._draw(batch_size)
+        """Return fresh images (batch_size, C, H, W) and their labels.
+
+        They are normalized by their own statistics, as while training, but leave no trace in
+        the running ones: these make the held-out images, which must not drift while only the
+        student trains.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            return self._draw(batch_size)
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
 
     @torch.no_grad()
     def held_out(self, count: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,112 @@
+"""A pretrained network together with all that its provider knows about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hast_lightning.config import ModelConfig
+from hast_lightning.errors import ModelError
+from hast_lightning.models.checkpoints import checksum
+from hast_lightning.models.preparation import prepare
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZE_RATIO = 256 / 224
+
+
+@dataclass(frozen=True)
+class PretrainedNetwork:
+    """A full-precision network in evaluation mode, and the input that it expects.
+
+    Attributes:
+        network: the network itself, in float32, as its own class or as its graph.
+        name: its name in reports.
+        input_shape: (channels, height, width).
+        num_classes: length of the output.
+        mean: per channel, what pixels in [0, 1] are normalized with.
+        std: per channel.
+        checksum: SHA-256 of the state dict as the provider gives it, in hexadecimal.
+        resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
+            crop's side; 256 / 224 is the usual one (He et al., 2016).
+        class_names: one a class, in the order of the output; none where they are not known.
+    """
+
+    network: nn.Module
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    checksum: str
+    resize_ratio: float = RESIZE_RATIO
+    class_names: tuple[str, ...] | None = None
+
+
+def describe(
+    network: nn.Module,
+    config: ModelConfig,
+    input_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    resize_ratio: float = RESIZE_RATIO,
+    class_names: Sequence[str] | None = None,
+) -> PretrainedNetwork:
+    """Prepare ``network`` and check what is said of it; ``config`` goes before the provider.
+
+    Args:
+        network: with its weights.
+        config: the ``model`` group.
+        input_shape: (C, H, W).
+        mean: the provider's, per channel.
+        std: the provider's, per channel.
+        resize_ratio: as in :class:`PretrainedNetwork`.
+        class_names: the provider's; ignored where the network has another number of classes.
+
+    Raises:
+        ModelError: the network cannot be used, or ``config`` contradicts it.
+    """
+    mean, std = config.mean or mean, config.std or std
+    _check_channels(config.name, input_shape, {"mean": mean, "std": std})
+    network = network.eval().float()
+    prepared, num_classes = prepare(network, input_shape, config.name)
+    _check_classes(config, num_classes)
+    names = config.class_names or class_names
+    return PretrainedNetwork(
+        network=prepared,
+        name=config.name,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        mean=tuple(mean),
+        std=tuple(std),
+        checksum=checksum(network),
+        resize_ratio=resize_ratio,
+        class_names=tuple(names) if names and len(names) == num_classes else None,
+    )
+
+
+def _check_channels(
+    name: str, input_shape: tuple[int, int, int], given: dict[str, Sequence[float]]
+) -> None:
+    for key, values in given.items():
+        if len(values) != input_shape[0]:
+            raise ModelError(
+                f"model.{key}={list(values)} has {len(values)} values; the input of {name} "
+                f"has {input_shape[0]} channels"
+            )
+
+
+def _check_classes(config: ModelConfig, num_classes: int) -> None:
+    if config.num_classes not in (None, num_classes):
+        raise ModelError(
+            f"model.num_classes={config.num_classes}: the network {config.name} puts out "
+            f"{num_classes} classes"
+        )
+    if config.class_names is not None and len(config.class_names) != num_classes:
+        raise ModelError(
+            f"model.class_names has {len(config.class_names)} names; the network {config.name} "
+            f"puts out {num_classes} classes (model.class_names=null leaves them out)"
+        )

@@ -1,0 +1,204 @@
+"""What a student is made of, call by call: layers, quantizers, taps, and what they cost.
+
+The cost of arithmetic is counted in bit-operations, as in Bayesian Bits (van Baalen et al.,
+NeurIPS 2020, appendix B.2): a layer's multiplications times the bits of its weights times the
+bits of what it takes in, 32 for values in floating point. Only convolutions and linear layers
+count; BatchNorms are part of them once folded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from hast_lightning.models.operations import (
+    CONCATENATIONS,
+    calls,
+    is_activation,
+    is_rectifier,
+    layer_of,
+    rearranges,
+)
+from hast_lightning.quantization.fake_quant import ActivationQuantizer, QuantConv2d, QuantLinear
+
+FLOAT_BITS = 32
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
+_AVERAGING_LAYERS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer, a BatchNorm or a quantizer, with what directly follows and belongs to it.
+
+    Attributes:
+        name: dotted name of the layer, or the node's name of a function.
+        operations: what is done, in order: ``3x3 /2``, ``BN``, ``ReLU``.
+        output_shape: shape of the result for one image, without the image's dimension.
+        parameters: how many, of the layer and of what is in this step with it.
+        multiplications: multiply-accumulates for one image; 0 without a layer.
+        weight_bits: bits of the layer's weights; none without a layer.
+        input_bits: bits of what the layer takes in; none without a layer.
+        output_bits: bits of the result; none where no quantizer follows.
+        batch_norms: BatchNorms in this step.
+        tap: whether teacher and student are aligned here.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiplications: int
+    weight_bits: int | None
+    input_bits: int | None
+    output_bits: int | None
+    batch_norms: int
+    tap: bool
+
+    @property
+    def bit_operations(self) -> int:
+        """Bit-operations for one image."""
+        return self.multiplications * (self.weight_bits or 0) * (self.input_bits or 0)
+
+    @property
+    def float_bit_operations(self) -> int:
+        """Bit-operations for one image in floating point."""
+        return self.multiplications * FLOAT_BITS**2
+
+
+def steps(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Step]:
+    """The steps of a student, in order of execution.
+
+    Args:
+        student: A converted network that does not quantize yet.
+        taps: Names of the nodes at which features are aligned.
+        image: (1, C, H, W).
+    """
+    with torch.no_grad():
+        ShapeProp(student).propagate(image)
+    found, seen = [], set[fx.Node]()
+    for node in student.graph.nodes:
+        if node not in seen and _begins(node, student):
+            chain = [node, *_followers(node, student)]
+            seen.update(chain)
+            found.append(_step(chain, student, taps))
+    return found
+
+
+def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
+    """Whether a step begins here: a layer, a BatchNorm, or an activation that is quantized."""
+    layer = layer_of(node, student)
+    if isinstance(layer, (QuantConv2d, QuantLinear, ActivationQuantizer, *_BATCH_NORMS)):
+        return True
+    return is_activation(node, student) and _only_follower(node, student) is not None
+
+
+def _followers(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
+    """The BatchNorm, the activation and the quantizer that take in nothing but this result."""
+    while (follower := _only_follower(node, student)) is not None:
+        yield follower
+        node = follower
+
+
+def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
+    if len(node.users) != 1 or isinstance(layer_of(node, student), ActivationQuantizer):
+        return None
+    (user,) = node.users
+    kinds = (*_BATCH_NORMS, *_IDENTITIES, ActivationQuantizer)
+    belongs = isinstance(layer_of(user, student), kinds)
+    belongs = belongs or is_activation(user, student)
+    return user if belongs and len(user.all_input_nodes) == 1 else None
+
+
+def _step(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) -> Step:
+    layers = [layer_of(node, student) for node in chain]
+    first, quantizer = layers[0], layers[-1]
+    shape = _output_shape(chain[-1])
+    weighted = first if isinstance(first, QuantConv2d | QuantLinear) else None
+    inputs = chain[0].all_input_nodes
+    return Step(
+        name=_name(chain[0], student),
+        operations=tuple(_operations(chain, student)),
+        output_shape=shape,
+        parameters=sum(p.numel() for layer in layers for p in _parameters(layer)),
+        multiplications=_multiplications(weighted, _output_shape(chain[0])) if weighted else 0,
+        weight_bits=weighted.weight_quantizer.bits if weighted else None,
+        input_bits=_bits_of(inputs[0], student) if weighted else None,
+        output_bits=quantizer.bits if isinstance(quantizer, ActivationQuantizer) else None,
+        batch_norms=sum(isinstance(layer, _BATCH_NORMS) for layer in layers),
+        tap=any(node.name in taps for node in chain),
+    )
+
+
+def _name(node: fx.Node, student: fx.GraphModule) -> str:
+    """A quantizer that follows nothing else of the step is named after what it quantizes."""
+    if isinstance(layer_of(node, student), ActivationQuantizer):
+        return node.all_input_nodes[0].name
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _parameters(layer: nn.Module | None) -> Iterator[nn.Parameter]:
+    if layer is not None and not isinstance(layer, ActivationQuantizer):
+        yield from (value for name, value in layer.named_parameters() if "quantizer" not in name)
+
+
+def _output_shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape[1:])
+
+
+def _multiplications(layer: QuantConv2d | QuantLinear, output_shape: tuple[int, ...]) -> int:
+    """Each number of the result is a sum over the inputs that one output channel sees."""
+    return math.prod(output_shape) * layer.weight[0].numel()
+
+
+def _bits_of(node: fx.Node, student: fx.GraphModule) -> int:
+    """Bits of a value; an average counts as many as what is averaged, and a sum is no integer."""
+    layer = layer_of(node, student)
+    if isinstance(layer, ActivationQuantizer):
+        return layer.bits
+    passes = rearranges(node, student) or is_rectifier(node, student)
+    passes = passes or isinstance(layer, _AVERAGING_LAYERS)
+    if passes or calls(node, (*_AVERAGES, *CONCATENATIONS)):
+        return max(_bits_of(source, student) for source in _tensors(node))
+    return FLOAT_BITS
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """Inputs that are values; the others are sizes."""
+    return [source for source in node.all_input_nodes if "tensor_meta" in source.meta]
+
+
+def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
+    if isinstance(layer_of(chain[0], student), ActivationQuantizer):
+        chain = [chain[0].all_input_nodes[0]]
+    for node in chain:
+        layer = layer_of(node, student)
+        if isinstance(layer, QuantConv2d):
+            yield _describe_convolution(layer)
+        elif isinstance(layer, QuantLinear):
+            yield "linear"
+        elif isinstance(layer, _BATCH_NORMS):
+            yield "BN"
+        elif node.op == "placeholder":
+            yield "input"
+        elif not isinstance(layer, (ActivationQuantizer, *_IDENTITIES)):
+            function = getattr(node.target, "__name__", str(node.target))
+            yield function.strip("_") if layer is None else type(layer).__name__
+
+
+def _describe_convolution(layer: QuantConv2d) -> str:
+    """For example ``3x3``, ``3x3 /2``, ``3x3 dw`` (depthwise), ``3x3 g32`` (32 groups)."""
+    parts = ["x".join(map(str, layer.kernel_size))]
+    if max(layer.stride) > 1:
+        parts.append(f"/{max(layer.stride)}")
+    if layer.groups > 1:
+        depthwise = layer.groups == layer.in_channels
+        parts.append("dw" if depthwise else f"g{layer.groups}")
+    return " ".join(parts)
