@@ -25,6 +25,13 @@ def cifar10_folder() -> Path:
     return folder
 
 
+def imagenet_folder() -> Path:
+    """The folder of a small MobileNetV1 and of one validation photograph a class."""
+    folder = data_folder() / "imagenet"
+    _skip_if_absent(folder / "mobilenetv1_x0.25.pth.tar")
+    return folder
+
+
 def reference_file() -> Path:
     """The values of the published arithmetic on ResNet-20, an .npz file."""
     path = data_folder() / "reference" / "hast_resnet20_w3a3.npz"

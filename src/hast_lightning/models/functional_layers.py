@@ -30,7 +30,7 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
 _TENSORS = ("weight", "bias", *_STATISTICS)
 _SIDES_OF_ASSERTIONS = (
     *(getattr, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le),
-    *(operator.gt, operator.ge, operator.and_, operator.or_, operator.mod),
+    *(operator.gt, operator.ge, operator.and_, operator.or_, operator.mod, "size", "dim"),
 )
 
 
@@ -71,16 +71,12 @@ def _erase_assertions(graph: fx.Graph) -> bool:
     """Drop assertions, which hold for every input of this size or for none."""
     assertions = [node for node in graph.nodes if node.target is torch._assert]
     for node in assertions:
-        _erase_backwards(node)
+        graph.erase_node(node)
+    # What was compared, and what the messages show: more users than a value really has.
+    for node in reversed(graph.nodes):
+        if not node.users and node.target in _SIDES_OF_ASSERTIONS:
+            graph.erase_node(node)
     return bool(assertions)
-
-
-def _erase_backwards(node: fx.Node) -> None:
-    sources = node.all_input_nodes
-    node.graph.erase_node(node)
-    for source in sources:
-        if not source.users and source.target in (*_SIDES_OF_ASSERTIONS, "size", "dim"):
-            _erase_backwards(source)
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:

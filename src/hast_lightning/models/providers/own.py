@@ -82,8 +82,8 @@ def _call(function: Callable[..., Any], config: ModelConfig) -> nn.Module:
         raise _failed(config, error) from error
     if not isinstance(network, nn.Module):
         raise ModelError(
-            f"model.factory={config.factory} returned a {type(network).__name__}, not a "
-            "torch.nn.Module"
+            f"model.factory={config.factory} returned something of type {type(network).__name__}, "
+            "not a torch.nn.Module"
         )
     return network
 

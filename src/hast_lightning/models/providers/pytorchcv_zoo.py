@@ -84,7 +84,9 @@ def _build(builder: Any, config: ModelConfig) -> nn.Module:
     try:
         network: nn.Module = builder(**options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f"pytorchcv cannot build {config.name} with {options}: {error}") from error
+        given = ", ".join(f"{key}={value}" for key, value in options.items()) or "its defaults"
+        reason = f": {error}" if str(error) else ""
+        raise ModelError(f"pytorchcv cannot build {config.name} with {given}{reason}") from error
     return network
 
 
