@@ -34,7 +34,7 @@ ALTERNATING = ("schedule.name=alternating", "schedule.synthesis_steps=null")
 
 @functools.cache
 def _base() -> DictConfig:
-    return composed_raw(*TINY, "trainer.threads=1")
+    return composed_raw(*TINY, "quantizer=minmax", "trainer.threads=1")
 
 
 def small(*overrides: str) -> Config:

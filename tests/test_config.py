@@ -107,6 +107,7 @@ REFUSED: dict[str, list[Any]] = {
     "callbacks.checkpoints_kept": [0],
     "callbacks.evaluate_every_n_steps": [-1],
     "callbacks.grid_images": [0],
+    "command": ["train"],
     "seed": [-1, 2**32],
     "run": [["evaluate", "distil"]],
 }
@@ -330,7 +331,7 @@ def test_a_mistyped_key_is_refused(key: str) -> None:
     [
         ("+quantizer.wait_bits=3", "quantizer.wait_bits is no key of the configuration; quantizer"),
         ("+synthesis.bank.sice=3", "synthesis.bank.sice is no key of the configuration; synth"),
-        ("+epochs=3", "epochs is no key of the configuration; the root has: callbacks, data"),
+        ("+epochs=3", "epochs is no key of the configuration; the root has: callbacks, comm"),
         ("+foo={a: 1}", "foo is no key of the configuration"),
     ],
 )

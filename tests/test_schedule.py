@@ -110,7 +110,6 @@ def test_the_alternating_form_warms_up_and_then_does_both() -> None:
     [
         (None, 400, False, 400),  # as many as the bank needs
         (70, 400, False, 70),  # as many as asked for
-        (0, 400, False, 0),
         (70, None, False, 70),  # a generator has no natural end
         (None, 400, True, 0),  # the samples are there
         (70, 400, True, 0),

@@ -302,7 +302,10 @@ class ZeroShotQuantization(ResumableModule):
         if source.shared and isinstance(source, nn.Module):
             average_gradients(source.parameters())
         optimizer.step()
-        source.improved(loss_value, optimizer.optimizer)
+        try:
+            source.improved(loss_value, optimizer.optimizer)
+        except FloatingPointError as error:
+            raise self.divergence(str(error), self.iteration) from error
         self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
         return images.detach(), labels
 

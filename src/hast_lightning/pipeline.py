@@ -87,7 +87,12 @@ class Run:
     module: ZeroShotQuantization
 
     def evaluate(self) -> Evaluation | None:
-        """Student against teacher, on the evaluation data or else on held-out samples."""
+        """Student against teacher, on the evaluation data or else on held-out samples.
+
+        Raises:
+            DivergenceError: the student's weights or logits are NaN or infinite.
+        """
+        self.module.require_finite_weights()
         batches = self._batches()
         if batches is None:
             return None
@@ -259,7 +264,7 @@ def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool)
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
     timer = StageTimer()
     interval = run.config.callbacks.evaluate_every_n_steps
-    student_evaluation = StudentEvaluation(run.evaluate, interval)
+    student_evaluation = StudentEvaluation(run.evaluate, interval, run.data is not None)
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
     fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
@@ -296,7 +301,7 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     callbacks = [
         *callbacks,
         _checkpoints(config.callbacks, run.folder),
-        SaveSamples(module.source.save, run.folder / SAMPLES_FILE),
+        SaveSamples(module.save_samples, run.folder / SAMPLES_FILE),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]
     trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
@@ -375,7 +380,7 @@ def _result(
         versions=run.origin.versions,
         teacher_bytes=teacher_bytes,
         quantized_bytes=quantized_bytes(module.student, teacher_bytes),
-        best_on_test_top1=student_evaluation.best if labelled else None,
+        best_on_test_top1=student_evaluation.best,
         status="complete",
         resumes=run.origin.resumes,
         git_commit=run.origin.git_commit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class ResumableModule(LightningModule):
         Raises:
             DivergenceError: a weight is NaN or infinite; the checkpoint before stays then.
         """
-        self._require_finite_weights()
+        self.require_finite_weights()
         # Without the loops a resumed run is an epoch of the ticks that are left.
         checkpoint.pop("loops", None)
         # The trainer's own number counts every optimizer's steps, and from the resume only.
@@ -122,8 +123,21 @@ class ResumableModule(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
-    def _require_finite_weights(self) -> None:
-        """Notice what the last step did to the weights, which no loss has shown yet."""
+    def save_samples(self, path: Path) -> None:
+        """Write the source to a file that ``synthesis.load`` accepts.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite; nothing is written then.
+        """
+        self.require_finite_weights()
+        self.source.save(path)
+
+    def require_finite_weights(self) -> None:
+        """Notice what the last step did to the weights, which no loss has shown yet.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite.
+        """
         for name, parameter in self.named_parameters():
             if not bool(parameter.isfinite().all()):
                 what = f"{name} became NaN or infinite"

@@ -24,15 +24,23 @@ class StudentEvaluation(Callback):
         evaluate: Measures the student as it is now; none where there is nothing to measure
             on yet.
         every_n_steps: Iterations between evaluations after the calibration; 0: none.
+        labelled: Whether what it is measured on has labels. Those of synthetic images were made
+            up: without others there is agreement, and no accuracy.
 
     Attributes:
         calibrated: The student with calibrated ranges and the teacher's weights.
-        best: The highest top-1 of the evaluations on the way; none without them.
+        best: The highest top-1 of the evaluations on the way; none without them or labels.
     """
 
-    def __init__(self, evaluate: Callable[[], Evaluation | None], every_n_steps: int) -> None:
+    def __init__(
+        self,
+        evaluate: Callable[[], Evaluation | None],
+        every_n_steps: int,
+        labelled: bool = True,
+    ) -> None:
         self._evaluate = evaluate
         self._every_n_steps = every_n_steps
+        self._labelled = labelled
         self._seen_frozen = False
         self.calibrated: Evaluation | None = None
         self.best: float | None = None
@@ -67,10 +75,9 @@ class StudentEvaluation(Callback):
         evaluation = self._evaluate()
         if evaluation is None:
             return
-        self.best = max(self.best or 0.0, evaluation.student_top1)
-        metrics = {
-            "evaluation/student_top1": evaluation.student_top1,
-            "evaluation/agreement": evaluation.agreement,
-        }
+        metrics = {"evaluation/agreement": evaluation.agreement}
+        if self._labelled:
+            self.best = max(self.best or 0.0, evaluation.student_top1)
+            metrics["evaluation/student_top1"] = evaluation.student_top1
         for logger in loggers:
             logger.log_metrics(metrics, step=iteration)

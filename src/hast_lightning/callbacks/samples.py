@@ -38,8 +38,8 @@ class SaveSamples(Callback):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what an alternating run ended with."""
-        if "alternating" in cast("ScheduledModule", pl_module).stage_totals:
+        """Save what an alternating run ended with, its warm-up included."""
+        if {"warmup", "alternating"} & cast("ScheduledModule", pl_module).stage_totals.keys():
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

@@ -147,7 +147,11 @@ class ImageBank(nn.Module):
         return torch.optim.Adam([self.active], lr=self.config.lr)
 
     def improved(self, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        """Reduce the learning rate on a plateau, and move on when the batch had its steps."""
+        """Reduce the learning rate on a plateau, and move on when the batch had its steps.
+
+        Raises:
+            FloatingPointError: the batch had its steps and is NaN or infinite; it is not stored.
+        """
         # Lightning hands out wrappers that read through to the optimizer but do not write.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self._step_plateau(loss, optimizer)
@@ -173,6 +177,8 @@ class ImageBank(nn.Module):
     def _store_active_batch(self) -> None:
         # Every rank finishes a batch in the same step.
         images, labels = gathered(self.active), gathered(self.active_labels)
+        if not bool(images.isfinite().all()):
+            raise FloatingPointError("finished images are NaN or infinite")
         end = self.position + len(images)
         # Once they are there, held-out images stay: what is measured on them must compare.
         last = min(end, self.trainable_count) if self.full else end

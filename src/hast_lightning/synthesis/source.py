@@ -61,7 +61,11 @@ class SampleSource(Protocol):
         ...
 
     def improved(self, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        """Be told, after each optimizer step, of the loss of the batch last proposed."""
+        """Be told, after each optimizer step, of the loss of the batch last proposed.
+
+        Raises:
+            FloatingPointError: finished images are NaN or infinite, which no loss will show.
+        """
         ...
 
     def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
