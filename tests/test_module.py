@@ -425,14 +425,14 @@ class Counted(Callback):
 def test_a_student_step_computes_nothing_twice(
     promotion: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounded = WeightQuantizer.rounded
+    parameters_of = WeightQuantizer.parameters_of
     rounding: list[int] = []
 
     def counted(self: WeightQuantizer, weight: Tensor) -> Tensor:
         rounding.append(1)
-        return rounded(self, weight)
+        return parameters_of(self, weight)
 
-    monkeypatch.setattr(WeightQuantizer, "rounded", counted)
+    monkeypatch.setattr(WeightQuantizer, "parameters_of", counted)
     operations = Counted()
     module = fitted(
         f"distillation.promotion.enabled={promotion}",
