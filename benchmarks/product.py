@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Clock, Comparison, finish, seconds_of
 from hast_lightning import pipeline
+from hast_lightning.assembly import Run, prepare_torch
 from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.pipeline import Run, prepare_torch
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,

@@ -26,8 +26,8 @@ from benchmarks.product import (
     set_ranges,
     temporary_folder,
 )
+from hast_lightning.assembly import Run
 from hast_lightning.config import Config
-from hast_lightning.pipeline import Run
 from hast_lightning.schedule import Schedule
 
 STUDENT_STEP_GOAL = 0.6

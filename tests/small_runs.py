@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from hast_lightning.assembly import EXPECTED_WARNINGS
 from hast_lightning.config import Config, to_object
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.models import zoo
 from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.pipeline import EXPECTED_WARNINGS
 from hast_lightning.schedule import build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.trainer import build_trainer

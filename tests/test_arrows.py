@@ -40,8 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors"},
     "callbacks": BASE | {"quantization", "schedule", "evaluation"},
     "reporting": PARTS | {"data"},
+    "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "pipeline": PARTS
-    | {"data", "module", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
+    | {"assembly", "data", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},

@@ -18,7 +18,7 @@ from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hast_lightning import pipeline
+from hast_lightning import assembly
 from hast_lightning.cli import USER_ERROR_STATUS
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.module import ZeroShotQuantization
@@ -78,7 +78,7 @@ def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     def load(*_: object) -> None:
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setattr(pipeline, "load_network", load)
+    monkeypatch.setattr(assembly, "load_network", load)
     return refused
 
 
@@ -344,7 +344,7 @@ def test_a_network_without_batch_norm_before_images_are_made(
     def make(*_: object) -> None:
         raise AssertionError("a bank was made")
 
-    monkeypatch.setattr(pipeline, "build_source", make)
+    monkeypatch.setattr(assembly, "build_source", make)
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
     assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")

@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
 
-from hast_lightning import pipeline
+from hast_lightning import assembly, pipeline
 from hast_lightning.cli import config_folder
 from hast_lightning.config import Config, register_schemas, to_object
 from hast_lightning.models import zoo
@@ -218,7 +218,7 @@ def test_a_family_takes_two_steps_of_each_kind(
         before.update({name: value.detach().clone() for name, value in state})
         return modules[0]
 
-    monkeypatch.setattr(pipeline, "ZeroShotQuantization", build)
+    monkeypatch.setattr(assembly, "ZeroShotQuantization", build)
     config = composed(f"+experiment={name}", *RANDOM_WEIGHTS, *TINY, *overrides)
     result = pipeline.run(config, tmp_path, "command")
     assert result is not None

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hast_lightning import pipeline
+from hast_lightning import assembly, pipeline
 from hast_lightning.config import Config, to_object
 from hast_lightning.data.evaluation import load_evaluation_data
 from hast_lightning.errors import ConfigurationError, DivergenceError
@@ -320,7 +320,7 @@ def test_an_alternating_run_goes_on_improving_what_was_loaded(tmp_path: Path) ->
 def test_without_evaluate_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "evaluate", None)  # calling it would fail
+    monkeypatch.setattr(assembly, "evaluate", None)  # calling it would fail
     assert pipeline.run(small("run=[synthesize,distill]"), tmp_path, "typed") is None
     assert names(tmp_path) == TRAINED | {SAMPLES_FILE}
     assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + STUDENT_STEPS

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hast_lightning import pipeline
+from hast_lightning import assembly, pipeline
 from hast_lightning.callbacks import checkpoint as checkpoint_module
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.module import ZeroShotQuantization
@@ -102,7 +102,7 @@ def test_the_disk_use_of_a_run_is_reported_and_bounded(tmp_path: Path) -> None:
 
 
 def tiny_module(*overrides: str) -> ZeroShotQuantization:
-    prepared = pipeline._build(
+    prepared = assembly.build(
         composed(*TINY, *overrides), Path(), pipeline.Origin("test", None, {})
     )
     return prepared.module

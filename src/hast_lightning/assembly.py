@@ -1,0 +1,152 @@
+"""The parts of one run, put together and checked before anything expensive."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from torch import Tensor
+
+from hast_lightning.config import Config
+from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
+from hast_lightning.data.image_folder import ImageFolderData
+from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
+from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.models.graph import trace
+from hast_lightning.models.teacher import require_batch_norms
+from hast_lightning.models.zoo import PretrainedNetwork
+from hast_lightning.models.zoo import load as load_network
+from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.ranks import rank, world_size
+from hast_lightning.run_folder import Origin
+from hast_lightning.schedule import Action, Schedule, build_schedule
+from hast_lightning.synthesis.factory import build_source
+from hast_lightning.synthesis.source import SampleSource
+
+EXPECTED_WARNINGS = (
+    # The ticker is an iterable of step numbers: there is nothing for workers to load.
+    ".*does not have many workers.*",
+    # Student and teacher stay in evaluation mode by design.
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    # config.yaml is in the run folder before the first metrics are.
+    ".*Experiment logs directory .* exists and is not empty.*",
+    # Lightning's own use of torch, not ours.
+    ".*LeafSpec.*is deprecated.*",
+)
+HELD_OUT_IMAGES = 1024
+"""Held-out synthetic images that agreement is measured on, at most."""
+
+
+@dataclass
+class Run:
+    """The parts of one run, put together and checked, before anything expensive."""
+
+    config: Config
+    folder: Path
+    origin: Origin
+    network: PretrainedNetwork
+    data: EvaluationData | ImageFolderData | None
+    module: ZeroShotQuantization
+
+    def evaluate(self) -> Evaluation | None:
+        """Student against teacher, on the evaluation data or else on held-out samples.
+
+        Raises:
+            DivergenceError: the student's weights or logits are NaN or infinite.
+        """
+        self.module.require_finite_weights()
+        batches = self._batches()
+        if batches is None:
+            return None
+        try:
+            return evaluate(
+                self.module.teacher,
+                self.module.student,
+                batches,
+                self.network.num_classes,
+                self.module.device,
+            )
+        except DivergenceError as error:
+            raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """This rank's share of the batches."""
+        batches = self._all_batches()
+        return None if batches is None else islice(batches, rank(), None, world_size())
+
+    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        if self.data is not None:
+            return self.data
+        try:
+            images, labels = self.module.source.held_out(HELD_OUT_IMAGES)
+        except DataError:
+            # An alternating run is calibrated before its image bank is full.
+            return None
+        size = self.config.data.batch_size
+        pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+        return list(pairs)
+
+
+def prepare_torch(config: Config) -> None:
+    """Set what belongs to the process: seeds, threads, denormals, expected warnings."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    # torch's CPU kernels are many times slower on denormal numbers, and the gradients of
+    # well-fitted images are full of them.
+    torch.set_flush_denormal(True)
+    if torch.cuda.is_available():
+        # Jobs of a sweep share a process; the peak is to be this run's.
+        torch.cuda.reset_peak_memory_stats()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+
+
+def build(config: Config, folder: Path, origin: Origin) -> Run:
+    """Load the network and the evaluation data; build the source, the schedule and the module.
+
+    Nothing is written, and nothing is computed that takes more than seconds.
+
+    Raises:
+        UserError: something handed in is wrong or does not fit together.
+    """
+    network = load_network(config.model)
+    # Before the rest, because no other setting could mend it and a bank takes gigabytes.
+    require_batch_norms(trace(network.network), network.name)
+    data = load_evaluation_data(config.data, network)
+    source = build_source(
+        config.synthesis,
+        network.input_shape,
+        network.num_classes,
+        config.data.holdout,
+        config.trainer.devices * config.trainer.num_nodes,
+    )
+    loaded = config.synthesis.load is not None
+    schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
+    if not loaded:
+        _require_images(schedule, source, held_out=data is None)
+    module = ZeroShotQuantization(config, network, source, schedule)
+    return Run(config, folder, origin, network, data, module)
+
+
+def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool) -> None:
+    """Refuse a run that would train on noise, or could not be evaluated in the end."""
+    planned = schedule.completed(Action.SYNTHESIZE, schedule.iterations)
+    if planned < source.steps_to_start:
+        raise ConfigurationError(
+            f"the first images of the bank are finished after {source.steps_to_start} synthesis "
+            f"steps (synthesis.bank.iterations), and the schedule {schedule.name} has {planned}"
+        )
+    if held_out and planned < (source.steps_to_fill or 0):
+        raise ConfigurationError(
+            f"data=none measures on the last images of the bank, which takes "
+            f"{source.steps_to_fill} synthesis steps to fill; the schedule {schedule.name} has "
+            f"{planned}"
+        )
