@@ -8,6 +8,7 @@ whole, first, middle or last. Put together, each is one protocol buffer of wandb
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK, HEADER = 32768, 7
+PATIENCE_SECONDS = 60.0
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
@@ -39,12 +41,19 @@ class WandbRun:
 
 
 def read_wandb_run(folder: Path) -> WandbRun:
-    """The only offline run of a run folder."""
+    """The only offline run of a run folder, once it is all there.
+
+    wandb's own process writes the end of the file a moment after the run was finished.
+    """
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    run = WandbRun(path.parent)
-    for record in _records(path):
-        _take_in(run, record)
-    return run
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        run = WandbRun(path.parent)
+        for record in _records(path):
+            _take_in(run, record)
+        if run.exit_code is not None or time.monotonic() > patience:
+            return run
+        time.sleep(0.1)
 
 
 def _take_in(run: WandbRun, record: Any) -> None:
@@ -92,6 +101,8 @@ def _fragments(content: bytes) -> Iterator[tuple[int, bytes]]:
         length = int.from_bytes(content[position + 4 : position + 6], "little")
         kind = content[position + 6]
         data = content[position + HEADER : position + HEADER + length]
+        if len(data) < length:  # not all written yet
+            return
         checksum = int.from_bytes(content[position : position + 4], "little")
         assert zlib.crc32(bytes([kind]) + data) == checksum, f"damaged at byte {position}"
         yield kind, data

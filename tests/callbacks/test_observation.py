@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
-from torch.utils.data import DataLoader
 
 from hast_lightning.callbacks.observation import Observation
 from hast_lightning.config import Config
-from hast_lightning.data.ticker import StepTicker
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.random_streams import random_streams
 from hast_lightning.reporting.media import Media
-from hast_lightning.trainer import build_trainer
 from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small, undisturbed_torch
 
 
@@ -45,9 +42,7 @@ class Gallery(Logger):
 
 def observed(config: Config) -> tuple[ZeroShotQuantization, Gallery]:
     module, gallery = build_module(config), Gallery()
-    callback = Observation(config.callbacks, [0.5], [0.5])
-    trainer = build_trainer(config.trainer, [gallery], [callback])
-    trainer.fit(module, DataLoader(StepTicker(0, module.schedule.iterations), batch_size=None))
+    fit(module, [Observation(config.callbacks, [0.5], [0.5])], [gallery])
     return module, gallery
 
 
