@@ -70,5 +70,5 @@ def test_what_goes_wrong_at_wandb_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(Workspace, "save", refuse)
-    with pytest.raises(ConfigurationError, match="could not be saved to wandb: permission denied$"):
+    with pytest.raises(ConfigurationError, match=r"saved to wandb: permission denied$"):
         save_dashboard(LoggerConfig(entity="me"))
