@@ -25,6 +25,7 @@ from hast_lightning.evaluation import Evaluation
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.ranks import rank
+from hast_lightning.report import write_report
 from hast_lightning.reporting.grid import save_grid
 from hast_lightning.reporting.loggers import build_loggers, finish_loggers
 from hast_lightning.reporting.result import Result
@@ -159,8 +160,9 @@ def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation
 
 
 def _report(run: Run, result: Result | None) -> None:
-    """Leave a picture of the samples, and show the table where there is a result."""
+    """Leave a picture of the samples and a page, and show the table where there is a result."""
     _save_grid(run)
+    write_report(run, result)
     if result is not None:
         Console().print(results_table(result))
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)

@@ -1,0 +1,101 @@
+"""What the networks make of some synthetic images, before and after their promotion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hast_lightning.distillation.promotion import promote
+from hast_lightning.distillation.terms import DistillationPair, distillation_loss
+from hast_lightning.models.graph import expose
+from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.quantization.fake_quant import held_weights
+from hast_lightning.synthesis.objectives import difficulty
+
+FEWEST, MOST = 32, 512
+MOST_VALUES = 2**21
+"""Images are looked at as long as their pixels are no more than this."""
+
+
+class Samples(NamedTuple):
+    """Some images and what the networks say to them.
+
+    Attributes:
+        images: (N, C, H, W), normalized.
+        labels: (N,), int64.
+        teacher: Classes that the teacher predicts (N,).
+        student: Classes that the student predicts (N,); none where it is not calibrated.
+        of_teacher: Difficulty for the teacher (N,).
+        of_student: Difficulty for the student (N,).
+        promoted_of_teacher: Difficulty of the promoted images for the teacher (N,); none
+            without promotion.
+        promoted_of_student: The same for the student.
+    """
+
+    images: Tensor
+    labels: Tensor
+    teacher: Tensor
+    of_teacher: Tensor
+    student: Tensor | None = None
+    of_student: Tensor | None = None
+    promoted_of_teacher: Tensor | None = None
+    promoted_of_student: Tensor | None = None
+
+
+def sample_count(input_shape: tuple[int, int, int]) -> int:
+    """How many images are looked at: fewer of large ones, so that it takes seconds."""
+    channels, height, width = input_shape
+    return max(FEWEST, min(MOST, MOST_VALUES // (channels * height * width)))
+
+
+def look_at(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Samples:
+    """Ask teacher and student, and promote as a student step would.
+
+    Changes neither of them and draws no random numbers.
+
+    Args:
+        module: After its run.
+        images: (N, C, H, W), normalized.
+        labels: (N,), int64.
+    """
+    size = module.micro_batch or module.config.distillation.batch_size
+    batches = zip(torch.split(images.detach(), size), torch.split(labels, size), strict=True)
+    with held_weights(module.student):
+        parts = [_look_at_batch(module, *batch) for batch in batches]
+    columns = zip(*parts, strict=True)
+    return Samples(*(None if part[0] is None else torch.cat(part) for part in columns))
+
+
+def _look_at_batch(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Samples:
+    with torch.no_grad():
+        of_teacher = module.teacher(images)
+        seen = Samples(images, labels, of_teacher.argmax(1), difficulty(of_teacher, labels))
+        if not module.ranges_frozen:
+            return seen
+        of_student = module.student(images)
+    student = {"student": of_student.argmax(1), "of_student": difficulty(of_student, labels)}
+    seen = seen._replace(**student)
+    if not module.config.distillation.promotion.enabled:
+        return seen
+    harder = _promoted(module, images, labels)
+    with torch.no_grad():
+        return seen._replace(
+            promoted_of_teacher=difficulty(module.teacher(harder), labels),
+            promoted_of_student=difficulty(module.student(harder), labels),
+        )
+
+
+def _promoted(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Tensor:
+    """The images one step up the student's loss, as HAST trains on them."""
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        teacher_logits, teacher_features = module.teacher.features(images)
+        student_logits, student_features = expose(module.student, module.taps)(images)
+        pair = DistillationPair(
+            student_logits, teacher_logits, student_features, teacher_features, labels
+        )
+        loss = distillation_loss(module.terms, pair).total
+    (gradient,) = torch.autograd.grad(loss, images)
+    return promote(images, gradient, module.config.distillation.promotion.eps)
