@@ -118,6 +118,7 @@ def histogram(values: Difficulties) -> Chart:
         bars,
         "as synthesized",
         _histogram_summary(values),
+        f"{_histogram_summary(values)}.",
     )
 
 

@@ -145,6 +145,7 @@ class RunReport:
         looked_at: How many images ``easy`` and ``hard`` are from.
         difficulties: By network.
         eps: Size of the promotion's step; none where promotion is off.
+        promotion: The student's loss on the same images before and after; none where it is off.
         layers: Every quantized tensor.
         confusion: None without an evaluation.
         exports: Rows of a table of exported files and how they compare, by column.
@@ -167,6 +168,7 @@ class RunReport:
     looked_at: int = 0
     difficulties: tuple[Difficulties, ...] = ()
     eps: float | None = None
+    promotion: tuple[float, float] | None = None
     layers: tuple[LayerDiagnosis, ...] = ()
     confusion: ConfusionTable | None = None
     exports: tuple[dict[str, str], ...] = ()

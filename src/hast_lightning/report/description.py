@@ -18,6 +18,7 @@ RANGES = {
     "percentile": "percentiles",
     "lsq": "learned step sizes",
 }
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 SOURCES = {
     "image_bank": "a bank of images that are optimized themselves",
     "generator": "a conditional generator",
@@ -71,9 +72,9 @@ def _images(config: Config) -> str:
 
 
 def _student(config: Config) -> str:
-    options = config.distillation
+    options, name = config.distillation, config.distillation.optimizer.name
     return (
-        f"{options.optimizer.name.upper()}, learning rate {options.optimizer.lr:g}, batches of "
+        f"{OPTIMIZERS.get(name, name)}, learning rate {options.optimizer.lr:g}, batches of "
         f"{options.batch_size}"
     )
 
@@ -125,7 +126,7 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
     facts = [
         Fact("Seed", str(run.config.seed)),
         Fact("Git commit", run.origin.git_commit or "not run from a checkout"),
-        Fact("SHA-256 of the network's weights", run.network.checksum),
+        Fact("Weights' SHA-256", run.network.checksum),
         Fact("Device", device_name(run.module.device)),
     ]
     if result is not None:
@@ -149,7 +150,7 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
         if result.quantized_top1 is not None
         else None,
         Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %"),
-        Fact("smaller weights and ranges", f"{ratio:.1f}×"),
+        Fact("smaller than in float32", f"{ratio:.1f}×"),
         Fact("for the whole run", duration(sum(result.seconds_by_stage.values()))),
     ]
     return tuple(figure for figure in figures if figure is not None)

@@ -57,6 +57,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
         looked_at=len(samples.images),
         difficulties=_difficulties(samples),
         eps=config.distillation.promotion.eps if config.distillation.promotion.enabled else None,
+        promotion=samples.losses,
         layers=tuple(diagnose(module.student)),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
         exports=exports(result),

@@ -32,6 +32,8 @@ class Samples(NamedTuple):
         promoted_of_teacher: Difficulty of the promoted images for the teacher (N,); none
             without promotion.
         promoted_of_student: The same for the student.
+        loss: The student's loss on the batch, a scalar repeated for each image (N,).
+        promoted_loss: The same on the promoted batch.
     """
 
     images: Tensor
@@ -42,6 +44,15 @@ class Samples(NamedTuple):
     of_student: Tensor | None = None
     promoted_of_teacher: Tensor | None = None
     promoted_of_student: Tensor | None = None
+    loss: Tensor | None = None
+    promoted_loss: Tensor | None = None
+
+    @property
+    def losses(self) -> tuple[float, float] | None:
+        """The mean loss as the images are and promoted; none without promotion."""
+        if self.loss is None or self.promoted_loss is None:
+            return None
+        return float(self.loss.mean()), float(self.promoted_loss.mean())
 
 
 def sample_count(input_shape: tuple[int, int, int]) -> int:
@@ -79,23 +90,33 @@ def _look_at_batch(module: ZeroShotQuantization, images: Tensor, labels: Tensor)
     seen = seen._replace(**student)
     if not module.config.distillation.promotion.enabled:
         return seen
-    harder = _promoted(module, images, labels)
-    with torch.no_grad():
-        return seen._replace(
-            promoted_of_teacher=difficulty(module.teacher(harder), labels),
-            promoted_of_student=difficulty(module.student(harder), labels),
-        )
+    return seen._replace(**_promoted(module, images, labels))
 
 
-def _promoted(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Tensor:
-    """The images one step up the student's loss, as HAST trains on them."""
+def _promoted(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What a step up the student's loss, as HAST trains on it, does to a batch."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        teacher_logits, teacher_features = module.teacher.features(images)
-        student_logits, student_features = expose(module.student, module.taps)(images)
-        pair = DistillationPair(
-            student_logits, teacher_logits, student_features, teacher_features, labels
-        )
-        loss = distillation_loss(module.terms, pair).total
+        loss, _ = _loss(module, images, labels)
     (gradient,) = torch.autograd.grad(loss, images)
-    return promote(images, gradient, module.config.distillation.promotion.eps)
+    harder = promote(images, gradient, module.config.distillation.promotion.eps)
+    with torch.no_grad():
+        promoted_loss, pair = _loss(module, harder, labels)
+    return {
+        "promoted_of_teacher": difficulty(pair.teacher_logits, labels),
+        "promoted_of_student": difficulty(pair.student_logits, labels),
+        # Every term is a mean over images, so the mean of all batches is that of all images.
+        "loss": loss.detach().expand(len(labels)),
+        "promoted_loss": promoted_loss.expand(len(labels)),
+    }
+
+
+def _loss(
+    module: ZeroShotQuantization, images: Tensor, labels: Tensor
+) -> tuple[Tensor, DistillationPair]:
+    teacher_logits, teacher_features = module.teacher.features(images)
+    student_logits, student_features = expose(module.student, module.taps)(images)
+    pair = DistillationPair(
+        student_logits, teacher_logits, student_features, teacher_features, labels
+    )
+    return distillation_loss(module.terms, pair).total, pair
