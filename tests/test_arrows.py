@@ -38,7 +38,10 @@ ALLOWED: dict[str, set[str]] = {
     "resumable": PARTS | {"random_streams"},
     "module": PARTS | {"resumable"},
     "evaluation": {"errors"},
-    "callbacks": BASE | {"quantization", "schedule", "evaluation"},
+    "callbacks": BASE
+    # Observing looks at images and at what the networks say; what it shows is made there.
+    | {"quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
+    | {"reporting.media"},
     "reporting": PARTS | {"data"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "pipeline": PARTS

@@ -31,7 +31,6 @@ class DistillationPair(NamedTuple):
     teacher_features: Sequence[Tensor]
     labels: Tensor
 
-
     def answers(self) -> Answers:
         """What both networks said, without the graph."""
         return Answers(self.student_logits.detach(), self.teacher_logits.detach(), self.labels)
@@ -82,8 +81,7 @@ def build_terms(config: DistillationConfig) -> dict[str, Term]:
         )
     if config.alignment.enabled and config.alignment.weight:
         terms["alignment"] = lambda pair: (
-            config.alignment.weight
-            * alignment_losses(pair.student_features, pair.teacher_features)
+            config.alignment.weight * alignment_losses(pair.student_features, pair.teacher_features)
         )
     return terms
 
