@@ -49,8 +49,10 @@ def _columns(path: Path) -> dict[str, Points]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             numbers = {name: number for name in row if (number := _number(row[name])) is not None}
-            step = numbers.pop("step", None)
-            for name, value in numbers.items() if step is not None else ():
+            if "step" not in numbers:
+                continue
+            step = numbers.pop("step")
+            for name, value in numbers.items():
                 columns[name].append((step, value))
     return columns
 

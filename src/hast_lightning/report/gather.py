@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import fx
 
 from hast_lightning.assembly import Run
 from hast_lightning.quantization.diagnosis import diagnose
@@ -39,6 +40,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
     """
     names = class_names(run)
     module, config = run.module, run.config
+    assert isinstance(module.student, fx.GraphModule)
     samples = look_at(module, *module.source.preview(sample_count(run.network.input_shape)))
     easy, hard = _tiles(run, samples, names)
     quantizer = config.quantizer

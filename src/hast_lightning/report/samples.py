@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from hast_lightning.distillation.promotion import promote
 from hast_lightning.distillation.terms import DistillationPair, distillation_loss
@@ -75,8 +75,10 @@ def look_at(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Sam
     batches = zip(torch.split(images.detach(), size), torch.split(labels, size), strict=True)
     with held_weights(module.student):
         parts = [_look_at_batch(module, *batch) for batch in batches]
-    columns = zip(*parts, strict=True)
-    return Samples(*(None if part[0] is None else torch.cat(part) for part in columns))
+    columns = zip(Samples._fields, zip(*parts, strict=True), strict=True)
+    # What is none in one batch is in all of them.
+    joined = {name: torch.cat(values) for name, values in columns if values[0] is not None}
+    return Samples(**joined)
 
 
 def _look_at_batch(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Samples:
@@ -115,6 +117,7 @@ def _loss(
     module: ZeroShotQuantization, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, DistillationPair]:
     teacher_logits, teacher_features = module.teacher.features(images)
+    assert isinstance(module.student, fx.GraphModule)
     student_logits, student_features = expose(module.student, module.taps)(images)
     pair = DistillationPair(
         student_logits, teacher_logits, student_features, teacher_features, labels
