@@ -37,9 +37,7 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
         facts=(Fact(text, text),),
         switches=(Switch(text, True, text, text), Switch("off", False, "never shown", text)),
         panels=(
-            Panel(
-                "synthesis", text, (Curve(text, ((0, 1), (9, 2))), Curve("b", ((0, 3),))), text
-            ),
+            Panel("synthesis", text, (Curve(text, ((0, 1), (9, 2))), Curve("b", ((0, 3),))), text),
         ),
         easy=(tile,),
         hard=(tile,),
@@ -51,7 +49,9 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
             LayerDiagnosis(text, WEIGHT, 3, -1.0, 1.0, 0.3, 0.02),
             LayerDiagnosis(text, ACTIVATION, 4, None, None, None, None),
         ),
-        confusion=ConfusionTable((text, "b"), ((5, 1), (0, 4)), 10, 2, (Disagreement(text, "b", 1),)),
+        confusion=ConfusionTable(
+            (text, "b"), ((5, 1), (0, 4)), 10, 2, (Disagreement(text, "b", 1),)
+        ),
         exports=({text: text},),
         seconds=(Seconds(text, 12.5),),
         origin=(Fact(text, text),),

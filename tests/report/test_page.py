@@ -24,7 +24,9 @@ SECTIONS = (
 def test_nothing_of_what_a_page_is_told_becomes_a_tag_or_an_attribute() -> None:
     plain, hostile = Page(page.render(report("plain"))), Page(page.render(report(HOSTILE)))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
-    assert [sorted(found) for _, found in hostile.tags] == [sorted(found) for _, found in plain.tags]
+    assert [sorted(found) for _, found in hostile.tags] == [
+        sorted(found) for _, found in plain.tags
+    ]
     assert "script" not in {tag for tag, _ in hostile.tags}
     # As text it is there, to the letter.
     assert HOSTILE in hostile.texts()
@@ -46,7 +48,8 @@ def test_the_page_is_whole_and_names_nothing_outside_of_it() -> None:
     assert targets == {"data:,", *(f"#{name}" for name in SECTIONS)}
     assert "url(" not in text and "@import" not in text
     (policy,) = [
-        found["content"] for _, found in found.tags
+        found["content"]
+        for _, found in found.tags
         if found.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy is not None and "default-src 'none'" in policy and "script-src" not in policy
@@ -62,7 +65,8 @@ def test_pictures_charts_and_tables_speak_to_those_who_cannot_see_them() -> None
     found = Page(page.render(report()))
     (alternative, _) = [tags["alt"] for tag, tags in found.tags if tag == "img"]
     assert alternative == (
-        "Synthetic image for class plain; the teacher sees plain, the student plain; difficulty 0.25"
+        "Synthetic image for class plain; the teacher sees plain, the student plain; "
+        "difficulty 0.25"
     )
     identifiers = found.attributes("id")
     charts = [tags for tag, tags in found.tags if tag == "svg" and tags.get("role") == "img"]
@@ -82,7 +86,7 @@ def test_what_was_not_measured_is_left_out() -> None:
 def test_numbers_are_shown_with_their_units() -> None:
     text = Page(page.render(report())).texts()
     assert "top-1 %" in text and "99.00" in text
-    assert "climbs: 0.5, promoted 0.75" in text
+    assert "mean loss: 0.5, promoted 0.75" in text
     assert "2.00 17.0" in text  # error in percent, SQNR in decibels
     assert "not calibrated" in text
     assert "12.5" in text and "never shown" not in text
