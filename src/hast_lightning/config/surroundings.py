@@ -87,7 +87,11 @@ class LoggerConfig:
     project: str = "hast-lightning"
     entity: str | None = None
     group: str | None = None
+    """Runs of one group are shown together (``wandb``); none: the sweep's folder, or the recipe."""
     tags: list[str] = field(default_factory=list)
+    """Beside those that the run gets by itself (``wandb``)."""
+    artifacts: bool = True
+    """Log the samples and the exported models as artifacts (``wandb``)."""
 
     def __post_init__(self) -> None:
         require_choice("logger.name", self.name, LOGGERS)
@@ -106,7 +110,10 @@ class CallbacksConfig:
     evaluate_every_n_steps: int = 0
     """Student steps between evaluations that are only logged; 0: none."""
     grid_images: int = 32
-    """Images in the PNG grid of synthetic samples."""
+    """Images in the PNG grid of synthetic samples, and in those that a logger shows."""
+    media_every_n_steps: int = 500
+    """Steps of a stage between pictures, histograms and tables for a logger that shows them, which
+    also come at the end of every stage; 0: none at all."""
 
     def __post_init__(self) -> None:
         require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)
@@ -119,3 +126,4 @@ class CallbacksConfig:
         require_range("callbacks.checkpoints_kept", self.checkpoints_kept, 1)
         require_range("callbacks.evaluate_every_n_steps", self.evaluate_every_n_steps, 0)
         require_range("callbacks.grid_images", self.grid_images, 1)
+        require_range("callbacks.media_every_n_steps", self.media_every_n_steps, 0)
