@@ -37,8 +37,8 @@ bench: $(STAMP) ## Time the steps of training
 	$(BIN)/python -m benchmarks
 
 docs: $(STAMP) ## Build the documentation into site/; a warning is an error
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs site
-	@echo "open site/index.html"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d site/doctrees docs site/html
+	@echo "open site/html/index.html"
 
 clean: ## Delete built packages, the site and caches; .venv and outputs stay
 	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
