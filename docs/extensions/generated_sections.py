@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from configuration_reference import reference
 from sphinx.application import Sphinx
+
+from configuration_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
