@@ -234,7 +234,7 @@ def reference() -> str:
         own = [s for name, s in by_name.items() if re.match(rf"{group}(\.|\[|$)", name)]
         if own:
             parts.append(f"{own[0].text}\n")
-        parts += _option_lines(group)
+        parts += ["**Options**\n", *_option_lines(group), *(["**Keys**\n"] if own else [])]
         for section in own:
             if section.name != group:
                 parts.append(f"\n### {section.name}\n\n{section.text}\n")
@@ -242,18 +242,16 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _option_lines(group: str) -> list[str]:
+def _option_lines(group: str) -> Iterator[str]:
     plus = "" if chosen_option(group) else "+"
-    rows = []
     for name, comment in options(group).items():
         default = " (default)" if name == chosen_option(group) else ""
-        rows.append(f"| `{plus}{group}={name}`{default} | {_escaped(comment)} |")
-    return ["| option | what it is |", "| --- | --- |", *rows, ""]
+        yield f"`{plus}{group}={name}`{default}\n: {_escaped(comment)}\n"
 
 
 def _escaped(text: str) -> str:
     """Text of a YAML comment as literal Markdown, except for code that it marks itself."""
-    return re.sub(r"([|*_<>$\[\]])", r"\\\1", text)
+    return re.sub(r"([*_<>$\[\]])", r"\\\1", text)
 
 
 def _key_lines(section: Section) -> Iterator[str]:

@@ -89,8 +89,8 @@ def test_the_default_option_of_a_group_is_marked() -> None:
     assert chosen_option("model") == "digits"
     assert chosen_option("experiment") is None
     text = reference()
-    assert "| `model=digits` (default) |" in text
-    assert "| `+experiment=digits_w2a2` |" in text
+    assert "\n`model=digits` (default)\n" in text
+    assert "\n`+experiment=digits_w2a2`\n" in text
     assert "default `3`" in text and "without arguments `lsq`" in text
 
 
