@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.composition import composed
 from tests.docs.snippets import ROOT, Block, Reader, blocks, check, commands
 from tests.small_runs import undisturbed_torch
 
@@ -42,6 +43,17 @@ def test_readme_and_tutorial_have_blocks_that_are_run() -> None:
     for name, least in (("README.md", 5), ("docs/tutorial.md", 8), ("docs/your-network.md", 6)):
         run = [block for block in blocks(ROOT / name) if block.mode == "run"]
         assert len(run) >= least, name
+
+
+def test_the_budget_that_the_tutorial_and_the_notebook_tell_is_the_recipes() -> None:
+    config = composed()
+    bank, steps = config.synthesis.bank, config.schedule.student_steps
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    assert f"{bank.size:,} images in {bank.size // bank.batch_size} batches" in tutorial
+    assert f"for {steps:,} steps" in tutorial
+    notebook = (ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8")
+    budget = f"{bank.size:,} images of {bank.iterations:,} steps and {steps:,} student steps"
+    assert f"the recipe itself has {budget}" in notebook
 
 
 # --- the reader itself -----------------------------------------------------------------------
