@@ -37,9 +37,11 @@ class Config:
     """
 
     recipe: str = MISSING
+    """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
     """``run`` the agenda, or ``inspect`` the network: a table of what would be quantized."""
     seed: int = 0
+    """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
