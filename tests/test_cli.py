@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from hast_lightning import cli, pipeline
@@ -226,6 +227,10 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     assert files(sweep) == {"0", "1", "2", "3", "multirun.yaml"}
     jobs = [sweep / str(number) for number in range(4)]
     assert all(files(job) == RUN_FILES for job in jobs)
+    # Loggers show them together, under the name of the sweep's folder.
+    loggers = [OmegaConf.load(job / "config.yaml").logger for job in jobs]
+    assert {logger.group for logger in loggers} == {f"digits_w3a3/{sweep.name}"}
+    assert all(list(logger.tags) == ["sweep"] for logger in loggers)
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]
