@@ -138,7 +138,7 @@ def test_a_module_that_cannot_be_imported_is_refused_with_the_place(
 
 def test_a_published_mobilenet_v1_as_a_users_own_network() -> None:
     path = imagenet_folder() / "mobilenetv1_x0.25.pth.tar"
-    factory = "tests.models.retinaface_mobilenet:build"
+    factory = "experiments.mobilenetv1:build"
     loaded = own(factory, checkpoint=str(path), input_size=224)
     assert (loaded.num_classes, loaded.input_shape) == (1000, (3, 224, 224))
     state = torch.load(path, "cpu", weights_only=True)["state_dict"]
