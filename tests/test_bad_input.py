@@ -344,7 +344,7 @@ def test_a_network_without_batch_norm_before_images_are_made(
     def make(*_: object) -> None:
         raise AssertionError("a bank was made")
 
-    monkeypatch.setattr(assembly, "build_source", make)
+    monkeypatch.setattr(assembly, "source_for", make)
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
     assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
