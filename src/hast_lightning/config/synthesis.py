@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from hast_lightning.config.augmentation import AugmentationConfig
-from hast_lightning.config.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.config.checks import MAX_RATE, expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-SOURCES = ("generator", "image_bank")
+SOURCES = ("generator", "image_bank", "images")
 CONDITIONINGS = ("embedding", "batch_norm")
 CALIBRATION_SOURCES = ("generator", "synthesis")
 
@@ -92,6 +92,21 @@ class GeneratorConfig:
 
 
 @dataclass
+class ImagesConfig:
+    """The user's own unlabelled pictures in place of synthetic images."""
+
+    path: str | None = None
+    """A folder, searched at any depth, or an .npz file with ``x`` (uint8, N,H,W,C)."""
+    max_images: int = 10_000
+    """Pictures that are kept in memory, evenly spaced over those that there are. Each takes
+    height x width x channels bytes: 10,000 of 224 pixels take 1.5 GB."""
+
+    def __post_init__(self) -> None:
+        self.path = expand_home(self.path)
+        require_range("synthesis.images.max_images", self.max_images, 1)
+
+
+@dataclass
 class CalibrationConfig:
     """The images that activation ranges are calibrated on."""
 
@@ -125,9 +140,20 @@ class SynthesisConfig:
     hardness: HardnessConfig = field(default_factory=HardnessConfig)
     bank: ImageBankConfig = field(default_factory=ImageBankConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
         require_choice("synthesis.source", self.source, SOURCES)
         require_range("synthesis.bns_weight", self.bns_weight, 0)
+        if self.source == "images" and self.load is not None:
+            raise ConfigurationError(
+                f"synthesis.load={self.load} with synthesis.source=images: the pictures are read "
+                "from synthesis.images.path; leave synthesis.load out"
+            )
+        if self.source != "images" and self.images.path is not None:
+            raise ConfigurationError(
+                f"synthesis.images.path={self.images.path} with synthesis.source={self.source}: "
+                "the pictures would not be used; choose synthesis=images"
+            )
