@@ -26,6 +26,7 @@ from hast_lightning.evaluation import Evaluation
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.ranks import rank
+from hast_lightning.report import write_report
 from hast_lightning.reporting.artifacts import log_artifacts, log_inputs
 from hast_lightning.reporting.description import describe
 from hast_lightning.reporting.grid import save_grid
@@ -200,8 +201,9 @@ def _log_artifacts(run: Run, loggers: list[Logger], result: Result | None) -> No
 
 
 def _report(run: Run, result: Result | None) -> None:
-    """Leave a picture of the samples, and show the table where there is a result."""
+    """Leave a picture of the samples and a page, and show the table where there is a result."""
     _save_grid(run)
+    write_report(run, result)
     if result is not None:
         Console().print(results_table(result))
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
@@ -261,6 +263,11 @@ def _save_grid(run: Run) -> None:
     )
 
 
+def _kind(config: Config) -> str:
+    """What the images that the student learns from are called."""
+    return "own" if config.synthesis.source == "images" else "synthetic"
+
+
 def _result(
     run: Run,
     final: Evaluation,
@@ -282,7 +289,7 @@ def _result(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
-        agreement_on="evaluation images" if labelled else "held-out synthetic images",
+        agreement_on="evaluation images" if labelled else f"held-out {_kind(config)} images",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         synthesis_steps=schedule.completed(Action.SYNTHESIZE, module.iteration),
