@@ -26,7 +26,7 @@ from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.ranks import rank, world_size
 from hast_lightning.run_folder import Origin
 from hast_lightning.schedule import Action, Schedule, build_schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.synthesis.factory import source_for
 from hast_lightning.synthesis.source import SampleSource
 
 EXPECTED_WARNINGS = (
@@ -40,7 +40,7 @@ EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
 )
 HELD_OUT_IMAGES = 1024
-"""Held-out synthetic images that agreement is measured on, at most."""
+"""Held-out images that agreement is measured on, at most."""
 
 
 @dataclass
@@ -131,13 +131,8 @@ def build(config: Config, folder: Path, origin: Origin) -> Run:
     # Before the rest, because no other setting could mend it and a bank takes gigabytes.
     require_batch_norms(trace(network.network), network.name)
     data = load_evaluation_data(config.data, network)
-    source = build_source(
-        config.synthesis,
-        network.input_shape,
-        network.num_classes,
-        config.data.holdout,
-        config.trainer.devices * config.trainer.num_nodes,
-    )
+    processes = config.trainer.devices * config.trainer.num_nodes
+    source = source_for(config.synthesis, network, config.data.holdout, processes)
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
     if not loaded:

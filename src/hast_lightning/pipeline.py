@@ -263,6 +263,11 @@ def _save_grid(run: Run) -> None:
     )
 
 
+def _kind(config: Config) -> str:
+    """What the images that the student learns from are called."""
+    return "own" if config.synthesis.source == "images" else "synthetic"
+
+
 def _result(
     run: Run,
     final: Evaluation,
@@ -284,7 +289,7 @@ def _result(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
-        agreement_on="evaluation images" if labelled else "held-out synthetic images",
+        agreement_on="evaluation images" if labelled else f"held-out {_kind(config)} images",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         synthesis_steps=schedule.completed(Action.SYNTHESIZE, module.iteration),

@@ -83,7 +83,7 @@ def _log_file(run: Any, file: RunFile, recipe: str, metadata: Mapping[str, Any])
     name = _samples_name(file.digest) if file.kind == SAMPLES else f"{recipe}-{file.kind}"
     facts = {**metadata, "sha256": file.digest}
     artifact = wandb.Artifact(_allowed(name), type=file.kind, metadata=facts)
-    artifact.add_file(str(file.path), policy="immutable", skip_cache=True)
+    _add(artifact, file.path, file.kind)
     run.log_artifact(artifact)
 
 
@@ -126,10 +126,16 @@ def _use(run: Any, name: str, kind: str, path: Path) -> None:
 
     artifact = wandb.Artifact(name, type=kind)
     if kind == SAMPLES:  # with its content, as the run that made it logged it
-        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        _add(artifact, path, kind)
     else:
         artifact.add_reference(path.as_uri())
     run.use_artifact(artifact)
+
+
+def _add(artifact: Any, path: Path, kind: str) -> None:
+    """Add a file as it lies there, uncopied; samples by one name, so that equal ones are one."""
+    name = f"{SAMPLES}{path.suffix}" if kind == SAMPLES else path.name
+    artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
 
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:

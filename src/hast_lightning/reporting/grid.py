@@ -185,7 +185,7 @@ def _draw_caption(
 
 def _draw_header(draw: ImageDraw.ImageDraw, count: int, with_predictions: bool) -> None:
     """Title at the left; below it how to read the captions, and the scale of the borders."""
-    title = "1 synthetic image" if count == 1 else f"{count} synthetic images"
+    title = "1 sample" if count == 1 else f"{count} samples"
     draw.text((MARGIN, MARGIN - 6), title, font=_font(TITLE_SIZE), fill=INK)
     reading = "label, in red the prediction where it differs" if with_predictions else "label"
     reading = f"{reading}; difficulty d = 1 - p(label)"
