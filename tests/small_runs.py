@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -58,9 +59,13 @@ def build_module(config: Config) -> ZeroShotQuantization:
     return ZeroShotQuantization(config, network, source, schedule)
 
 
-def fit(module: ZeroShotQuantization, callbacks: Sequence[Callback] = ()) -> None:
+def fit(
+    module: ZeroShotQuantization,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> None:
     """The whole schedule, without files."""
-    trainer = build_trainer(module.config.trainer, (), callbacks)
+    trainer = build_trainer(module.config.trainer, loggers, callbacks)
     ticker = StepTicker(module.iteration, module.schedule.iterations)
     with warnings.catch_warnings():
         for pattern in EXPECTED_WARNINGS:

@@ -39,11 +39,16 @@ ALLOWED: dict[str, set[str]] = {
     "resumable": PARTS | {"random_streams"},
     "module": PARTS | {"resumable"},
     "evaluation": {"errors"},
-    "callbacks": BASE | {"quantization", "schedule", "evaluation"},
+    "callbacks": BASE
+    # Observing looks at images and at what the networks say; what it shows is made there.
+    | {"quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
+    | {"reporting.media"},
     "reporting": PARTS | {"data"},
+    "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "pipeline": PARTS
-    | {"assembly", "data", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
+    | {"assembly", "data", "evaluation", "callbacks", "report", "reporting", "run_folder"}
+    | {"trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from hast_lightning import cli, pipeline
@@ -35,6 +36,7 @@ RUN_FILES = {
     "last.ckpt",
     "samples.safetensors",
     "samples.png",
+    "report.html",
     "result.json",
 }
 RANDOM_NETWORK = ("model.pretrained=false", "data=none")
@@ -173,7 +175,7 @@ def test_the_agenda_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Pa
     assert first.finished.status == 0, first
     assert first.objectives == [None]
     made = tmp_path / "made" / "here"
-    assert files(made) == RUN_FILES - {"result.json", "samples.png"}
+    assert files(made) == RUN_FILES - {"result.json", "samples.png", "report.html"}
     before = content(made)
     load = f"synthesis.load={made / 'samples.safetensors'}"
     second = recorded(tmp_path, load, "run=[distill,evaluate]", "hydra.run.dir=used")
@@ -240,6 +242,10 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     assert files(sweep) == {"0", "1", "2", "3", "multirun.yaml"}
     jobs = [sweep / str(number) for number in range(4)]
     assert all(files(job) == RUN_FILES for job in jobs)
+    # Loggers show them together, under the name of the sweep's folder.
+    loggers = [OmegaConf.load(job / "config.yaml").logger for job in jobs]
+    assert {logger.group for logger in loggers} == {f"digits_w3a3/{sweep.name}"}
+    assert all(list(logger.tags) == ["sweep"] for logger in loggers)
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]

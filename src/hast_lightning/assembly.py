@@ -17,7 +17,7 @@ from hast_lightning.config import Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
-from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 from hast_lightning.models.graph import trace
 from hast_lightning.models.teacher import require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
@@ -45,7 +45,12 @@ HELD_OUT_IMAGES = 1024
 
 @dataclass
 class Run:
-    """The parts of one run, put together and checked, before anything expensive."""
+    """The parts of one run, put together and checked, before anything expensive.
+
+    Attributes:
+        confusion: What the last evaluation counted, (classes, classes) int64: the teacher's
+            class by the student's.
+    """
 
     config: Config
     folder: Path
@@ -53,6 +58,7 @@ class Run:
     network: PretrainedNetwork
     data: EvaluationData | ImageFolderData | None
     module: ZeroShotQuantization
+    confusion: Tensor | None = None
 
     def evaluate(self) -> Evaluation | None:
         """Student against teacher, on the evaluation data or else on held-out samples.
@@ -64,16 +70,20 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
+        counts = Confusion(self.network.num_classes).to(self.module.device)
         try:
-            return evaluate(
+            found = evaluate(
                 self.module.teacher,
                 self.module.student,
                 batches,
                 self.network.num_classes,
                 self.module.device,
+                counts,
             )
         except DivergenceError as error:
             raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+        self.confusion = counts.compute().cpu()
+        return found
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""

@@ -25,7 +25,7 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect")
+COMMANDS = ("run", "inspect", "dashboard")
 STAGES = ("synthesize", "distill", "evaluate", "report")
 
 
@@ -38,9 +38,12 @@ class Config:
     """
 
     recipe: str = MISSING
+    """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the agenda, or ``inspect`` the network: a table of what would be quantized."""
+    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized), or build
+    the ``dashboard`` of the project at wandb."""
     seed: int = 0
+    """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
@@ -165,7 +168,7 @@ def register_schemas() -> None:
 
 def _folder_of_command(command: str) -> str | None:
     """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return "." if command == "inspect" else None
+    return "." if command in ("inspect", "dashboard") else None
 
 
 def _first(*values: Any) -> Any:

@@ -22,7 +22,9 @@ class HardnessConfig:
     enabled: bool = True
     """False: every sample weighs the same (gamma = 0), the plain cross-entropy."""
     beta: float = 10.0
+    """Weight of the term."""
     gamma: float = 2.0
+    """Exponent of the difficulty d = 1 - p_y: the larger, the less easy samples count."""
 
     def __post_init__(self) -> None:
         require_range("synthesis.hardness.beta", self.beta, 0)
@@ -34,13 +36,19 @@ class ImageBankConfig:
     """A bank of images that are themselves the parameters."""
 
     size: int = 5120
+    """Images in the bank."""
     batch_size: int = 256
+    """Images that are optimized together."""
     iterations: int = 1000
     """Optimizer steps that each batch of images gets."""
     lr: float = 0.5
+    """Learning rate of Adam, in normalized pixel units a step."""
     patience: int = 50
+    """Steps without a lower loss after which the rate falls."""
     factor: float = 0.1
+    """What the rate is then multiplied by."""
     min_lr: float = 1e-4
+    """The rate does not fall below this."""
 
     def __post_init__(self) -> None:
         require_range("synthesis.bank.size", self.size, 1)
@@ -62,12 +70,17 @@ class GeneratorConfig:
     """The conditional generator network (GDFQ)."""
 
     latent_dim: int = 100
+    """Length of the noise vector that an image is made of."""
     conditioning: str = "embedding"
     """How the label enters: latent times ``embedding``, or class-conditional ``batch_norm``."""
     batch_size: int = 64
+    """Images of a generator step."""
     lr: float = 1e-3
+    """Learning rate of Adam."""
     beta1: float = 0.5
+    """Decay of Adam's mean of gradients."""
     beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
 
     def __post_init__(self) -> None:
         require_choice("synthesis.generator.conditioning", self.conditioning, CONDITIONINGS)
@@ -101,8 +114,11 @@ class CalibrationConfig:
     """``generator``: a conditional generator trained while it calibrates, as released;
     ``synthesis``: samples of the main source."""
     batch_size: int = 16
+    """Images of a calibration step."""
     cross_entropy_weight: float = 1.0
+    """Weight of the cross-entropy in the loss of the calibration generator."""
     bns_weight: float = 0.1
+    """Weight of the batch-norm statistics in the same loss."""
 
     def __post_init__(self) -> None:
         require_choice("synthesis.calibration.source", self.source, CALIBRATION_SOURCES)
@@ -116,9 +132,11 @@ class SynthesisConfig:
     """Where the training images come from."""
 
     source: str = MISSING
+    """``image_bank``: images that are the parameters; ``generator``: a conditional network."""
     load: str | None = None
     """A saved image bank or generator (.safetensors) to use instead of synthesizing one."""
     bns_weight: float = 1.0
+    """Weight of the batch-norm statistics loss."""
     hardness: HardnessConfig = field(default_factory=HardnessConfig)
     bank: ImageBankConfig = field(default_factory=ImageBankConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
