@@ -36,9 +36,7 @@ STAGES = ("synthesis", "student")
 STEPS = 2
 """The first warms up, the second counts."""
 SIDE = 224
-HEADER = (
-    "| recipe | step | batch | CPU seconds | peak memory, GB |\n| --- | --- | --- | --- | --- |"
-)
+HEADER = ("recipe", "step", "batch", "CPU seconds", "peak memory, GB")
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,12 @@ def measure(task: Task) -> str:
         prepare_torch(config)
         pipeline.fit(build(config, folder, Origin("benchmark", None, {})), [], [clock], None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    row = (task.recipe, task.stage, task.batch, f"{clock.seconds:.1f}", f"{peak:.1f}")
-    return f"| {' | '.join(map(str, row))} |"
+    return row(task.recipe, task.stage, task.batch, f"{clock.seconds:.1f}", f"{peak:.1f}")
+
+
+def row(*cells: object) -> str:
+    """A line of Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for stage in options.stages
     ]
     context = multiprocessing.get_context("spawn")
-    print(HEADER, flush=True)
+    print(row(*HEADER), row(*["---"] * len(HEADER)), sep="\n", flush=True)
     for task in tasks:
         # One process each, so that none inherits the peak of another.
         with context.Pool(1) as pool:
