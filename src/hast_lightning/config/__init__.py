@@ -22,6 +22,11 @@ from hast_lightning.config.distillation import (
     OptimizerConfig,
     PromotionConfig,
 )
+from hast_lightning.config.export import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportConfig,
+)
 from hast_lightning.config.model import (
     PROVIDERS,
     ModelConfig,
@@ -74,6 +79,8 @@ __all__ = [
     "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
+    "DEFAULT_OPSET",
+    "FORMATS",
     "GRADIENTS",
     "KD_REDUCTIONS",
     "LEARNING_RATE_POLICIES",
@@ -96,6 +103,7 @@ __all__ = [
     "DataConfig",
     "DistillationConfig",
     "DistillationTermConfig",
+    "ExportConfig",
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",

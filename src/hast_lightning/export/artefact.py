@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
+from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import Description
 from hast_lightning.export.onnx_file import read_onnx, write_onnx
@@ -33,6 +34,32 @@ FORMATS = {
     "program": Format(".pt2", write_program, read_program),
 }
 """By the name that ``export.formats`` has for it."""
+
+
+def write_artefact(
+    name: str,
+    network: fx.GraphModule,
+    description: Description,
+    path: Path,
+    opset: int = DEFAULT_OPSET,
+) -> None:
+    """Write a frozen network in the format ``name``, a key of :data:`FORMATS`.
+
+    Args:
+        name: ``packed``, ``onnx`` or ``program``.
+        network: From :func:`~hast_lightning.export.frozen.freeze`.
+        description: What the file says of itself.
+        path: Ends in the format's suffix.
+        opset: Of ONNX; the others have none.
+
+    Raises:
+        ConfigurationError: a package that the format needs is not installed.
+        ModelError: the format cannot hold the network.
+    """
+    if name == "onnx":
+        write_onnx(network, description, path, opset)
+    else:
+        FORMATS[name].write(network, description, path)
 
 
 def open_artefact(path: Path) -> tuple[Network, Description]:
