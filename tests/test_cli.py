@@ -35,6 +35,7 @@ RUN_FILES = {
     "last.ckpt",
     "samples.safetensors",
     "samples.png",
+    "student.safetensors",
     "result.json",
 }
 RANDOM_NETWORK = ("model.pretrained=false", "data=none")
@@ -158,7 +159,7 @@ def test_the_agenda_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Pa
     assert first.finished.status == 0, first
     assert first.objectives == [None]
     made = tmp_path / "made" / "here"
-    assert files(made) == RUN_FILES - {"result.json", "samples.png"}
+    assert files(made) == RUN_FILES - {"result.json", "samples.png", "student.safetensors"}
     before = content(made)
     load = f"synthesis.load={made / 'samples.safetensors'}"
     second = recorded(tmp_path, load, "run=[distill,evaluate]", "hydra.run.dir=used")
