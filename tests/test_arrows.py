@@ -44,7 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "artefacts": PARTS | {"assembly", "export", "reporting"},
     "prediction": {"errors", "config", "export"},
     "pipeline": PARTS
-    | {"artefacts", "assembly", "data", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
+    | {
+        "artefacts",
+        "assembly",
+        "data",
+        "evaluation",
+        "callbacks",
+        "reporting",
+        "run_folder",
+        "trainer",
+    },
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},

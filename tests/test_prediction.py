@@ -24,6 +24,7 @@ from tests.export.test_packed import DESCRIPTION
 from tests.small_runs import small
 
 COUNT = 20
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mean=pretrained.mean,
         std=pretrained.std,
         resize_ratio=1.0,
-        class_names=tuple("zero one two three four five six seven eight nine".split()),
+        class_names=NAMES,
     )
     for name, kind in FORMATS.items():
         write_artefact(name, freeze(student), description, folder / f"student{kind.suffix}")

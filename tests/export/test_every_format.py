@@ -31,7 +31,9 @@ def deviations(found: Tensor, expected: Tensor) -> Tensor:
     return (found - expected).abs().amax(dim=1) / expected.abs().max()
 
 
-def check_onnx(name: str, bits: int, options: dict[str, Any], folder: Path, opset: int = 21) -> None:
+def check_onnx(
+    name: str, bits: int, options: dict[str, Any], folder: Path, opset: int = 21
+) -> None:
     student = calibrated(family(name), QuantizationSpec(bits, bits, **options))
     path = folder / "student.onnx"
     write_artefact("onnx", freeze(student), DESCRIPTION, path, opset)

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.onnx_graph import (
     DOMAIN,
-    NAME_ATTRIBUTE,
     FOUR_BITS_SINCE,
+    NAME_ATTRIBUTE,
     WEIGHT_OPERATOR,
 )
 
