@@ -131,10 +131,25 @@ def _predict(config: Config) -> None:
     predict(Path(config.artefact), Path(config.images), target)
 
 
-_OTHER_COMMANDS = {"inspect": _inspect, "predict": _predict}
+def _dashboard(config: Config) -> None:
+    from hast_lightning.reporting.dashboard import save_dashboard
+
+    print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
+_OTHER_COMMANDS = {"inspect": _inspect, "predict": _predict, "dashboard": _dashboard}
+
+
+def _join_sweep(config: Config) -> None:
+    """Have loggers show the jobs of a sweep together, under the name of its folder."""
+    settings = HydraConfig.get()
+    if settings.mode is RunMode.MULTIRUN:
+        config.logger.group = config.logger.group or "/".join(Path(settings.sweep.dir).parts[-2:])
+        config.logger.tags = [*config.logger.tags, "sweep"]
 
 
 def _run(config: Config) -> Result | None:
+    _join_sweep(config)
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.pipeline import run
 

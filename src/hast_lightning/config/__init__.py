@@ -71,6 +71,7 @@ from hast_lightning.config.synthesis import (
     GeneratorConfig,
     HardnessConfig,
     ImageBankConfig,
+    ImagesConfig,
     SynthesisConfig,
 )
 
@@ -107,6 +108,7 @@ __all__ = [
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "ImagesConfig",
     "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",

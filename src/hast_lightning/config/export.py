@@ -11,7 +11,7 @@ FORMATS = ("packed", "onnx", "program")
 DEFAULT_OPSET = 21
 """The first with integers of 4 bits in QuantizeLinear and DequantizeLinear; onnxruntime 1.20."""
 MIN_OPSET, MAX_OPSET = 18, 23
-"""torch.onnx writes nothing older, and onnxruntime 1.22, the oldest allowed, reads nothing newer."""
+"""torch.onnx writes nothing older; onnxruntime 1.22, the oldest allowed, reads nothing newer."""
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ExportConfig:
     """What the stage ``export`` writes. Every file is run before it gets its name."""
 
     formats: list[str] = field(default_factory=list)
-    """Of ``packed`` (safetensors, weights at their bits), ``onnx`` and ``program`` (torch.export);
+    """Which files: ``packed`` (safetensors, weights at their bits), ``onnx`` and ``program`` (torch.export);
     none: no file is written."""
     opset: int = DEFAULT_OPSET
     """Of the ONNX file. Before 21 there are no integers of 4 bits, and such weights take 8."""
