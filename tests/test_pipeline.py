@@ -38,7 +38,6 @@ from hast_lightning.synthesis.image_bank import ImageBank
 from tests.command_line import CALIBRATION_STEPS, STUDENT_STEPS, SYNTHESIS_STEPS, TINY, call
 from tests.small_runs import ALTERNATING, GENERATOR, build_module, small, undisturbed_torch
 
-METRICS_FILE = "metrics.csv"
 STUDENT_FILE = "student.safetensors"
 TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}
 WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"

@@ -19,8 +19,8 @@ class ExportConfig:
     """What the stage ``export`` writes. Every file is run before it gets its name."""
 
     formats: list[str] = field(default_factory=list)
-    """Which files: ``packed`` (safetensors, weights at their bits), ``onnx`` and ``program`` (torch.export);
-    none: no file is written."""
+    """Which files: ``packed`` (safetensors, weights at their bits), ``onnx`` and ``program``
+    (torch.export); none: no file is written."""
     opset: int = DEFAULT_OPSET
     """Of the ONNX file. Before 21 there are no integers of 4 bits, and such weights take 8."""
     images: int = 10_000
