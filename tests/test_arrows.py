@@ -46,13 +46,15 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": PARTS | {"data"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
+    "artefacts": PARTS | {"assembly", "export", "reporting"},
+    "prediction": {"errors", "config", "export"},
     "pipeline": PARTS
-    | {"assembly", "data", "evaluation", "callbacks", "report", "reporting", "run_folder"}
-    | {"trainer"},
+    | {"artefacts", "assembly", "data", "evaluation", "callbacks", "report", "reporting"}
+    | {"run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "cli": BASE | {"pipeline", "inspection", "reporting"},
+    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

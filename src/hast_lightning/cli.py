@@ -107,11 +107,8 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
-    if config.command == "inspect":
-        _inspect(config)
-        return None
-    if config.command == "dashboard":
-        _dashboard(config)
+    if config.command in _OTHER_COMMANDS:
+        _OTHER_COMMANDS[config.command](config)
         return None
     result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
@@ -125,10 +122,22 @@ def _inspect(config: Config) -> None:
     inspect(config)
 
 
+def _predict(config: Config) -> None:
+    from hast_lightning.prediction import predict
+
+    assert config.artefact is not None
+    assert config.images is not None
+    target = None if config.predictions is None else Path(config.predictions)
+    predict(Path(config.artefact), Path(config.images), target)
+
+
 def _dashboard(config: Config) -> None:
     from hast_lightning.reporting.dashboard import save_dashboard
 
     print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
+_OTHER_COMMANDS = {"inspect": _inspect, "predict": _predict, "dashboard": _dashboard}
 
 
 def _join_sweep(config: Config) -> None:

@@ -22,6 +22,11 @@ from hast_lightning.config.distillation import (
     OptimizerConfig,
     PromotionConfig,
 )
+from hast_lightning.config.export import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportConfig,
+)
 from hast_lightning.config.model import (
     PROVIDERS,
     ModelConfig,
@@ -75,6 +80,8 @@ __all__ = [
     "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
+    "DEFAULT_OPSET",
+    "FORMATS",
     "GRADIENTS",
     "KD_REDUCTIONS",
     "LEARNING_RATE_POLICIES",
@@ -97,6 +104,7 @@ __all__ = [
     "DataConfig",
     "DistillationConfig",
     "DistillationTermConfig",
+    "ExportConfig",
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
