@@ -11,7 +11,7 @@ from hast_lightning.errors import ConfigurationError
 
 DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
 LOGGERS = ("csv", "wandb", "tensorboard")
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
@@ -53,6 +53,8 @@ class TrainerConfig:
     timeout_minutes: float = 10.0
     """Minutes that a process waits for the others before the run ends in an error."""
     precision: str = "32-true"
+    """What the networks compute in; ``16-mixed`` scales the losses. Fake quantization, statistics
+    and losses are float32 in any case."""
     channels_last: bool = False
     compile: bool = False
     """torch.compile the teacher's and the student's passes."""
