@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "resumable": PARTS | {"random_streams", "loss_scaling"},
     "module": PARTS | {"resumable", "loss_scaling"},
     "evaluation": {"errors"},
-    "callbacks": BASE | {"quantization", "schedule", "evaluation"},
+    "callbacks": BASE | {"ranks", "quantization", "schedule", "evaluation"},
     "reporting": PARTS | {"data"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "pipeline": PARTS

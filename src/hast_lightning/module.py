@@ -267,7 +267,7 @@ class ZeroShotQuantization(ResumableModule):
         if promotion.enabled:
             assert images.grad is not None
             if self.loss_scaling is not None and not bool(images.grad.isfinite().all()):
-                # It also comes through the teacher, whose overflow no gradient of the student shows.
+                # It also comes through the teacher; the student's gradients may be finite.
                 spoil_gradients(self.student)
                 return
             harder = promote(images, images.grad, promotion.eps)
