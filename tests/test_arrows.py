@@ -28,20 +28,21 @@ ALLOWED: dict[str, set[str]] = {
     "archives": set(),
     "pictures": {"errors", "archives"},
     "models": BASE | {"archives"},
-    "ranks": set(),
-    "trainer": BASE,
+    "ranks": {"errors"},
+    "loss_scaling": set(),
+    "trainer": BASE | {"loss_scaling"},
     "export": BASE | {"", "models", "quantization", "archives"},
     "quantization": BASE | {"ranks", "models.graph", "models.operations"},
     "synthesis": BASE | {"ranks", "models", "pictures"},
     "distillation": BASE | {"models"},
     "schedule": BASE,
     "data": BASE | {"models", "pictures"},
-    "resumable": PARTS | {"random_streams"},
-    "module": PARTS | {"resumable"},
+    "resumable": PARTS | {"random_streams", "loss_scaling"},
+    "module": PARTS | {"resumable", "loss_scaling"},
     "evaluation": {"errors"},
     "callbacks": BASE
     # Observing looks at images and at what the networks say; what it shows is made there.
-    | {"quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
+    | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
     | {"reporting.media"},
     "reporting": PARTS | {"data"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},

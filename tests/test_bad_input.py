@@ -150,7 +150,7 @@ def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, gro
     ("override", "choices"),
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
-        ("trainer.precision=16-mixed", "32-true, bf16-mixed"),
+        ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
         ("data.source=mnist", "cifar10, digits, imagenet, none, npz"),
         ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
         ("export.formats=[tflite]", "onnx, packed, program"),

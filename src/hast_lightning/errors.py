@@ -35,5 +35,9 @@ class MemoryLimitError(UserError):
     """A step does not fit into the device's memory; the message says what to lower."""
 
 
+class LostProcessError(UserError):
+    """Another process of the run ended or did not answer in time."""
+
+
 class DivergenceError(UserError):
     """A loss became NaN or infinite during training."""

@@ -31,6 +31,7 @@ from hast_lightning.report import write_report
 from hast_lightning.reporting.artifacts import log_artifacts, log_inputs
 from hast_lightning.reporting.description import describe
 from hast_lightning.reporting.exports_table import exports_table
+from hast_lightning.reporting.failure import Failure, forget_failure
 from hast_lightning.reporting.grid import save_grid
 from hast_lightning.reporting.loggers import (
     build_loggers,
@@ -106,6 +107,7 @@ def resume(folder: Path) -> Result | None:
     start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
     if is_first_process():
         drop_interrupted_steps(folder)
+        forget_failure(folder)
         write_origin(folder, origin)
     return _execute(prepared, start)
 
@@ -145,9 +147,19 @@ def _execute(run: Run, start: Start | None) -> Result | None:
         result = _carry_out(run, loggers, start)
         _log_artifacts(run, loggers, result)
         succeeded = True
+    except BaseException as error:
+        _leave_word(run, error)
+        raise
     finally:
         finish_loggers(loggers, succeeded)
     return result
+
+
+def _leave_word(run: Run, error: BaseException) -> None:
+    """Say in the run folder where and why the run ended too early."""
+    module = run.module
+    checkpoint = run.folder / CHECKPOINT_FILE
+    Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
 
 
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
