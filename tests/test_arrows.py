@@ -39,14 +39,15 @@ ALLOWED: dict[str, set[str]] = {
     "module": PARTS | {"resumable"},
     "evaluation": {"errors"},
     "callbacks": BASE | {"quantization", "schedule", "evaluation"},
-    "reporting": PARTS | {"data"},
+    "reporting": PARTS | {"data", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "pipeline": PARTS
     | {"assembly", "data", "evaluation", "callbacks", "reporting", "run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "cli": BASE | {"pipeline", "inspection", "reporting"},
+    "sweeps": BASE,
+    "cli": BASE | {"pipeline", "inspection", "reporting", "sweeps"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.distillation import DistillationConfig
 from hast_lightning.config.model import ModelConfig
 from hast_lightning.config.quantizer import QuantizerConfig
@@ -24,7 +25,9 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect")
+COMMANDS = ("run", "inspect", "compare")
+WITHOUT_FOLDER = ("inspect", "compare")
+"""Commands that Hydra makes no run folder for."""
 STAGES = ("synthesize", "distill", "evaluate", "report")
 
 
@@ -38,12 +41,16 @@ class Config:
 
     recipe: str = MISSING
     command: str = "run"
-    """``run`` the agenda, or ``inspect`` the network: a table of what would be quantized."""
+    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized), or
+    ``compare`` the results of ``runs``."""
     seed: int = 0
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
     """Folder of an unfinished run to go on with; it brings its own configuration."""
+    runs: Any = None
+    """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
+    compare: CompareConfig = field(default_factory=CompareConfig)
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -59,10 +66,22 @@ class Config:
         require_range("seed", self.seed, 0, 2**32 - 1)
         for stage in self.run:
             require_choice("run", stage, STAGES)
+        self._check_runs()
         self._check_agenda()
         self._check_source_and_schedule()
         self._check_batches()
         self._check_data()
+
+    def _check_runs(self) -> None:
+        named = [self.runs] if isinstance(self.runs, str) else self.runs or []
+        if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+            raise ConfigurationError(f"runs={self.runs!r} is neither a path nor a list of paths")
+        if bool(named) != (self.command == "compare"):
+            raise ConfigurationError(
+                f"command={self.command} runs={named}: command=compare needs runs=<folder> or "
+                "runs=[<folder>,<folder>], and no other command takes them"
+            )
+        self.runs = named
 
     def _check_agenda(self) -> None:
         if not {"synthesize", "distill"} & set(self.run):
@@ -125,7 +144,7 @@ def register_schemas() -> None:
 
 def _folder_of_command(command: str) -> str | None:
     """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return "." if command == "inspect" else None
+    return "." if command in WITHOUT_FOLDER else None
 
 
 def _first(*values: Any) -> Any:
