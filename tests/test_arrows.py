@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     # Observing looks at images and at what the networks say; what it shows is made there.
     | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
     | {"reporting.media"},
-    "reporting": PARTS | {"data"},
+    "reporting": PARTS | {"data", "run_folder"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "artefacts": PARTS | {"assembly", "export", "reporting"},
@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting"},
+    "sweeps": BASE,
+    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

@@ -13,6 +13,7 @@ from hast_lightning.config.checks import (
     require_choice,
     require_range,
 )
+from hast_lightning.config.compare import PICTURE_FORMATS, TABLE_FORMATS, CompareConfig
 from hast_lightning.config.distillation import (
     KD_REDUCTIONS,
     OPTIMIZERS,
@@ -89,6 +90,7 @@ __all__ = [
     "MAX_BITS",
     "MIN_BITS",
     "OPTIMIZERS",
+    "PICTURE_FORMATS",
     "PRECISIONS",
     "PROVIDERS",
     "QUANTIZERS",
@@ -96,10 +98,12 @@ __all__ = [
     "SCHEDULES",
     "SOURCES",
     "STAGES",
+    "TABLE_FORMATS",
     "AlignmentConfig",
     "AugmentationConfig",
     "CalibrationConfig",
     "CallbacksConfig",
+    "CompareConfig",
     "Config",
     "DataConfig",
     "DistillationConfig",

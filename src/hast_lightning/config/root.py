@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.checks import expand_home, require_choice, require_range
+from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.distillation import DistillationConfig
 from hast_lightning.config.export import ExportConfig
 from hast_lightning.config.model import ModelConfig
@@ -26,7 +27,7 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect", "predict", "dashboard")
+COMMANDS = ("run", "inspect", "predict", "compare", "dashboard")
 STAGES = ("synthesize", "distill", "evaluate", "export", "report")
 
 
@@ -42,8 +43,8 @@ class Config:
     """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
     """``run`` the agenda, ``inspect`` the network (a table of what would be quantized),
-    ``predict`` (classify ``images`` with an exported network), or build the ``dashboard`` of the
-    project at wandb."""
+    ``predict`` (classify ``images`` with an exported network), ``compare`` the results of
+    ``runs``, or build the ``dashboard`` of the project at wandb."""
     seed: int = 0
     """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
@@ -56,6 +57,9 @@ class Config:
     """``command=predict``: a folder of images, or one of them."""
     predictions: str | None = None
     """``command=predict``: the CSV file that is written; none: standard output."""
+    runs: Any = None
+    """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
+    compare: CompareConfig = field(default_factory=CompareConfig)
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -72,12 +76,24 @@ class Config:
         require_range("seed", self.seed, 0, 2**32 - 1)
         for stage in self.run:
             require_choice("run", stage, STAGES)
+        self._check_runs()
         self._check_agenda()
         self._check_source_and_schedule()
         self._check_images()
         self._check_batches()
         self._check_data()
         self._check_prediction()
+
+    def _check_runs(self) -> None:
+        named = [self.runs] if isinstance(self.runs, str) else self.runs or []
+        if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+            raise ConfigurationError(f"runs={self.runs!r} is neither a path nor a list of paths")
+        if bool(named) != (self.command == "compare"):
+            raise ConfigurationError(
+                f"command={self.command} runs={named}: command=compare needs runs=<folder> or "
+                "runs=[<folder>,<folder>], and no other command takes them"
+            )
+        self.runs = named
 
     def _check_agenda(self) -> None:
         if not {"synthesize", "distill"} & set(self.run):
