@@ -178,9 +178,9 @@ WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
 
 def _join_sweep(config: Config) -> None:
     """Have loggers show the jobs of a sweep together, under the name of its folder."""
-    settings = HydraConfig.get()
-    if settings.mode is RunMode.MULTIRUN:
-        config.logger.group = config.logger.group or "/".join(Path(settings.sweep.dir).parts[-2:])
+    if sweeps.in_sweep():
+        folder = Path(HydraConfig.get().sweep.dir)
+        config.logger.group = config.logger.group or "/".join(folder.parts[-2:])
         config.logger.tags = [*config.logger.tags, "sweep"]
 
 
