@@ -233,3 +233,14 @@ def test_ranks_go_through_shares_of_their_own(monkeypatch: pytest.MonkeyPatch) -
         assert numbers(source.sample(5)[0]) == expected
     assert [len(share) for share in shares] == [5, 5]
     assert shares[0] | shares[1] | kept == set(range(11))
+
+
+def test_a_preview_leaves_no_trace() -> None:
+    source, stream = source_of(10, 0.2), torch.get_rng_state()
+    before, state = source.labels.clone(), source.get_extra_state()
+    images, labels = source.preview(3)
+    assert images.shape[0] == len(labels) == 3
+    assert int(labels.min()) >= 0
+    assert torch.equal(source.labels, before)
+    assert source.get_extra_state() == state
+    assert torch.equal(torch.get_rng_state(), stream)
