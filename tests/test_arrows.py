@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
     "artefacts": PARTS | {"assembly", "export", "reporting"},
-    "prediction": {"errors", "config", "export"},
+    "prediction": {"errors", "export", "pictures"},
     "pipeline": PARTS
     | {"artefacts", "assembly", "data", "evaluation", "callbacks", "report", "reporting"}
     | {"run_folder", "trainer"},

@@ -143,7 +143,7 @@ def test_photographs_are_resized_and_cropped_as_in_the_evaluation(tmp_path: Path
 
 
 def test_a_folder_without_images(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no images"):
+    with pytest.raises(DataError, match="has no pictures"):
         predict(made / "student.safetensors", tmp_path, None)
     with pytest.raises(DataError, match="does not exist"):
         predict(made / "student.safetensors", tmp_path / "missing", None)

@@ -17,13 +17,11 @@ from torch import Tensor
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artefact import Network, open_artefact
 from hast_lightning.export.description import Description
+from hast_lightning.pictures import MODES, find_pictures, open_picture
 
 HEADER = ("file", "class_index", "class_name", "probability")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 BATCH = 32
 _NAMES_SHOWN = 3
-_MODES = {1: "L", 3: "RGB"}
-"""Pillow's names of images with so many channels."""
 
 Row = tuple[str, int, str, str]
 
@@ -61,11 +59,7 @@ def _files(images: Path) -> list[Path]:
         return [images]
     if not images.is_dir():
         raise DataError(f"images={images} does not exist; expected a folder of images, or an image")
-    found = (path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = sorted(path for path in found if path.is_file())
-    if not files:
-        raise DataError(f"images={images} has no images; their names end in {', '.join(SUFFIXES)}")
-    return files
+    return find_pictures(images, f"images={images}")
 
 
 def _rows(
@@ -78,15 +72,14 @@ def _rows(
     """A row for every image that can be read; the names of the others go to ``unreadable``."""
     names = description.class_names
     prepare = _preparation(description)
+    mode = MODES[description.input_shape[0]]
     for chunk in _batches(files):
         tensors: dict[str, Tensor] = {}
         for path in chunk:
             name = path.name if path == root else str(path.relative_to(root))
             try:
-                with Image.open(path) as image:
-                    tensors[name] = prepare(image)
-            # Pillow raises nearly any kind of exception for damaged files.
-            except Exception:
+                tensors[name] = prepare(open_picture(path, mode))
+            except DataError:
                 unreadable.append(name)
         if tensors:
             logits = network(torch.stack(list(tensors.values())))
@@ -110,12 +103,9 @@ def _preparation(description: Description) -> Any:
     from torchvision import transforms
 
     channels, height, width = description.input_shape
-    if channels not in _MODES:
+    if channels not in MODES:
         raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
     ratio = description.resize_ratio
-
-    def convert(image: Image.Image) -> Image.Image:
-        return image.convert(_MODES[channels])
 
     def resize(image: Image.Image) -> Image.Image:
         # An image that fits already is what the network was evaluated on, to the pixel.
@@ -128,7 +118,6 @@ def _preparation(description: Description) -> Any:
 
     return transforms.Compose(
         [
-            convert,
             resize,
             transforms.CenterCrop((height, width)),
             transforms.ToTensor(),
