@@ -9,7 +9,7 @@ PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck bench clean
+.PHONY: help setup run test test-slow lint typecheck bench docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
@@ -27,8 +27,8 @@ test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP) ## Check style and format
-	$(BIN)/ruff check src tests benchmarks experiments
-	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check src tests benchmarks experiments docs
+	$(BIN)/ruff format --check src tests benchmarks experiments docs
 
 typecheck: $(STAMP) ## Check the types of src
 	$(BIN)/mypy
@@ -36,8 +36,12 @@ typecheck: $(STAMP) ## Check the types of src
 bench: $(STAMP) ## Time the steps of training
 	$(BIN)/python -m benchmarks
 
-clean: ## Delete built packages and caches; .venv and outputs stay
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+docs: $(STAMP) ## Build the documentation into site/; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d site/doctrees docs site/html
+	@echo "open site/html/index.html"
+
+clean: ## Delete built packages, the site and caches; .venv and outputs stay
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A candidate counts only if it runs: version managers put shims on the path

@@ -242,6 +242,31 @@ def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str)
             ["run=[synthesize]", "synthesis.load=x"],
             "run=['synthesize'] with synthesis.load=x: nothing would be done",
         ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "schedule=alternating"],
+            "synthesis.source=images with schedule.name=alternating: there is nothing to synth",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "schedule.synthesis_steps=3"],
+            "schedule.synthesis_steps=3 with synthesis.source=images: there is nothing to synth",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "run=[synthesize]"],
+            "run=['synthesize'] with synthesis.source=images: nothing would be done",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "synthesis.load=x.safetensors"],
+            "synthesis.load=x.safetensors with synthesis.source=images: the pictures are read",
+        ),
+        (["synthesis=images"], "synthesis.images.path is not set: point it at a folder"),
+        (
+            ["synthesis.images.path=p"],
+            "synthesis.images.path=p with synthesis.source=image_bank: the pictures would not",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p/a", "data=npz", "data.path=p"],
+            "synthesis.images.path=p/a and data.path=p overlap: the result would be measured",
+        ),
         (["synthesis=generator"], "schedule.synthesis_steps is not set: a generator has no"),
         (["synthesis.bank.size=40"], "synthesis.bank.size=40 must be a multiple of synthesis.bank"),
         (
@@ -344,7 +369,7 @@ def test_a_network_without_batch_norm_before_images_are_made(
     def make(*_: object) -> None:
         raise AssertionError("a bank was made")
 
-    monkeypatch.setattr(assembly, "build_source", make)
+    monkeypatch.setattr(assembly, "source_for", make)
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
     assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
@@ -527,6 +552,24 @@ def test_evaluation_data(refused: Refuse, tmp_path: Path, kind: str) -> None:
     assert line.startswith(f"data.path={path}")
     assert reason in line
     assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("absent", "synthesis.images.path={path} does not exist; expected a folder of pictures"),
+        ("empty", "synthesis.images.path={path} has no pictures; allowed endings: .jpg, "),
+        ("text", "{path}/a/p.png is not a readable picture: cannot identify image file"),
+    ],
+)
+def test_own_pictures(refused: Refuse, tmp_path: Path, kind: str, reason: str) -> None:
+    path = tmp_path / "pictures"
+    if kind != "absent":
+        (path / "a").mkdir(parents=True)
+    if kind == "text":
+        (path / "a" / "p.png").write_text("no picture")
+    line = refused("synthesis=images", f"synthesis.images.path={path}")
+    assert line.startswith(reason.format(path=path))
 
 
 def test_cifar10_that_is_not_there(refused: Refuse, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -124,6 +125,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
         "last.ckpt",
         "metrics.csv",
         "origin.json",
+        "report.html",
         "result.json",
         "samples.png",
         "samples.safetensors",
@@ -142,6 +144,24 @@ def test_two_processes_train_one_generator(tmp_path: Path) -> None:
         assert torch.equal(first["source"][key], second["source"][key]), key
     # They saw images of their own, of noise of their own.
     assert any(not torch.equal(first["source"][k], second["source"][k]) for k in statistics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_train_on_shares_of_own_pictures(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x)
+    own = ("synthesis=images", f"synthesis.images.path={tmp_path / 'pictures.npz'}")
+    # 5 batches of 16 are more than a share, and so show all of it.
+    budget = ("distillation.batch_size=16", "synthesis.calibration.batch_size=16")
+    first, second = run_on_two(tmp_path, *own, *budget, "data=none", "data.holdout=0.25")
+    assert_equal(first["student"], second["student"])
+    # A picture is labelled when it is first shown: 24 of a process, and those held out.
+    known = [rank["source"]["labels"] != -1 for rank in (first, second)]
+    assert [int(labels.sum()) for labels in known] == [40, 40]
+    assert int((known[0] & known[1]).sum()) == 16
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["agreement_on"], result["evaluated_images"]) == ("held-out own images", 16)
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ COMPANIONS = {
     "model/pytorchcv": ["model.name=resnet18"],
     "model/own": ["model.factory=package.module:build", "model.input_size=32"],
     "data/npz": ["data.path=images.npz"],
+    "synthesis/images": ["synthesis.images.path=pictures"],
     "synthesis/generator": ["schedule.synthesis_steps=1"],
     "synthesis/generator_gdfq": ["schedule.synthesis_steps=1"],
     **{f"model/resnet{n}_cifar10": ["model.pretrained=false"] for n in (20, 32, 44, 56)},

@@ -15,7 +15,7 @@ from hast_lightning import assembly, pipeline
 from hast_lightning.callbacks import checkpoint as checkpoint_module
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.run_folder import RESULT_FILE
+from hast_lightning.run_folder import GRID_FILE, REPORT_FILE, RESULT_FILE
 from tests.command_line import SYNTHESIS_STEPS, TINY, call, content
 from tests.composition import composed
 
@@ -97,7 +97,7 @@ def test_the_disk_use_of_a_run_is_reported_and_bounded(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert len(list(run.glob("*.ckpt"))) == 2
     reported = json.loads((run / RESULT_FILE).read_text())["disk_bytes"]
-    later = sum((run / name).stat().st_size for name in (RESULT_FILE, "samples.png"))
+    later = sum((run / name).stat().st_size for name in (RESULT_FILE, GRID_FILE, REPORT_FILE))
     assert reported == sum(len(data) for data in content(run).values()) - later
 
 

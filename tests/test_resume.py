@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -196,6 +197,42 @@ def test_samples_that_were_not_saved_in_time_are_saved(run: Path) -> None:
     (run / SAMPLES_FILE).unlink()
     assert call("resume=run", folder=run.parent).status == 0
     assert differences(load_file(run / SAMPLES_FILE), expected) == []
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x)
+    return tmp_path / "pictures.npz"
+
+
+def test_own_pictures_go_on_where_their_order_was_left(tmp_path: Path, pictures: Path) -> None:
+    whole = run_whole(
+        tmp_path,
+        *TINY,
+        "synthesis=images",
+        f"synthesis.images.path={pictures}",
+        "schedule.student_steps=8",
+        "callbacks.checkpoint_every_n_steps=6",
+    )
+    # As a power cut after the first checkpoint would leave it.
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    (killed / RESULT_FILE).unlink()
+    (killed / "last.1.ckpt").replace(killed / CHECKPOINT_FILE)
+    assert torch.load(killed / CHECKPOINT_FILE, weights_only=True)["iteration"] == 6
+    assert call("resume=killed", folder=tmp_path).status == 0
+    assert differences(load(whole), load(killed)) == []
+    assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
+
+
+def test_other_pictures_than_before_are_refused(tmp_path: Path, pictures: Path) -> None:
+    own = ("synthesis=images", f"synthesis.images.path={pictures}")
+    whole = run_whole(tmp_path, *TINY, *own)
+    (whole / RESULT_FILE).unlink()
+    np.savez(pictures, x=np.zeros((20, 8, 8, 1), np.uint8))
+    refusal = call("resume=whole", folder=tmp_path).refusal()
+    assert "these are not the pictures that the run began with" in refusal
 
 
 def test_a_run_without_a_checkpoint_begins_anew(run: Path, unfinished: Path) -> None:

@@ -110,6 +110,9 @@ def run_job(composed: DictConfig) -> float | None:
     if config.command == "inspect":
         _inspect(config)
         return None
+    if config.command == "dashboard":
+        _dashboard(config)
+        return None
     result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
         return None
@@ -122,7 +125,22 @@ def _inspect(config: Config) -> None:
     inspect(config)
 
 
+def _dashboard(config: Config) -> None:
+    from hast_lightning.reporting.dashboard import save_dashboard
+
+    print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
+def _join_sweep(config: Config) -> None:
+    """Have loggers show the jobs of a sweep together, under the name of its folder."""
+    settings = HydraConfig.get()
+    if settings.mode is RunMode.MULTIRUN:
+        config.logger.group = config.logger.group or "/".join(Path(settings.sweep.dir).parts[-2:])
+        config.logger.tags = [*config.logger.tags, "sweep"]
+
+
 def _run(config: Config) -> Result | None:
+    _join_sweep(config)
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.pipeline import run
 

@@ -93,8 +93,9 @@ def require_device(options: TrainerConfig) -> None:
     """
     try:
         build_trainer(options)
-    # What Lightning raises for options it does not know or a device that is not there.
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    # What Lightning raises for options it does not know, a device that is not there, or one whose
+    # package is not installed.
+    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"trainer.accelerator={options.accelerator} trainer.devices={options.devices} "

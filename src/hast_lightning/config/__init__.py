@@ -66,6 +66,7 @@ from hast_lightning.config.synthesis import (
     GeneratorConfig,
     HardnessConfig,
     ImageBankConfig,
+    ImagesConfig,
     SynthesisConfig,
 )
 
@@ -99,6 +100,7 @@ __all__ = [
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "ImagesConfig",
     "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",

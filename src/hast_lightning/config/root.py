@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -24,7 +25,7 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect")
+COMMANDS = ("run", "inspect", "dashboard")
 STAGES = ("synthesize", "distill", "evaluate", "report")
 
 
@@ -37,9 +38,12 @@ class Config:
     """
 
     recipe: str = MISSING
+    """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the agenda, or ``inspect`` the network: a table of what would be quantized."""
+    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized), or build
+    the ``dashboard`` of the project at wandb."""
     seed: int = 0
+    """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
@@ -61,6 +65,7 @@ class Config:
             require_choice("run", stage, STAGES)
         self._check_agenda()
         self._check_source_and_schedule()
+        self._check_images()
         self._check_batches()
         self._check_data()
 
@@ -69,15 +74,21 @@ class Config:
             raise ConfigurationError(
                 f"run={list(self.run)} has neither synthesize nor distill: nothing would be done"
             )
-        if "synthesize" not in self.run and self.synthesis.load is None:
+        given = self.synthesis.load is not None or self.synthesis.source == "images"
+        if "synthesize" not in self.run and not given:
             raise ConfigurationError(
                 f"run={list(self.run)} has no synthesize and synthesis.load is not set: there "
                 "would be no images to train on"
             )
-        if "synthesize" in self.run and "distill" not in self.run and self.synthesis.load:
+        if "synthesize" in self.run and "distill" not in self.run and given:
+            what = (
+                "synthesis.source=images"
+                if self.synthesis.source == "images"
+                else f"synthesis.load={self.synthesis.load}"
+            )
             raise ConfigurationError(
-                f"run={list(self.run)} with synthesis.load={self.synthesis.load}: nothing would "
-                "be done; the samples are there already"
+                f"run={list(self.run)} with {what}: nothing would be done; the samples are there "
+                "already"
             )
 
         alternating = self.schedule.name == "alternating" and "distill" in self.run
@@ -105,6 +116,32 @@ class Config:
                 f"{made}: with schedule.name=alternating both steps see the same batch"
             )
 
+    def _check_images(self) -> None:
+        """Pictures are there already, and are not those that the result is measured on."""
+        path = self.synthesis.images.path
+        if self.synthesis.source != "images":
+            return
+        if self.schedule.name == "alternating":
+            raise ConfigurationError(
+                "synthesis.source=images with schedule.name=alternating: there is nothing to "
+                "synthesize in every iteration; choose schedule=two_stage"
+            )
+        if self.schedule.synthesis_steps is not None:
+            raise ConfigurationError(
+                f"schedule.synthesis_steps={self.schedule.synthesis_steps} with "
+                "synthesis.source=images: there is nothing to synthesize; leave it out"
+            )
+        if self.command == "run" and path is None:
+            raise ConfigurationError(
+                "synthesis.images.path is not set: point it at a folder of pictures or an .npz "
+                "file with x (uint8 N,H,W,C)"
+            )
+        if path is not None and self.data.path is not None and _overlap(path, self.data.path):
+            raise ConfigurationError(
+                f"synthesis.images.path={path} and data.path={self.data.path} overlap: the result "
+                "would be measured on what the student was trained on"
+            )
+
     def _check_source_and_schedule(self) -> None:
         # Without distill there is nothing to alternate with: only the synthesis is planned.
         stage_of_its_own = self.schedule.name == "two_stage" or "distill" not in self.run
@@ -116,6 +153,12 @@ class Config:
             )
 
 
+def _overlap(first: str, second: str) -> bool:
+    """Whether two paths are the same, or one lies in the other."""
+    one, other = Path(first).resolve(), Path(second).resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def register_schemas() -> None:
     """Make the root schema known to Hydra as ``schema``, and the two resolvers; idempotent."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
@@ -125,7 +168,7 @@ def register_schemas() -> None:
 
 def _folder_of_command(command: str) -> str | None:
     """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return "." if command == "inspect" else None
+    return "." if command in ("inspect", "dashboard") else None
 
 
 def _first(*values: Any) -> Any:
