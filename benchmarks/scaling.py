@@ -32,13 +32,17 @@ from hast_lightning.config import register_schemas, to_object
 from hast_lightning.ranks import average_gradients, rank
 
 WARMUP = 5
-HEADER = ("network", "processes", "images a step and process", "steps/s", "images/s", "scaling",
-          "message", "in messages", "share")  # fmt: skip
+HEADER = (
+    "processes",
+    "images a step and process",
+    "steps/s",
+    "images/s",
+    "scaling",
+    "message",
+    "in messages",
+    "share",
+)
 MEBIBYTE = 2**20
-RECIPES = {
-    "digits_resnet": (),
-    "resnet20": ("+experiment=cifar10_resnet20_w4a4_quick", "data=none"),
-}
 
 
 class Stopwatch(Callback):
@@ -97,8 +101,7 @@ def overrides_of(options: argparse.Namespace, processes: int) -> list[str]:
     """The configuration of a run that is nearly all student steps."""
     batch = options.batch
     return [
-        *RECIPES[options.network],
-        "schedule=two_stage",
+        "schedule=digits",
         f"trainer.accelerator={'gpu' if options.device == 'cuda' else 'cpu'}",
         f"trainer.devices={processes}",
         "trainer.threads=1",
@@ -110,6 +113,7 @@ def overrides_of(options: argparse.Namespace, processes: int) -> list[str]:
         "schedule.calibration_steps=1",
         f"schedule.student_steps={WARMUP + options.steps}",
         f"distillation.batch_size={batch}",
+        *options.override,
     ]
 
 
@@ -133,7 +137,6 @@ def row(options: argparse.Namespace, processes: int, found: dict[str, Any], one:
     """A line of the table; ``one`` is the median step of one process in seconds."""
     step, message = statistics.median(found["steps"]), statistics.median(found["messages"])
     values = [
-        options.network,
         str(processes),
         str(options.batch),
         f"{1 / step:.2f}",
@@ -152,7 +155,12 @@ def main(arguments: Sequence[str]) -> None:
         measure(Path(arguments[1]), arguments[2:])
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--network", choices=tuple(RECIPES), default="digits_resnet")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        help="key=value of the configuration, such as +experiment=...; the bundled network if none",
+    )
     parser.add_argument("--steps", type=int, default=50, help="student steps that count (50)")
     parser.add_argument("--batch", type=int, default=64, help="images a step and process (64)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
