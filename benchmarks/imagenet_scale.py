@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for recipe in options.recipes
         for stage in options.stages
     ]
-    context = multiprocessing.get_context("spawn")
+    # A copy of this process has everything imported, and computed nothing yet.
+    context = multiprocessing.get_context("fork")
     print(row(*HEADER), row(*["---"] * len(HEADER)), sep="\n", flush=True)
     for task in tasks:
         # One process each, so that none inherits the peak of another.
