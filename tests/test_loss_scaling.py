@@ -138,8 +138,10 @@ def test_gradients_are_clipped_at_their_true_length() -> None:
     full = build_module(small("distillation.optimizer.clip_norm=1e-3"))
     reference = Watch()
     fit(full, [reference])
-    norms = [s["distillation/gradient_norm"] for s in watch.scalars if len(s) > 3][-3:]
-    expected = [s["distillation/gradient_norm"] for s in reference.scalars if len(s) > 3][-3:]
+    norms, expected = (
+        [s["distillation/gradient_norm"] for s in scalars if "distillation/gradient_norm" in s]
+        for scalars in (watch.scalars, reference.scalars)
+    )
     assert norms[0] == pytest.approx(expected[0], rel=0.3)  # not 65,536 times as long
 
 
