@@ -20,8 +20,9 @@ setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt
 run: $(STAMP) ## Run the default recipe; overrides in ARGS="key=value ..."
 	$(BIN)/python -m hast_lightning $(ARGS)
 
+# A process a core with one thread each: most tests are too small for more.
 test: $(STAMP) ## Run the fast tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow

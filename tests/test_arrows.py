@@ -42,18 +42,21 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors"},
     "callbacks": BASE
     # Observing looks at images and at what the networks say; what it shows is made there.
-    | {"ranks", "quantization", "schedule", "evaluation"}
-    | {"distillation.terms", "synthesis.source", "reporting.media"},
-    "reporting": PARTS | {"data"},
+    | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
+    | {"reporting.media"},
+    "reporting": PARTS | {"data", "run_folder"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
+    "artefacts": PARTS | {"assembly", "export", "reporting"},
+    "prediction": {"errors", "export", "pictures"},
     "pipeline": PARTS
-    | {"assembly", "data", "evaluation", "callbacks", "report", "reporting", "run_folder"}
-    | {"trainer"},
+    | {"artefacts", "assembly", "data", "evaluation", "callbacks", "report", "reporting"}
+    | {"run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "cli": BASE | {"pipeline", "inspection", "reporting"},
+    "sweeps": BASE,
+    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

@@ -48,7 +48,14 @@ ALTERNATING = (
     "synthesis.generator.batch_size=16",
 )
 STAGES = {"synthesis": (0, 40), "calibration": (40, 80), "distillation": (80, 120)}
-NOT_COMPARED = {"seconds_by_stage", "peak_memory_bytes", "disk_bytes", "resumes", "command"}
+NOT_COMPARED = {
+    "seconds_by_stage",
+    "peak_memory_bytes",
+    "disk_bytes",
+    "resumes",
+    "command",
+    "exports",
+}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

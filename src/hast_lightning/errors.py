@@ -19,6 +19,10 @@ class ModelError(UserError):
     """A network or its weights cannot be used."""
 
 
+class ExportError(UserError):
+    """An exported file does not compute what the student computes, or could not be written."""
+
+
 class DataError(UserError):
     """Evaluation data or synthetic images are missing or malformed."""
 

@@ -18,6 +18,12 @@ RANGES = {
     "percentile": "percentiles",
     "lsq": "learned step sizes",
 }
+EXPORT_COLUMNS = {
+    "bytes": "size",
+    "agreement": "agreement with the student, %",
+    "milliseconds": "ms an image",
+    "float_milliseconds": "ms in float32",
+}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 SOURCES = {
     "image_bank": "a bank of images that are optimized themselves",
@@ -172,13 +178,16 @@ def exports(result: Result | None) -> tuple[dict[str, str], ...]:
     entries = found.items() if isinstance(found, dict) else enumerate(found)
     rows = []
     for name, entry in entries:
-        named = {"export": str(name)} if isinstance(found, dict) else {}
+        named = {"format": str(name)} if isinstance(found, dict) else {}
         values = entry if isinstance(entry, dict) else {"value": entry}
-        rows.append({**named, **{str(key): _cell(value) for key, value in values.items()}})
+        cells = {EXPORT_COLUMNS.get(key, key): _cell(key, value) for key, value in values.items()}
+        rows.append({**named, **cells})
     return tuple(rows)
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
+    if name == "bytes":
+        return readable_size(value)
     if value is None:
         return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

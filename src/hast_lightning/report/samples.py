@@ -73,15 +73,19 @@ def look_at(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Sam
     """
     size = module.micro_batch or module.config.distillation.batch_size
     batches = zip(torch.split(images.detach(), size), torch.split(labels, size), strict=True)
+    assert isinstance(module.student, fx.GraphModule)
+    exposed = expose(module.student, module.taps)
     with held_weights(module.student):
-        parts = [_look_at_batch(module, *batch) for batch in batches]
+        parts = [_look_at_batch(module, exposed, *batch) for batch in batches]
     columns = zip(Samples._fields, zip(*parts, strict=True), strict=True)
     # What is none in one batch is in all of them.
     joined = {name: torch.cat(values) for name, values in columns if values[0] is not None}
     return Samples(**joined)
 
 
-def _look_at_batch(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Samples:
+def _look_at_batch(
+    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
+) -> Samples:
     with torch.no_grad():
         of_teacher = module.teacher(images)
         seen = Samples(images, labels, of_teacher.argmax(1), difficulty(of_teacher, labels))
@@ -92,18 +96,20 @@ def _look_at_batch(module: ZeroShotQuantization, images: Tensor, labels: Tensor)
     seen = seen._replace(**student)
     if not module.config.distillation.promotion.enabled:
         return seen
-    return seen._replace(**_promoted(module, images, labels))
+    return seen._replace(**_promoted(module, exposed, images, labels))
 
 
-def _promoted(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _promoted(
+    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
     """What a step up the student's loss, as HAST trains on it, does to a batch."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        loss, _ = _loss(module, images, labels)
+        loss, _ = _loss(module, exposed, images, labels)
     (gradient,) = torch.autograd.grad(loss, images)
     harder = promote(images, gradient, module.config.distillation.promotion.eps)
     with torch.no_grad():
-        promoted_loss, pair = _loss(module, harder, labels)
+        promoted_loss, pair = _loss(module, exposed, harder, labels)
     return {
         "promoted_of_teacher": difficulty(pair.teacher_logits, labels),
         "promoted_of_student": difficulty(pair.student_logits, labels),
@@ -114,11 +120,10 @@ def _promoted(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> d
 
 
 def _loss(
-    module: ZeroShotQuantization, images: Tensor, labels: Tensor
+    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, DistillationPair]:
     teacher_logits, teacher_features = module.teacher.features(images)
-    assert isinstance(module.student, fx.GraphModule)
-    student_logits, student_features = expose(module.student, module.taps)(images)
+    student_logits, student_features = exposed(images)
     pair = DistillationPair(
         student_logits, teacher_logits, student_features, teacher_features, labels
     )

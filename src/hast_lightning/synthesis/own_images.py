@@ -246,6 +246,14 @@ class OwnImages(nn.Module):
             raise ConfigurationError("data.holdout=0 holds no picture out")
         return self._batch(self._held_out[: max(count, 0)])
 
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return pictures (N, C, H, W) of all that are trained on, and predicted labels."""
+        known = self.labels.clone()
+        images, labels = self._batch(self._trainable[: max(count, 0)])
+        # What is predicted here is not kept: a run is the same whether it is looked at or not.
+        self.labels.copy_(known)
+        return images, labels
+
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         device = self.labels.device
