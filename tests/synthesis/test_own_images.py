@@ -112,9 +112,9 @@ def test_of_too_many_pictures_some_are_kept_evenly(
 
 
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent does not exist; expected a folder of pictures or"):
+    with pytest.raises(DataError, match=r"absent does not exist; expected a folder of pictures or"):
         read(tmp_path / "absent")
-    with pytest.raises(DataError, match="has no pictures; allowed endings: .jpg"):
+    with pytest.raises(DataError, match=r"has no pictures; allowed endings: .jpg"):
         read(tmp_path)
     file = tmp_path / "picture.jpg"
     file.write_bytes(b"no picture")
@@ -184,9 +184,20 @@ def test_held_out_pictures_are_always_the_same_and_never_given() -> None:
         source_of().held_out(1)
 
 
+def test_a_preview_is_of_all_pictures_and_leaves_no_trace() -> None:
+    source = source_of(10, 0.5)
+    random = torch.get_rng_state()
+    images, labels = source.preview(4)
+    assert images.shape[0] == len(labels) == 4 and not images.requires_grad
+    again, _ = source.preview(4)
+    assert torch.equal(images, again) and torch.equal(random, torch.get_rng_state())
+    everything, _ = source.preview(99)
+    assert len(everything) == 10 and torch.equal(everything[[0, 9]], images[[0, 3]])
+
+
 def test_too_few_pictures_are_refused() -> None:
     assert len(source_of(2, 0.5).sample(3)[0]) == 3
-    with pytest.raises(ConfigurationError, match="1 pictures, of which .* keeps 1: too few"):
+    with pytest.raises(ConfigurationError, match=r"1 pictures, of which .* keeps 1: too few"):
         source_of(1, 0.5)
     with pytest.raises(ConfigurationError, match="too few to train 3 processes on"):
         source_of(2, processes=3)

@@ -246,6 +246,11 @@ class OwnImages(nn.Module):
             raise ConfigurationError("data.holdout=0 holds no picture out")
         return self._batch(self._held_out[: max(count, 0)])
 
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return at most ``count`` pictures (N, C, H, W) and labels, evenly spaced among all."""
+        total = len(self._pixels)
+        return self._batch(torch.linspace(0, total - 1, min(max(count, 0), total)).long())
+
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         device = self.labels.device
