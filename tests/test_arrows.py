@@ -28,31 +28,35 @@ ALLOWED: dict[str, set[str]] = {
     "archives": set(),
     "pictures": {"errors", "archives"},
     "models": BASE | {"archives"},
-    "ranks": set(),
-    "trainer": BASE,
+    "ranks": {"errors"},
+    "loss_scaling": set(),
+    "trainer": BASE | {"loss_scaling"},
     "export": BASE | {"", "models", "quantization", "archives"},
     "quantization": BASE | {"ranks", "models.graph", "models.operations"},
     "synthesis": BASE | {"ranks", "models", "pictures"},
     "distillation": BASE | {"models"},
     "schedule": BASE,
     "data": BASE | {"models", "pictures"},
-    "resumable": PARTS | {"random_streams"},
-    "module": PARTS | {"resumable"},
+    "resumable": PARTS | {"random_streams", "loss_scaling"},
+    "module": PARTS | {"resumable", "loss_scaling"},
     "evaluation": {"errors"},
     "callbacks": BASE
     # Observing looks at images and at what the networks say; what it shows is made there.
-    | {"quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
+    | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
     | {"reporting.media"},
-    "reporting": PARTS | {"data"},
+    "reporting": PARTS | {"data", "run_folder"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
+    "artefacts": PARTS | {"assembly", "export", "reporting"},
+    "prediction": {"errors", "export", "pictures"},
     "pipeline": PARTS
-    | {"assembly", "data", "evaluation", "callbacks", "report", "reporting", "run_folder"}
-    | {"trainer"},
+    | {"artefacts", "assembly", "data", "evaluation", "callbacks", "report", "reporting"}
+    | {"run_folder", "trainer"},
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "cli": BASE | {"pipeline", "inspection", "reporting"},
+    "sweeps": BASE,
+    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

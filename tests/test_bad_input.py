@@ -90,8 +90,8 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: callbacks, command, data, distillation, logger, model, quantizer, recipe, "
-    "resume, run, schedule, seed, synthesis, trainer"
+    "the root has: artefact, callbacks, command, data, distillation, export, images, logger, "
+    "model, predictions, quantizer, recipe, resume, run, schedule, seed, synthesis, trainer"
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
@@ -134,6 +134,7 @@ def test_an_unknown_group_or_key(
         ("trainer=tpu", "trainer"),
         ("logger=mlflow", "logger"),
         ("callbacks=loud", "callbacks"),
+        ("export=tflite", "export"),
     ],
 )
 def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, group: str) -> None:
@@ -149,10 +150,11 @@ def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, gro
     ("override", "choices"),
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
-        ("trainer.precision=16-mixed", "32-true, bf16-mixed"),
+        ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
         ("data.source=mnist", "cifar10, digits, imagenet, none, npz"),
         ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
-        ("run=[evaluate,distil]", "distill, evaluate, report, synthesize"),
+        ("export.formats=[tflite]", "onnx, packed, program"),
+        ("run=[evaluate,distil]", "distill, evaluate, export, report, synthesize"),
     ],
 )
 def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, choices: str) -> None:

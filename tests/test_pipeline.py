@@ -38,6 +38,7 @@ from hast_lightning.synthesis.image_bank import ImageBank
 from tests.command_line import CALIBRATION_STEPS, STUDENT_STEPS, SYNTHESIS_STEPS, TINY, call
 from tests.small_runs import ALTERNATING, GENERATOR, build_module, small, undisturbed_torch
 
+STUDENT_FILE = "student.safetensors"
 TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}
 WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
 NO_DATA = ("data.source=none", "data.holdout=0.1")
@@ -115,7 +116,8 @@ def test_both_schedules_run_with_both_sources_and_leave_a_whole_folder(
     config = small(*overrides)
     result = pipeline.run(config, tmp_path / "deep" / "run", "typed")
     folder = tmp_path / "deep" / "run"
-    assert names(folder) == TRAINED | {RESULT_FILE, SAMPLES_FILE, GRID_FILE, REPORT_FILE}
+    reported = {SAMPLES_FILE, GRID_FILE, REPORT_FILE}
+    assert names(folder) == TRAINED | reported | {RESULT_FILE, STUDENT_FILE}
 
     assert result is not None and result == Result.read(folder / RESULT_FILE)
     assert result.synthesis_steps == synthesis_steps

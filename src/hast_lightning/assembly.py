@@ -87,10 +87,11 @@ class Run:
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""
-        batches = self._all_batches()
+        batches = self.all_batches()
         return None if batches is None else islice(batches, rank(), None, world_size())
 
-    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+    def all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """Images and labels to evaluate on, of every rank; none where there are none yet."""
         if self.data is not None:
             return self.data
         try:

@@ -22,6 +22,7 @@ from hast_lightning.distillation.terms import (
     distillation_loss,
 )
 from hast_lightning.errors import MemoryLimitError, ModelError
+from hast_lightning.loss_scaling import spoil_gradients
 from hast_lightning.models.graph import expose, trace
 from hast_lightning.models.taps import select_taps
 from hast_lightning.models.teacher import FrozenTeacher
@@ -206,7 +207,7 @@ class ZeroShotQuantization(ResumableModule):
         """Generator step: improve a batch against the teacher; returns it, detached."""
         return self._improve(
             self.source,
-            self.numbered_optimizer(SOURCE_OPTIMIZER),
+            self.stepping_optimizer(SOURCE_OPTIMIZER),
             self._synthesis_objective,
             "synthesis",
         )
@@ -217,7 +218,7 @@ class ZeroShotQuantization(ResumableModule):
             objective = self._calibration_objective
             images, _ = self._improve(
                 self.calibrator,
-                self.numbered_optimizer(CALIBRATOR_OPTIMIZER),
+                self.stepping_optimizer(CALIBRATOR_OPTIMIZER),
                 objective,
                 "calibration",
             )
@@ -240,15 +241,17 @@ class ZeroShotQuantization(ResumableModule):
         config = self.config.distillation
         images, labels = self._batch(proposal, config.batch_size)
         images = self._layout(self._augment_student(images)).detach()
-        optimizer = self.numbered_optimizer(STUDENT_OPTIMIZER)
+        optimizer = self.stepping_optimizer(STUDENT_OPTIMIZER)
         self._set_learning_rate(optimizer)
         self._accumulate(images, labels, optimizer)
         average_gradients(self.student.parameters())
+        self.unscale(optimizer)
         if config.optimizer.clip_norm is not None:
             self.scalars["distillation/gradient_norm"] = nn.utils.clip_grad_norm_(
                 self.student.parameters(), config.optimizer.clip_norm
             )
         optimizer.step()
+        self.scalars.update(self.scaling_scalars("distillation"))
 
     def _accumulate(self, images: Tensor, labels: Tensor, optimizer: LightningOptimizer) -> None:
         """The gradients of the whole batch, by as many images at once as there is room for.
@@ -276,6 +279,10 @@ class ZeroShotQuantization(ResumableModule):
         self._backward_student(images, labels, share, "")
         if promotion.enabled:
             assert images.grad is not None
+            if self.loss_scaling is not None and not bool(images.grad.isfinite().all()):
+                # It also comes through the teacher; the student's gradients may be finite.
+                spoil_gradients(self.student)
+                return
             harder = promote(images, images.grad, promotion.eps)
             self._backward_student(harder, labels, share, "_promoted")
 
@@ -323,11 +330,12 @@ class ZeroShotQuantization(ResumableModule):
         if source.shared and isinstance(source, nn.Module):
             average_gradients(source.parameters())
         optimizer.step()
+        scaling = self.scaling_scalars(name)
         try:
             source.improved(loss_value, optimizer.optimizer)
         except FloatingPointError as error:
             raise self.divergence(str(error), self.iteration) from error
-        self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
+        self.scalars.update({f"{name}/{key}": value for key, value in values.items()} | scaling)
         return images.detach(), labels
 
     def _batch(self, proposal: Batch | None, batch_size: int) -> Batch:

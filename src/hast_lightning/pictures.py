@@ -141,6 +141,9 @@ def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
         DataError: it is no picture, damaged, or has more pixels than Pillow trusts.
     """
     try:
+        # Opening a named pipe would wait for whoever writes to it.
+        if not Path(path).is_file():
+            raise DataError(f"{path} is not a file")
         with Image.open(path) as picture:
             _require_size(path, picture)
             return picture.convert(mode)

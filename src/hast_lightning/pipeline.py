@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from hast_lightning.artefacts import export_student, raise_failures, require_exportable
 from hast_lightning.assembly import Run, build, prepare_torch
 from hast_lightning.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.callbacks.evaluation import StudentEvaluation
@@ -29,6 +30,8 @@ from hast_lightning.ranks import rank
 from hast_lightning.report import write_report
 from hast_lightning.reporting.artifacts import log_artifacts, log_inputs
 from hast_lightning.reporting.description import describe
+from hast_lightning.reporting.exports_table import exports_table
+from hast_lightning.reporting.failure import Failure, forget_failure
 from hast_lightning.reporting.grid import save_grid
 from hast_lightning.reporting.loggers import (
     build_loggers,
@@ -80,6 +83,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     prepare_torch(config)
     require_device(config.trainer)
     prepared = build(config, folder, Origin(command, git_commit(), versions()))
+    require_exportable(prepared)
     if first:
         claim(folder, config, prepared.origin)
     return _execute(prepared, None)
@@ -99,9 +103,11 @@ def resume(folder: Path) -> Result | None:
     require_device(config.trainer)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     prepared = build(config, folder, origin)
+    require_exportable(prepared)
     start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
     if is_first_process():
         drop_interrupted_steps(folder)
+        forget_failure(folder)
         write_origin(folder, origin)
     return _execute(prepared, start)
 
@@ -141,9 +147,19 @@ def _execute(run: Run, start: Start | None) -> Result | None:
         result = _carry_out(run, loggers, start)
         _log_artifacts(run, loggers, result)
         succeeded = True
+    except BaseException as error:
+        _leave_word(run, error)
+        raise
     finally:
         finish_loggers(loggers, succeeded)
     return result
+
+
+def _leave_word(run: Run, error: BaseException) -> None:
+    """Say in the run folder where and why the run ended too early."""
+    module = run.module
+    checkpoint = run.folder / CHECKPOINT_FILE
+    Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
 
 
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
@@ -153,24 +169,28 @@ def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result |
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
     fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
+    failures: list[Exception] = []
+    if result is not None and rank() == 0:
+        # Before the result is written: until then a run that is stopped can be resumed.
+        records, failures = export_student(run)
+        result = replace(result, exports=records)
+        result.write(run.folder / RESULT_FILE)
     if result is not None:
         _log_result(run, loggers, result)
     # Last: nothing that goes wrong with a picture or a table may cost the result.
     if "report" in run.config.run and rank() == 0:
         _report(run, result)
+    raise_failures(failures)
     return result
 
 
 def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation) -> Result:
-    """Measure the last step and write ``result.json``."""
+    """Measure the last step."""
     start = time.perf_counter()
     final = run.evaluate()
     assert final is not None
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
-    result = _result(run, final, on_the_way, seconds)
-    if rank() == 0:
-        result.write(run.folder / RESULT_FILE)
-    return result
+    return _result(run, final, on_the_way, seconds)
 
 
 def _log_result(run: Run, loggers: list[Logger], result: Result) -> None:
@@ -206,6 +226,8 @@ def _report(run: Run, result: Result | None) -> None:
     write_report(run, result)
     if result is not None:
         Console().print(results_table(result))
+        if result.exports:
+            Console().print(exports_table(result.exports))
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
 
 

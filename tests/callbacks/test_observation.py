@@ -97,7 +97,12 @@ def test_the_histograms_are_of_what_the_step_saw() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ALTERNATING, GENERATOR, (*GENERATOR, *ALTERNATING)],
+    [
+        (),
+        pytest.param(ALTERNATING, marks=pytest.mark.slow),
+        pytest.param(GENERATOR, marks=pytest.mark.slow),
+        (*GENERATOR, *ALTERNATING),
+    ],
     ids=["bank", "alternating_bank", "generator", "alternating_generator"],
 )
 def test_a_run_that_is_looked_at_is_the_same_bit_by_bit(overrides: tuple[str, ...]) -> None:

@@ -11,8 +11,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import expand_home, require_choice, require_range
+from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.distillation import DistillationConfig
+from hast_lightning.config.export import ExportConfig
 from hast_lightning.config.model import ModelConfig
 from hast_lightning.config.quantizer import QuantizerConfig
 from hast_lightning.config.schedule import ScheduleConfig
@@ -25,8 +27,8 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect", "dashboard")
-STAGES = ("synthesize", "distill", "evaluate", "report")
+COMMANDS = ("run", "inspect", "predict", "compare", "dashboard")
+STAGES = ("synthesize", "distill", "evaluate", "export", "report")
 
 
 @dataclass
@@ -40,14 +42,24 @@ class Config:
     recipe: str = MISSING
     """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized), or build
-    the ``dashboard`` of the project at wandb."""
+    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized),
+    ``predict`` (classify ``images`` with an exported network), ``compare`` the results of
+    ``runs``, or build the ``dashboard`` of the project at wandb."""
     seed: int = 0
     """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
     """Folder of an unfinished run to go on with; it brings its own configuration."""
+    artefact: str | None = None
+    """``command=predict``: an exported file; it says itself what images it takes."""
+    images: str | None = None
+    """``command=predict``: a folder of images, or one of them."""
+    predictions: str | None = None
+    """``command=predict``: the CSV file that is written; none: standard output."""
+    runs: Any = None
+    """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
+    compare: CompareConfig = field(default_factory=CompareConfig)
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
@@ -57,17 +69,31 @@ class Config:
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: CallbacksConfig = MISSING
+    export: ExportConfig = MISSING
 
     def __post_init__(self) -> None:
         require_choice("command", self.command, COMMANDS)
         require_range("seed", self.seed, 0, 2**32 - 1)
         for stage in self.run:
             require_choice("run", stage, STAGES)
+        self._check_runs()
         self._check_agenda()
         self._check_source_and_schedule()
         self._check_images()
         self._check_batches()
         self._check_data()
+        self._check_prediction()
+
+    def _check_runs(self) -> None:
+        named = [self.runs] if isinstance(self.runs, str) else self.runs or []
+        if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+            raise ConfigurationError(f"runs={self.runs!r} is neither a path nor a list of paths")
+        if bool(named) != (self.command == "compare"):
+            raise ConfigurationError(
+                f"command={self.command} runs={named}: command=compare needs runs=<folder> or "
+                "runs=[<folder>,<folder>], and no other command takes them"
+            )
+        self.runs = named
 
     def _check_agenda(self) -> None:
         if not {"synthesize", "distill"} & set(self.run):
@@ -97,6 +123,24 @@ class Config:
                 f"run={list(self.run)}: schedule.name=alternating synthesizes in every "
                 "iteration; add synthesize, or choose schedule=two_stage"
             )
+
+        lacking = [stage for stage in ("distill", "evaluate") if stage not in self.run]
+        if "export" in self.run and lacking:
+            raise ConfigurationError(
+                f"run={list(self.run)}: export needs {' and '.join(lacking)}; every file is "
+                "compared with the trained student, and result.json says how they agree"
+            )
+
+    def _check_prediction(self) -> None:
+        for key in ("artefact", "images", "predictions"):
+            value = expand_home(getattr(self, key))
+            setattr(self, key, value)
+            if self.command != "predict" and value is not None:
+                raise ConfigurationError(f"{key}={value} is for command=predict alone")
+            if self.command == "predict" and value is None and key != "predictions":
+                raise ConfigurationError(
+                    f"{key} is not set: command=predict artefact=<exported file> images=<folder>"
+                )
 
     def _check_data(self) -> None:
         # Here and not in the group: only a run reads the file.
@@ -168,7 +212,7 @@ def register_schemas() -> None:
 
 def _folder_of_command(command: str) -> str | None:
     """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return "." if command in ("inspect", "dashboard") else None
+    return None if command == "run" else "."
 
 
 def _first(*values: Any) -> Any:

@@ -11,7 +11,7 @@ from hast_lightning.errors import ConfigurationError
 
 DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
 LOGGERS = ("csv", "wandb", "tensorboard")
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
@@ -58,7 +58,8 @@ class TrainerConfig:
     timeout_minutes: float = 10.0
     """Minutes that a process waits for the others before the run ends in an error."""
     precision: str = "32-true"
-    """Of the networks; quantization, statistics and losses are float32 whatever it is."""
+    """What the networks compute in; ``16-mixed`` scales the losses. Fake quantization, statistics
+    and losses are float32 in any case."""
     channels_last: bool = False
     """Memory layout of images and features: faster for many networks, the same results."""
     compile: bool = False

@@ -247,9 +247,12 @@ class OwnImages(nn.Module):
         return self._batch(self._held_out[: max(count, 0)])
 
     def preview(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return at most ``count`` pictures (N, C, H, W) and labels, evenly spaced among all."""
-        total = len(self._pixels)
-        return self._batch(torch.linspace(0, total - 1, min(max(count, 0), total)).long())
+        """Return pictures (N, C, H, W) of all that are trained on, and predicted labels."""
+        known = self.labels.clone()
+        images, labels = self._batch(self._trainable[: max(count, 0)])
+        # What is predicted here is not kept: a run is the same whether it is looked at or not.
+        self.labels.copy_(known)
+        return images, labels
 
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
