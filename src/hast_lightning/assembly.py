@@ -18,7 +18,7 @@ from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
-from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 from hast_lightning.models.graph import trace
 from hast_lightning.models.teacher import require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
@@ -27,7 +27,7 @@ from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.ranks import rank, world_size
 from hast_lightning.run_folder import Origin
 from hast_lightning.schedule import Action, Schedule, build_schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.synthesis.factory import source_for
 from hast_lightning.synthesis.source import SampleSource
 
 EXPECTED_WARNINGS = (
@@ -41,12 +41,17 @@ EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
 )
 HELD_OUT_IMAGES = 1024
-"""Held-out synthetic images that agreement is measured on, at most."""
+"""Held-out images that agreement is measured on, at most."""
 
 
 @dataclass
 class Run:
-    """The parts of one run, put together and checked, before anything expensive."""
+    """The parts of one run, put together and checked, before anything expensive.
+
+    Attributes:
+        confusion: What the last evaluation counted, (classes, classes) int64: the teacher's
+            class by the student's.
+    """
 
     config: Config
     folder: Path
@@ -54,6 +59,7 @@ class Run:
     network: PretrainedNetwork
     data: EvaluationData | ImageFolderData | GivenData | None
     module: ZeroShotQuantization
+    confusion: Tensor | None = None
 
     def evaluate(self) -> Evaluation | None:
         """Student against teacher, on the evaluation data or else on held-out samples.
@@ -65,23 +71,28 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
+        counts = Confusion(self.network.num_classes).to(self.module.device)
         try:
-            return evaluate(
+            found = evaluate(
                 self.module.teacher,
                 self.module.student,
                 batches,
                 self.network.num_classes,
                 self.module.device,
+                counts,
             )
         except DivergenceError as error:
             raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+        self.confusion = counts.compute().cpu()
+        return found
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""
-        batches = self._all_batches()
+        batches = self.all_batches()
         return None if batches is None else islice(batches, rank(), None, world_size())
 
-    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+    def all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """Images and labels to evaluate on, of every rank; none where there are none yet."""
         if self.data is not None:
             return self.data
         try:
@@ -129,13 +140,8 @@ def build(
     # Before the rest, because no other setting could mend it and a bank takes gigabytes.
     require_batch_norms(trace(network.network), network.name)
     evaluation_data = data or load_evaluation_data(config.data, network)
-    source = build_source(
-        config.synthesis,
-        network.input_shape,
-        network.num_classes,
-        config.data.holdout,
-        config.trainer.devices * config.trainer.num_nodes,
-    )
+    processes = config.trainer.devices * config.trainer.num_nodes
+    source = source_for(config.synthesis, network, config.data.holdout, processes)
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
     if not loaded:

@@ -7,17 +7,19 @@ import os
 import re
 import shlex
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
+from hast_lightning import sweeps
 from hast_lightning.config import Config, describe_unknown_key, register_schemas, to_object
 from hast_lightning.errors import ConfigurationError, UserError
 
@@ -33,7 +35,17 @@ HYDRA_ERRORS = (ValueError, OSError)
 UNKNOWN_KEY = re.compile(
     r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
 )
+MISSING_PLUGIN = re.compile(
+    r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
+)
+EXTRAS = {
+    "optuna": "sweeps",
+    "joblib": "sweeps",
+    "submitit_local": "sweeps",
+    "submitit_slurm": "sweeps",
+}
 SWEEP_FLAGS = ("-m", "--multirun")
+DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -56,6 +68,8 @@ def one_line(error: BaseException) -> str:
     Hydra proposes to add every key that it does not know, and keeps the reason why a value
     does not fit in the error's cause.
     """
+    if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
+        return reason
     if unknown := UNKNOWN_KEY.match(str(error)):
         place, key = unknown[1] or "", unknown[2] or unknown[3]
         if not _is_optional_group(key) and (description := describe_unknown_key(key)):
@@ -85,6 +99,14 @@ def _joined(error: BaseException) -> str:
     return " ".join(shown or [type(error).__name__])
 
 
+def _missing_plugin(name: str) -> str | None:
+    """How to install one of Hydra's launchers or sweepers; none of a name that is none."""
+    if name == "ray":
+        return "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
+    extra = EXTRAS.get(name)
+    return extra and f"{name} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
+
+
 def _is_optional_group(key: str) -> bool:
     """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
     return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
@@ -107,9 +129,11 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
-    if config.command == "inspect":
-        _inspect(config)
+    if config.command in WITHOUT_RUN:
+        WITHOUT_RUN[config.command](config)
         return None
+    if sweeps.in_sweep():
+        sweeps.check_job(config)
     result = _resume(config.resume) if config.resume is not None else _run(config)
     if result is None:
         return None
@@ -122,7 +146,46 @@ def _inspect(config: Config) -> None:
     inspect(config)
 
 
+def _predict(config: Config) -> None:
+    from hast_lightning.prediction import predict
+
+    assert config.artefact is not None
+    assert config.images is not None
+    target = None if config.predictions is None else Path(config.predictions)
+    predict(Path(config.artefact), Path(config.images), target)
+
+
+def _dashboard(config: Config) -> None:
+    from hast_lightning.reporting.dashboard import save_dashboard
+
+    print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
+def _compare(config: Config) -> None:
+    from hast_lightning.reporting.comparison.command import compare
+
+    compare(config)
+
+
+WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
+    "inspect": _inspect,
+    "predict": _predict,
+    "compare": _compare,
+    "dashboard": _dashboard,
+}
+"""Commands that make no run."""
+
+
+def _join_sweep(config: Config) -> None:
+    """Have loggers show the jobs of a sweep together, under the name of its folder."""
+    if sweeps.in_sweep():
+        folder = Path(HydraConfig.get().sweep.dir)
+        config.logger.group = config.logger.group or "/".join(folder.parts[-2:])
+        config.logger.tags = [*config.logger.tags, "sweep"]
+
+
 def _run(config: Config) -> Result | None:
+    _join_sweep(config)
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.pipeline import run
 
@@ -145,7 +208,7 @@ def _resume(folder: str) -> Result | None:
 def _command() -> str:
     """The command line of this job: what was typed, or the job's part of a sweep."""
     settings = HydraConfig.get()
-    swept = settings.mode is RunMode.MULTIRUN
+    swept = sweeps.in_sweep()
     arguments = list(settings.overrides.task) if swept else sys.argv[1:]
     return shlex.join(["python", "-m", "hast_lightning", *arguments])
 
@@ -162,50 +225,89 @@ def main() -> None:
     os.environ[FULL_ERROR] = "1"
     # argparse takes all overrides from one side of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
-    process, refused, defective = os.getpid(), False, False
+    sweeps.SweepFolder.current = None
+    refused = defective = False
 
     def job(composed: DictConfig) -> float | None:
         nonlocal refused, defective
+        # Parallel launchers begin in a process that has not been through main.
+        register_schemas()
         try:
-            return run_job(composed)
-        except (*USER_ERRORS, OSError) as error:
-            if not _is_mendable(error):
-                defective = True
+            return _run_recorded(composed)
+        except Exception as error:
+            mendable = _is_mendable(error)
+            defective |= not mendable
+            if full_error or not (mendable or sweeps.in_sweep()):
                 raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
-            # sweep, reports only the first that failed. From another process it must.
-            if full_error or os.getpid() != process:
-                raise
+            # sweep, reports only the first that failed.
             refused = True
-            print(f"hast-lightning: {_job_name()}{one_line(error)}", file=sys.stderr)
+            print(_report_of(error), file=sys.stderr)
             return None
-        except Exception:
-            defective = True
-            raise
 
     start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
         start(job)()
-    except (*USER_ERRORS, *HYDRA_ERRORS) as error:
-        if full_error or defective:
-            raise
-        print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
-        refused = True
     except KeyboardInterrupt:
         print("hast-lightning: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
-    if refused:
+    except Exception as error:
+        failed = _list_failures()
+        if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):
+            raise
+        # A search in which every trial failed has no best one, and says so by a ValueError.
+        if not (failed and type(error) is ValueError):
+            if defective:
+                raise
+            print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
+        refused = True
+    else:
+        failed = _list_failures()
+    if any(not failure.mendable for failure in failed):
+        sys.exit(DEFECT_STATUS)
+    if refused or failed:
         sys.exit(USER_ERROR_STATUS)
+
+
+def _run_recorded(composed: DictConfig) -> float | None:
+    """Run a job; of a sweep's, the folder tells how it ended, whichever process ran it."""
+    if not sweeps.in_sweep():
+        return run_job(composed)
+    sweeps.begin_job()
+    try:
+        objective = run_job(composed)
+    except Exception as error:
+        mendable = _is_mendable(error)
+        message = one_line(error) if mendable else f"{type(error).__name__}: {_joined(error)}"
+        lines = None if mendable else "".join(traceback.format_exception(error)).splitlines()
+        sweeps.fail_job(message, mendable, lines)
+        raise
+    sweeps.end_job()
+    return objective
+
+
+def _report_of(error: Exception) -> str:
+    if _is_mendable(error):
+        return f"hast-lightning: {_job_name()}{one_line(error)}"
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return f"{trace}\nhast-lightning: {_job_name()}failed; the other jobs go on"
+
+
+def _list_failures() -> list[sweeps.Failure]:
+    """Print which jobs of a sweep failed, and return them."""
+    failed = sweeps.failures()
+    if failed:
+        print(f"hast-lightning: {sweeps.summary(failed)}", file=sys.stderr)
+    return failed
 
 
 def _is_mendable(error: BaseException) -> bool:
     """Whether it is for the user to mend: of the system's errors only that the disk is full."""
-    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, USER_ERRORS):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _job_name() -> str:
     """Which job of a sweep this is; nothing for a run that stands alone."""
-    settings = HydraConfig.get()
-    if settings.mode is not RunMode.MULTIRUN:
-        return ""
-    return f"job {settings.job.num}: "
+    return f"job {HydraConfig.get().job.num}: " if sweeps.in_sweep() else ""

@@ -13,6 +13,7 @@ from hast_lightning.config.checks import (
     require_choice,
     require_range,
 )
+from hast_lightning.config.compare import PICTURE_FORMATS, TABLE_FORMATS, CompareConfig
 from hast_lightning.config.distillation import (
     KD_REDUCTIONS,
     OPTIMIZERS,
@@ -21,6 +22,11 @@ from hast_lightning.config.distillation import (
     DistillationTermConfig,
     OptimizerConfig,
     PromotionConfig,
+)
+from hast_lightning.config.export import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportConfig,
 )
 from hast_lightning.config.model import (
     PROVIDERS,
@@ -66,6 +72,7 @@ from hast_lightning.config.synthesis import (
     GeneratorConfig,
     HardnessConfig,
     ImageBankConfig,
+    ImagesConfig,
     SynthesisConfig,
 )
 
@@ -74,6 +81,8 @@ __all__ = [
     "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
+    "DEFAULT_OPSET",
+    "FORMATS",
     "GRADIENTS",
     "KD_REDUCTIONS",
     "LEARNING_RATE_POLICIES",
@@ -81,6 +90,7 @@ __all__ = [
     "MAX_BITS",
     "MIN_BITS",
     "OPTIMIZERS",
+    "PICTURE_FORMATS",
     "PRECISIONS",
     "PROVIDERS",
     "QUANTIZERS",
@@ -88,17 +98,21 @@ __all__ = [
     "SCHEDULES",
     "SOURCES",
     "STAGES",
+    "TABLE_FORMATS",
     "AlignmentConfig",
     "AugmentationConfig",
     "CalibrationConfig",
     "CallbacksConfig",
+    "CompareConfig",
     "Config",
     "DataConfig",
     "DistillationConfig",
     "DistillationTermConfig",
+    "ExportConfig",
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "ImagesConfig",
     "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",

@@ -40,6 +40,7 @@ class ModelConfig:
     mean: list[float] | None = None
     """Per-channel mean that the input was normalized with, for pixels in [0, 1]."""
     std: list[float] | None = None
+    """Per-channel standard deviation, likewise."""
     class_names: list[str] | None = None
     """One a class, in the order of the output; none: the provider's own, if it has any."""
     taps: list[str] | None = None

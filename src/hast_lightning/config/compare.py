@@ -1,0 +1,27 @@
+"""The keys of ``command=compare``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hast_lightning.config.checks import require_choice
+
+TABLE_FORMATS = ("markdown", "csv", "latex", "html")
+PICTURE_FORMATS = ("png", "svg")
+
+
+@dataclass
+class CompareConfig:
+    """Where a comparison goes and in which formats."""
+
+    folder: str = "comparison"
+    formats: list[str] = field(default_factory=lambda: list(TABLE_FORMATS))
+    plots: list[str] = field(default_factory=lambda: list(PICTURE_FORMATS))
+    published: bool = True
+    """Published numbers of the same networks beside ours."""
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            require_choice("compare.formats", name, TABLE_FORMATS)
+        for name in self.plots:
+            require_choice("compare.plots", name, PICTURE_FORMATS)

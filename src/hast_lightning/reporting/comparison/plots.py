@@ -1,0 +1,182 @@
+"""A comparison as plots: accuracy against bits and against seconds, and ablation bars."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hast_lightning.reporting.comparison.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BITS_IN_NAME = re.compile(r"_w\d+a\d+")
+PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
+PAPER_MARKERS = "sDv^<>ph*X"
+
+
+def plots(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures that the rows are enough for, by file name without its ending."""
+    made: dict[str, Figure] = {}
+    for model in sorted({row.model for row in rows if row.seeds}):
+        own = [row for row in rows if row.model == model and row.seeds and row.score]
+        papers = [row for row in rows if row.model == model and not row.seeds and row.bits[0] < 32]
+        # Accuracies and agreements have no axis in common.
+        for ours in ([row for row in own if row.top1], [row for row in own if not row.top1]):
+            if not ours:
+                continue
+            ending = f"{model}{'' if ours[0].top1 else '_agreement'}"
+            if len({row.bits for row in ours}) > 1:
+                made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
+            if len(ours) > 1:
+                made[f"seconds_{ending}"] = _against_seconds(ours)
+            for (name, bits), group in _ablations(ours).items():
+                width = f"w{bits[0]}a{bits[1]}"
+                made[f"ablation_{name}_{width}"] = _ablation_bars(group)
+    return made
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _measure(row: Row) -> str:
+    return "top-1 of the last step, %" if row.top1 else "agreement with the teacher, %"
+
+
+def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    scores = [row.score for row in rows if row.score]
+    return [score.mean for score in scores], [score.deviation or 0.0 for score in scores]
+
+
+def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
+    figure, axes = _figure(7.2, 4.2)
+    measured = {row.bits for row in ours}
+    widths = sorted(measured)
+    position = {bits: number for number, bits in enumerate(widths)}
+    papers = [row for row in papers if row.bits in measured]
+    for marker, (name, group) in zip(PAPER_MARKERS * 9, _series(papers).items(), strict=False):
+        places = [position[row.bits] for row in group]
+        axes.plot(places, _points(group)[0], f"{marker}:", label=f"{name} (published)", **PAPER)
+    for name, group in _series(ours).items():
+        means, deviations = _points(group)
+        places = [position[row.bits] for row in group]
+        axes.errorbar(places, means, deviations, marker="o", capsize=3, label=name)
+    _teacher_line(axes, ours, horizontal=True)
+    axes.set_xticks(range(len(widths)), [f"{weights}/{acts}" for weights, acts in widths])
+    axes.set(xlabel="bits of weights / activations", ylabel=_measure(ours[0]))
+    axes.set_title(ours[0].model)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
+def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that differ in their bits alone, in the order of these."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.bits):
+        found[_label(row)].append(row)
+    return found
+
+
+def _label(row: Row) -> str:
+    name = BITS_IN_NAME.sub("", row.name)
+    return f"{name}: {row.settings}" if row.settings else name
+
+
+def _against_seconds(ours: Sequence[Row]) -> Figure:
+    figure, axes = _figure(7.2, max(4.2, 0.22 * len(ours) + 1))
+    for number, row in enumerate(ours):
+        if row.seconds is None or row.score is None:
+            continue
+        label = f"{_label(row)} W{row.bits[0]}A{row.bits[1]}"
+        axes.errorbar(
+            row.seconds.mean,
+            row.score.mean,
+            row.score.deviation or 0.0,
+            row.seconds.deviation or 0.0,
+            marker="os^Dv"[number // 10 % 5],
+            linestyle="none",
+            capsize=3,
+            label=label,
+        )
+    _teacher_line(axes, ours, horizontal=True)
+    axes.set(xlabel="seconds of a run", ylabel=_measure(ours[0]), title=ours[0].model)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
+def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int]], list[Row]]:
+    groups: dict[tuple[str, tuple[int, int]], list[Row]] = defaultdict(list)
+    for row in ours:
+        if row.switched:
+            groups[row.name, row.bits].append(row)
+    return {key: group for key, group in groups.items() if len(group) > 1}
+
+
+def _ablation_bars(group: Sequence[Row]) -> Figure:
+    """Bars from the fewest parts at the top to all of them at the bottom."""
+    rows = sorted(group, key=lambda row: (_parts(row), row.settings))
+    figure, axes = _figure(7.2, 0.42 * len(rows) + 1.3)
+    means, deviations = _points(rows)
+    colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
+    errors = deviations if any(deviations) else None
+    bars = axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
+    axes.bar_label(bars, labels=[str(row.score) for row in rows], padding=4, fontsize="small")
+    axes.set_yticks(range(len(rows)), [row.settings for row in rows])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    start = _cut(means, deviations)
+    top = max([mean + deviation for mean, deviation in zip(means, deviations, strict=True)])
+    teacher = rows[0].teacher.mean if rows[0].teacher else top
+    axes.set_xlim(start, max(top, teacher) + 0.18 * (max(top, teacher) - start))
+    _teacher_line(axes, rows, horizontal=False)
+    note = f" (the axis begins at {start:g})" if start else ""
+    first = rows[0]
+    axes.set_xlabel(_measure(first) + note)
+    axes.set_title(f"{first.name}, {first.model}, W{first.bits[0]}A{first.bits[1]}")
+    return figure
+
+
+def _parts(row: Row) -> int:
+    switches = row.settings.split(",")[0]
+    return 0 if switches == "none" else switches.count("+") + 1
+
+
+def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:
+    """Where an axis begins that shows differences of a point; a multiple of five."""
+    lowest = min(mean - spread for mean, spread in zip(means, deviations, strict=True))
+    room = max(max(means) - lowest, 2.0)
+    return max(0.0, 5 * ((lowest - room) // 5))
+
+
+def _teacher_line(axes: Axes, rows: Sequence[Row], horizontal: bool) -> None:
+    teacher = next((row.teacher for row in rows if row.teacher), None)
+    if teacher is None:
+        return
+    style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
+    if horizontal:
+        axes.axhline(teacher.mean, label="full precision", **style)
+    else:
+        axes.axvline(teacher.mean, **style)
+        axes.annotate(
+            "full precision",
+            (teacher.mean, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            rotation=90,
+            fontsize="x-small",
+        )
