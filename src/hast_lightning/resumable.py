@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
+from torch.fx import GraphModule
 
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError, DivergenceError
@@ -37,7 +38,7 @@ class ResumableModule(LightningModule):
 
     config: Config
     schedule: Schedule
-    student: nn.Module
+    student: GraphModule
     source: SampleSource
     calibrator: ConditionalGenerator | None
 

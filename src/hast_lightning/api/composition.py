@@ -98,7 +98,8 @@ def _hydra_of_our_own() -> Iterator[None]:
     store = copy.copy(ConfigStore.instance())
     store.repo = copy.deepcopy(store.repo)
     kept = {kind: part for kind, part in state[0].items() if kind not in _OF_AN_APPLICATION}
-    Singleton._instances = {**kept, ConfigStore: store}
+    instances: dict[Any, Any] = {**kept, ConfigStore: store}
+    Singleton._instances = instances
     BaseContainer._resolvers = dict(BaseContainer._resolvers)
     try:
         yield

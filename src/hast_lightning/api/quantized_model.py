@@ -81,7 +81,7 @@ class QuantizedModel:
         ready = network_input(images, wanted.input_shape, wanted.mean, wanted.std, "predict")
         if not len(ready):
             raise DataError("predict: there are no images")
-        logits = torch.cat([self.network(batch) for batch in ready.split(BATCH_SIZE)])
+        logits = torch.cat([self.network(batch) for batch in torch.split(ready, BATCH_SIZE)])
         return Prediction(logits, logits.argmax(dim=1))
 
     def save(self, path: str | Path) -> Path:

@@ -102,7 +102,9 @@ def _batches(given: Any) -> Iterable[Any]:
         if len(images) != len(labels):
             raise DataError(f"data has {len(images)} images and {len(labels)} labels")
         # Views: no image is copied before its turn.
-        return list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
+        return list(
+            zip(torch.split(images, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True)
+        )
     if isinstance(given, Iterator):
         raise DataError(
             "data can be gone through only once, and is needed twice: pass a list or a DataLoader"
