@@ -4,12 +4,14 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+COMPATIBILITY := tests/api tests/export/test_packed.py tests/quantization/test_convert.py
 
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck bench docs clean
+.PHONY: help setup run test test-slow test-oldest lint typecheck bench docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
@@ -26,6 +28,14 @@ test: $(STAMP) ## Run the fast tests
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow
+
+# The floors of pyproject.toml; what they need themselves is the newest that fits.
+test-oldest: $(STAMP) ## Run a short set of tests with the oldest supported versions
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		-e '.[onnx,paper,tensorboard,timm]'
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python pytest pytest-timeout
+	$(OLDEST)/bin/python -m pytest -q -o filterwarnings=default $(COMPATIBILITY)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check src tests benchmarks experiments docs

@@ -16,6 +16,7 @@ from hast_lightning.errors import DivergenceError
 from hast_lightning.loss_scaling import LEAST_SCALE, LossScaling, spoil_gradients
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.resumable import SOURCE_OPTIMIZER, STUDENT_OPTIMIZER
+from hast_lightning.schedule import Action
 from tests.small_runs import build_module, fit, small, undisturbed_torch
 
 HALF = "trainer.precision=16-mixed"
@@ -93,7 +94,7 @@ def test_every_optimizer_has_a_scale_of_its_own() -> None:
 def test_a_step_whose_gradients_overflow_changes_nothing_and_is_counted() -> None:
     def overflow(module: ZeroShotQuantization) -> None:
         scalers = module.loss_scaling.scalers
-        if "distill" in {action.value for action in module.schedule.actions(module.iteration)}:
+        if Action.DISTILL in module.schedule.actions(module.iteration):
             scalers[STUDENT_OPTIMIZER] = torch.amp.GradScaler("cpu", 2.0**120)
 
     module, watch = watched(act=overflow)
@@ -138,8 +139,10 @@ def test_gradients_are_clipped_at_their_true_length() -> None:
     full = build_module(small("distillation.optimizer.clip_norm=1e-3"))
     reference = Watch()
     fit(full, [reference])
-    norms = [s["distillation/gradient_norm"] for s in watch.scalars if len(s) > 3][-3:]
-    expected = [s["distillation/gradient_norm"] for s in reference.scalars if len(s) > 3][-3:]
+    norms, expected = (
+        [s["distillation/gradient_norm"] for s in scalars if "distillation/gradient_norm" in s]
+        for scalars in (watch.scalars, reference.scalars)
+    )
     assert norms[0] == pytest.approx(expected[0], rel=0.3)  # not 65,536 times as long
 
 

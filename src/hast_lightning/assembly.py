@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hast_lightning.config import Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
+from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
 from hast_lightning.evaluation import Confusion, Evaluation, evaluate
@@ -56,7 +57,7 @@ class Run:
     folder: Path
     origin: Origin
     network: PretrainedNetwork
-    data: EvaluationData | ImageFolderData | None
+    data: EvaluationData | ImageFolderData | GivenData | None
     module: ZeroShotQuantization
     confusion: Tensor | None = None
 
@@ -120,26 +121,33 @@ def prepare_torch(config: Config) -> None:
     seed_everything(config.seed, verbose=False)
 
 
-def build(config: Config, folder: Path, origin: Origin) -> Run:
+def build(
+    config: Config,
+    folder: Path,
+    origin: Origin,
+    network: PretrainedNetwork | None = None,
+    data: GivenData | None = None,
+) -> Run:
     """Load the network and the evaluation data; build the source, the schedule and the module.
 
-    Nothing is written, and nothing is computed that takes more than seconds.
+    Nothing is written, and nothing is computed that takes more than seconds. A ``network`` or
+    ``data`` that are handed over take the place of those that ``config`` describes.
 
     Raises:
         UserError: something handed in is wrong or does not fit together.
     """
-    network = load_network(config.model)
+    network = network or load_network(config.model)
     # Before the rest, because no other setting could mend it and a bank takes gigabytes.
     require_batch_norms(trace(network.network), network.name)
-    data = load_evaluation_data(config.data, network)
+    evaluation_data = data or load_evaluation_data(config.data, network)
     processes = config.trainer.devices * config.trainer.num_nodes
     source = source_for(config.synthesis, network, config.data.holdout, processes)
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
     if not loaded:
-        _require_images(schedule, source, held_out=data is None)
+        _require_images(schedule, source, held_out=evaluation_data is None)
     module = ZeroShotQuantization(config, network, source, schedule)
-    return Run(config, folder, origin, network, data, module)
+    return Run(config, folder, origin, network, evaluation_data, module)
 
 
 def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool) -> None:

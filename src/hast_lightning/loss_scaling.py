@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-PRECISION = "16-mixed"
+PRECISION: Final = "16-mixed"
 LEAST_SCALE = 2.0**-16
 """32 halvings below where a scale begins: by then gradients are infinite for another reason."""
 
@@ -74,7 +74,7 @@ class LossScaling(MixedPrecision):
         Unlike Lightning's it takes gradients that were unscaled already.
         """
         closure()
-        self._after_closure(model, optimizer)  # type: ignore[arg-type]  # an optimizer is steppable
+        self._after_closure(model, optimizer)
         before = self.scale
         output = self.scaler.step(optimizer, **kwargs)
         self.scaler.update()

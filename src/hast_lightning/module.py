@@ -335,7 +335,8 @@ class ZeroShotQuantization(ResumableModule):
             source.improved(loss_value, optimizer.optimizer)
         except FloatingPointError as error:
             raise self.divergence(str(error), self.iteration) from error
-        self.scalars.update({f"{name}/{key}": value for key, value in values.items()} | scaling)
+        self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
+        self.scalars.update(scaling)
         return images.detach(), labels
 
     def _batch(self, proposal: Batch | None, batch_size: int) -> Batch:

@@ -21,6 +21,7 @@ from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
 from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.data.given import GivenData
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.errors import ModelError
 from hast_lightning.evaluation import Evaluation
@@ -77,16 +78,38 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     """
     if was_requeued(folder):
         return resume(folder)
+    return carry_out(config, folder, command)[1]
+
+
+def carry_out(
+    config: Config,
+    folder: Path,
+    command: str,
+    network: PretrainedNetwork | None = None,
+    data: GivenData | None = None,
+) -> tuple[Run, Result | None]:
+    """As :func:`run`, with the parts of the run beside its result.
+
+    Args:
+        config: A checked configuration.
+        folder: The run folder; made where it does not exist.
+        command: What makes the result again, for the report.
+        network: In place of the one that ``config.model`` describes.
+        data: Evaluation data in place of those that ``config.data`` describes.
+
+    Raises:
+        UserError: as :func:`run`.
+    """
     first = is_first_process()
     if first:
         refuse_used(folder)
     prepare_torch(config)
     require_device(config.trainer)
-    prepared = build(config, folder, Origin(command, git_commit(), versions()))
+    prepared = build(config, folder, Origin(command, git_commit(), versions()), network, data)
     require_exportable(prepared)
     if first:
         claim(folder, config, prepared.origin)
-    return _execute(prepared, None)
+    return prepared, _execute(prepared, None)
 
 
 def resume(folder: Path) -> Result | None:

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
+DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none", "given")
 LOGGERS = ("csv", "wandb", "tensorboard")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -19,7 +19,8 @@ class DataConfig:
     """Evaluation data; nothing here is ever trained on."""
 
     source: str = MISSING
-    """``digits`` (bundled), ``npz``, ``cifar10``, ``imagenet`` (a folder a class) or ``none``."""
+    """``digits`` (bundled), ``npz``, ``cifar10``, ``imagenet`` (a folder a class) or ``none``;
+    ``given`` to :func:`hast_lightning.quantize` in Python."""
     path: str | None = None
     """File or folder of the images, for the sources that read one."""
     batch_size: int = 256
@@ -30,7 +31,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, DATA_SOURCES)
         self.path = expand_home(self.path)
-        if self.path is not None and self.source in ("digits", "none"):
+        if self.path is not None and self.source in ("digits", "none", "given"):
             raise ConfigurationError(
                 f"data.path={self.path}: data={self.source} reads no files; choose data=npz, "
                 "data=cifar10 or data=imagenet to use it"

@@ -80,7 +80,7 @@ def load_evaluation_data(
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
             (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
-            photographs with one folder a class) or ``none``.
+            photographs with one folder a class) or ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
 
     Returns:
@@ -91,6 +91,11 @@ def load_evaluation_data(
     """
     if config.source == "none":
         return None
+    if config.source == "given":
+        raise DataError(
+            "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
+            "on the command line choose one of cifar10, digits, imagenet, npz and none"
+        )
     if config.source == "imagenet":
         return load_image_folder(config, network)
     if config.source == "digits":

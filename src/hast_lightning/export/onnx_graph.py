@@ -47,7 +47,7 @@ def require_packages(names: tuple[str, ...]) -> None:
     if missing:
         raise ConfigurationError(
             f"ONNX needs {', '.join(missing)}, which is not installed: "
-            "pip install 'hast-lightning[export]'"
+            "pip install 'hast-lightning[onnx]'"
         )
 
 
