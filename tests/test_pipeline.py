@@ -243,7 +243,7 @@ def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
     result = run(tmp_path / "run", *own, *SHORT_TRAINING)
     assert result.synthesis_steps == 0
     assert result.calibrated_top1 is not None and result.quantized_top1 is not None
-    assert result.quantized_top1 > max(result.calibrated_top1, 95)
+    assert result.quantized_top1 > max(result.calibrated_top1 + 10, 90)
 
 
 def test_the_agreement_is_that_of_both_networks_on_the_last_images_of_the_bank(
