@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BITS_IN_NAME = re.compile(r"_w\d+a\d+")
-PAPER = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
+PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
 PAPER_MARKERS = "sDv^<>ph*X"
 
 
