@@ -4,12 +4,14 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+COMPATIBILITY := tests/api tests/export/test_packed.py tests/quantization/test_convert.py
 
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck bench clean
+.PHONY: help setup run test test-slow test-oldest lint typecheck bench docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
@@ -20,15 +22,24 @@ setup: $(STAMP) ## Create .venv with the exact versions of constraints.txt
 run: $(STAMP) ## Run the default recipe; overrides in ARGS="key=value ..."
 	$(BIN)/python -m hast_lightning $(ARGS)
 
+# A process a core with one thread each: most tests are too small for more.
 test: $(STAMP) ## Run the fast tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow
 
+# The floors of pyproject.toml; what they need themselves is the newest that fits.
+test-oldest: $(STAMP) ## Run a short set of tests with the oldest supported versions
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		-e '.[onnx,paper,tensorboard,timm]'
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python pytest pytest-timeout
+	$(OLDEST)/bin/python -m pytest -q -o filterwarnings=default $(COMPATIBILITY)
+
 lint: $(STAMP) ## Check style and format
-	$(BIN)/ruff check src tests benchmarks experiments
-	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check src tests benchmarks experiments docs
+	$(BIN)/ruff format --check src tests benchmarks experiments docs
 
 typecheck: $(STAMP) ## Check the types of src
 	$(BIN)/mypy
@@ -36,8 +47,12 @@ typecheck: $(STAMP) ## Check the types of src
 bench: $(STAMP) ## Time the steps of training
 	$(BIN)/python -m benchmarks
 
-clean: ## Delete built packages and caches; .venv and outputs stay
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+docs: $(STAMP) ## Build the documentation into site/; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d site/doctrees docs site/html
+	@echo "open site/html/index.html"
+
+clean: ## Delete built packages, the site and caches; .venv and outputs stay
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A candidate counts only if it runs: version managers put shims on the path

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from hast_lightning.data.ticker import StepTicker
 from hast_lightning.models import zoo
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.schedule import build_schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.synthesis.factory import source_for
 from hast_lightning.trainer import build_trainer
 from tests.command_line import TINY
 from tests.composition import composed_raw
@@ -52,17 +53,19 @@ def build_module(config: Config) -> ZeroShotQuantization:
     """The module of a run, from the configuration's seed on."""
     torch.manual_seed(config.seed)
     network = zoo.load(config.model)
-    source = build_source(
-        config.synthesis, network.input_shape, network.num_classes, config.data.holdout
-    )
+    source = source_for(config.synthesis, network, config.data.holdout)
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
     return ZeroShotQuantization(config, network, source, schedule)
 
 
-def fit(module: ZeroShotQuantization, callbacks: Sequence[Callback] = ()) -> None:
+def fit(
+    module: ZeroShotQuantization,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> None:
     """The whole schedule, without files."""
-    trainer = build_trainer(module.config.trainer, (), callbacks)
+    trainer = build_trainer(module.config.trainer, loggers, callbacks)
     ticker = StepTicker(module.iteration, module.schedule.iterations)
     with warnings.catch_warnings():
         for pattern in EXPECTED_WARNINGS:

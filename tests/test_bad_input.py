@@ -90,8 +90,8 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: callbacks, command, data, distillation, logger, model, quantizer, recipe, "
-    "resume, run, schedule, seed, synthesis, trainer"
+    "the root has: artefact, callbacks, command, data, distillation, export, images, logger, "
+    "model, predictions, quantizer, recipe, resume, run, schedule, seed, synthesis, trainer"
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
@@ -134,6 +134,7 @@ def test_an_unknown_group_or_key(
         ("trainer=tpu", "trainer"),
         ("logger=mlflow", "logger"),
         ("callbacks=loud", "callbacks"),
+        ("export=tflite", "export"),
     ],
 )
 def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, group: str) -> None:
@@ -149,10 +150,11 @@ def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, gro
     ("override", "choices"),
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
-        ("trainer.precision=16-mixed", "32-true, bf16-mixed"),
+        ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
         ("data.source=mnist", "cifar10, digits, imagenet, none, npz"),
         ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
-        ("run=[evaluate,distil]", "distill, evaluate, report, synthesize"),
+        ("export.formats=[tflite]", "onnx, packed, program"),
+        ("run=[evaluate,distil]", "distill, evaluate, export, report, synthesize"),
     ],
 )
 def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, choices: str) -> None:
@@ -241,6 +243,31 @@ def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str)
         (
             ["run=[synthesize]", "synthesis.load=x"],
             "run=['synthesize'] with synthesis.load=x: nothing would be done",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "schedule=alternating"],
+            "synthesis.source=images with schedule.name=alternating: there is nothing to synth",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "schedule.synthesis_steps=3"],
+            "schedule.synthesis_steps=3 with synthesis.source=images: there is nothing to synth",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "run=[synthesize]"],
+            "run=['synthesize'] with synthesis.source=images: nothing would be done",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p", "synthesis.load=x.safetensors"],
+            "synthesis.load=x.safetensors with synthesis.source=images: the pictures are read",
+        ),
+        (["synthesis=images"], "synthesis.images.path is not set: point it at a folder"),
+        (
+            ["synthesis.images.path=p"],
+            "synthesis.images.path=p with synthesis.source=image_bank: the pictures would not",
+        ),
+        (
+            ["synthesis=images", "synthesis.images.path=p/a", "data=npz", "data.path=p"],
+            "synthesis.images.path=p/a and data.path=p overlap: the result would be measured",
         ),
         (["synthesis=generator"], "schedule.synthesis_steps is not set: a generator has no"),
         (["synthesis.bank.size=40"], "synthesis.bank.size=40 must be a multiple of synthesis.bank"),
@@ -344,7 +371,7 @@ def test_a_network_without_batch_norm_before_images_are_made(
     def make(*_: object) -> None:
         raise AssertionError("a bank was made")
 
-    monkeypatch.setattr(assembly, "build_source", make)
+    monkeypatch.setattr(assembly, "source_for", make)
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
     assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
@@ -527,6 +554,24 @@ def test_evaluation_data(refused: Refuse, tmp_path: Path, kind: str) -> None:
     assert line.startswith(f"data.path={path}")
     assert reason in line
     assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("absent", "synthesis.images.path={path} does not exist; expected a folder of pictures"),
+        ("empty", "synthesis.images.path={path} has no pictures; allowed endings: .jpg, "),
+        ("text", "{path}/a/p.png is not a readable picture: cannot identify image file"),
+    ],
+)
+def test_own_pictures(refused: Refuse, tmp_path: Path, kind: str, reason: str) -> None:
+    path = tmp_path / "pictures"
+    if kind != "absent":
+        (path / "a").mkdir(parents=True)
+    if kind == "text":
+        (path / "a" / "p.png").write_text("no picture")
+    line = refused("synthesis=images", f"synthesis.images.path={path}")
+    assert line.startswith(reason.format(path=path))
 
 
 def test_cifar10_that_is_not_there(refused: Refuse, tmp_path: Path) -> None:

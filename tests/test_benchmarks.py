@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.__main__ import main
+from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
 from benchmarks.product import Setting, fit
 from benchmarks.steps import (
@@ -136,3 +137,13 @@ def test_the_matmul_rate_counts_two_operations_a_product() -> None:
     rate = MatmulRate(torch.device("cpu"), clock=lambda: float(next(ticks)))
     rate.sample()
     assert rate.median == 2 * 2048**3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_recipe_for_imagenet_is_measured_at_224_pixels(stage: str) -> None:
+    cells = measure(Task("mobilenetv2_w4a4", stage, batch=2, threads=1)).strip("| ").split(" | ")
+    assert cells[:3] == ["mobilenetv2_w4a4", stage, "2"]
+    seconds, gigabytes = map(float, cells[3:])
+    assert seconds > 0
+    # torch alone takes some hundred megabytes; the whole must fit into 12 GB.
+    assert 0.2 < gigabytes < 12

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from hast_lightning import cli, pipeline
@@ -35,6 +36,8 @@ RUN_FILES = {
     "last.ckpt",
     "samples.safetensors",
     "samples.png",
+    "student.safetensors",
+    "report.html",
     "result.json",
 }
 RANDOM_NETWORK = ("model.pretrained=false", "data=none")
@@ -153,12 +156,28 @@ def test_without_data_a_sweeper_is_given_the_agreement(tmp_path: Path) -> None:
     assert "top-1" not in called.finished.out
 
 
+def test_own_pictures_take_the_place_of_synthetic_images(tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for number in range(20):
+        noise = torch.randint(256, (12, 10), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(tmp_path / "pictures" / "deep" / f"{number}.png")
+    mine = ("synthesis=images", "synthesis.images.path=pictures", "data=none", "data.holdout=0.2")
+    called = recorded(tmp_path, *mine, "hydra.run.dir=here")
+    assert called.finished.status == 0, called
+    # The pictures are nowhere in the folder, but for those in the report.
+    assert files(tmp_path / "here") == RUN_FILES - {"samples.safetensors"}
+    result = Result.read(tmp_path / "here" / "result.json")
+    assert (result.agreement_on, result.evaluated_images) == ("held-out own images", 4)
+    assert (result.synthesis_steps, result.student_steps) == (0, STUDENT_STEPS)
+
+
 def test_the_agenda_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Path) -> None:
     first = recorded(tmp_path, "run=[synthesize]", "hydra.run.dir=made/here")
     assert first.finished.status == 0, first
     assert first.objectives == [None]
     made = tmp_path / "made" / "here"
-    assert files(made) == RUN_FILES - {"result.json", "samples.png"}
+    left_out = {"result.json", "student.safetensors", "samples.png", "report.html"}
+    assert files(made) == RUN_FILES - left_out
     before = content(made)
     load = f"synthesis.load={made / 'samples.safetensors'}"
     second = recorded(tmp_path, load, "run=[distill,evaluate]", "hydra.run.dir=used")
@@ -225,6 +244,10 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     assert files(sweep) == {"0", "1", "2", "3", "multirun.yaml"}
     jobs = [sweep / str(number) for number in range(4)]
     assert all(files(job) == RUN_FILES for job in jobs)
+    # Loggers show them together, under the name of the sweep's folder.
+    loggers = [OmegaConf.load(job / "config.yaml").logger for job in jobs]
+    assert {logger.group for logger in loggers} == {f"digits_w3a3/{sweep.name}"}
+    assert all(list(logger.tags) == ["sweep"] for logger in loggers)
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]

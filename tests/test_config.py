@@ -70,6 +70,7 @@ REFUSED: dict[str, list[Any]] = {
     "synthesis.generator.lr": [0.0, NAN],
     "synthesis.generator.beta1": [-0.1, 1.0],
     "synthesis.generator.beta2": [-0.1, 1.0],
+    "synthesis.images.max_images": [0],
     "synthesis.augmentation.probability": [-0.1, 1.1, NAN],
     "synthesis.augmentation.min_scale": [0.0, 1.1, NAN],
     "synthesis.augmentation.max_scale": [0.1, 1.1, NAN],

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from hast_lightning.reporting.failure import read_failure
 from tests.command_line import call
 
 SCRIPT = """
@@ -122,6 +125,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
         "last.ckpt",
         "metrics.csv",
         "origin.json",
+        "report.html",
         "result.json",
         "samples.png",
         "samples.safetensors",
@@ -140,6 +144,24 @@ def test_two_processes_train_one_generator(tmp_path: Path) -> None:
         assert torch.equal(first["source"][key], second["source"][key]), key
     # They saw images of their own, of noise of their own.
     assert any(not torch.equal(first["source"][k], second["source"][k]) for k in statistics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_train_on_shares_of_own_pictures(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x)
+    own = ("synthesis=images", f"synthesis.images.path={tmp_path / 'pictures.npz'}")
+    # 5 batches of 16 are more than a share, and so show all of it.
+    budget = ("distillation.batch_size=16", "synthesis.calibration.batch_size=16")
+    first, second = run_on_two(tmp_path, *own, *budget, "data=none", "data.holdout=0.25")
+    assert_equal(first["student"], second["student"])
+    # A picture is labelled when it is first shown: 24 of a process, and those held out.
+    known = [rank["source"]["labels"] != -1 for rank in (first, second)]
+    assert [int(labels.sum()) for labels in known] == [40, 40]
+    assert int((known[0] & known[1]).sum()) == 16
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["agreement_on"], result["evaluated_images"]) == ("held-out own images", 16)
 
 
 @pytest.mark.slow
@@ -199,6 +221,76 @@ def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert_same_run(tmp_path / "whole", tmp_path / "killed", resumes=1)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def start_both(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun starts them: neither is the other's parent."""
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "hast_lightning", *arguments],
+            cwd=folder,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("lost", "sign"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+    ids=["rank 1 dies", "rank 0 dies", "rank 1 stalls"],
+)
+def test_a_process_that_loses_the_other_ends_in_one_line(
+    tmp_path: Path, lost: int, sign: signal.Signals
+) -> None:
+    from tests.test_resume import steps_logged
+
+    arguments = (*ARGUMENTS, "schedule.student_steps=100000", "trainer.timeout_minutes=0.25")
+    both = start_both(tmp_path, *arguments, "hydra.run.dir=run")
+    try:
+        while steps_logged(tmp_path / "run") < 12:  # in the student's steps, which are shared
+            assert [process.poll() for process in both] == [None, None]
+            time.sleep(0.05)
+        both[lost].send_signal(sign)
+        # The timeout is 15 seconds, the rest is for a busy machine to leave Python.
+        _, errors = both[1 - lost].communicate(timeout=120)
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert both[1 - lost].returncode == 2, errors
+    assert "Traceback" not in errors
+    lines = [line for line in errors.splitlines() if line.startswith("hast-lightning: ")]
+    assert len(lines) == 1, errors
+    assert f"process {1 - lost} of 2 lost another one" in lines[0]
+    failure = read_failure(tmp_path / "run")
+    assert failure is not None
+    assert (failure.kind, failure.rank) == ("LostProcessError", 1 - lost)
+    assert failure.stage == "distillation"
 
 
 def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,14 @@ def test_shares_are_counted_whatever_the_batches(size: int) -> None:
     student = [0, 1, 0, 0, 1, 1, 3, 3]  # 4 right, 4 as the teacher
     result = evaluate(Script(0), Script(1), batches(teacher, student, labels, size), 4, CPU)
     assert result == Evaluation(75.0, 50.0, 50.0, 8)
+
+
+def test_the_confusion_counts_which_class_became_which() -> None:
+    teacher, student = [0, 0, 1, 3, 3, 3], [0, 2, 1, 3, 0, 0]
+    counts = Confusion(4)
+    evaluate(Script(0), Script(1), batches(teacher, student, [0] * 6, 4), 4, CPU, counts)
+    expected = [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 1]]
+    assert counts.compute().tolist() == expected
 
 
 def test_agreement_does_not_need_right_answers() -> None:

@@ -47,6 +47,7 @@ COMPANIONS = {
     "model/pytorchcv": ["model.name=resnet18"],
     "model/own": ["model.factory=package.module:build", "model.input_size=32"],
     "data/npz": ["data.path=images.npz"],
+    "synthesis/images": ["synthesis.images.path=pictures"],
     "synthesis/generator": ["schedule.synthesis_steps=1"],
     "synthesis/generator_gdfq": ["schedule.synthesis_steps=1"],
     **{f"model/resnet{n}_cifar10": ["model.pretrained=false"] for n in (20, 32, 44, 56)},
@@ -66,6 +67,43 @@ def test_an_experiment_is_a_whole_configuration(name: str) -> None:
     # What the name promises is what is done.
     bits = f"w{config.quantizer.weight_bits}a{config.quantizer.activation_bits}"
     assert bits in name.split("_")
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "mobilenetv1", "mobilenetv2"])
+def test_the_recipes_for_imagenet_are_the_released_ones(network: str, bits: int) -> None:
+    """Li et al., CVPR 2023: an epoch is 200 iterations; 4 epochs calibrate, 151 are all."""
+    config = composed(f"+experiment={network}_w{bits}a{bits}", *RANDOM_WEIGHTS)
+    synthesis, calibration = config.synthesis, config.synthesis.calibration
+    assert (config.quantizer.name, config.quantizer.gradient) == ("minmax", "pass_through")
+    assert (synthesis.hardness.beta, synthesis.hardness.gamma, synthesis.bns_weight) == (
+        0.1,
+        0.5,
+        1,
+    )
+    bank = synthesis.bank
+    assert (bank.size, bank.batch_size, bank.iterations) == (5120, 256, 1000)
+    assert (bank.lr, bank.patience, bank.factor, bank.min_lr) == (0.5, 50, 0.1, 1e-4)
+    seen = synthesis.augmentation
+    assert (seen.probability, seen.min_scale, seen.max_scale, seen.flip) == (0.5, 0.4, 1.0, 0.5)
+    assert (calibration.source, calibration.batch_size) == ("generator", 16)
+    assert (calibration.cross_entropy_weight, calibration.bns_weight) == (1.0, 0.1)
+    generator = synthesis.generator
+    assert (generator.conditioning, generator.latent_dim) == ("batch_norm", 100)
+    assert (generator.lr, generator.beta1, generator.beta2) == (1e-3, 0.5, 0.999)
+    schedule = config.schedule
+    assert (schedule.name, schedule.calibration_steps) == ("two_stage", 4 * 200)
+    assert schedule.student_steps == (151 - 4) * 200
+    assert schedule.learning_rate.milestones == [(100 - 4) * 200]  # 200 and 350 come too late
+    distillation, optimizer = config.distillation, config.distillation.optimizer
+    assert distillation.batch_size == 4 * 4
+    assert (distillation.kd.weight, distillation.kd.temperature) == (20, 20)
+    assert (distillation.alignment.weight, distillation.promotion.eps) == (1000, 0.01)
+    assert distillation.cross_entropy_weight == 0
+    seen = distillation.augmentation
+    assert (seen.probability, seen.min_scale, seen.max_scale, seen.flip) == (1.0, 0.5, 1.0, 0.5)
+    assert (optimizer.name, optimizer.lr, optimizer.momentum) == ("sgd", 1e-6, 0.9)
+    assert optimizer.weight_decay == 1e-4
 
 
 @pytest.mark.parametrize(

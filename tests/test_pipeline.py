@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hast_lightning import assembly, pipeline
 from hast_lightning.config import Config, to_object
-from hast_lightning.data.evaluation import load_evaluation_data
+from hast_lightning.data.evaluation import DIGITS_WHITE, digits, load_evaluation_data
 from hast_lightning.errors import ConfigurationError, DivergenceError
 from hast_lightning.evaluation import evaluate
 from hast_lightning.models.zoo import load as load_network
@@ -26,7 +27,9 @@ from hast_lightning.run_folder import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
     GRID_FILE,
+    METRICS_FILE,
     ORIGIN_FILE,
+    REPORT_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
 )
@@ -35,7 +38,7 @@ from hast_lightning.synthesis.image_bank import ImageBank
 from tests.command_line import CALIBRATION_STEPS, STUDENT_STEPS, SYNTHESIS_STEPS, TINY, call
 from tests.small_runs import ALTERNATING, GENERATOR, build_module, small, undisturbed_torch
 
-METRICS_FILE = "metrics.csv"
+STUDENT_FILE = "student.safetensors"
 TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}
 WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
 NO_DATA = ("data.source=none", "data.holdout=0.1")
@@ -113,7 +116,8 @@ def test_both_schedules_run_with_both_sources_and_leave_a_whole_folder(
     config = small(*overrides)
     result = pipeline.run(config, tmp_path / "deep" / "run", "typed")
     folder = tmp_path / "deep" / "run"
-    assert names(folder) == TRAINED | {RESULT_FILE, SAMPLES_FILE, GRID_FILE}
+    reported = {SAMPLES_FILE, GRID_FILE, REPORT_FILE}
+    assert names(folder) == TRAINED | reported | {RESULT_FILE, STUDENT_FILE}
 
     assert result is not None and result == Result.read(folder / RESULT_FILE)
     assert result.synthesis_steps == synthesis_steps
@@ -229,6 +233,17 @@ def test_without_data_agreement_is_measured_on_held_out_images_and_no_accuracy(
     assert measured[-1]["evaluation/agreement"] == result.teacher_agreement
     assert len(measured) == STUDENT_STEPS
     assert not [name for row in metrics(tmp_path) for name in row if "top1" in name]
+
+
+def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
+    """The digits that are not evaluated on, unlabelled: the upper bound of what is synthetic."""
+    pixels, _ = digits(held_out=False)
+    np.savez(tmp_path / "digits.npz", x=(pixels * (255 / DIGITS_WHITE)).astype(np.uint8))
+    own = ("synthesis.source=images", f"synthesis.images.path={tmp_path / 'digits.npz'}")
+    result = run(tmp_path / "run", *own, *SHORT_TRAINING)
+    assert result.synthesis_steps == 0
+    assert result.calibrated_top1 is not None and result.quantized_top1 is not None
+    assert result.quantized_top1 > max(result.calibrated_top1, 95)
 
 
 def test_the_agreement_is_that_of_both_networks_on_the_last_images_of_the_bank(

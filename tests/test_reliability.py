@@ -15,22 +15,29 @@ from hast_lightning import assembly, pipeline
 from hast_lightning.callbacks import checkpoint as checkpoint_module
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.run_folder import RESULT_FILE
+from hast_lightning.run_folder import GRID_FILE, REPORT_FILE, RESULT_FILE
 from tests.command_line import SYNTHESIS_STEPS, TINY, call, content
 from tests.composition import composed
 
 SECRET = "a-key-that-nobody-must-see"
 
 
+@pytest.mark.parametrize(
+    "logger", ["csv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tensorboard", "wandb"))]
+)
 def test_no_secret_of_the_environment_reaches_a_file_or_the_screen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, SECRET)
-    finished = call(*TINY, "hydra.run.dir=run", folder=tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finished = call(*TINY, f"logger={logger}", "hydra.run.dir=run", folder=tmp_path)
     assert finished.status == 0, finished
+    if logger == "wandb":
+        assert list((tmp_path / "run").rglob("*.wandb"))
     files = content(tmp_path)
     assert len(files) >= 6
+    # Archives of torch store without compressing, so a text in them is seen as it is.
     assert [name for name, data in files.items() if SECRET.encode() in data] == []
     assert SECRET not in finished.out + finished.err
 
@@ -97,7 +104,7 @@ def test_the_disk_use_of_a_run_is_reported_and_bounded(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert len(list(run.glob("*.ckpt"))) == 2
     reported = json.loads((run / RESULT_FILE).read_text())["disk_bytes"]
-    later = sum((run / name).stat().st_size for name in (RESULT_FILE, "samples.png"))
+    later = sum((run / name).stat().st_size for name in (RESULT_FILE, GRID_FILE, REPORT_FILE))
     assert reported == sum(len(data) for data in content(run).values()) - later
 
 

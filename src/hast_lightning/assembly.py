@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hast_lightning.config import Config
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
+from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
-from hast_lightning.evaluation import Evaluation, evaluate
+from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 from hast_lightning.models.graph import trace
 from hast_lightning.models.teacher import require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
@@ -26,7 +27,7 @@ from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.ranks import rank, world_size
 from hast_lightning.run_folder import Origin
 from hast_lightning.schedule import Action, Schedule, build_schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.synthesis.factory import source_for
 from hast_lightning.synthesis.source import SampleSource
 
 EXPECTED_WARNINGS = (
@@ -40,19 +41,25 @@ EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
 )
 HELD_OUT_IMAGES = 1024
-"""Held-out synthetic images that agreement is measured on, at most."""
+"""Held-out images that agreement is measured on, at most."""
 
 
 @dataclass
 class Run:
-    """The parts of one run, put together and checked, before anything expensive."""
+    """The parts of one run, put together and checked, before anything expensive.
+
+    Attributes:
+        confusion: What the last evaluation counted, (classes, classes) int64: the teacher's
+            class by the student's.
+    """
 
     config: Config
     folder: Path
     origin: Origin
     network: PretrainedNetwork
-    data: EvaluationData | ImageFolderData | None
+    data: EvaluationData | ImageFolderData | GivenData | None
     module: ZeroShotQuantization
+    confusion: Tensor | None = None
 
     def evaluate(self) -> Evaluation | None:
         """Student against teacher, on the evaluation data or else on held-out samples.
@@ -64,23 +71,28 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
+        counts = Confusion(self.network.num_classes).to(self.module.device)
         try:
-            return evaluate(
+            found = evaluate(
                 self.module.teacher,
                 self.module.student,
                 batches,
                 self.network.num_classes,
                 self.module.device,
+                counts,
             )
         except DivergenceError as error:
             raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+        self.confusion = counts.compute().cpu()
+        return found
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""
-        batches = self._all_batches()
+        batches = self.all_batches()
         return None if batches is None else islice(batches, rank(), None, world_size())
 
-    def _all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+    def all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """Images and labels to evaluate on, of every rank; none where there are none yet."""
         if self.data is not None:
             return self.data
         try:
@@ -109,31 +121,33 @@ def prepare_torch(config: Config) -> None:
     seed_everything(config.seed, verbose=False)
 
 
-def build(config: Config, folder: Path, origin: Origin) -> Run:
+def build(
+    config: Config,
+    folder: Path,
+    origin: Origin,
+    network: PretrainedNetwork | None = None,
+    data: GivenData | None = None,
+) -> Run:
     """Load the network and the evaluation data; build the source, the schedule and the module.
 
-    Nothing is written, and nothing is computed that takes more than seconds.
+    Nothing is written, and nothing is computed that takes more than seconds. A ``network`` or
+    ``data`` that are handed over take the place of those that ``config`` describes.
 
     Raises:
         UserError: something handed in is wrong or does not fit together.
     """
-    network = load_network(config.model)
+    network = network or load_network(config.model)
     # Before the rest, because no other setting could mend it and a bank takes gigabytes.
     require_batch_norms(trace(network.network), network.name)
-    data = load_evaluation_data(config.data, network)
-    source = build_source(
-        config.synthesis,
-        network.input_shape,
-        network.num_classes,
-        config.data.holdout,
-        config.trainer.devices * config.trainer.num_nodes,
-    )
+    evaluation_data = data or load_evaluation_data(config.data, network)
+    processes = config.trainer.devices * config.trainer.num_nodes
+    source = source_for(config.synthesis, network, config.data.holdout, processes)
     loaded = config.synthesis.load is not None
     schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
     if not loaded:
-        _require_images(schedule, source, held_out=data is None)
+        _require_images(schedule, source, held_out=evaluation_data is None)
     module = ZeroShotQuantization(config, network, source, schedule)
-    return Run(config, folder, origin, network, data, module)
+    return Run(config, folder, origin, network, evaluation_data, module)
 
 
 def _require_images(schedule: Schedule, source: SampleSource, *, held_out: bool) -> None:

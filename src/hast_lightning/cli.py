@@ -146,17 +146,46 @@ def _inspect(config: Config) -> None:
     inspect(config)
 
 
+def _predict(config: Config) -> None:
+    from hast_lightning.prediction import predict
+
+    assert config.artefact is not None
+    assert config.images is not None
+    target = None if config.predictions is None else Path(config.predictions)
+    predict(Path(config.artefact), Path(config.images), target)
+
+
+def _dashboard(config: Config) -> None:
+    from hast_lightning.reporting.dashboard import save_dashboard
+
+    print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
 def _compare(config: Config) -> None:
     from hast_lightning.reporting.comparison.command import compare
 
     compare(config)
 
 
-WITHOUT_RUN: dict[str, Callable[[Config], None]] = {"inspect": _inspect, "compare": _compare}
+WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
+    "inspect": _inspect,
+    "predict": _predict,
+    "compare": _compare,
+    "dashboard": _dashboard,
+}
 """Commands that make no run."""
 
 
+def _join_sweep(config: Config) -> None:
+    """Have loggers show the jobs of a sweep together, under the name of its folder."""
+    if sweeps.in_sweep():
+        folder = Path(HydraConfig.get().sweep.dir)
+        config.logger.group = config.logger.group or "/".join(folder.parts[-2:])
+        config.logger.tags = [*config.logger.tags, "sweep"]
+
+
 def _run(config: Config) -> Result | None:
+    _join_sweep(config)
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.pipeline import run
 

@@ -19,6 +19,10 @@ class ModelError(UserError):
     """A network or its weights cannot be used."""
 
 
+class ExportError(UserError):
+    """An exported file does not compute what the student computes, or could not be written."""
+
+
 class DataError(UserError):
     """Evaluation data or synthetic images are missing or malformed."""
 
@@ -29,6 +33,10 @@ class StorageError(UserError):
 
 class MemoryLimitError(UserError):
     """A step does not fit into the device's memory; the message says what to lower."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run ended or did not answer in time."""
 
 
 class DivergenceError(UserError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hast_lightning.errors import DivergenceError, ModelError
@@ -32,6 +32,34 @@ class Evaluation:
     images: int
 
 
+class Confusion(Metric):
+    """How often the student said one class where the teacher said another.
+
+    torchmetrics' own counts in a mode that deterministic algorithms make very slow with a
+    thousand classes.
+
+    Args:
+        num_classes: Classes of both networks.
+    """
+
+    counts: Tensor
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("counts", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, of_student: Tensor, of_teacher: Tensor) -> None:
+        """Count a batch of predicted classes, (N,) int64 each."""
+        one = torch.ones_like(of_teacher)
+        self.counts.index_put_((of_teacher, of_student), one, accumulate=True)
+
+    def compute(self) -> Tensor:
+        """Images by the teacher's class (rows) and the student's, (classes, classes) int64."""
+        return self.counts
+
+
 @torch.no_grad()
 def evaluate(
     teacher: nn.Module,
@@ -39,10 +67,12 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     device: torch.device,
+    confusion: Confusion | None = None,
 ) -> Evaluation:
     """Compare both networks on ``batches`` of (images, labels).
 
-    Both networks are called as they are: put them in evaluation mode first.
+    Both networks are called as they are: put them in evaluation mode first. ``confusion``, where
+    it is given, counts which class became which.
 
     Raises:
         ModelError: the teacher puts out NaN or infinite logits.
@@ -59,6 +89,8 @@ def evaluate(
         metrics[1].update(predicted_by_student, labels.to(device))
         metrics[2].update(predicted_by_student, predicted_by_teacher)
         images_seen.update(len(images))
+        if confusion is not None:
+            confusion.update(predicted_by_student, predicted_by_teacher)
     teacher_top1, student_top1, agreement = (
         # torchmetrics computes in float32, which has no more true digits than these.
         round(100 * float(metric.compute()), PERCENT_DIGITS)

@@ -14,8 +14,15 @@ from torch.optim import Optimizer
 from hast_lightning.config import Config
 from hast_lightning.distillation.optimizer import build_optimizer
 from hast_lightning.distillation.promotion import promote
-from hast_lightning.distillation.terms import DistillationPair, build_terms, distillation_loss
+from hast_lightning.distillation.terms import (
+    Answers,
+    DistillationLoss,
+    DistillationPair,
+    build_terms,
+    distillation_loss,
+)
 from hast_lightning.errors import MemoryLimitError, ModelError
+from hast_lightning.loss_scaling import spoil_gradients
 from hast_lightning.models.graph import expose, trace
 from hast_lightning.models.taps import select_taps
 from hast_lightning.models.teacher import FrozenTeacher
@@ -87,19 +94,27 @@ class ZeroShotQuantization(ResumableModule):
         self.terms = build_terms(config.distillation)
         spec = QuantizationSpec.from_config(config.quantizer)
         self.student = convert(pretrained.network, spec)
-        taps = self._find_taps(pretrained) if "alignment" in self.terms else []
-        self.teacher = FrozenTeacher(pretrained.network, taps)
+        self.taps = self._find_taps(pretrained) if "alignment" in self.terms else []
+        self.teacher = FrozenTeacher(pretrained.network, self.taps)
         self.source = source
         self.calibrator = build_calibrator(
             config.synthesis, pretrained.input_shape, pretrained.num_classes
         )
         # In a tuple, so that it is not registered: it shares the student's layers, which
         # would be saved twice.
-        self._student_with_features = (expose(self.student, taps),)
+        self._student_with_features = (expose(self.student, self.taps),)
         self._build_objectives()
         self._prepare_layout()
         self.micro_batch = config.trainer.micro_batch
+        self._forget_measurements()
+
+    def _forget_measurements(self) -> None:
+        """What an earlier step measured must not be logged again as if it were this one's."""
         self.scalars: dict[str, Tensor | float] = {}
+        # By the same names: what is a sum over blocks, as (blocks,).
+        self.block_losses: dict[str, Tensor] = {}
+        # What the networks said to the batch ("") and to its promoted copy, part by part.
+        self.answers: dict[str, list[Answers]] = {}
 
     def _find_taps(self, pretrained: PretrainedNetwork) -> list[str]:
         taps = select_taps(trace(pretrained.network), self.config.model.taps)
@@ -153,8 +168,7 @@ class ZeroShotQuantization(ResumableModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration: every action that the schedule has for it."""
         self.continue_own_state()
-        # What an earlier step measured must not be logged again as if it were this one's.
-        self.scalars = {}
+        self._forget_measurements()
         proposal: Batch | None = None
         for action in self.schedule.actions(self.iteration):
             proposal = self._act(action, proposal)
@@ -193,7 +207,7 @@ class ZeroShotQuantization(ResumableModule):
         """Generator step: improve a batch against the teacher; returns it, detached."""
         return self._improve(
             self.source,
-            self.numbered_optimizer(SOURCE_OPTIMIZER),
+            self.stepping_optimizer(SOURCE_OPTIMIZER),
             self._synthesis_objective,
             "synthesis",
         )
@@ -204,7 +218,7 @@ class ZeroShotQuantization(ResumableModule):
             objective = self._calibration_objective
             images, _ = self._improve(
                 self.calibrator,
-                self.numbered_optimizer(CALIBRATOR_OPTIMIZER),
+                self.stepping_optimizer(CALIBRATOR_OPTIMIZER),
                 objective,
                 "calibration",
             )
@@ -227,15 +241,17 @@ class ZeroShotQuantization(ResumableModule):
         config = self.config.distillation
         images, labels = self._batch(proposal, config.batch_size)
         images = self._layout(self._augment_student(images)).detach()
-        optimizer = self.numbered_optimizer(STUDENT_OPTIMIZER)
+        optimizer = self.stepping_optimizer(STUDENT_OPTIMIZER)
         self._set_learning_rate(optimizer)
         self._accumulate(images, labels, optimizer)
         average_gradients(self.student.parameters())
+        self.unscale(optimizer)
         if config.optimizer.clip_norm is not None:
             self.scalars["distillation/gradient_norm"] = nn.utils.clip_grad_norm_(
                 self.student.parameters(), config.optimizer.clip_norm
             )
         optimizer.step()
+        self.scalars.update(self.scaling_scalars("distillation"))
 
     def _accumulate(self, images: Tensor, labels: Tensor, optimizer: LightningOptimizer) -> None:
         """The gradients of the whole batch, by as many images at once as there is room for.
@@ -263,6 +279,10 @@ class ZeroShotQuantization(ResumableModule):
         self._backward_student(images, labels, share, "")
         if promotion.enabled:
             assert images.grad is not None
+            if self.loss_scaling is not None and not bool(images.grad.isfinite().all()):
+                # It also comes through the teacher; the student's gradients may be finite.
+                spoil_gradients(self.student)
+                return
             harder = promote(images, images.grad, promotion.eps)
             self._backward_student(harder, labels, share, "_promoted")
 
@@ -275,12 +295,20 @@ class ZeroShotQuantization(ResumableModule):
         pair = DistillationPair(
             student_logits, teacher_logits, student_features, teacher_features, labels
         )
-        loss, values = distillation_loss(self.terms, pair)
-        self._require_finite(loss, "distillation")
-        for name, value in values.items():
+        loss = distillation_loss(self.terms, pair)
+        self._require_finite(loss.total, "distillation")
+        self._measure(loss, share, suffix)
+        self.answers.setdefault(suffix, []).append(pair.answers())
+        self.manual_backward(loss.total if share == 1 else share * loss.total)
+
+    def _measure(self, loss: DistillationLoss, share: float, suffix: str) -> None:
+        """Add ``share`` times the parts of a loss to those of the step."""
+        for name, value in loss.values.items():
             key = f"distillation/{name}{suffix}"
             self.scalars[key] = self.scalars.get(key, 0.0) + share * value
-        self.manual_backward(loss if share == 1 else share * loss)
+        for name, blocks in loss.blocks.items():
+            key = f"distillation/{name}{suffix}"
+            self.block_losses[key] = self.block_losses.get(key, 0.0) + share * blocks
 
     # -- Their parts ----------------------------------------------------------------------
 
@@ -302,11 +330,13 @@ class ZeroShotQuantization(ResumableModule):
         if source.shared and isinstance(source, nn.Module):
             average_gradients(source.parameters())
         optimizer.step()
+        scaling = self.scaling_scalars(name)
         try:
             source.improved(loss_value, optimizer.optimizer)
         except FloatingPointError as error:
             raise self.divergence(str(error), self.iteration) from error
         self.scalars.update({f"{name}/{key}": value for key, value in values.items()})
+        self.scalars.update(scaling)
         return images.detach(), labels
 
     def _batch(self, proposal: Batch | None, batch_size: int) -> Batch:
@@ -361,5 +391,8 @@ class ZeroShotQuantization(ResumableModule):
         if not self.scalars or self.iteration % self.config.trainer.log_every_n_steps:
             return
         scalars = {name: float(value) for name, value in self.scalars.items()}
+        for name, losses in self.block_losses.items():
+            of_taps = zip(self.taps, losses.tolist(), strict=True)
+            scalars |= {f"{name}/{tap}": value for tap, value in of_taps}
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.iteration)

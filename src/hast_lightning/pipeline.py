@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,21 +12,34 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from hast_lightning.artefacts import export_student, raise_failures, require_exportable
 from hast_lightning.assembly import Run, build, prepare_torch
 from hast_lightning.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.callbacks.evaluation import StudentEvaluation
+from hast_lightning.callbacks.observation import Observation
 from hast_lightning.callbacks.progress import StageProgressBar
 from hast_lightning.callbacks.samples import SaveSamples
 from hast_lightning.callbacks.timing import StageTimer
 from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.data.given import GivenData
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.errors import ModelError
 from hast_lightning.evaluation import Evaluation
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.ranks import rank
+from hast_lightning.report import write_report
+from hast_lightning.reporting.artifacts import log_artifacts, log_inputs
+from hast_lightning.reporting.description import describe
+from hast_lightning.reporting.exports_table import exports_table
+from hast_lightning.reporting.failure import Failure, forget_failure
 from hast_lightning.reporting.grid import save_grid
-from hast_lightning.reporting.loggers import build_loggers, finish_loggers
+from hast_lightning.reporting.loggers import (
+    build_loggers,
+    finish_loggers,
+    log_evaluation,
+    show_media,
+)
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import results_table
 from hast_lightning.reporting.versions import device_name, git_commit, peak_memory_bytes, versions
@@ -65,15 +78,38 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
     """
     if was_requeued(folder):
         return resume(folder)
+    return carry_out(config, folder, command)[1]
+
+
+def carry_out(
+    config: Config,
+    folder: Path,
+    command: str,
+    network: PretrainedNetwork | None = None,
+    data: GivenData | None = None,
+) -> tuple[Run, Result | None]:
+    """As :func:`run`, with the parts of the run beside its result.
+
+    Args:
+        config: A checked configuration.
+        folder: The run folder; made where it does not exist.
+        command: What makes the result again, for the report.
+        network: In place of the one that ``config.model`` describes.
+        data: Evaluation data in place of those that ``config.data`` describes.
+
+    Raises:
+        UserError: as :func:`run`.
+    """
     first = is_first_process()
     if first:
         refuse_used(folder)
     prepare_torch(config)
     require_device(config.trainer)
-    prepared = build(config, folder, Origin(command, git_commit(), versions()))
+    prepared = build(config, folder, Origin(command, git_commit(), versions()), network, data)
+    require_exportable(prepared)
     if first:
         claim(folder, config, prepared.origin)
-    return _execute(prepared, None)
+    return prepared, _execute(prepared, None)
 
 
 def resume(folder: Path) -> Result | None:
@@ -90,9 +126,11 @@ def resume(folder: Path) -> Result | None:
     require_device(config.trainer)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     prepared = build(config, folder, origin)
+    require_exportable(prepared)
     start = None if checkpoint is None else _start_of(checkpoint, prepared.network)
     if is_first_process():
         drop_interrupted_steps(folder)
+        forget_failure(folder)
         write_origin(folder, origin)
     return _execute(prepared, start)
 
@@ -123,14 +161,28 @@ def _start_of(checkpoint: Path, network: PretrainedNetwork) -> Start:
 def _execute(run: Run, start: Start | None) -> Result | None:
     """Train, evaluate and report; the loggers are closed whatever happens."""
     done = 0 if start is None else start.iteration
-    loggers = build_loggers(run.config.logger, run.folder, asdict(run.config), done)
+    config = run.config
+    described = describe(config, run.folder, asdict(run.origin), run.network.checksum)
+    loggers = build_loggers(config.logger, run.folder, described, run.module.schedule, done)
     succeeded = False
     try:
+        _log_inputs(run, loggers)
         result = _carry_out(run, loggers, start)
+        _log_artifacts(run, loggers, result)
         succeeded = True
+    except BaseException as error:
+        _leave_word(run, error)
+        raise
     finally:
         finish_loggers(loggers, succeeded)
     return result
+
+
+def _leave_word(run: Run, error: BaseException) -> None:
+    """Say in the run folder where and why the run ended too early."""
+    module = run.module
+    checkpoint = run.folder / CHECKPOINT_FILE
+    Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
 
 
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
@@ -140,29 +192,65 @@ def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result |
     evaluated = {"distill", "evaluate"} <= set(run.config.run)
     fit(run, loggers, [timer, *([student_evaluation] if evaluated else [])], start)
     result = _evaluate_finally(run, timer, student_evaluation) if evaluated else None
+    failures: list[Exception] = []
+    if result is not None and rank() == 0:
+        # Before the result is written: until then a run that is stopped can be resumed.
+        records, failures = export_student(run)
+        result = replace(result, exports=records)
+        result.write(run.folder / RESULT_FILE)
+    if result is not None:
+        _log_result(run, loggers, result)
     # Last: nothing that goes wrong with a picture or a table may cost the result.
     if "report" in run.config.run and rank() == 0:
         _report(run, result)
+    raise_failures(failures)
     return result
 
 
 def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation) -> Result:
-    """Measure the last step and write ``result.json``."""
+    """Measure the last step."""
     start = time.perf_counter()
     final = run.evaluate()
     assert final is not None
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
-    result = _result(run, final, on_the_way, seconds)
-    if rank() == 0:
-        result.write(run.folder / RESULT_FILE)
-    return result
+    return _result(run, final, on_the_way, seconds)
+
+
+def _log_result(run: Run, loggers: list[Logger], result: Result) -> None:
+    """The student before its first step and after its last."""
+    last, steps = run.module.iteration - 1, result.student_steps
+    for iteration, measured in (
+        (last - steps, (result.calibrated_top1, result.calibrated_agreement)),
+        (last, (result.quantized_top1, result.teacher_agreement)),
+    ):
+        named = zip(("student_top1", "agreement"), measured, strict=True)
+        metrics = {name: value for name, value in named if value is not None}
+        log_evaluation(loggers, metrics, iteration)
+
+
+def _log_inputs(run: Run, loggers: list[Logger]) -> None:
+    """What the run goes on from, where a logger draws lineage."""
+    given = (run.config.synthesis.load, run.config.model.checkpoint)
+    samples, checkpoint = (None if path is None else Path(path) for path in given)
+    if run.config.logger.artifacts:
+        log_inputs(loggers, samples, checkpoint, run.network.checksum)
+
+
+def _log_artifacts(run: Run, loggers: list[Logger], result: Result | None) -> None:
+    """What the run made, where a logger keeps it."""
+    if run.config.logger.artifacts:
+        facts = {} if result is None else asdict(result)
+        log_artifacts(loggers, run.folder, SAMPLES_FILE, run.config.recipe, facts)
 
 
 def _report(run: Run, result: Result | None) -> None:
-    """Leave a picture of the samples, and show the table where there is a result."""
+    """Leave a picture of the samples and a page, and show the table where there is a result."""
     _save_grid(run)
+    write_report(run, result)
     if result is not None:
         Console().print(results_table(result))
+        if result.exports:
+            Console().print(exports_table(result.exports))
     Console().print(f"Everything is in {run.folder}", soft_wrap=True)
 
 
@@ -170,8 +258,10 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     """Go through the schedule: one batch of the trainer is one iteration of it."""
     config = run.config
     module = run.module
+    watched = config.callbacks.media_every_n_steps > 0 and show_media(loggers)
     callbacks = [
         *callbacks,
+        *([Observation(config.callbacks, run.network.mean, run.network.std)] if watched else []),
         _checkpoints(config.callbacks, run.folder),
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE),
         *([StageProgressBar()] if config.callbacks.progress else []),
@@ -218,6 +308,11 @@ def _save_grid(run: Run) -> None:
     )
 
 
+def _kind(config: Config) -> str:
+    """What the images that the student learns from are called."""
+    return "own" if config.synthesis.source == "images" else "synthetic"
+
+
 def _result(
     run: Run,
     final: Evaluation,
@@ -239,7 +334,7 @@ def _result(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
-        agreement_on="evaluation images" if labelled else "held-out synthetic images",
+        agreement_on="evaluation images" if labelled else f"held-out {_kind(config)} images",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         synthesis_steps=schedule.completed(Action.SYNTHESIZE, module.iteration),

@@ -1,15 +1,20 @@
 """What the processes of one run tell each other: averages and gathered tensors.
 
-Every function is a plain identity where the run has one process only.
+Every function is a plain identity where the run has one process only, and raises a
+:class:`~hast_lightning.errors.LostProcessError` where another process has ended, or has not
+answered for ``trainer.timeout_minutes``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+from hast_lightning.errors import LostProcessError
 
 T = TypeVar("T")
 RANK_SEED_STRIDE = 1_000_003
@@ -35,13 +40,34 @@ def rank_seed(seed: int) -> int:
     return seed + RANK_SEED_STRIDE * rank()
 
 
+@contextmanager
+def answered() -> Iterator[None]:
+    """Around a message to the other processes: an error in one line if they do not answer.
+
+    Raises:
+        LostProcessError: the backend of torch.distributed gave up.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    # gloo raises it plain, NCCL its own kinds of it.
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise LostProcessError(
+            f"process {rank()} of {world_size()} lost another one, which ended or did not answer "
+            f"for trainer.timeout_minutes ({reason}); resume=<run folder> goes on"
+        ) from error
+
+
 @torch.no_grad()
 def averaged(tensor: Tensor) -> Tensor:
     """The mean of ``tensor`` over the ranks, the same on each."""
     if world_size() == 1:
         return tensor
     total = tensor.clone()
-    distributed.all_reduce(total)
+    with answered():
+        distributed.all_reduce(total)
     return total / world_size()
 
 
@@ -67,7 +93,8 @@ def gathered(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    distributed.all_gather(parts, tensor.contiguous())
+    with answered():
+        distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
@@ -76,7 +103,8 @@ def gathered_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    with answered():
+        distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # all are filled
 
 
@@ -86,4 +114,5 @@ def broadcast_parameters(module: nn.Module) -> None:
     if world_size() == 1:
         return
     for tensor in (*module.parameters(), *module.buffers()):
-        distributed.broadcast(tensor.data, src=0)
+        with answered():
+            distributed.broadcast(tensor.data, src=0)

@@ -12,6 +12,7 @@ from torch import nn
 
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError, DivergenceError
+from hast_lightning.loss_scaling import LEAST_SCALE, LossScaling
 from hast_lightning.quantization.fake_quant import ActivationMode, set_activation_mode
 from hast_lightning.random_streams import random_streams, set_random_streams
 from hast_lightning.ranks import broadcast_parameters, gathered_objects, rank, rank_seed, world_size
@@ -102,6 +103,7 @@ class ResumableModule(LightningModule):
         if world_size() > 1 and not self.source.shared:
             own["source"] = self.source.own_state()
             own["optimizer"] = self.numbered_optimizer(SOURCE_OPTIMIZER).optimizer.state_dict()
+            own["loss_scaling"] = self.loss_scaling.state_dict() if self.loss_scaling else None
         return own
 
     def continue_own_state(self) -> None:
@@ -112,6 +114,8 @@ class ResumableModule(LightningModule):
             self.source.set_own_state(self._own["source"])
             optimizer = self.numbered_optimizer(SOURCE_OPTIMIZER).optimizer
             optimizer.load_state_dict(self._own["optimizer"])
+            if self.loss_scaling is not None:
+                self.loss_scaling.load_state_dict(self._own["loss_scaling"])
         set_random_streams(self._own["random_streams"])
         self._own = None
 
@@ -122,6 +126,40 @@ class ResumableModule(LightningModule):
         optimizer = optimizers[position]
         assert isinstance(optimizer, LightningOptimizer)
         return optimizer
+
+    @property
+    def loss_scaling(self) -> LossScaling | None:
+        """What scales the losses; none where the precision needs no scaling."""
+        plugin = self._trainer.precision_plugin if self._trainer is not None else None
+        return plugin if isinstance(plugin, LossScaling) else None
+
+    def stepping_optimizer(self, position: int) -> LightningOptimizer:
+        """The optimizer of the step that begins here, for which losses are scaled from now on."""
+        if self.loss_scaling is not None:
+            self.loss_scaling.select(position)
+        return self.numbered_optimizer(position)
+
+    def unscale(self, optimizer: LightningOptimizer) -> None:
+        """Give the gradients their true length, where the loss was scaled."""
+        if self.loss_scaling is not None:
+            self.loss_scaling.unscale(optimizer.optimizer)
+
+    def scaling_scalars(self, stage: str) -> dict[str, float]:
+        """Scale of the step that was just done and how many were left out so far, for the log.
+
+        Raises:
+            DivergenceError: no scale makes the gradients finite.
+        """
+        scaling = self.loss_scaling
+        if scaling is None:
+            return {}
+        if scaling.scale < LEAST_SCALE:
+            what = f"the gradients of {stage} stay NaN or infinite whatever the loss scale"
+            raise self.divergence(what, self.iteration)
+        return {
+            f"{stage}/loss_scale": scaling.scale,
+            f"{stage}/skipped_steps": float(scaling.skipped_steps),
+        }
 
     def save_samples(self, path: Path) -> None:
         """Write the source to a file that ``synthesis.load`` accepts.

@@ -23,6 +23,8 @@ ORIGIN_FILE = "origin.json"
 CHECKPOINT_FILE = "last.ckpt"
 SAMPLES_FILE = "samples.safetensors"
 GRID_FILE = "samples.png"
+METRICS_FILE = "metrics.csv"
+REPORT_FILE = "report.html"
 
 _log = logging.getLogger(__name__)
 

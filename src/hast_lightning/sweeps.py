@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError
 
-FAILURE_FILE = "failure.json"
+FAILURE_FILE = "job_failure.json"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 # What joblib's processes are called, in the order in which they were started.
 WORKER = re.compile(r"LokyProcess-(\d+)")

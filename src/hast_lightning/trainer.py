@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -15,6 +16,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hast_lightning.config import TrainerConfig
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.loss_scaling import PRECISION as FLOAT16
+from hast_lightning.loss_scaling import LossScaling
+
+OPTIMIZERS = 3
+"""The source's, the student's and, where there is one, the calibrator's."""
 
 
 class RankParallel(DDPStrategy):
@@ -39,12 +45,16 @@ def build_trainer(
     """The trainer of a run."""
     parallel = options.devices * options.num_nodes > 1
     timeout = timedelta(minutes=options.timeout_minutes)
+    scaled = options.precision == FLOAT16
     return Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=RankParallel(timeout=timeout) if parallel else "auto",
-        precision=options.precision,  # type: ignore[arg-type]  # checked by the schema
+        # A plugin takes the place of the name: Lightning would quietly make bfloat16 of float16
+        # on a CPU.
+        plugins=[LossScaling(_device_type(options), OPTIMIZERS)] if scaled else None,
+        precision=None if scaled else options.precision,  # type: ignore[arg-type]  # of the schema
         # One epoch of as many ticks as the schedule has iterations: max_steps would count
         # every optimizer's steps together.
         max_epochs=1,
@@ -58,6 +68,15 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=options.log_every_n_steps,
     )
+
+
+def _device_type(options: TrainerConfig) -> str:
+    """Where the networks will run: what the trainer makes of ``auto``, without starting one."""
+    if options.accelerator in ("cpu", "mps"):
+        return options.accelerator
+    if options.accelerator in ("gpu", "cuda") or torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def is_first_process() -> bool:
@@ -74,8 +93,9 @@ def require_device(options: TrainerConfig) -> None:
     """
     try:
         build_trainer(options)
-    # What Lightning raises for options it does not know or a device that is not there.
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    # What Lightning raises for options it does not know, a device that is not there, or one whose
+    # package is not installed.
+    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"trainer.accelerator={options.accelerator} trainer.devices={options.devices} "

@@ -73,6 +73,39 @@ def test_another_number_of_classes_is_refused(folder: Path) -> None:
         load(folder, 1000)
 
 
+def test_photographs_that_are_in_no_class_folders_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "ILSVRC2012_val_00000001.png")
+    with pytest.raises(DataError, match="expected one folder a class in sorted class order"):
+        load(tmp_path)
+
+
+def test_the_folder_above_is_refused_with_the_layout(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    for name in COLOURS:
+        (folder / name).rename(tmp_path / "val" / name)
+    with pytest.raises(DataError, match="1 class folders, the network 2 classes; expected one fo"):
+        load(tmp_path)
+
+
+def test_an_image_that_was_cut_short_is_named(folder: Path) -> None:
+    file = folder / "n02" / "0.png"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(
+        DataError, match=r"has a bad image: .*n02/0\.png is not a readable"
+    ) as caught:
+        list(load(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_too_many_pixels_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"has a bad image: .*\.png is not a readable"):
+        list(load(folder))
+
+
 def test_a_damaged_image_is_named(folder: Path) -> None:
     (folder / "n02" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"n02/0\.png"):

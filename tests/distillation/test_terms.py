@@ -50,7 +50,7 @@ def test_every_switch_takes_its_term_away(config: DistillationConfig, names: set
 def test_hast_is_twenty_kl_and_a_thousand_alignment() -> None:
     """Methods of HAST: ``L = 20 tau^2 KL + 1000 FA`` at temperature 20, without labels."""
     pair = example()
-    loss, values = distillation_loss(build_terms(DistillationConfig()), pair)
+    loss, values, _ = distillation_loss(build_terms(DistillationConfig()), pair)
     kd = 20 * kl_divergence(pair.student_logits, pair.teacher_logits, 20)
     alignment = 1000 * alignment_loss(pair.student_features, pair.teacher_features)
     torch.testing.assert_close(loss, kd + alignment)
@@ -65,7 +65,7 @@ def test_gdfq_is_cross_entropy_and_kl_averaged_over_classes_too() -> None:
         alignment=NO_ALIGNMENT,
     )
     pair = example(with_features=False)
-    loss, values = distillation_loss(build_terms(config), pair)
+    loss, values, _ = distillation_loss(build_terms(config), pair)
     kd = kl_divergence(pair.student_logits, pair.teacher_logits, 20, "batchmean") / 5
     torch.testing.assert_close(loss, F.cross_entropy(pair.student_logits, pair.labels) + kd)
     assert set(values) == {"kd", "cross_entropy"}
@@ -74,7 +74,7 @@ def test_gdfq_is_cross_entropy_and_kl_averaged_over_classes_too() -> None:
 def test_the_loss_is_the_sum_of_what_it_reports_and_only_it_has_a_graph() -> None:
     pair = example()
     terms = build_terms(DistillationConfig(cross_entropy_weight=3))
-    loss, values = distillation_loss(terms, pair)
+    loss, values, _ = distillation_loss(terms, pair)
     torch.testing.assert_close(sum(values.values()), loss.detach())
     assert not any(value.requires_grad for value in values.values())
     loss.backward()
@@ -99,5 +99,29 @@ def test_half_precision_logits_give_float32_terms() -> None:
     half = pair._replace(
         student_logits=pair.student_logits.bfloat16(), teacher_logits=pair.teacher_logits.bfloat16()
     )
-    _, values = distillation_loss(build_terms(DistillationConfig(cross_entropy_weight=1)), half)
+    _, values, _ = distillation_loss(build_terms(DistillationConfig(cross_entropy_weight=1)), half)
     assert {value.dtype for value in values.values()} == {torch.float32}
+
+
+def test_a_sum_over_blocks_is_given_block_by_block_too() -> None:
+    pair = example()
+    twice = pair._replace(
+        student_features=[*pair.student_features, *pair.teacher_features],
+        teacher_features=[*pair.teacher_features, *pair.teacher_features],
+    )
+    loss = distillation_loss(build_terms(DistillationConfig(cross_entropy_weight=1)), twice)
+    assert set(loss.blocks) == {"alignment"}
+    first, second = loss.blocks["alignment"]
+    alignment = 1000 * alignment_loss(pair.student_features, pair.teacher_features)
+    torch.testing.assert_close(first, alignment.detach())
+    assert second == 0
+    assert loss.values["alignment"] == first
+    assert not loss.blocks["alignment"].requires_grad
+
+
+def test_the_answers_have_no_graph() -> None:
+    pair = example()
+    answers = pair.answers()
+    assert not answers.student_logits.requires_grad and not answers.teacher_logits.requires_grad
+    assert torch.equal(answers.student_logits, pair.student_logits)
+    assert torch.equal(answers.labels, pair.labels)

@@ -287,6 +287,39 @@ def test_held_out_images_are_not_sampled_while_they_are_active_either() -> None:
     assert before == set(rows(bank.active.detach()[:3]))
 
 
+def test_a_preview_shows_what_is_being_made() -> None:
+    bank = make_bank()
+    optimizer = bank.build_optimizer()
+    assert torch.equal(bank.preview(2)[0], bank.active[:2])
+    train(bank, optimizer, 2)
+    assert torch.equal(bank.preview(9)[0], bank.active)
+    train(bank, optimizer, 1)
+    # Finished in this very step: not the noise that has taken its place.
+    images, labels = bank.preview(9)
+    assert torch.equal(images, bank.images[:4]) and torch.equal(labels, bank.labels[:4])
+    train(bank, optimizer, 3)
+    assert torch.equal(bank.preview(1)[0], bank.images[4:5])
+
+
+def test_a_preview_of_a_full_bank_is_of_all_of_it_and_leaves_no_trace() -> None:
+    bank = filled_bank()
+    before, stream = bank.state_dict(), torch.get_rng_state()
+    images, labels = bank.preview(4)
+    assert torch.equal(images, bank.images[::3]) and torch.equal(labels, bank.labels[::3])
+    assert torch.equal(bank.preview(99)[0], bank.images)
+    assert not images.requires_grad
+    assert torch.equal(stream, torch.get_rng_state())
+    assert bank.get_extra_state() == before["_extra_state"]
+
+
+def test_a_preview_does_not_change_when_the_images_do() -> None:
+    bank = make_bank()
+    images, _ = bank.preview(4)
+    kept = images.clone()
+    train(bank, bank.build_optimizer(), 1)
+    assert torch.equal(images, kept)
+
+
 def test_a_small_share_holds_out_one_image() -> None:
     assert len(filled_bank(holdout=0.001).held_out(5)[0]) == 1
 

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.errors import DataError, StorageError
+from hast_lightning.ranks import answered
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,10 @@ class LastCheckpoint(Callback):
         if self.every_n_minutes == float("inf"):
             return False
         late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
-        return trainer.strategy.broadcast(late) if trainer.world_size > 1 else late
+        if trainer.world_size == 1:
+            return late
+        with answered():
+            return trainer.strategy.broadcast(late)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, unless the last batch was."""
@@ -131,7 +135,8 @@ class LastCheckpoint(Callback):
                 temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._saved_batches = self._batches
-        trainer.strategy.barrier("LastCheckpoint.save")
+        with answered():
+            trainer.strategy.barrier("LastCheckpoint.save")
 
     def _make_room(self) -> None:
         """Give every checkpoint the next number; the last one of those kept is overwritten."""

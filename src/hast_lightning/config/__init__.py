@@ -23,6 +23,11 @@ from hast_lightning.config.distillation import (
     OptimizerConfig,
     PromotionConfig,
 )
+from hast_lightning.config.export import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportConfig,
+)
 from hast_lightning.config.model import (
     PROVIDERS,
     ModelConfig,
@@ -67,6 +72,7 @@ from hast_lightning.config.synthesis import (
     GeneratorConfig,
     HardnessConfig,
     ImageBankConfig,
+    ImagesConfig,
     SynthesisConfig,
 )
 
@@ -75,6 +81,8 @@ __all__ = [
     "COMMANDS",
     "CONDITIONINGS",
     "DATA_SOURCES",
+    "DEFAULT_OPSET",
+    "FORMATS",
     "GRADIENTS",
     "KD_REDUCTIONS",
     "LEARNING_RATE_POLICIES",
@@ -100,9 +108,11 @@ __all__ = [
     "DataConfig",
     "DistillationConfig",
     "DistillationTermConfig",
+    "ExportConfig",
     "GeneratorConfig",
     "HardnessConfig",
     "ImageBankConfig",
+    "ImagesConfig",
     "LayerBitsConfig",
     "LearningRateConfig",
     "LoggerConfig",

@@ -14,6 +14,7 @@ class AugmentationConfig:
     probability: float = 0.0
     """Probability that a whole batch is augmented; 0 switches augmentation off."""
     min_scale: float = 0.5
+    """Smallest area of the crop as a share of the image's."""
     max_scale: float = 1.0
     """Range of the crop's area as a share of the image's."""
     flip: float = 0.5

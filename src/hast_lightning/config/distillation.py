@@ -17,7 +17,9 @@ class DistillationTermConfig:
     """Knowledge distillation: ``weight * temperature^2 * KL(T || S)``."""
 
     weight: float = 20.0
+    """Weight of the term; 0 leaves it out."""
     temperature: float = 20.0
+    """What both networks' logits are divided by."""
     reduction: str = "batchmean"
     """``batchmean`` as HAST's; ``mean`` averages over classes too, as GDFQ's released code."""
 
@@ -32,7 +34,9 @@ class AlignmentConfig:
     """Feature alignment: ``weight * sum over blocks of MSE(a_S, a_T)``."""
 
     enabled: bool = True
+    """The ablation's switch."""
     weight: float = 1000.0
+    """The paper's lambda."""
 
     def __post_init__(self) -> None:
         require_range("distillation.alignment.weight", self.weight, 0)
@@ -43,6 +47,7 @@ class PromotionConfig:
     """Sample difficulty promotion: train on ``x + eps * sign(dL/dx)`` too."""
 
     enabled: bool = True
+    """The ablation's switch."""
     eps: float = 0.01
     """Size of the perturbation in normalized pixel units."""
 
@@ -55,10 +60,13 @@ class OptimizerConfig:
     """The student's optimizer."""
 
     name: str = "sgd"
+    """``sgd`` (with Nesterov momentum), ``adam`` or ``adamw``."""
     lr: float = 1e-5
+    """Learning rate, before the schedule multiplies it."""
     momentum: float = 0.9
     """Nesterov momentum (sgd only)."""
     weight_decay: float = 1e-4
+    """Weight decay of everything but learned step sizes."""
     clip_norm: float | None = None
     """Largest norm of the student's gradient, to which a longer one is shortened; none: any."""
 
@@ -76,6 +84,7 @@ class DistillationConfig:
     """How the student learns from the teacher."""
 
     batch_size: int = 64
+    """Images of a student step, on each device."""
     kd: DistillationTermConfig = field(default_factory=DistillationTermConfig)
     cross_entropy_weight: float = 0.0
     """Weight of the cross-entropy of the student against the synthetic labels."""

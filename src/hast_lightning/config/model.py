@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own")
+PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own", "given")
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -20,7 +20,7 @@ class ModelConfig:
 
     provider: str = MISSING
     """``digits`` (bundled), ``cifar_resnet`` (by depth), ``torchvision``, ``timm`` or ``pytorchcv``
-    (by name), ``own`` (by factory)."""
+    (by name), ``own`` (by factory), or ``given`` to :func:`hast_lightning.quantize` in Python."""
     name: str = MISSING
     """Name in reports; for torchvision, timm and pytorchcv the name that they know it by."""
     factory: str | None = None
@@ -40,6 +40,7 @@ class ModelConfig:
     mean: list[float] | None = None
     """Per-channel mean that the input was normalized with, for pixels in [0, 1]."""
     std: list[float] | None = None
+    """Per-channel standard deviation, likewise."""
     class_names: list[str] | None = None
     """One a class, in the order of the output; none: the provider's own, if it has any."""
     taps: list[str] | None = None

@@ -22,6 +22,7 @@ class LayerBitsConfig:
     layers: str = MISSING
     """Shell-style pattern of the names of convolutions and linear layers."""
     weight_bits: int | None = None
+    """Bits of the layers' weights."""
     activation_bits: int | None = None
     """Bits of what the layers take in."""
 
@@ -46,7 +47,9 @@ class QuantizerConfig:
     bits: int | None = None
     """Bits of weights and activations alike, in place of the two below."""
     weight_bits: int = 3
+    """Bits of the weights of convolutions and linear layers."""
     activation_bits: int = 3
+    """Bits of the activations."""
     ranges: str | None = None
     """How ``deploy`` finds its ranges; the other quantizers are named after theirs."""
     percentile: float = 99.9

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.distillation import DistillationConfig
+from hast_lightning.config.export import ExportConfig
 from hast_lightning.config.model import ModelConfig
 from hast_lightning.config.quantizer import QuantizerConfig
 from hast_lightning.config.schedule import ScheduleConfig
@@ -25,10 +27,8 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.synthesis import SynthesisConfig
 from hast_lightning.errors import ConfigurationError
 
-COMMANDS = ("run", "inspect", "compare")
-WITHOUT_FOLDER = ("inspect", "compare")
-"""Commands that Hydra makes no run folder for."""
-STAGES = ("synthesize", "distill", "evaluate", "report")
+COMMANDS = ("run", "inspect", "predict", "compare", "dashboard")
+STAGES = ("synthesize", "distill", "evaluate", "export", "report")
 
 
 @dataclass
@@ -40,14 +40,23 @@ class Config:
     """
 
     recipe: str = MISSING
+    """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized), or
-    ``compare`` the results of ``runs``."""
+    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized),
+    ``predict`` (classify ``images`` with an exported network), ``compare`` the results of
+    ``runs``, or build the ``dashboard`` of the project at wandb."""
     seed: int = 0
+    """Seed of every random number of the run."""
     run: list[str] = field(default_factory=lambda: list(STAGES))
     """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
     """Folder of an unfinished run to go on with; it brings its own configuration."""
+    artefact: str | None = None
+    """``command=predict``: an exported file; it says itself what images it takes."""
+    images: str | None = None
+    """``command=predict``: a folder of images, or one of them."""
+    predictions: str | None = None
+    """``command=predict``: the CSV file that is written; none: standard output."""
     runs: Any = None
     """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
     compare: CompareConfig = field(default_factory=CompareConfig)
@@ -60,6 +69,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: CallbacksConfig = MISSING
+    export: ExportConfig = MISSING
 
     def __post_init__(self) -> None:
         require_choice("command", self.command, COMMANDS)
@@ -69,8 +79,10 @@ class Config:
         self._check_runs()
         self._check_agenda()
         self._check_source_and_schedule()
+        self._check_images()
         self._check_batches()
         self._check_data()
+        self._check_prediction()
 
     def _check_runs(self) -> None:
         named = [self.runs] if isinstance(self.runs, str) else self.runs or []
@@ -88,15 +100,21 @@ class Config:
             raise ConfigurationError(
                 f"run={list(self.run)} has neither synthesize nor distill: nothing would be done"
             )
-        if "synthesize" not in self.run and self.synthesis.load is None:
+        given = self.synthesis.load is not None or self.synthesis.source == "images"
+        if "synthesize" not in self.run and not given:
             raise ConfigurationError(
                 f"run={list(self.run)} has no synthesize and synthesis.load is not set: there "
                 "would be no images to train on"
             )
-        if "synthesize" in self.run and "distill" not in self.run and self.synthesis.load:
+        if "synthesize" in self.run and "distill" not in self.run and given:
+            what = (
+                "synthesis.source=images"
+                if self.synthesis.source == "images"
+                else f"synthesis.load={self.synthesis.load}"
+            )
             raise ConfigurationError(
-                f"run={list(self.run)} with synthesis.load={self.synthesis.load}: nothing would "
-                "be done; the samples are there already"
+                f"run={list(self.run)} with {what}: nothing would be done; the samples are there "
+                "already"
             )
 
         alternating = self.schedule.name == "alternating" and "distill" in self.run
@@ -105,6 +123,24 @@ class Config:
                 f"run={list(self.run)}: schedule.name=alternating synthesizes in every "
                 "iteration; add synthesize, or choose schedule=two_stage"
             )
+
+        lacking = [stage for stage in ("distill", "evaluate") if stage not in self.run]
+        if "export" in self.run and lacking:
+            raise ConfigurationError(
+                f"run={list(self.run)}: export needs {' and '.join(lacking)}; every file is "
+                "compared with the trained student, and result.json says how they agree"
+            )
+
+    def _check_prediction(self) -> None:
+        for key in ("artefact", "images", "predictions"):
+            value = expand_home(getattr(self, key))
+            setattr(self, key, value)
+            if self.command != "predict" and value is not None:
+                raise ConfigurationError(f"{key}={value} is for command=predict alone")
+            if self.command == "predict" and value is None and key != "predictions":
+                raise ConfigurationError(
+                    f"{key} is not set: command=predict artefact=<exported file> images=<folder>"
+                )
 
     def _check_data(self) -> None:
         # Here and not in the group: only a run reads the file.
@@ -124,6 +160,32 @@ class Config:
                 f"{made}: with schedule.name=alternating both steps see the same batch"
             )
 
+    def _check_images(self) -> None:
+        """Pictures are there already, and are not those that the result is measured on."""
+        path = self.synthesis.images.path
+        if self.synthesis.source != "images":
+            return
+        if self.schedule.name == "alternating":
+            raise ConfigurationError(
+                "synthesis.source=images with schedule.name=alternating: there is nothing to "
+                "synthesize in every iteration; choose schedule=two_stage"
+            )
+        if self.schedule.synthesis_steps is not None:
+            raise ConfigurationError(
+                f"schedule.synthesis_steps={self.schedule.synthesis_steps} with "
+                "synthesis.source=images: there is nothing to synthesize; leave it out"
+            )
+        if self.command == "run" and path is None:
+            raise ConfigurationError(
+                "synthesis.images.path is not set: point it at a folder of pictures or an .npz "
+                "file with x (uint8 N,H,W,C)"
+            )
+        if path is not None and self.data.path is not None and _overlap(path, self.data.path):
+            raise ConfigurationError(
+                f"synthesis.images.path={path} and data.path={self.data.path} overlap: the result "
+                "would be measured on what the student was trained on"
+            )
+
     def _check_source_and_schedule(self) -> None:
         # Without distill there is nothing to alternate with: only the synthesis is planned.
         stage_of_its_own = self.schedule.name == "two_stage" or "distill" not in self.run
@@ -135,6 +197,12 @@ class Config:
             )
 
 
+def _overlap(first: str, second: str) -> bool:
+    """Whether two paths are the same, or one lies in the other."""
+    one, other = Path(first).resolve(), Path(second).resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def register_schemas() -> None:
     """Make the root schema known to Hydra as ``schema``, and the two resolvers; idempotent."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
@@ -144,7 +212,7 @@ def register_schemas() -> None:
 
 def _folder_of_command(command: str) -> str | None:
     """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return "." if command in WITHOUT_FOLDER else None
+    return None if command == "run" else "."
 
 
 def _first(*values: Any) -> Any:

@@ -18,9 +18,11 @@ class LearningRateConfig:
     """How the student's learning rate moves over its steps."""
 
     policy: str = "multistep"
+    """``constant``, ``multistep`` (falls at the milestones) or ``cosine`` (falls to zero)."""
     milestones: list[int] = field(default_factory=list)
     """Student steps after which the rate is multiplied by ``factor`` (multistep)."""
     factor: float = 0.1
+    """What the rate is multiplied by at a milestone."""
     warmup_steps: int = 0
     """Student steps of linear warm-up from zero (any policy)."""
 
@@ -41,11 +43,14 @@ class ScheduleConfig:
     """Which step comes when."""
 
     name: str = MISSING
+    """``two_stage``: all synthesis, then all distillation; ``alternating``: a step of both in each
+    iteration."""
     synthesis_steps: int | None = None
     """Steps of the sample source; none: as many as the image bank needs to be filled once."""
     calibration_steps: int = MISSING
     """Steps that only observe activation ranges; the ranges are frozen after them."""
     student_steps: int = MISSING
+    """Steps that train the student."""
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
 
     def __post_init__(self) -> None:

@@ -9,9 +9,9 @@ from omegaconf import MISSING
 from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none")
+DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none", "given")
 LOGGERS = ("csv", "wandb", "tensorboard")
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
@@ -19,15 +19,19 @@ class DataConfig:
     """Evaluation data; nothing here is ever trained on."""
 
     source: str = MISSING
+    """``digits`` (bundled), ``npz``, ``cifar10``, ``imagenet`` (a folder a class) or ``none``;
+    ``given`` to :func:`hast_lightning.quantize` in Python."""
     path: str | None = None
+    """File or folder of the images, for the sources that read one."""
     batch_size: int = 256
+    """Images of a pass of the evaluation."""
     holdout: float = 0.0
     """Share of the image bank kept from training, to measure agreement on (``data=none``)."""
 
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, DATA_SOURCES)
         self.path = expand_home(self.path)
-        if self.path is not None and self.source in ("digits", "none"):
+        if self.path is not None and self.source in ("digits", "none", "given"):
             raise ConfigurationError(
                 f"data.path={self.path}: data={self.source} reads no files; choose data=npz, "
                 "data=cifar10 or data=imagenet to use it"
@@ -47,13 +51,18 @@ class TrainerConfig:
     """
 
     accelerator: str = "auto"
+    """``auto``, ``cpu``, ``gpu`` or another name that Lightning knows."""
     devices: int = 1
     """Devices a node; on a CPU, processes."""
     num_nodes: int = 1
+    """Machines that work on the run together."""
     timeout_minutes: float = 10.0
     """Minutes that a process waits for the others before the run ends in an error."""
     precision: str = "32-true"
+    """What the networks compute in; ``16-mixed`` scales the losses. Fake quantization, statistics
+    and losses are float32 in any case."""
     channels_last: bool = False
+    """Memory layout of images and features: faster for many networks, the same results."""
     compile: bool = False
     """torch.compile the teacher's and the student's passes."""
     micro_batch: int | None = None
@@ -64,6 +73,7 @@ class TrainerConfig:
     threads: int | None = None
     """CPU threads of torch; none: torch's own choice."""
     log_every_n_steps: int = 10
+    """Iterations between two lines of metrics.csv."""
 
     def __post_init__(self) -> None:
         require_range("trainer.devices", self.devices, 1)
@@ -84,10 +94,17 @@ class LoggerConfig:
     """A logger beside metrics.csv, which is always written."""
 
     name: str = "csv"
+    """What logs beside metrics.csv; ``csv``: nothing."""
     project: str = "hast-lightning"
+    """wandb: the project that the run belongs to."""
     entity: str | None = None
+    """wandb: user or team; none: the account's own."""
     group: str | None = None
+    """Runs of one group are shown together (``wandb``); none: the sweep's folder, or the recipe."""
     tags: list[str] = field(default_factory=list)
+    """Beside those that the run gets by itself (``wandb``)."""
+    artifacts: bool = True
+    """Log the samples and the exported models as artifacts (``wandb``)."""
 
     def __post_init__(self) -> None:
         require_choice("logger.name", self.name, LOGGERS)
@@ -98,7 +115,9 @@ class CallbacksConfig:
     """What happens beside training."""
 
     progress: bool = True
+    """Show a progress bar."""
     checkpoint_every_n_steps: int = 1000
+    """Iterations between checkpoints."""
     checkpoint_every_n_minutes: float = 10.0
     """A checkpoint is written when the first of the two intervals is over."""
     checkpoints_kept: int = 2
@@ -106,7 +125,10 @@ class CallbacksConfig:
     evaluate_every_n_steps: int = 0
     """Student steps between evaluations that are only logged; 0: none."""
     grid_images: int = 32
-    """Images in the PNG grid of synthetic samples."""
+    """Images in the PNG grid of synthetic samples, and in those that a logger shows."""
+    media_every_n_steps: int = 500
+    """Steps of a stage between pictures, histograms and tables for a logger that shows them, which
+    also come at the end of every stage; 0: none at all."""
 
     def __post_init__(self) -> None:
         require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)
@@ -119,3 +141,4 @@ class CallbacksConfig:
         require_range("callbacks.checkpoints_kept", self.checkpoints_kept, 1)
         require_range("callbacks.evaluate_every_n_steps", self.evaluate_every_n_steps, 0)
         require_range("callbacks.grid_images", self.grid_images, 1)
+        require_range("callbacks.media_every_n_steps", self.media_every_n_steps, 0)

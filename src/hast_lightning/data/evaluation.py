@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hast_lightning.archives import require_bounded
 from hast_lightning.config import DataConfig
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
 from hast_lightning.errors import DataError
+from hast_lightning.pictures import read_arrays, require_pixels
 
 if TYPE_CHECKING:
     from hast_lightning.models.zoo import PretrainedNetwork
@@ -81,7 +80,7 @@ def load_evaluation_data(
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
             (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
-            photographs with one folder a class) or ``none``.
+            photographs with one folder a class) or ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
 
     Returns:
@@ -92,6 +91,11 @@ def load_evaluation_data(
     """
     if config.source == "none":
         return None
+    if config.source == "given":
+        raise DataError(
+            "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
+            "on the command line choose one of cifar10, digits, imagenet, npz and none"
+        )
     if config.source == "imagenet":
         return load_image_folder(config, network)
     if config.source == "digits":
@@ -147,27 +151,8 @@ def _existing(path: str | None, source: str) -> Path:
 
 
 def _read_npz(path: Path, origin: str) -> Arrays:
-    """The arrays ``x`` and ``y``; pickled Python objects in the file are never loaded."""
-    try:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{origin} is not an .npz file, or it is truncated")
-        require_bounded(path)
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("x", "y") if key not in archive.files]
-            if missing:
-                raise DataError(
-                    f"{origin} has no array {' and no array '.join(map(repr, missing))}; "
-                    f"it has: {', '.join(archive.files) or 'nothing'}"
-                )
-            return archive["x"], archive["y"]
-    except DataError:
-        raise
-    # Damaged archives raise a dozen types, from zlib's to MemoryError; each means the same here.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "Object arrays" in reason:
-            reason = "it holds Python objects, which are refused since loading them can run code"
-        raise DataError(f"{origin} cannot be read: {reason}") from error
+    images, labels = read_arrays(path, ("x", "y"), origin)
+    return images, labels
 
 
 def _read_cifar10(folder: Path, origin: str) -> Arrays:
@@ -186,17 +171,8 @@ def _read_cifar10(folder: Path, origin: str) -> Arrays:
 
 
 def _check_images(images: NDArray[Any], input_shape: tuple[int, int, int], origin: str) -> None:
-    if images.dtype != np.uint8:
-        raise DataError(f"{origin}: x has type {images.dtype}; allowed: uint8 (pixels 0 to 255)")
-    if images.ndim != 4:
-        raise DataError(
-            f"{origin}: x has shape {images.shape}; allowed: (images, height, width, channels)"
-        )
-    if not len(images):
-        raise DataError(f"{origin}: x is empty; at least one image is needed")
     channels, height, width = input_shape
-    if images.shape[3] != channels:
-        raise DataError(f"{origin}: x has {images.shape[3]} channels; the network takes {channels}")
+    require_pixels(images, channels, origin)
     if images.shape[1:3] != (height, width):
         raise DataError(
             f"{origin}: x has images of {images.shape[1]}x{images.shape[2]} pixels (height x "

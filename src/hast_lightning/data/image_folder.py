@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hast_lightning.config import DataConfig
 from hast_lightning.errors import DataError
+from hast_lightning.pictures import open_picture, refuse_loops, shorter_side_and_centre
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -51,8 +51,9 @@ class ImageFolderData:
         )
         try:
             yield from loader
-        except OSError as error:  # Pillow's errors for damaged images are all of this kind
-            reason = str(error).strip().splitlines()[-1]
+        except DataError as error:
+            # What a worker process raised comes back with its stack trace in front.
+            reason = str(error).strip().splitlines()[-1].rpartition("DataError: ")[-1]
             raise DataError(f"data.path={self._dataset.root} has a bad image: {reason}") from error
 
 
@@ -75,18 +76,17 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
             f"data={config.source} has photographs of {CHANNELS} channels; the network takes "
             f"{network.input_shape[0]}"
         )
-    _refuse_loops(path)
+    refuse_loops(path, f"data.path={path}")
     size = network.input_shape[1]
     transform = transforms.Compose(
         [
-            transforms.Resize(round(size * network.resize_ratio)),
-            transforms.CenterCrop(size),
+            shorter_side_and_centre(size, network.resize_ratio),
             transforms.ToTensor(),
             transforms.Normalize(network.mean, network.std),
         ]
     )
     try:
-        dataset = ImageFolder(str(path), transform, allow_empty=True)
+        dataset = ImageFolder(str(path), transform, loader=open_picture, allow_empty=True)
     except (FileNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"data.path={path}: {reason}; expected {LAYOUT}") from error
@@ -97,19 +97,6 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
         )
     _refuse_empty_classes(dataset, path)
     return ImageFolderData(dataset, config.batch_size)
-
-
-def _refuse_loops(root: Path) -> None:
-    """Refuse links to a folder above them: torchvision follows links, and would without end.
-
-    Raises:
-        DataError: there is one.
-    """
-    for folder, children, _ in os.walk(root):
-        for child in children:
-            link = Path(folder) / child
-            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
-                raise DataError(f"data.path={root} contains itself: {link} links to a folder above")
 
 
 def _refuse_empty_classes(dataset: ImageFolder, path: Path) -> None:

@@ -46,10 +46,10 @@ def channel_attention(features: Tensor) -> Tensor:
     return F.normalize(mean_square, dim=1)
 
 
-def alignment_loss(
+def alignment_losses(
     student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
 ) -> Tensor:
-    """``sum over blocks of MSE(a_S, a_T)`` of the channel attentions.
+    """``MSE(a_S, a_T)`` of the channel attentions at every block.
 
     Source: HAST (Li et al., CVPR 2023), without the weight lambda.
 
@@ -58,10 +58,21 @@ def alignment_loss(
         teacher_features: The same blocks of the teacher; at least one.
 
     Returns:
-        Scalar, float32.
+        (blocks,), float32.
     """
     losses = [
         F.mse_loss(channel_attention(student), channel_attention(teacher))
         for student, teacher in zip(student_features, teacher_features, strict=True)
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses)
+
+
+def alignment_loss(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+) -> Tensor:
+    """The sum of :func:`alignment_losses` over the blocks: HAST's, without the weight lambda.
+
+    Returns:
+        Scalar, float32.
+    """
+    return alignment_losses(student_features, teacher_features).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hast_lightning.config import DistillationConfig
-from hast_lightning.distillation.alignment import alignment_loss
+from hast_lightning.distillation.alignment import alignment_losses
 from hast_lightning.distillation.kd import kl_divergence
 
 
@@ -31,9 +31,35 @@ class DistillationPair(NamedTuple):
     teacher_features: Sequence[Tensor]
     labels: Tensor
 
+    def answers(self) -> Answers:
+        """What both networks said, without the graph."""
+        return Answers(self.student_logits.detach(), self.teacher_logits.detach(), self.labels)
+
+
+class Answers(NamedTuple):
+    """Both networks' logits, (N, classes) each without gradient, and the labels (N,)."""
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    labels: Tensor
+
+
+class DistillationLoss(NamedTuple):
+    """The student's loss on one batch.
+
+    Attributes:
+        total: The sum of all terms, a scalar with its graph.
+        values: Every term's value, a detached scalar, by name.
+        blocks: What the terms that are sums over blocks are made of, detached (blocks,) by name.
+    """
+
+    total: Tensor
+    values: dict[str, Tensor]
+    blocks: dict[str, Tensor]
+
 
 Term = Callable[[DistillationPair], Tensor]
-"""A weighted loss term: a scalar of a pair."""
+"""A weighted loss term of a pair: a scalar, or (blocks,) to be summed."""
 
 
 def build_terms(config: DistillationConfig) -> dict[str, Term]:
@@ -55,19 +81,17 @@ def build_terms(config: DistillationConfig) -> dict[str, Term]:
         )
     if config.alignment.enabled and config.alignment.weight:
         terms["alignment"] = lambda pair: (
-            config.alignment.weight * alignment_loss(pair.student_features, pair.teacher_features)
+            config.alignment.weight * alignment_losses(pair.student_features, pair.teacher_features)
         )
     return terms
 
 
-def distillation_loss(
-    terms: dict[str, Term], pair: DistillationPair
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of ``terms`` for one batch.
-
-    Returns:
-        The loss (scalar, with its graph) and every term's value, detached, by name.
-    """
-    values = {name: term(pair) for name, term in terms.items()}
-    loss = torch.stack(list(values.values())).sum()
-    return loss, {name: value.detach() for name, value in values.items()}
+def distillation_loss(terms: dict[str, Term], pair: DistillationPair) -> DistillationLoss:
+    """The sum of ``terms`` for one batch, and what it is made of."""
+    parts = {name: term(pair) for name, term in terms.items()}
+    values = {name: part.sum() if part.dim() else part for name, part in parts.items()}
+    return DistillationLoss(
+        torch.stack(list(values.values())).sum(),
+        {name: value.detach() for name, value in values.items()},
+        {name: part.detach() for name, part in parts.items() if part.dim()},
+    )

@@ -119,8 +119,9 @@ class FrozenActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; computed in float32 as the student does."""
         steps = torch.round(x.float() / self.scale)
-        largest = 2**self.bits - 1
-        return steps.clamp(-self.zero_point, largest - self.zero_point) * self.scale
+        # Not torch.clamp: with tensors as bounds it is ten times slower on a CPU.
+        steps = torch.maximum(steps, -self.zero_point)
+        return torch.minimum(steps, 2**self.bits - 1 - self.zero_point) * self.scale
 
 
 @torch.no_grad()

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.folding import fold_into_scales
 from hast_lightning.export.onnx_graph import (
     READING,
+    WRITING,
     graph_with_placeholders,
     require_packages,
 )
@@ -20,18 +22,29 @@ from hast_lightning.export.onnx_graph import (
 PRODUCER = "hast-lightning"
 
 
-def write_onnx(network: fx.GraphModule, description: Description, path: Path) -> None:
+def write_onnx(
+    network: fx.GraphModule, description: Description, path: Path, opset: int = DEFAULT_OPSET
+) -> None:
     """Write a frozen network with QuantizeLinear and DequantizeLinear.
 
+    Args:
+        network: From :func:`~hast_lightning.export.frozen.freeze`.
+        description: What the file says of itself.
+        path: Ends in ``.onnx``.
+        opset: Version of ONNX's operators. Before 21 there are no integers of 4 bits: weights of
+            2 to 4 bits then take 8.
+
     Raises:
-        ModelError: torch cannot translate the network.
+        ConfigurationError: a package that this needs is not installed.
+        ModelError: torch cannot translate the network, or not to this opset.
     """
+    require_packages(WRITING)
     import onnx
 
     from hast_lightning.export.onnx_rounding import round_graph
 
     folded = fold_into_scales(network)
-    model = round_graph(graph_with_placeholders(folded, description.input_shape), folded)
+    model = round_graph(graph_with_placeholders(folded, description.input_shape, opset), folded)
     model.producer_name, model.producer_version = PRODUCER, description.product_version
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
     path.write_bytes(model.SerializeToString())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.program import export_program
@@ -29,8 +30,8 @@ DOMAIN = "hast_lightning"
 WEIGHT_OPERATOR = "Weight"
 ROUND_OPERATOR = "Round"
 NAME_ATTRIBUTE = "name"
-OPSET = 21
-"""The first with integers of 4 bits in QuantizeLinear and DequantizeLinear; onnxruntime 1.20."""
+FOUR_BITS_SINCE = DEFAULT_OPSET
+"""The first opset with integers of 4 bits in QuantizeLinear and DequantizeLinear."""
 INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
 WRITING, READING = ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)
 NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -46,7 +47,7 @@ def require_packages(names: tuple[str, ...]) -> None:
     if missing:
         raise ConfigurationError(
             f"ONNX needs {', '.join(missing)}, which is not installed: "
-            "pip install 'hast-lightning[export]'"
+            "pip install 'hast-lightning[onnx]'"
         )
 
 
@@ -83,7 +84,7 @@ class _RoundPlaceholder(nn.Module):
 
 
 def graph_with_placeholders(
-    network: nn.Module, input_shape: tuple[int, int, int]
+    network: nn.Module, input_shape: tuple[int, int, int], opset: int = DEFAULT_OPSET
 ) -> onnx.ModelProto:
     """The graph of a network for batches (N, C, H, W) of any size.
 
@@ -92,9 +93,10 @@ def graph_with_placeholders(
             activation quantizer becomes the attribute of its placeholder; or a network without
             any of these, which is translated as it is.
         input_shape: (C, H, W).
+        opset: Of the domain of ONNX itself.
 
     Raises:
-        ModelError: torch cannot translate the network.
+        ModelError: torch cannot translate the network, or not to this opset.
     """
     marked = copy.deepcopy(network)
     for name, module in list(marked.named_modules()):
@@ -102,23 +104,35 @@ def graph_with_placeholders(
             marked.set_submodule(name, _WeightPlaceholder(name, module.integers.shape))
         elif isinstance(module, FrozenActivation):
             marked.set_submodule(name, _RoundPlaceholder(name))
-    return _translate(marked, input_shape)
+    return _translate(marked, input_shape, opset)
 
 
-def _translate(network: nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+def _translate(
+    network: nn.Module, input_shape: tuple[int, int, int], opset: int
+) -> onnx.ModelProto:
     program = export_program(network, input_shape)
     try:
         with _quiet():
             translated = torch.onnx.export(
-                program, (), dynamo=True, opset_version=OPSET, verbose=False
+                program, (), dynamo=True, opset_version=opset, verbose=False
             )
     except Exception as error:  # of an operation that it does not know, among others
         lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
         raise ModelError(f"torch.onnx cannot translate the network: {lines[0]}") from error
     assert translated is not None
     model: onnx.ModelProto = translated.model_proto
+    _require_opset(model, opset)
     _tidy(model)
     return model
+
+
+def _require_opset(model: onnx.ModelProto, opset: int) -> None:
+    """Refuse what torch.onnx leaves at another opset, of which it only logs."""
+    (found,) = (entry.version for entry in model.opset_import if entry.domain == "")
+    if found != opset:
+        raise ModelError(
+            f"export.opset={opset}: torch.onnx can translate this network to opset {found} only"
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Placeholders become QuantizeLinear and DequantizeLinear.
 
-The integers of ONNX have 4 or 8 bits; grids of other widths use the next wider type. In ONNX a
+The integers of ONNX have 8 bits, and since opset 21 also 4; grids of other widths use the next
+wider type. In ONNX a
 zero point is one of the integers, in the student's grids it need not be: where it is not, the
 difference is made up exactly.
 
@@ -17,7 +18,7 @@ The four forms, with ``k`` bits, ``n = 2^k - 1`` and the student's scale ``s`` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +30,16 @@ from torch import Tensor, nn
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.onnx_graph import (
     DOMAIN,
+    FOUR_BITS_SINCE,
     NAME_ATTRIBUTE,
-    OPSET,
     WEIGHT_OPERATOR,
 )
 
 LARGEST_BIAS = 2**30
 """Of a bias as an integer: the sum of products, at most 2^30 too, is added to it in 32 bits."""
+_ONLY_BYTES = ("MaxPool",)
+"""Operators that onnxruntime (1.32) moves before a DequantizeLinear although it cannot run them on
+integers of 4 bits."""
 _KEEP_GRID = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 """Operators that only choose or move values."""
 
@@ -62,9 +66,11 @@ def round_graph(model: onnx.ModelProto, network: nn.Module) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Rounding(result.graph, network).apply()
+    (opset,) = (entry for entry in result.opset_import if entry.domain == "")
+    _Rounding(result.graph, network, four_bits=opset.version >= FOUR_BITS_SINCE).apply()
+    kept = helper.make_opsetid("", opset.version)
     del result.opset_import[:]
-    result.opset_import.append(helper.make_opsetid("", OPSET))
+    result.opset_import.append(kept)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -72,11 +78,11 @@ def round_graph(model: onnx.ModelProto, network: nn.Module) -> onnx.ModelProto:
 class _Rounding:
     """Rewrites one graph; new nodes stand where the placeholders stood."""
 
-    def __init__(self, graph: onnx.GraphProto, network: nn.Module) -> None:
-        self.graph, self.network = graph, network
+    def __init__(self, graph: onnx.GraphProto, network: nn.Module, *, four_bits: bool) -> None:
+        self.graph, self.network, self.four_bits = graph, network, four_bits
+        self.only_bytes = _inputs_behind(graph, _ONLY_BYTES)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
-        self.producers: dict[str, onnx.NodeProto] = {}
         self.weights: dict[str, FrozenWeight] = {}
         self.steps: dict[str, float] = {}
         """Values whose zero is an integer of their grid, and its scale."""
@@ -102,10 +108,14 @@ class _Rounding:
         del self.graph.initializer[:]
         self.graph.initializer.extend(t for name, t in self.initializers.items() if name in used)
 
+    def _width(self, bits: int) -> int:
+        """Bits of the narrowest integers of the opset that hold ``bits``."""
+        return 4 if bits <= 4 and self.four_bits else 8
+
     # -- Weights -------------------------------------------------------------------------
 
     def _weight(self, name: str, weight: FrozenWeight, output: str) -> None:
-        width = 4 if weight.bits <= 4 else 8
+        width = self._width(weight.bits)
         kind = _SIGNED[width] if weight.symmetric else _UNSIGNED[width]
         middle = 2 ** (weight.bits - 1) if weight.symmetric else 0
         wanted = weight.zero_point.flatten() - middle
@@ -128,7 +138,7 @@ class _Rounding:
     # -- Activations ---------------------------------------------------------------------
 
     def _activation(self, name: str, activation: FrozenActivation, x: str, output: str) -> None:
-        width = 4 if activation.bits <= 4 else 8
+        width = 8 if output in self.only_bytes else self._width(activation.bits)
         kind = _UNSIGNED[width]
         scale, zero_point = float(activation.scale), float(activation.zero_point)
         largest = 2**activation.bits - 1
@@ -201,7 +211,7 @@ class _Rounding:
         step, weight = self.steps.get(node.input[0]), self.weights.get(node.input[1])
         if step is None or weight is None or len(node.input) < 3 or not weight.symmetric:
             return None
-        if weight.bits <= 4 or node.input[2] not in self.initializers:
+        if self._width(weight.bits) == 4 or node.input[2] not in self.initializers:
             return None
         scale = weight.scale.flatten() * float(np.float32(step))
         bias = torch.from_numpy(numpy_helper.to_array(self.initializers[node.input[2]]).copy())
@@ -235,3 +245,13 @@ class _Rounding:
     def _integers(self, name: str, value: Tensor, kind: _Type) -> str:
         array = value.to(torch.int16).numpy().astype(helper.tensor_dtype_to_np_dtype(kind.element))
         return self._constant(name, array)
+
+
+def _inputs_behind(graph: onnx.GraphProto, operators: Collection[str]) -> set[str]:
+    """Values that reach one of ``operators`` through what only moves them."""
+    found: set[str] = set()
+    for node in reversed(graph.node):
+        passed_on = node.op_type in _KEEP_GRID and node.output[0] in found
+        if node.op_type in operators or passed_on:
+            found.add(node.input[0])
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
@@ -48,14 +48,12 @@ def write_packed(network: fx.GraphModule, description: Description, path: Path) 
         ARCHITECTURE_KEY: compact_json(architecture.describe(network)),
     }
     bits = {name + _INTEGERS: layer.quantized_weight.bits for name, layer in frozen_layers(network)}
-    save_file(
-        {
-            name: pack(value, bits[name]) if name in bits else _stored(name, value)
-            for name, value in _state(network).items()
-        },
-        path,
-        metadata,
-    )
+    tensors = {
+        name: pack(value, bits[name]) if name in bits else _stored(name, value)
+        for name, value in _state(network).items()
+    }
+    # Not save_file, whose files are readable to their owner alone.
+    path.write_bytes(save(tensors, metadata))
 
 
 def read_packed(path: Path) -> tuple[fx.GraphModule, Description]:

@@ -6,6 +6,7 @@ from hast_lightning.config import ModelConfig
 from hast_lightning.models.pretrained import PretrainedNetwork
 from hast_lightning.models.providers import (
     bundled,
+    given,
     own,
     pytorchcv_zoo,
     timm_registry,
@@ -21,6 +22,7 @@ _LOADERS = {
     "timm": timm_registry.load,
     "pytorchcv": pytorchcv_zoo.load,
     "own": own.load,
+    "given": given.load,
 }
 
 

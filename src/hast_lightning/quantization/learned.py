@@ -74,6 +74,12 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         self.step_size = nn.Parameter(torch.ones(()))
         self.offset = nn.Parameter(torch.zeros(()))
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        # Whether the offset is learned; beside the parameter, so that no pass has to look.
+        self._shifted = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._shifted = bool(self.offset != 0)
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
@@ -91,6 +97,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         scale, zero_point = self.grid.parameters(low, high)
         self.step_size.copy_(scale)
         self.offset.copy_(-zero_point * scale)
+        self._shifted = bool(zero_point != 0)
         self.calibrated.fill_(True)
         self.mode = ActivationMode.QUANTIZE
 
@@ -101,8 +108,10 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     def _learned_parameters(self, g: float = 1.0) -> AffineParameters:
         scale = positive(scale_gradient(self.step_size, g))
-        offset = scale_gradient(self.offset, g)
-        zero_point = integer_zero_point(offset, scale, self.bits, self.include_zero)
+        zero_point = torch.zeros_like(self.offset)
+        if self._shifted:
+            offset = scale_gradient(self.offset, g)
+            zero_point = integer_zero_point(offset, scale, self.bits, self.include_zero)
         return AffineParameters(scale.where(self.calibrated, torch.nan), zero_point)
 
 

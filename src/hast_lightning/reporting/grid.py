@@ -66,14 +66,27 @@ def save_grid(
     std: Sequence[float],
     predictions: Tensor | None = None,
 ) -> None:
-    """Write the images as one PNG, ordered from easy to hard.
+    """Write :func:`draw_grid` of the same arguments as a PNG; missing folders are made."""
+    canvas = draw_grid(images, labels, difficulty, mean, std, predictions)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, format="PNG")
+
+
+def draw_grid(
+    images: Tensor,
+    labels: Tensor,
+    difficulty: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    predictions: Tensor | None = None,
+) -> Image.Image:
+    """Draw the images as one picture, ordered from easy to hard.
 
     Every image gets a border from green (easy) to red (hard) and a caption with its label and
     difficulty ``d = 1 - p(label)`` (HAST, Li et al. 2023); a prediction that differs
     from the label is added in red.
 
     Args:
-        path: The PNG file; missing folders are made.
         images: Normalized images (N, C, H, W) with one or three channels.
         labels: Class that each image was made for (N,).
         difficulty: Difficulty in [0, 1] of each image (N,).
@@ -95,8 +108,7 @@ def save_grid(
         corner = layout.corner(position)
         _draw_tile(canvas, draw, corner, tiles[index], float(difficulty[index]))
         _draw_caption(draw, corner, tiles[index], int(labels[index]), predicted)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
+    return canvas
 
 
 def difficulty_color(difficulty: float) -> Color:
@@ -173,7 +185,7 @@ def _draw_caption(
 
 def _draw_header(draw: ImageDraw.ImageDraw, count: int, with_predictions: bool) -> None:
     """Title at the left; below it how to read the captions, and the scale of the borders."""
-    title = "1 synthetic image" if count == 1 else f"{count} synthetic images"
+    title = "1 sample" if count == 1 else f"{count} samples"
     draw.text((MARGIN, MARGIN - 6), title, font=_font(TITLE_SIZE), fill=INK)
     reading = "label, in red the prediction where it differs" if with_predictions else "label"
     reading = f"{reading}; difficulty d = 1 - p(label)"

@@ -10,23 +10,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from hast_lightning.config import LoggerConfig
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.reporting.description import Description
+from hast_lightning.reporting.media import MediaLogger
+from hast_lightning.reporting.stage_loggers import StageTensorBoardLogger, StageWandbLogger
+from hast_lightning.schedule import Schedule
 
 INIT_TIMEOUT_SECONDS = 10
 
 
 def build_loggers(
-    config: LoggerConfig, folder: Path, settings: dict[str, Any], done: int = 0
+    config: LoggerConfig,
+    folder: Path,
+    description: Description,
+    schedule: Schedule,
+    done: int = 0,
 ) -> list[Logger]:
     """The loggers of a run.
 
     Args:
         config: The ``logger`` group.
         folder: The run folder; ``metrics.csv`` lies directly in it.
-        settings: The resolved configuration, for loggers that show one.
+        description: What is said of the run, for loggers that show many together.
+        schedule: Has the step counters that metrics are drawn over.
         done: Iterations that a resumed run has behind it; what ``metrics.csv`` has of them is
             kept.
 
@@ -43,10 +53,32 @@ def build_loggers(
         csv_logger.save()
     loggers: list[Logger] = [csv_logger]
     if config.name == "tensorboard":
-        loggers.append(_tensorboard(folder))
-    if config.name == "wandb":
-        loggers.append(_wandb(config, folder, settings))
+        loggers.append(_tensorboard(folder, schedule))
+    # Of the processes of a run only the first has a run of wandb's: the others log nothing.
+    if config.name == "wandb" and not getattr(rank_zero_only, "rank", 0):
+        loggers.append(_wandb(config, folder, description, schedule))
     return loggers
+
+
+def show_media(loggers: Sequence[Logger]) -> bool:
+    """Whether any of the loggers shows more than numbers."""
+    return any(isinstance(logger, MediaLogger) for logger in loggers)
+
+
+def log_evaluation(loggers: Sequence[Logger], metrics: dict[str, float], iteration: int) -> None:
+    """Log what the student was measured at, for loggers beside ``metrics.csv``.
+
+    That file has one row an iteration; the result of a run is in ``result.json``.
+
+    Args:
+        loggers: Of the run.
+        metrics: By name without the group.
+        iteration: After which iteration (from 0) the student was as it was measured.
+    """
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            named = {f"evaluation/{name}": value for name, value in metrics.items()}
+            logger.log_metrics(named, step=iteration)
 
 
 def read_metrics(path: Path, done: int) -> list[dict[str, float]]:
@@ -75,11 +107,9 @@ def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
             finish(exit_code=0 if succeeded else 1)
 
 
-def _tensorboard(folder: Path) -> Logger:
-    from lightning.pytorch.loggers import TensorBoardLogger
-
+def _tensorboard(folder: Path, schedule: Schedule) -> Logger:
     try:
-        return TensorBoardLogger(folder, name="", version="tensorboard")
+        return StageTensorBoardLogger(folder, schedule)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "logger=tensorboard needs the package tensorboard: pip install "
@@ -87,30 +117,32 @@ def _tensorboard(folder: Path) -> Logger:
         ) from error
 
 
-def _wandb(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Logger:
+def _wandb(
+    config: LoggerConfig, folder: Path, description: Description, schedule: Schedule
+) -> Logger:
     """An online run where there is a key and the server answers, an offline run otherwise."""
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     arguments: dict[str, Any] = {
         # WANDB_MODE, where the user has set it, decides by itself.
-        "mode": None if _wandb_key_exists() or os.environ.get("WANDB_MODE") else "offline",
+        "mode": None if wandb_key_exists() or os.environ.get("WANDB_MODE") else "offline",
         "project": config.project,
         "entity": config.entity,
-        "group": config.group,
-        "tags": list(config.tags),
+        "name": description.name,
+        "group": description.group,
+        "tags": list(description.tags),
         "dir": str(folder),
-        "config": settings,
+        "config": description.settings,
     }
     try:
         wandb_settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS)
         run = wandb.init(settings=wandb_settings, **arguments)
     except wandb.errors.CommError:
         run = wandb.init(**{**arguments, "mode": "offline"})
-    return WandbLogger(experiment=run, save_dir=folder)
+    return StageWandbLogger(run, folder, schedule)
 
 
-def _wandb_key_exists() -> bool:
+def wandb_key_exists() -> bool:
     """Whether wandb would find a key by itself: in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -9,11 +9,32 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hast_lightning.errors import DataError
+
+
+class ExportRecord(TypedDict):
+    """What running an exported file showed, before it got its name."""
+
+    file: str
+    """Its name in the run folder."""
+    bytes: int
+    """Its size."""
+    images: int
+    """Images that it was run on, beside the student."""
+    agreement: float
+    """Percent of them on which it predicts the student's class."""
+    largest_logit_difference: float
+    """From the student's, over all images and classes."""
+    engine: str
+    """What ran it, on the CPU, with its version."""
+    milliseconds: float
+    """For one image; median."""
+    float_milliseconds: float
+    """The same of the full-precision network in the same engine, measured in turns."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,8 @@ class Result:
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str
     """Command line that makes the result again; of a job of a sweep, the job's own."""
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
+    """What was exported, by format; empty in results of versions that exported nothing."""
 
     def write(self, path: str | Path) -> None:
         """Write the result as JSON, whole or not at all.
@@ -130,10 +153,15 @@ def _refuse_constant(constant: str) -> None:
 def _check_fields(content: Any, path: str | Path) -> None:
     if not isinstance(content, dict):
         raise DataError(f"the result {path} holds no fields")
-    expected = {field.name for field in fields(Result)}
+    required = {
+        entry.name
+        for entry in fields(Result)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    known = {entry.name for entry in fields(Result)}
     for problem, names in (
-        ("lacks", expected - content.keys()),
-        ("has unknown fields", content.keys() - expected),
+        ("lacks", required - content.keys()),
+        ("has unknown fields", content.keys() - known),
     ):
         if names:
             raise DataError(f"the result {path} {problem}: {', '.join(sorted(names))}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rich import box
 from rich.table import Table
 
@@ -30,27 +32,36 @@ def results_table(result: Result, method: str = "HAST") -> Table:
     table.add_column("network", no_wrap=True)
     for name in ("top-1 %",) * labelled + ("agreement %", "bits W/A", "size (smaller)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for style, name, top1, agreement, *cells in _rows(result, method):
+    for style, name, top1, agreement, *cells in headline(result, method):
         accuracies = (_percent(top1),) * labelled
         table.add_row(name, *accuracies, _percent(agreement), *cells, style=style)
     return table
 
 
-_Row = tuple[str, str, float | None, float | None, str, str]
+class HeadlineRow(NamedTuple):
+    """One of the three networks: style in a terminal, name, percentages, bits W/A, size."""
+
+    style: str
+    name: str
+    top1: float | None
+    agreement: float | None
+    bits: str
+    size: str
 
 
-def _rows(result: Result, method: str) -> tuple[_Row, _Row, _Row]:
-    """Style, name, top-1, agreement, bits and size of each row."""
+def headline(result: Result, method: str = "HAST") -> tuple[HeadlineRow, ...]:
+    """The three networks that a run compares, as numbers and text."""
     bits = f"{result.weight_bits}/{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     float_size = readable_size(result.teacher_bytes)
     size = f"{readable_size(result.quantized_bytes)} ({ratio:.1f}x)"
     before, after = result.calibrated_top1, result.quantized_top1
     agreed_before, agreed_after = result.calibrated_agreement, result.teacher_agreement
+    full = ("full precision", result.teacher_top1, None, FULL_PRECISION_BITS, float_size)
     return (
-        ("", "full precision", result.teacher_top1, None, FULL_PRECISION_BITS, float_size),
-        ("", "calibrated ranges only", before, agreed_before, bits, size),
-        ("bold", f"{method}-quantized", after, agreed_after, bits, size),
+        HeadlineRow("", *full),
+        HeadlineRow("", "calibrated ranges only", before, agreed_before, bits, size),
+        HeadlineRow("bold", f"{method}-quantized", after, agreed_after, bits, size),
     )
 
 

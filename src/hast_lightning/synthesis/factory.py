@@ -6,9 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from hast_lightning.config import SynthesisConfig
+from hast_lightning.models.pretrained import PretrainedNetwork
 from hast_lightning.synthesis.generator import ConditionalGenerator
 from hast_lightning.synthesis.image_bank import ImageBank
+from hast_lightning.synthesis.own_images import OwnImages, read_own_images
 from hast_lightning.synthesis.source import SampleSource
+
+
+def source_for(
+    config: SynthesisConfig, network: PretrainedNetwork, holdout: float, processes: int = 1
+) -> SampleSource:
+    """The main source of training images for a network: its own pictures, or what is made.
+
+    Args:
+        config: The ``synthesis`` group.
+        network: Gives the images' shape, the number of classes and, for own pictures, the
+            normalization and the labels.
+        holdout: Share of the images that is kept from training.
+        processes: Processes that train together.
+
+    Raises:
+        UserError: as :func:`build_source`, or the pictures cannot be read.
+    """
+    if config.source == "images":
+        return OwnImages(read_own_images(config.images, network), network, holdout, processes)
+    return build_source(config, network.input_shape, network.num_classes, holdout, processes)
 
 
 def build_source(
@@ -18,7 +40,7 @@ def build_source(
     holdout: float,
     world_size: int = 1,
 ) -> SampleSource:
-    """The main source of training images, loaded from ``config.load`` where that is set.
+    """The source of synthetic images, loaded from ``config.load`` where that is set.
 
     Args:
         config: The ``synthesis`` group.

@@ -183,6 +183,10 @@ class ConditionalGenerator(nn.Module):
         finally:
             self.train(training)
 
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return images of the noise and labels that :meth:`held_out` begins with."""
+        return self.held_out(count)
+
     def _shape_header(self) -> dict[str, str]:
         """What must agree between a file and the network that it is loaded into."""
         return {

@@ -251,6 +251,24 @@ class ImageBank(nn.Module):
         chosen = slice(self.trainable_count, self.trainable_count + max(count, 0))
         return self.images[chosen], self.labels[chosen]
 
+    @torch.no_grad()
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return images (N, C, H, W) and labels from all of a full bank, evenly spaced.
+
+        Before that, of the active batch as it stands, or of the one that was finished in the
+        last step, whose place noise has taken.
+        """
+        if self.full:
+            # As whole numbers: float32 has too few digits for the places of a large bank.
+            number = min(count, self.filled)
+            index = torch.arange(number, device=self.labels.device) * self.filled // number
+            return self.images[index], self.labels[index]
+        if self.filled and not self.iteration:
+            start = self.filled - self.config.batch_size
+            chosen = slice(start, min(start + count, self.filled))
+            return self.images[chosen], self.labels[chosen]
+        return self.active.detach()[:count].clone(), self.active_labels[:count]
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return counters and plateau state as plain numbers, for ``state_dict``."""
         counters = {name: getattr(self, name) for name in COUNTERS}

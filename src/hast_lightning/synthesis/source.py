@@ -76,6 +76,13 @@ class SampleSource(Protocol):
         """Return at most ``count`` samples that :meth:`sample` never gives, always the same."""
         ...
 
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return at most ``count`` samples to look at, as they are now, detached.
+
+        Leaves no trace: neither in the source nor in the random numbers.
+        """
+        ...
+
     def save(self, path: str | Path) -> None:
         """Write a file that ``synthesis.load`` accepts, whole or not at all."""
         ...

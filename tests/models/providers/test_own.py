@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hast_lightning.config import ModelConfig
+from hast_lightning.config import DataConfig, ModelConfig
+from hast_lightning.data.evaluation import load_evaluation_data
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.zoo import PretrainedNetwork, load
@@ -138,9 +139,24 @@ def test_a_module_that_cannot_be_imported_is_refused_with_the_place(
 
 def test_a_published_mobilenet_v1_as_a_users_own_network() -> None:
     path = imagenet_folder() / "mobilenetv1_x0.25.pth.tar"
-    factory = "tests.models.retinaface_mobilenet:build"
+    factory = "experiments.mobilenetv1:build"
     loaded = own(factory, checkpoint=str(path), input_size=224)
     assert (loaded.num_classes, loaded.input_shape) == (1000, (3, 224, 224))
     state = torch.load(path, "cpu", weights_only=True)["state_dict"]
     assert torch.equal(loaded.network.state_dict()["fc.weight"], state["module.fc.weight"])
     assert sum(p.numel() for p in loaded.network.parameters()) == pytest.approx(0.47e6, rel=0.01)
+
+
+@pytest.mark.timeout(600)
+@torch.no_grad()
+def test_the_published_mobilenet_v1_is_right_on_510_of_1000_photographs() -> None:
+    folder = imagenet_folder()
+    checkpoint = str(folder / "mobilenetv1_x0.25.pth.tar")
+    loaded = own("experiments.mobilenetv1:build", checkpoint=checkpoint, input_size=224)
+    config = DataConfig(source="imagenet", path=str(folder / "val"), batch_size=50)
+    data = load_evaluation_data(config, loaded)
+    assert data is not None and data.num_images == 1000
+    right = sum(
+        int((loaded.network(images).argmax(dim=1) == labels).sum()) for images, labels in data
+    )
+    assert right == 510

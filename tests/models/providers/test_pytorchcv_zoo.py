@@ -167,4 +167,4 @@ def test_a_network_that_classifies_no_images_is_refused() -> None:
 
 def test_a_missing_package_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorchcv", None)
-    assert "pip install 'hast-lightning[pytorchcv]'" in message_of(from_pytorchcv)
+    assert "pip install 'hast-lightning[paper]'" in message_of(from_pytorchcv)

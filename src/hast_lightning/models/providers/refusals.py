@@ -10,6 +10,8 @@ from hast_lightning.config import ModelConfig
 from hast_lightning.errors import ModelError
 
 _SUGGESTIONS = 5
+_EXTRAS = {"pytorchcv": "paper"}
+"""Extras that are not called as their package is."""
 _WAYS_OUT = "set model.checkpoint to weights that you have, or model.pretrained=false"
 
 
@@ -26,7 +28,7 @@ def missing_package(provider: str) -> ModelError:
     """The optional package of a provider is not installed."""
     return ModelError(
         f"model.provider={provider} needs the package {provider}, which is not installed: "
-        f"pip install 'hast-lightning[{provider}]'"
+        f"pip install 'hast-lightning[{_EXTRAS.get(provider, provider)}]'"
     )
 
 

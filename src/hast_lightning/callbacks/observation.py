@@ -1,0 +1,115 @@
+"""Pictures, histograms and layers of a run, for loggers that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, fx, nn
+
+from hast_lightning.config import CallbacksConfig
+from hast_lightning.distillation.terms import Answers
+from hast_lightning.quantization.diagnosis import diagnose
+from hast_lightning.reporting.media import (
+    Media,
+    MediaLogger,
+    Samples,
+    promotion_histograms,
+    sample_histograms,
+    sample_pictures,
+)
+from hast_lightning.schedule import ScheduledModule
+from hast_lightning.synthesis.source import SampleSource
+
+HISTOGRAM_IMAGES = 256
+"""Images behind the histograms of synthetic images, at most."""
+_BATCH = 64
+"""Images that go through the teacher at once: few, so that no run needs more memory for it."""
+
+
+class ObservedModule(ScheduledModule, Protocol):
+    """What is looked at of the module.
+
+    Attributes:
+        source: Where images come from.
+        teacher: The full-precision network.
+        student: The converted network.
+        answers: What both networks said in this step to the batch and to its promoted copy.
+    """
+
+    source: SampleSource
+    teacher: nn.Module
+    student: fx.GraphModule
+    answers: Mapping[str, Sequence[Answers]]
+
+
+class Observation(Callback):
+    """Shows what a run looks like every so many steps of a stage, and when a stage ends.
+
+    It takes nothing away from training: no random number is drawn, and no sample used up, so
+    that a run has the same numbers with and without it. Between its steps it costs nothing.
+
+    Args:
+        options: Interval and number of images.
+        mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
+        std: Per-channel standard deviation of the same.
+    """
+
+    def __init__(
+        self, options: CallbacksConfig, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self._options = options
+        self._mean, self._std = mean, std
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Look when it is time, on the first rank."""
+        module = cast("ObservedModule", pl_module)
+        _, step, total = module.progress
+        due = step == total or step % self._options.media_every_n_steps == 0
+        if not due or not trainer.is_global_zero:
+            return
+        media = self.observe(module)
+        for logger in trainer.loggers:
+            if media and isinstance(logger, MediaLogger):
+                # At the number of the step that was just done, as its own scalars are.
+                logger.log_media(media, module.iteration - 1)
+
+    @torch.no_grad()
+    def observe(self, module: ObservedModule) -> Media:
+        """What there is to see now: the images while they change, the student once it is one."""
+        pictures, histograms = {}, {}
+        if _changes_images(module):
+            samples = self._samples(module)
+            grid = self._options.grid_images
+            pictures = sample_pictures(_some(samples, grid), self._mean, self._std)
+            histograms = sample_histograms(samples)
+        histograms |= promotion_histograms(module.answers)
+        layers = diagnose(module.student) if module.ranges_frozen else ()
+        return Media(pictures, histograms, layers)
+
+    def _samples(self, module: ObservedModule) -> Samples:
+        images, labels = module.source.preview(HISTOGRAM_IMAGES)
+        logits = [module.teacher(part) for part in torch.split(images, _BATCH)]
+        return Samples(images, labels, torch.cat(logits))
+
+
+def _changes_images(module: ScheduledModule) -> bool:
+    """Whether this stage makes images, or is the first to see those that were loaded."""
+    stage, stages = module.progress.stage, module.stage_totals
+    return stage != "distillation" and (stage != "calibration" or "synthesis" not in stages)
+
+
+def _some(samples: Samples, count: int) -> Samples:
+    """``count`` of the samples, from all of them."""
+    index = _evenly(len(samples.images), count)
+    return Samples(samples.images[index], samples.labels[index], samples.teacher_logits[index])
+
+
+def _evenly(total: int, count: int) -> Tensor:
+    """``count`` numbers below ``total``, at equal distances; all where there are fewer."""
+    number = min(count, total)
+    return torch.arange(number) * total // number

@@ -1,0 +1,110 @@
+"""A network that is handed over in Python, as an object."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from hast_lightning.config import ModelConfig
+from hast_lightning.errors import ModelError
+from hast_lightning.models.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PretrainedNetwork,
+    describe,
+)
+
+COLOURS = 3
+InputShape = tuple[int, int, int]
+
+
+def load(config: ModelConfig) -> PretrainedNetwork:
+    """Refuse: no configuration can hold a network, so a run with one cannot be taken up again.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        "model.provider=given: the network was handed over in Python (hast_lightning.quantize), "
+        "and only there can it be; on the command line use model=own model.factory=module:function"
+    )
+
+
+def accept(
+    network: nn.Module, config: ModelConfig, input_shape: Sequence[int] | int | None
+) -> PretrainedNetwork:
+    """A copy of ``network`` on the CPU, ready to be quantized.
+
+    Args:
+        network: With its weights; left as it is.
+        config: Its name, and what is known of its output and its normalization. What is not is
+            asked of the network; colour images are otherwise normalized as ImageNet's.
+        input_shape: (C, H, W), or the side of a square; none: the network says it itself, as
+            those of timm and pytorchcv do.
+
+    Raises:
+        ModelError: the input is not known, or the network cannot be used.
+    """
+    shape = _input_shape(network, config, input_shape)
+    mean, std = _normalization(network, config, shape[0])
+    try:
+        own = copy.deepcopy(network).cpu()
+    except Exception as error:  # whatever the network's own parts raise
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ModelError(f"the network {config.name} cannot be copied: {reason}") from error
+    return describe(own, config, shape, mean, std)
+
+
+def _input_shape(
+    network: nn.Module, config: ModelConfig, given: Sequence[int] | int | None
+) -> InputShape:
+    shape = given if given is not None else _own_shape(network)
+    if shape is None:
+        raise ModelError(
+            f"input_shape is not given, and the network {config.name} does not say what images it "
+            "takes: pass (channels, height, width), for example input_shape=(3, 224, 224)"
+        )
+    if isinstance(shape, int):
+        shape = (_channels(network), shape, shape)
+    sizes = tuple(shape)
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ModelError(f"input_shape={given!r} must be (channels, height, width) or one side")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _own_shape(network: nn.Module) -> tuple[int, ...] | None:
+    """The input that networks of timm and pytorchcv remember."""
+    if size := _timm_facts(network).get("input_size"):
+        return tuple(size)
+    side: Any = getattr(network, "in_size", None)
+    return (_channels(network), *side) if isinstance(side, tuple) else None
+
+
+def _channels(network: nn.Module) -> int:
+    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    first = next(convolutions, None)
+    return COLOURS if first is None else first.in_channels
+
+
+def _timm_facts(network: nn.Module) -> dict[str, Any]:
+    facts: Any = getattr(network, "pretrained_cfg", None)
+    return facts if isinstance(facts, dict) else {}
+
+
+def _normalization(
+    network: nn.Module, config: ModelConfig, channels: int
+) -> tuple[Sequence[float], Sequence[float]]:
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    facts = _timm_facts(network)
+    if "mean" in facts and "std" in facts:
+        return facts["mean"], facts["std"]
+    if channels != COLOURS:
+        raise ModelError(
+            f"mean and std are not given: the network {config.name} takes {channels}-channel "
+            "images, for which there is no usual normalization"
+        )
+    return IMAGENET_MEAN, IMAGENET_STD

@@ -1,0 +1,144 @@
+"""``command=predict``: classify images with an exported file, which is all that it needs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hast_lightning.errors import DataError, StorageError
+from hast_lightning.export.artefact import Network, open_artefact
+from hast_lightning.export.description import Description
+from hast_lightning.pictures import MODES, find_pictures, open_picture
+
+HEADER = ("file", "class_index", "class_name", "probability")
+BATCH = 32
+_NAMES_SHOWN = 3
+
+Row = tuple[str, int, str, str]
+
+
+def predict(artefact: Path, images: Path, target: Path | None) -> None:
+    """Write a CSV table with the predicted class of every image.
+
+    Images that cannot be read are left out; the others are written, and then an error names
+    what is missing.
+
+    Args:
+        artefact: An exported file; its description says how images are prepared.
+        images: A folder, which is searched with all below it, or one image.
+        target: The CSV file, replaced in one move; none: standard output.
+
+    Raises:
+        UserError: the artefact cannot be used, there are no images, some cannot be read, or the
+            table cannot be written.
+    """
+    network, description = open_artefact(artefact)
+    files = _files(images)
+    unreadable: list[str] = []
+    rows = list(_rows(network, description, files, images, unreadable))
+    _write(rows, target)
+    if unreadable:
+        shown = ", ".join([*unreadable[:_NAMES_SHOWN], *["..."] * (len(unreadable) > _NAMES_SHOWN)])
+        raise DataError(
+            f"{len(unreadable)} of {len(files)} files in images={images} could not be read as "
+            f"images: {shown}; the other {len(files) - len(unreadable)} are in the table"
+        )
+
+
+def _files(images: Path) -> list[Path]:
+    if images.is_file():
+        return [images]
+    if not images.is_dir():
+        raise DataError(f"images={images} does not exist; expected a folder of images, or an image")
+    return find_pictures(images, f"images={images}")
+
+
+def _rows(
+    network: Network,
+    description: Description,
+    files: Sequence[Path],
+    root: Path,
+    unreadable: list[str],
+) -> Iterator[Row]:
+    """A row for every image that can be read; the names of the others go to ``unreadable``."""
+    names = description.class_names
+    prepare = _preparation(description)
+    mode = MODES[description.input_shape[0]]
+    for chunk in _batches(files):
+        tensors: dict[str, Tensor] = {}
+        for path in chunk:
+            name = path.name if path == root else str(path.relative_to(root))
+            try:
+                tensors[name] = prepare(open_picture(path, mode))
+            except DataError:
+                unreadable.append(name)
+        if tensors:
+            logits = network(torch.stack(list(tensors.values())))
+            probabilities, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
+            for name, index, probability in zip(tensors, classes, probabilities, strict=True):
+                yield name, index, names[index] if names else "", f"{probability:.6f}"
+
+
+def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(files), BATCH):
+        yield files[start : start + BATCH]
+
+
+def _preparation(description: Description) -> Any:
+    """From a Pillow image to a normalized tensor (C, H, W), as in the evaluation of the run.
+
+    Raises:
+        DataError: images of so many channels are not in files.
+    """
+    # Here, because torchvision takes a second to import.
+    from torchvision import transforms
+
+    channels, height, width = description.input_shape
+    if channels not in MODES:
+        raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
+    ratio = description.resize_ratio
+
+    def resize(image: Image.Image) -> Image.Image:
+        # An image that fits already is what the network was evaluated on, to the pixel.
+        if image.size == (width, height):
+            return image
+        resized: Image.Image = transforms.functional.resize(
+            image, [round(max(height, width) * ratio)]
+        )
+        return resized
+
+    return transforms.Compose(
+        [
+            resize,
+            transforms.CenterCrop((height, width)),
+            transforms.ToTensor(),
+            transforms.Normalize(description.mean, description.std),
+        ]
+    )
+
+
+def _write(rows: Sequence[Row], target: Path | None) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(rows)
+    if target is None:
+        sys.stdout.write(text.getvalue())
+        return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"predictions={target} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,200 @@
+"""Charts as geometry: where lines, bars and ticks lie, in the units of an SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hast_lightning.report.content import Curve, Difficulties, Panel
+
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
+LOG_FROM = 50.0
+"""Positive values whose largest is so many times the smallest are shown on a logarithmic axis."""
+BINS = 20
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis, at ``at`` along it."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its points as an SVG path."""
+
+    name: str
+    path: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram; its place and size."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that needs only to be drawn.
+
+    Attributes:
+        title: What is shown.
+        x_label: Quantity and unit of the horizontal axis.
+        y_label: Of the vertical axis.
+        x_ticks: Left to right.
+        y_ticks: Bottom to top.
+        lines: Curves, or the outline of a second histogram.
+        bars: Of a histogram.
+        bars_name: What the bars stand for.
+        summary: The chart in words, for those who cannot see it.
+        note: What the reader should know of how it is shown.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    bars_name: str = ""
+    summary: str = ""
+    note: str = ""
+
+
+Scale = Callable[[float], float]
+
+
+def line_chart(panel: Panel) -> Chart:
+    """The curves of ``panel`` over the iterations, on a logarithmic axis where they need one."""
+    xs = [x for curve in panel.curves for x, _ in curve.points]
+    ys = [y for curve in panel.curves for _, y in curve.points]
+    logarithmic = min(ys) > 0 and max(ys) > LOG_FROM * min(ys)
+    x_scale = _linear(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    values = log_ticks(min(ys), max(ys)) if logarithmic else nice_ticks(min(ys), max(ys), 4)
+    y_scale = _vertical(
+        min([*ys, *values]), max([*ys, *values]), math.log10 if logarithmic else float
+    )
+    return Chart(
+        panel.title,
+        "iteration",
+        "logarithmic scale" if logarithmic else "",
+        tuple(Tick(x_scale(x), number(x)) for x in nice_ticks(min(xs), max(xs), 4, inside=True)),
+        tuple(Tick(y_scale(y), number(y)) for y in values),
+        tuple(Line(c.name, _path(c, x_scale, y_scale), _summary(c)) for c in panel.curves),
+        summary=". ".join(_summary(curve) for curve in panel.curves),
+        note=panel.note,
+    )
+
+
+def histogram(values: Difficulties) -> Chart:
+    """Shares of the images by difficulty: bars before promotion, an outline after it."""
+    before, after = shares(values.before), shares(values.after)
+    x_scale = _linear(0, 1, LEFT, WIDTH - RIGHT)
+    ticks = nice_ticks(0, max(*before, *after, 1e-9), 4)
+    y_scale = _vertical(0, max(ticks), float)
+    floor, width = y_scale(0), x_scale(1 / BINS) - x_scale(0)
+    bars = tuple(
+        Bar(x_scale(i / BINS) + 0.5, y_scale(share), width - 1, floor - y_scale(share))
+        for i, share in enumerate(before)
+    )
+    outline = Line("promoted", _outline(after, x_scale, y_scale), "")
+    return Chart(
+        f"Difficulty for the {values.network}",
+        "difficulty 1 − p(label)",
+        "% of images",
+        tuple(Tick(x_scale(x / 5), f"{x / 5:g}") for x in range(6)),
+        tuple(Tick(y_scale(y), number(y)) for y in ticks),
+        (outline,) if values.after else (),
+        bars,
+        "as synthesized",
+        _histogram_summary(values),
+        f"{_histogram_summary(values)}.",
+    )
+
+
+def shares(values: Sequence[float]) -> list[float]:
+    """Percent of ``values``, which lie in [0, 1], in each of ``BINS`` equal bins."""
+    counts = [0] * BINS
+    for value in values:
+        counts[min(max(int(value * BINS), 0), BINS - 1)] += 1
+    return [100 * count / max(len(values), 1) for count in counts]
+
+
+def nice_ticks(low: float, high: float, count: int, *, inside: bool = False) -> list[float]:
+    """About ``count`` round numbers that cover [low, high], or lie inside it."""
+    if high <= low:  # a constant, for which the axis needs some extent all the same
+        reach = abs(low) / 2 or 1.0
+        low, high = (low, high) if inside else (low - reach, high + reach)
+    if high <= low:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9) if inside else math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) if inside else math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten that cover [low, high], at most six or so."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = max(1, math.ceil((last - first) / 5))
+    return [10.0**power for power in range(first, last + stride, stride)]
+
+
+def number(value: float) -> str:
+    """A short number: ``0.25``, ``1200``, ``3e-05``."""
+    if abs(value) >= 10_000 or 0 < abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Scale:
+    extent = (high - low) or 1.0
+    return lambda value: start + (end - start) * (value - low) / extent
+
+
+def _vertical(low: float, high: float, transform: Callable[[float], float]) -> Scale:
+    scale = _linear(transform(low), transform(high), HEIGHT - BOTTOM, TOP)
+    return lambda value: scale(transform(value))
+
+
+def _path(curve: Curve, x_scale: Scale, y_scale: Scale) -> str:
+    points = [f"{x_scale(x):.1f} {y_scale(y):.1f}" for x, y in curve.points]
+    # Of a single point nothing would be seen; a step to itself is drawn by its round ends.
+    return "M" + "L".join(points if len(points) > 1 else points * 2)
+
+
+def _outline(heights: Sequence[float], x_scale: Scale, y_scale: Scale) -> str:
+    corners = [f"{x_scale(0):.1f} {y_scale(0):.1f}"]
+    for i, share in enumerate(heights):
+        corners += [f"{x_scale(x / BINS):.1f} {y_scale(share):.1f}" for x in (i, i + 1)]
+    return "M" + "L".join([*corners, f"{x_scale(1):.1f} {y_scale(0):.1f}"])
+
+
+def _summary(curve: Curve) -> str:
+    (start, first), (end, last) = curve.points[0], curve.points[-1]
+    return (
+        f"{curve.name}: {number(first)} at iteration {number(start)}, {number(last)} at "
+        f"iteration {number(end)}"
+    )
+
+
+def _histogram_summary(values: Difficulties) -> str:
+    text = f"Mean difficulty for the {values.network}: {_mean(values.before):.3f}"
+    return text + (f", promoted {_mean(values.after):.3f}" if values.after else "")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)

@@ -1,0 +1,178 @@
+"""What the page of a run shows, as plain data: no tensors, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hast_lightning.quantization.diagnosis import LayerDiagnosis
+from hast_lightning.reporting.table import HeadlineRow
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a description: a name and what is to be said."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over the iterations of the run, as (iteration, value)."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share a chart.
+
+    Attributes:
+        stage: Part of the run that they belong to, by its name in ``metrics.csv``.
+        title: What they measure.
+        curves: At least one.
+        note: What the reader should know of how they are shown.
+    """
+
+    stage: str
+    title: str
+    curves: tuple[Curve, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One synthetic image with what the networks make of it.
+
+    Attributes:
+        picture: The image as a ``data:`` address.
+        label: The class that it was made for.
+        teacher: The class that the teacher sees.
+        student: The class that the student sees; none where there is no student yet.
+        difficulty: ``1 - p(label)`` of the teacher.
+    """
+
+    picture: str
+    label: str
+    teacher: str
+    student: str | None
+    difficulty: float
+
+
+@dataclass(frozen=True)
+class Difficulties:
+    """Difficulty ``1 - p(label)`` of the same images for one network.
+
+    Attributes:
+        network: Whose probabilities they are.
+        before: Of the images as they are.
+        after: Of the same images promoted; empty where nothing was promoted.
+    """
+
+    network: str
+    before: tuple[float, ...]
+    after: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Images that the student puts into another class than the teacher."""
+
+    teacher: str
+    student: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """Which class of the teacher became which of the student.
+
+    Attributes:
+        classes: Names of the rows, and of the columns in the same order.
+        counts: Images of each row by column; the last column is all other classes where not
+            all are shown.
+        images: All that were evaluated.
+        num_classes: All that there are.
+        worst: The most frequent disagreements, most frequent first.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    images: int
+    num_classes: int
+    worst: tuple[Disagreement, ...]
+
+    @property
+    def shortened(self) -> bool:
+        """Whether some classes are left out."""
+        return len(self.classes) < self.num_classes
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One part of the method that can be switched off."""
+
+    name: str
+    enabled: bool
+    settings: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of one stage."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All that the page says.
+
+    Attributes:
+        title: Name of the recipe.
+        subtitle: The network and the bits.
+        figures: The numbers that come first; empty without an evaluation.
+        headline: The networks that are compared; empty without an evaluation.
+        measured_on: What accuracy and agreement were measured on.
+        facts: What was quantized and how.
+        switches: The parts of the method.
+        panels: Loss curves in the order of the stages.
+        easy: The easiest of the images looked at, the easiest first.
+        hard: The hardest of them, the hardest first.
+        looked_at: How many images ``easy`` and ``hard`` are from.
+        difficulties: By network.
+        eps: Size of the promotion's step; none where promotion is off.
+        promotion: The student's loss on the same images before and after; none where it is off.
+        layers: Every quantized tensor.
+        confusion: None without an evaluation.
+        exports: Rows of a table of exported files and how they compare, by column.
+        seconds: By stage.
+        origin: Seed, commit, device and the like.
+        command: What makes the run again.
+        versions: Name and version of each package.
+    """
+
+    title: str
+    subtitle: str
+    figures: tuple[Fact, ...] = ()
+    headline: tuple[HeadlineRow, ...] = ()
+    measured_on: str = ""
+    facts: tuple[Fact, ...] = ()
+    switches: tuple[Switch, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    easy: tuple[Tile, ...] = ()
+    hard: tuple[Tile, ...] = ()
+    looked_at: int = 0
+    difficulties: tuple[Difficulties, ...] = ()
+    eps: float | None = None
+    promotion: tuple[float, float] | None = None
+    layers: tuple[LayerDiagnosis, ...] = ()
+    confusion: ConfusionTable | None = None
+    exports: tuple[dict[str, str], ...] = ()
+    seconds: tuple[Seconds, ...] = ()
+    origin: tuple[Fact, ...] = ()
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)

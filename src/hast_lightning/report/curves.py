@@ -1,0 +1,106 @@
+"""Curves of ``metrics.csv``, grouped into the charts of a page."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from hast_lightning.report.content import Curve, Panel
+
+MAX_POINTS = 300
+"""More than a chart has pixels for; of longer curves neighbours are averaged."""
+MAX_BLOCKS = 6
+"""Curves by block in one chart, at most: of more, evenly spaced ones are shown."""
+STAGES = ("synthesis", "calibration", "distillation", "evaluation")
+PROMOTED = "_promoted"
+NAMES = {
+    "bns": "BatchNorm statistics loss",
+    "hard_cross_entropy": "Cross-entropy, weighted by hardness",
+    "kd": "Distillation loss (KL)",
+    "alignment": "Feature alignment loss",
+    "cross_entropy": "Cross-entropy",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Gradient norm",
+    "student_top1": "Top-1 accuracy of the student, %",
+    "agreement": "Agreement with the teacher, %",
+}
+Points = list[tuple[float, float]]
+
+
+def read_panels(path: Path) -> tuple[Panel, ...]:
+    """The charts of a ``metrics.csv``, stage by stage; none where there is no such file."""
+    if not path.is_file():
+        return ()
+    groups: dict[tuple[str, str], dict[str, Points]] = defaultdict(dict)
+    for column, points in _columns(path).items():
+        stage, _, name = column.partition("/")
+        if stage in STAGES and name:
+            measure, curve = _split(name)
+            groups[stage, measure][curve] = points
+    ordered = sorted(groups, key=lambda key: (STAGES.index(key[0]), "/" in key[1]))
+    return tuple(_panel(*key, groups[key]) for key in ordered)
+
+
+def _columns(path: Path) -> dict[str, Points]:
+    """Every column's finite values by iteration, in the file's order."""
+    columns: dict[str, Points] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {name: number for name in row if (number := _number(row[name])) is not None}
+            if "step" not in numbers:
+                continue
+            step = numbers.pop("step")
+            for name, value in numbers.items():
+                columns[name].append((step, value))
+    return columns
+
+
+def _number(text: str | None) -> float | None:
+    """A finite number; none for a cell that is empty or was cut off."""
+    try:
+        value = float(text or "nan")
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """What is measured, and which of several curves it is: ``kd_promoted`` is one of ``kd``."""
+    base, slash, block = name.partition("/")
+    measure = base.removesuffix(PROMOTED)
+    promoted = "promoted images" if base.endswith(PROMOTED) else "images"
+    return (f"{base}/", block) if slash else (measure, promoted)
+
+
+def _panel(stage: str, measure: str, curves: dict[str, Points]) -> Panel:
+    title, names, notes = _title(measure), list(curves), []
+    if len(names) > MAX_BLOCKS:
+        last = len(names) - 1
+        kept = [names[round(i * last / (MAX_BLOCKS - 1))] for i in range(MAX_BLOCKS)]
+        notes.append(f"{len(kept)} of {len(names)} blocks")
+        names = kept
+    if any(len(curves[name]) > MAX_POINTS for name in names):
+        notes.append("neighbouring values averaged")
+    thin = tuple(Curve(name, tuple(_thinned(curves[name]))) for name in names)
+    return Panel(stage, title, thin, "; ".join(notes))
+
+
+def _title(measure: str) -> str:
+    base = measure.rstrip("/").removesuffix(PROMOTED)
+    title = NAMES.get(base, base.replace("_", " ").capitalize())
+    if measure.endswith("/"):
+        title += " by block"
+    return title + ", promoted images" * measure.endswith(f"{PROMOTED}/")
+
+
+def _thinned(points: Points) -> Points:
+    """At most ``MAX_POINTS`` points, each the mean of its neighbourhood."""
+    size = -(-len(points) // MAX_POINTS)
+    if size == 1:
+        return points
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts
+    ]

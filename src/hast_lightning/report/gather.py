@@ -1,0 +1,126 @@
+"""From a run that has come to its end to what its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from hast_lightning.assembly import Run
+from hast_lightning.quantization.diagnosis import diagnose
+from hast_lightning.report.confusion import confusion_table
+from hast_lightning.report.content import Difficulties, RunReport, Seconds, Tile
+from hast_lightning.report.curves import read_panels
+from hast_lightning.report.description import (
+    describe,
+    exports,
+    key_figures,
+    origin,
+    switches,
+)
+from hast_lightning.report.pictures import data_addresses
+from hast_lightning.report.samples import Samples, look_at, sample_count
+from hast_lightning.reporting.result import Result
+from hast_lightning.reporting.table import headline
+from hast_lightning.run_folder import METRICS_FILE
+
+TILES = 12
+"""Images in each of the two grids, at most."""
+
+
+def gather(run: Run, result: Result | None) -> RunReport:
+    """All that the page says.
+
+    Changes nothing and draws no random numbers. It takes as long as a few student steps.
+
+    Args:
+        run: After its last step; in its folder lies ``metrics.csv``.
+        result: What was measured; none where nothing was evaluated.
+    """
+    names = class_names(run)
+    module, config = run.module, run.config
+    assert isinstance(module.student, fx.GraphModule)
+    samples = look_at(module, *module.source.preview(sample_count(run.network.input_shape)))
+    easy, hard = _tiles(run, samples, names)
+    quantizer = config.quantizer
+    bits = f"W{quantizer.weight_bits}A{quantizer.activation_bits}"
+    return RunReport(
+        title=config.recipe,
+        subtitle=f"{run.network.name} at {bits}, zero-shot",
+        figures=key_figures(result) if result else (),
+        headline=headline(result) if result else (),
+        measured_on=_measured_on(result),
+        facts=describe(run),
+        switches=switches(config),
+        panels=read_panels(run.folder / METRICS_FILE),
+        easy=easy,
+        hard=hard,
+        looked_at=len(samples.images),
+        difficulties=_difficulties(samples),
+        eps=config.distillation.promotion.eps if config.distillation.promotion.enabled else None,
+        promotion=samples.losses,
+        layers=tuple(diagnose(module.student)),
+        confusion=None if run.confusion is None else confusion_table(run.confusion, names),
+        exports=exports(result),
+        seconds=_seconds(result),
+        origin=origin(run, result),
+        command=run.origin.command,
+        versions=run.origin.versions,
+    )
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+    """One a class: the network's own, or numbers."""
+    numbers = tuple(map(str, range(run.network.num_classes)))
+    return run.network.class_names or numbers
+
+
+def _measured_on(result: Result | None) -> str:
+    return f"{result.evaluated_images:,} {result.agreement_on}" if result else ""
+
+
+def _seconds(result: Result | None) -> tuple[Seconds, ...]:
+    stages = result.seconds_by_stage if result else {}
+    return tuple(Seconds(name, seconds) for name, seconds in stages.items())
+
+
+def _difficulties(samples: Samples) -> tuple[Difficulties, ...]:
+    columns = {
+        "student": (samples.of_student, samples.promoted_of_student),
+        "teacher": (samples.of_teacher, samples.promoted_of_teacher),
+    }
+    return tuple(
+        Difficulties(
+            network, tuple(before.tolist()), () if after is None else tuple(after.tolist())
+        )
+        for network, (before, after) in columns.items()
+        if before is not None
+    )
+
+
+def _tiles(
+    run: Run, samples: Samples, names: Sequence[str]
+) -> tuple[tuple[Tile, ...], tuple[Tile, ...]]:
+    """The easiest and the hardest, no image in both; those farthest from the middle first."""
+    order = torch.argsort(samples.of_teacher, stable=True).tolist()
+    count = min(TILES, len(order) // 2)
+    easy, hard = order[:count], order[::-1][:count]
+    chosen = samples.images[[*easy, *hard]]
+    pictures = data_addresses(chosen, run.network.mean, run.network.std)
+    tiles = [
+        _tile(samples, index, picture, names)
+        for index, picture in zip([*easy, *hard], pictures, strict=True)
+    ]
+    return tuple(tiles[:count]), tuple(tiles[count:])
+
+
+def _tile(samples: Samples, index: int, picture: str, names: Sequence[str]) -> Tile:
+    student = samples.student
+    return Tile(
+        picture,
+        names[int(samples.labels[index])],
+        names[int(samples.teacher[index])],
+        None if student is None else names[int(student[index])],
+        float(samples.of_teacher[index]),
+    )

@@ -1,0 +1,91 @@
+"""The page itself: one HTML file that needs nothing else and asks for nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hast_lightning.assembly import Run
+from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
+from hast_lightning.report import charts
+from hast_lightning.report.content import RunReport
+from hast_lightning.report.description import duration
+from hast_lightning.report.gather import gather
+from hast_lightning.reporting.result import Result
+from hast_lightning.run_folder import REPORT_FILE
+
+TEMPLATE = "report.html.j2"
+
+_log = logging.getLogger(__name__)
+
+
+def write_report(run: Run, result: Result | None) -> None:
+    """Leave ``report.html`` in the folder of a run.
+
+    Whatever goes wrong becomes a warning: the result is there already, and no page is worth it.
+    """
+    try:
+        _write(run.folder / REPORT_FILE, render(gather(run, result)))
+    except Exception as error:
+        _log.warning("%s was not written: %s: %s", REPORT_FILE, type(error).__name__, error)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the place and rename, so that there is a whole page or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(report: RunReport) -> str:
+    """The page as text. Everything that is not ours is escaped."""
+    environment = Environment(
+        loader=PackageLoader("hast_lightning.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = charts.number
+    environment.filters["duration"] = duration
+    stages = dict.fromkeys(panel.stage for panel in report.panels)
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        stages={
+            stage: [charts.line_chart(panel) for panel in report.panels if panel.stage == stage]
+            for stage in stages
+        },
+        histograms=[charts.histogram(values) for values in report.difficulties],
+        layers={kind: _rows(report.layers, kind) for kind in (WEIGHT, ACTIVATION)},
+        total_seconds=sum(stage.seconds for stage in report.seconds),
+        chart=charts,
+    )
+
+
+def _rows(layers: tuple[LayerDiagnosis, ...], kind: str) -> list[dict[str, object]]:
+    """The tensors of one kind, with where their range lies among all, from 0 to 100."""
+    chosen = [layer for layer in layers if layer.kind == kind]
+    lows = [layer.low for layer in chosen if layer.low is not None]
+    highs = [layer.high for layer in chosen if layer.high is not None]
+    low, high = min([0.0, *lows]), max([0.0, *highs])
+    extent = (high - low) or 1.0
+    worst = max([layer.error or 0.0 for layer in chosen], default=0.0) or 1.0
+    rows: list[dict[str, object]] = []
+    for layer in chosen:
+        row: dict[str, object] = {"layer": layer, "zero": 100 * -low / extent, "range": None}
+        if layer.low is not None and layer.high is not None:
+            row["range"] = (
+                100 * (layer.low - low) / extent,
+                100 * (layer.high - layer.low) / extent,
+            )
+        row["share"] = 100 * (layer.error or 0.0) / worst
+        row["decibels"] = -10 * math.log10(layer.error) if layer.error else None
+        rows.append(row)
+    return rows

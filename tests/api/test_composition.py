@@ -1,0 +1,54 @@
+"""Composing in Python: values become overrides, and a running application is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from hast_lightning.api.composition import as_overrides, composed
+from hast_lightning.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["plain", "two words", "a=b,c", 'say "x"', "back\\slash", "null", "(3, 4)", "it's", "7"],
+)
+def test_any_text_arrives_as_it_is(text: str) -> None:
+    assert composed(list(as_overrides({"recipe": text}))).recipe == text
+
+
+def test_nested_values_arrive() -> None:
+    values: dict[str, Any] = {
+        "quantizer": {"weight_bits": 4, "overrides": [{"layers": "fc*", "weight_bits": 8}]},
+        "trainer": {"threads": None, "compile": False},
+        "distillation": {"optimizer": {"lr": 1e-5}},
+    }
+    config = composed(list(as_overrides(values)))
+    assert config.quantizer.weight_bits == 4
+    assert config.quantizer.overrides[0].layers == "fc*"
+    assert config.trainer.threads is None
+    assert config.distillation.optimizer.lr == 1e-5
+
+
+def test_an_unknown_key_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigurationError, match=r"schedule.stepz is no key") as refusal:
+        composed(["schedule.stepz=3"])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_running_application_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("defaults: [schema, _self_]\nx: ${first:1}\n")
+    OmegaConf.register_new_resolver("first", lambda value: value + 40, replace=True)
+    ConfigStore.instance().store(name="schema", node={"y": 2})
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        application = GlobalHydra.instance().hydra
+        assert composed([]).recipe == "digits_w3a3"
+        assert GlobalHydra.instance().hydra is application
+        again = compose("config")
+    assert (again.x, again.y) == (41, 2)

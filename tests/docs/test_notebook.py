@@ -1,0 +1,68 @@
+"""The notebook of the documentation runs from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from tests.docs.snippets import ROOT
+
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+SECONDS = 300
+"""What it may take on two quiet CPU cores."""
+UP_TO_THE_TABLE = 3
+"""Code cells until the network is loaded and its table is shown: seconds."""
+
+
+def code_cells() -> list[NotebookNode]:
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_is_valid_and_its_code_parses() -> None:
+    nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
+    assert len(code_cells()) > UP_TO_THE_TABLE
+    for cell in code_cells():
+        ast.parse(cell.source)
+
+
+def test_its_outputs_are_those_of_one_run_from_top_to_bottom() -> None:
+    counts = [cell.execution_count for cell in code_cells()]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {kind for cell in code_cells() for out in cell.outputs for kind in out.get("data", {})}
+    assert "image/png" in kinds
+    assert not any(out.output_type == "error" for cell in code_cells() for out in cell.outputs)
+
+
+def test_its_first_cells_load_and_inspect_the_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    session: dict[str, object] = {}
+    for cell in code_cells()[:UP_TO_THE_TABLE]:
+        exec(compile(cell.source, NOTEBOOK.name, "exec"), session)
+    printed = capsys.readouterr().out
+    assert "digits_w3a3: lsq, 3 bits" in printed
+    assert "digits_resnet (1, 8, 8) 10 classes" in printed
+    assert "feature taps: 3" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * SECONDS)
+def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel is a process of its own: it must find the package that is tested.
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=SECONDS, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    text = str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+    assert "the same answers: True" in text
+    assert text.count("image/png") == 2

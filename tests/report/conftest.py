@@ -1,0 +1,23 @@
+"""One whole run for all that is asked of its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hast_lightning import pipeline
+from hast_lightning.reporting.result import Result
+from tests.small_runs import small, undisturbed_torch
+
+LONG_COMMAND = f"python -m hast_lightning recipe={'a_very_long_name_' * 12} 'and' <quotes>"
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder of a run with a report, and its result."""
+    folder = tmp_path_factory.mktemp("reported")
+    with undisturbed_torch():
+        result = pipeline.run(small(), folder, LONG_COMMAND)
+    assert result is not None
+    return folder, result

@@ -1,0 +1,226 @@
+"""What a page says of a run is what the run did, and saying it changes nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytest import approx
+
+from hast_lightning import assembly, pipeline
+from hast_lightning.assembly import Run
+from hast_lightning.quantization.fake_quant import ActivationMode, set_activation_mode
+from hast_lightning.report import write_report
+from hast_lightning.report.content import RunReport
+from hast_lightning.report.gather import TILES, gather
+from hast_lightning.report.samples import FEWEST, MOST, look_at, sample_count
+from hast_lightning.reporting.result import Result
+from hast_lightning.run_folder import REPORT_FILE
+from hast_lightning.synthesis.objectives import difficulty
+from tests.command_line import STUDENT_STEPS
+from tests.report.pages import Page
+from tests.small_runs import small, undisturbed_torch
+
+WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _undisturbed_torch() -> Iterator[None]:
+    with undisturbed_torch():
+        yield
+
+
+def finished(folder: Path, *overrides: str) -> tuple[Run, Result | None]:
+    """A run that has come to its end, without a report."""
+    found: list[Run] = []
+    build = assembly.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "build", lambda *args: found.append(build(*args)) or found[0])
+        result = pipeline.run(small(WITHOUT_REPORT, *overrides), folder, "typed 'by' <hand>")
+    return found[0], result
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Result]:
+    run, result = finished(tmp_path_factory.mktemp("run"))
+    assert result is not None
+    return run, result
+
+
+@pytest.fixture(scope="module")
+def told(done: tuple[Run, Result]) -> RunReport:
+    return gather(*done)
+
+
+def test_the_headline_is_that_of_the_result(told: RunReport, done: tuple[Run, Result]) -> None:
+    _, result = done
+    assert [row.top1 for row in told.headline] == [
+        result.teacher_top1,
+        result.calibrated_top1,
+        result.quantized_top1,
+    ]
+    assert [row.bits for row in told.headline] == ["32/32", "3/3", "3/3"]
+    assert told.measured_on == "599 evaluation images"
+    assert told.command == "typed 'by' <hand>"
+    assert told.versions == result.versions
+    assert {fact.name: fact.text for fact in told.origin}["Seed"] == "0"
+    assert {s.stage: s.seconds for s in told.seconds} == result.seconds_by_stage
+
+
+def test_the_confusion_adds_up_to_the_agreement(told: RunReport, done: tuple[Run, Result]) -> None:
+    table = told.confusion
+    assert table is not None and table.images == 599 == sum(map(sum, table.counts))
+    agreed = sum(row[index] for index, row in enumerate(table.counts))
+    assert 100 * agreed / 599 == pytest.approx(done[1].teacher_agreement, abs=1e-3)
+
+
+def test_every_quantized_tensor_and_every_stage_is_there(told: RunReport) -> None:
+    assert sum(layer.kind == "weight" for layer in told.layers) == 8
+    assert {panel.stage for panel in told.panels} == {"synthesis", "calibration", "distillation"}
+    kd = next(panel for panel in told.panels if "KL" in panel.title)
+    assert [len(curve.points) for curve in kd.curves] == [STUDENT_STEPS] * 2
+    assert [switch.enabled for switch in told.switches] == [True] * 3
+
+
+def test_the_grids_are_the_two_ends(told: RunReport, done: tuple[Run, Result]) -> None:
+    run, _ = done
+    images, labels = run.module.source.preview(64)
+    with torch.no_grad():
+        expected = difficulty(run.module.teacher(images), labels)
+    order = expected.argsort(stable=True).tolist()
+    assert told.looked_at == 64 and len(told.easy) == len(told.hard) == TILES
+    assert [tile.difficulty for tile in told.easy] == approx(expected[order[:TILES]].tolist())
+    assert [tile.difficulty for tile in told.hard] == approx(expected[order[::-1][:TILES]].tolist())
+    assert told.hard[0].label == str(int(labels[order[-1]]))
+    content = base64.b64decode(told.hard[0].picture.partition(",")[2])
+    shown = torch.from_numpy(np.asarray(Image.open(io.BytesIO(content))).copy())[..., 0]
+    pixels = images[order[-1], 0] * run.network.std[0] + run.network.mean[0]
+    assert torch.equal(shown.float(), pixels.clamp(0, 1).mul(255).round())
+
+
+def test_difficulties_are_told_before_and_after_promotion(told: RunReport) -> None:
+    assert told.promotion is not None and min(told.promotion) > 0
+    assert [found.network for found in told.difficulties] == ["student", "teacher"]
+    for found in told.difficulties:
+        assert len(found.before) == len(found.after) == 64
+        assert found.before != found.after
+        assert all(0 <= value <= 1 for value in (*found.before, *found.after))
+
+
+def test_promotion_goes_up_the_loss(done: tuple[Run, Result]) -> None:
+    module = done[0].module
+    # Between steps of rounded activations the loss is flat or jumps; without them it has a slope.
+    set_activation_mode(module.student, ActivationMode.FLOAT)
+    try:
+        losses = look_at(module, *module.source.preview(32)).losses
+    finally:
+        set_activation_mode(module.student, ActivationMode.QUANTIZE)
+    assert losses is not None and losses[1] > 1.001 * losses[0]
+
+
+def test_batches_do_not_change_what_is_seen(done: tuple[Run, Result]) -> None:
+    module = done[0].module
+    images, labels = module.source.preview(24)
+    whole, parts = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        for size, into in ((24, whole), (7, parts)):
+            patch.setattr(module, "micro_batch", size)
+            into.append(look_at(module, images, labels))
+    for first, second in zip(whole[0], parts[0], strict=True):
+        assert first is not None and second is not None and len(first) == 24
+        if first.dim() == 1 and first.is_floating_point() and first[0] != first[-1]:
+            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_telling_leaves_no_trace(done: tuple[Run, Result]) -> None:
+    run, result = done
+    before = {
+        name: value.clone()
+        for name, value in run.module.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    random, gradients = torch.get_rng_state(), [p.grad for p in run.module.parameters()]
+    source = run.module.source.own_state()
+    gather(run, result)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, run.module.state_dict()[name]) for name, value in before.items())
+    assert all(a is b.grad for a, b in zip(gradients, run.module.parameters(), strict=True))
+    after = run.module.source.own_state()
+    assert source["counters"] == after["counters"]
+    assert torch.equal(source["permutation"], after["permutation"])
+
+
+def test_the_result_is_the_same_with_and_without_a_report(
+    reported: tuple[Path, Result], done: tuple[Run, Result]
+) -> None:
+    (folder, with_report), (_, without) = reported, done
+    unlike = {"seconds_by_stage", "peak_memory_bytes", "disk_bytes", "command", "exports"}
+    numbers = [
+        {name: value for name, value in asdict(result).items() if name not in unlike}
+        for result in (with_report, without)
+    ]
+    assert numbers[0] == numbers[1]
+    shown = Page((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    assert f"{with_report.quantized_top1:.2f}" in shown.texts()
+    assert with_report.command in shown.texts()
+    assert len(shown.attributes("src")) == 2 * TILES
+
+
+def test_a_part_that_fails_is_a_warning(
+    done: tuple[Run, Result], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr("hast_lightning.report.gather.diagnose", fail)
+    write_report(*done)
+    assert "out of paper" in caplog.text
+    assert not (done[0].folder / REPORT_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sections"),
+    [
+        (("run=[synthesize,report]",), {"setup", "curves", "samples", "difficulty"}),
+        pytest.param(
+            ("run=[synthesize,distill,report]",),
+            {"setup", "curves", "samples", "difficulty"},
+            marks=pytest.mark.slow,
+        ),
+        (
+            ("data.source=none", "data.holdout=0.1", "distillation.promotion.enabled=false"),
+            {"result", "confusion"},
+        ),
+        (
+            (
+                "synthesis.source=generator",
+                "schedule.synthesis_steps=4",
+                "synthesis.generator.batch_size=8",
+            ),
+            {"result", "confusion", "samples"},
+        ),
+    ],
+    ids=["images_only", "not_evaluated", "no_data_no_promotion", "generator"],
+)
+def test_every_agenda_has_its_page(
+    tmp_path: Path, overrides: tuple[str, ...], sections: set[str]
+) -> None:
+    result = pipeline.run(small(*overrides), tmp_path, "typed")
+    found = Page((tmp_path / REPORT_FILE).read_text(encoding="utf-8"))
+    assert sections <= set(found.attributes("id"))
+    assert ("result" in found.attributes("id")) == (result is not None)
+    assert ("Promotion is off" in found.texts()) == any("promotion" in o for o in overrides)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((1, 8, 8), MOST), ((3, 32, 32), MOST), ((3, 224, 224), FEWEST)]
+)
+def test_fewer_large_images_are_looked_at(shape: tuple[int, int, int], count: int) -> None:
+    assert sample_count(shape) == count

@@ -1,0 +1,269 @@
+"""What wandb and TensorBoard are left with, read back from their own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hast_lightning import pipeline
+from hast_lightning.errors import DivergenceError
+from hast_lightning.reporting.artifacts import sha256
+from hast_lightning.reporting.result import Result
+from hast_lightning.run_folder import SAMPLES_FILE
+from tests.small_runs import small, undisturbed_torch
+from tests.wandb_files import WandbRun, read_wandb_run
+
+LOGGED = ("logger.name=wandb", "logger.tags=[trial]", "callbacks.media_every_n_steps=3")
+WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+MEDIA_FIELDS = {"width", "height", "size", "nrows", "ncols"}
+TAPS = ("layer1_0_bn2", "layer2_0_bn2", "layer3_0_bn2")
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """wandb without a network, which keeps what it stages out of the home folder."""
+    folder = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch, undisturbed_torch():
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        for name in ("CACHE", "DATA", "CONFIG"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run with a model in it, as an export stage would leave one."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    (folder / "student.onnx").write_bytes(b"stands for a model")
+    assert pipeline.run(small(WITHOUT_REPORT, *LOGGED), folder, "typed") is not None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logged(folder: Path) -> WandbRun:
+    return read_wandb_run(folder)
+
+
+def test_every_metric_is_drawn_over_the_steps_of_its_own_stage(logged: WandbRun) -> None:
+    patterns = {name: axis for name, axis in logged.axes.items() if name.endswith("*")}
+    assert patterns == {
+        "synthesis/*": "synthesis/step",
+        "calibration/*": "calibration/step",
+        "distillation/*": "distillation/step",
+        "evaluation/*": "distillation/step",
+        "quantization/*": "distillation/step",
+    }
+    steps = [step for step, _ in logged.series("synthesis/bns", "synthesis/step")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    steps = [step for step, _ in logged.series("distillation/kd", "distillation/step")]
+    assert steps == [1, 2, 3]
+    assert not any("trainer/global_step" in row for row in logged.history)
+    # What belongs to no group is drawn over the iteration.
+    iterations = [row["iteration"] for row in logged.history if "calibration/bns" in row]
+    assert iterations == [6, 7]
+
+
+def test_the_alignment_loss_is_the_sum_of_those_of_its_blocks(logged: WandbRun) -> None:
+    rows = [row for row in logged.history if "distillation/alignment" in row]
+    assert len(rows) == 3
+    for row in rows:
+        for suffix in ("", "_promoted"):
+            name = f"distillation/alignment{suffix}"
+            blocks = [row[f"{name}/{tap}"] for tap in TAPS]
+            assert row[name] == pytest.approx(sum(blocks), rel=1e-5)
+            assert min(blocks) > 0
+
+
+def test_the_result_is_the_last_point_of_the_evaluation(logged: WandbRun, folder: Path) -> None:
+    result = Result.read(folder / "result.json")
+    assert logged.series("evaluation/student_top1", "distillation/step") == [
+        (0, result.calibrated_top1),
+        (3, result.quantized_top1),
+    ]
+    agreement = logged.series("evaluation/agreement", "distillation/step")
+    assert agreement[-1] == (3, result.teacher_agreement)
+
+
+def test_images_are_shown_while_they_are_made(logged: WandbRun) -> None:
+    images = [row for row in logged.history if "synthesis/images/path" in row]
+    assert [row["synthesis/step"] for row in images] == [3, 6]
+    for row in images:
+        picture = logged.folder / "files" / row["synthesis/images/path"]
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert row["synthesis/images/width"] >= 4 * 128
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("synthesis/difficulty", 64),
+        ("synthesis/teacher_confidence", 64),
+        ("distillation/difficulty/student", 8),
+        ("distillation/difficulty/student_promoted", 8),
+        ("distillation/difficulty/teacher_promoted", 8),
+    ],
+)
+def test_histograms_count_every_image_between_zero_and_one(
+    logged: WandbRun, name: str, count: int
+) -> None:
+    last = [row for row in logged.history if f"{name}/values" in row][-1]
+    assert last[f"{name}/_type"] == "histogram"
+    assert sum(last[f"{name}/values"]) == count
+    assert (last[f"{name}/bins"][0], last[f"{name}/bins"][-1]) == (0, 1)
+
+
+def table(logged: WandbRun, row: dict[str, Any], name: str) -> list[list[Any]]:
+    content = json.loads((logged.folder / "files" / row[f"{name}/path"]).read_text())
+    rows: list[list[Any]] = content["data"]
+    return rows
+
+
+def test_layers_are_a_table_bars_and_curves(logged: WandbRun) -> None:
+    shown = [row for row in logged.history if "quantization/layers/path" in row]
+    # When the ranges froze, and at the end.
+    assert [row["distillation/step"] for row in shown] == [0, 3]
+    rows = table(logged, shown[-1], "quantization/layers")
+    assert [row[1] for row in rows].count("weight") == 8
+    assert [row[1] for row in rows].count("activation") == 7
+    assert rows[0][:3] == ["conv1", "weight", 3]
+    errors = dict(table(logged, shown[-1], "quantization/weight_errors_table"))
+    assert errors["conv1"] == shown[-1]["quantization/weight_error/conv1"] == rows[0][-1] > 0
+    widths = dict(table(logged, shown[-1], "quantization/activation_widths_table"))
+    assert widths["relu"] == shown[-1]["quantization/activation_high/relu"] > 0
+
+
+def test_the_run_says_what_it_is(logged: WandbRun) -> None:
+    assert (logged.name, logged.group) == ("digits_w3a3/run", "digits_w3a3")
+    assert {"trial", "digits_w3a3", "digits_resnet", "W3A3"} <= set(logged.tags)
+    assert logged.config["ablation"] == {
+        "hard_sample_synthesis": True,
+        "sample_difficulty_promotion": True,
+        "feature_alignment": True,
+    }
+    assert logged.config["quantizer"]["weight_bits"] == 3
+    assert logged.config["command_line"] == "typed"
+    assert "git_commit" in logged.config
+    assert logged.exit_code == 0
+
+
+def test_what_the_run_made_is_logged_where_it_lies(logged: WandbRun, folder: Path) -> None:
+    found = {artifact.type: artifact for artifact in logged.artifacts}
+    assert {"samples", "onnx-model"} <= found.keys()
+    samples, model = found["samples"], found["onnx-model"]
+    digest = sha256(folder / SAMPLES_FILE)
+    assert samples.name == f"samples-{digest[:12]}"
+    assert samples.manifest.contents[0].local_path == str(folder / SAMPLES_FILE)
+    assert model.name == "digits_w3a3-onnx-model"
+    facts = json.loads(model.metadata)
+    assert (facts["weight_bits"], facts["recipe"]) == (3, "digits_w3a3")
+
+
+def test_a_run_that_is_logged_has_the_numbers_of_one_that_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    alone = pipeline.run(small(WITHOUT_REPORT), tmp_path / "alone", "typed")
+    result = Result.read(folder / "result.json")
+    assert alone is not None
+    assert (alone.quantized_top1, alone.teacher_agreement, alone.calibrated_top1) == (
+        result.quantized_top1,
+        result.teacher_agreement,
+        result.calibrated_top1,
+    )
+    first, second = (load_file(path / SAMPLES_FILE) for path in (folder, tmp_path / "alone"))
+    assert all(torch.equal(first[name], second[name]) for name in ("images", "labels"))
+    metrics = [(path / "metrics.csv").read_text() for path in (folder, tmp_path / "alone")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_run_that_fails_is_finished_as_failed_and_names_what_it_went_on_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    import wandb
+
+    samples = folder / SAMPLES_FILE
+    overrides = (f"synthesis.load={samples}", "distillation.optimizer.lr=1e25", "logger.group=g")
+    with pytest.raises(DivergenceError):
+        pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
+    # Or the next job of a sweep would write into this run.
+    assert wandb.run is None
+    failed = read_wandb_run(tmp_path)
+    assert (failed.exit_code, failed.group) == (1, "g")
+    # The very name that the run before gave to what it made.
+    digest = sha256(samples)
+    assert failed.config["inputs/samples"] == {
+        "artifact": f"samples-{digest[:12]}",
+        "path": str(samples),
+        "sha256": digest,
+    }
+
+
+def test_artifacts_can_be_switched_off(offline: None, tmp_path: Path) -> None:
+    overrides = ("run=[synthesize]", "logger.artifacts=false", "callbacks.media_every_n_steps=0")
+    pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
+    logged = read_wandb_run(tmp_path)
+    assert (logged.artifacts, logged.exit_code) == ([], 0)
+    assert not any("synthesis/images/path" in row for row in logged.history)
+    assert len(logged.series("synthesis/bns", "synthesis/step")) == 6
+
+
+@pytest.fixture(scope="module")
+def events(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path_factory.mktemp("runs") / "tensorboard_run"
+    config = small(WITHOUT_REPORT, "logger.name=tensorboard", "callbacks.media_every_n_steps=3")
+    assert pipeline.run(config, folder, "typed") is not None
+    accumulator = accumulators.EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tensorboard_has_the_same_numbers_over_the_same_steps(
+    events: Any, logged: WandbRun
+) -> None:
+    axes = {
+        "synthesis/bns": "synthesis/step",
+        "calibration/bns": "calibration/step",
+        f"distillation/alignment/{TAPS[0]}": "distillation/step",
+        "quantization/weight_error/conv1": "distillation/step",
+        "evaluation/student_top1": "distillation/step",
+    }
+    for name, axis in axes.items():
+        steps, values = zip(*logged.series(name, axis), strict=True)
+        points = events.Scalars(name)
+        assert [point.step for point in points] == list(steps), name
+        assert [point.value for point in points] == pytest.approx(values), name
+    counters = {key for row in logged.history for key in row if key.endswith("/step")}
+    numbers = {
+        key
+        for row in logged.history
+        for key, value in row.items()
+        if isinstance(value, float | int) and not key.startswith("_")
+    }
+    media = {key for key in numbers if key.rpartition("/")[2] in MEDIA_FIELDS}
+    assert numbers - counters - media - {"iteration"} == set(events.Tags()["scalars"])
+
+
+def test_tensorboard_has_the_same_pictures_and_histograms(events: Any, logged: WandbRun) -> None:
+    pictures = events.Images("synthesis/images")
+    assert [picture.step for picture in pictures] == [3, 6]
+    assert pictures[-1].encoded_image_string.startswith(b"\x89PNG")
+    histograms = {
+        key.removesuffix("/values")
+        for row in logged.history
+        for key in row
+        if key.endswith("/values")
+    }
+    assert set(events.Tags()["histograms"]) == histograms
+    assert events.Histograms("synthesis/difficulty")[-1].histogram_value.num == 64
+    (text,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("quantization/layers")]
+    shown = events.Tensors(text)[-1].tensor_proto.string_val[0].decode()
+    assert "| conv1 | weight | 3 |" in shown
