@@ -278,11 +278,15 @@ def test_a_sweep_goes_on_behind_a_job_that_is_refused(tmp_path: Path) -> None:
     assert called.finished.err.splitlines() == [
         "hast-lightning: job 0: quantizer.weight_bits=9 must be at least 2 and at most 8",
         "hast-lightning: job 2: quantizer.weight_bits=1 must be at least 2 and at most 8",
+        *called.finished.err.splitlines()[2:],
     ]
+    summary, *failed = called.finished.err.splitlines()[2:]
+    assert summary == f"hast-lightning: 2 jobs of the sweep in {tmp_path / 'sweep'} failed:"
+    assert [line.split()[:2] for line in failed] == [["job", "0"], ["job", "2"]]
     assert "Traceback" not in called.finished.out
     assert files(tmp_path / "sweep" / "1") == RUN_FILES
     assert Result.read(tmp_path / "sweep" / "1" / "result.json").weight_bits == 2
-    assert files(tmp_path / "sweep" / "0") == files(tmp_path / "sweep" / "2") == set()
+    assert files(tmp_path / "sweep" / "0") == files(tmp_path / "sweep" / "2") == {"failure.json"}
 
 
 # --- the end of a process --------------------------------------------------------------------
@@ -301,16 +305,20 @@ def test_the_stack_trace_is_there_for_who_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
-@pytest.mark.parametrize("mode", ["run", "multirun"])
 def test_a_defect_keeps_its_stack_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def defective(*_: object) -> None:
         raise kind("of this package")
 
     monkeypatch.setattr(pipeline, "run", defective)
     with pytest.raises(kind, match="of this package"):
-        call(*(["-m"] if mode == "multirun" else []), "seed=1", folder=tmp_path)
+        call("seed=1", folder=tmp_path)
+    finished = call("-m", "seed=1,2", "hydra.sweep.dir=sweep", folder=tmp_path)
+    assert finished.status == cli.DEFECT_STATUS
+    assert finished.err.count("Traceback") == 2
+    assert "2 jobs of the sweep" in finished.err
+    assert "of this package" in (tmp_path / "sweep" / "1" / "failure.json").read_text()
 
 
 @pytest.fixture

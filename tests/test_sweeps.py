@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hast_lightning import pipeline
+from hast_lightning import cli, pipeline
 from hast_lightning.config import Config
-from tests.command_line import call
+from tests.command_line import TINY, call
 
 
 def jobs(preset: str, folder: Path, *arguments: str) -> list[Config]:
@@ -56,3 +56,37 @@ def test_a_preset_goes_with_a_recipe(tmp_path: Path) -> None:
         ("digits_w2a2", 1),
         ("digits_w2a2", 2),
     }
+
+
+def test_jobs_run_in_parallel_and_one_that_is_refused_takes_none_down(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep")
+    widths = "quantizer.weight_bits=9,2"
+    finished = call("-m", *TINY, "data=none", widths, *parallel, folder=tmp_path)
+    assert finished.status == cli.USER_ERROR_STATUS, finished
+    assert "1 job of the sweep" in finished.err
+    assert (tmp_path / "sweep" / "1" / "result.json").exists()
+
+
+def test_a_search_maximizes_the_agreement(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    trials = ("sweep=search", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=search")
+    finished = call(*TINY, *trials, folder=tmp_path)
+    assert finished.status == 0, finished
+    best = (tmp_path / "search" / "optimization_results.yaml").read_text()
+    assert "synthesis.hardness.beta" in best
+    refused = call(*TINY, *trials, "data=digits", folder=tmp_path)
+    assert refused.status == cli.USER_ERROR_STATUS
+    assert "would choose by the labels" in refused.err
+
+
+@pytest.mark.parametrize(("group", "name"), [("sweeper", "optuna"), ("launcher", "joblib")])
+def test_a_missing_plugin_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, name: str
+) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    pytest.importorskip(f"hydra_plugins.hydra_{name}_{group}")
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{name}.yaml")
+    finished = call("-m", f"hydra/{group}={name}", "seed=1", folder=tmp_path)
+    assert "pip install 'hast-lightning[sweeps]'" in finished.refusal()
