@@ -119,7 +119,7 @@ def build_run(config: Config, schedule: Schedule, folder: Path) -> Run:
 
 def fit(run: Run, *callbacks: Callback) -> None:
     """Train exactly as the pipeline trains."""
-    loggers = build_loggers(run.config.logger, run.folder, {})
+    loggers = build_loggers(run.config.logger, run.folder, {}, run.module.schedule)
     pipeline.fit(run, loggers, list(callbacks), None)
 
 

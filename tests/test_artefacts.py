@@ -153,9 +153,7 @@ def test_a_missing_package_is_named_before_training(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
-    with pytest.raises(
-        ConfigurationError, match=r"ONNX needs onnxscript.*hast-lightning\[export\]"
-    ):
+    with pytest.raises(ConfigurationError, match=r"ONNX needs onnxscript.*hast-lightning\[onnx\]"):
         pipeline.run(config("export.formats=[onnx]"), tmp_path / "run", "typed")
     assert not (tmp_path / "run").exists()
 

@@ -90,8 +90,8 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: artefact, callbacks, command, data, distillation, export, images, logger, "
-    "model, predictions, quantizer, recipe, resume, run, schedule, seed, synthesis, trainer"
+    "the root has: artefact, callbacks, command, compare, data, distillation, export, images, logger, "
+    "model, predictions, quantizer, recipe, resume, run, runs, schedule, seed, synthesis, trainer"
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
@@ -151,7 +151,7 @@ def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, gro
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
         ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
-        ("data.source=mnist", "cifar10, digits, imagenet, none, npz"),
+        ("data.source=mnist", "cifar10, digits, given, imagenet, none, npz"),
         ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
         ("export.formats=[tflite]", "onnx, packed, program"),
         ("run=[evaluate,distil]", "distill, evaluate, export, report, synthesize"),
@@ -776,7 +776,9 @@ def test_what_was_saved_before_can_be_used(diverged: Refuse, tmp_path: Path) -> 
 def test_a_job_that_diverges_does_not_end_a_sweep(tmp_path: Path) -> None:
     rates = "distillation.optimizer.lr=1e30,1e-3"
     sweep = ("-m", *TINY, "distillation.optimizer.name=sgd", rates, "hydra.sweep.dir=.")
-    line = call(*sweep, folder=tmp_path).refusal()
+    finished = call(*sweep, folder=tmp_path)
+    assert finished.status == 2
+    line = finished.err.splitlines()[0].removeprefix("hast-lightning: ")
     assert line.startswith("job 0: the distillation loss became nan at step 2 of 3 of stage dist")
     assert not (tmp_path / "0" / "result.json").exists()
     assert Result.read(tmp_path / "1" / "result.json").status == "complete"

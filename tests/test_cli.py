@@ -286,7 +286,9 @@ def test_a_sweep_goes_on_behind_a_job_that_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in called.finished.out
     assert files(tmp_path / "sweep" / "1") == RUN_FILES
     assert Result.read(tmp_path / "sweep" / "1" / "result.json").weight_bits == 2
-    assert files(tmp_path / "sweep" / "0") == files(tmp_path / "sweep" / "2") == {"failure.json"}
+    assert (
+        files(tmp_path / "sweep" / "0") == files(tmp_path / "sweep" / "2") == {"job_failure.json"}
+    )
 
 
 # --- the end of a process --------------------------------------------------------------------
@@ -318,7 +320,7 @@ def test_a_defect_keeps_its_stack_trace(
     assert finished.status == cli.DEFECT_STATUS
     assert finished.err.count("Traceback") == 2
     assert "2 jobs of the sweep" in finished.err
-    assert "of this package" in (tmp_path / "sweep" / "1" / "failure.json").read_text()
+    assert "of this package" in (tmp_path / "sweep" / "1" / "job_failure.json").read_text()
 
 
 @pytest.fixture

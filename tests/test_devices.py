@@ -129,6 +129,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
         "result.json",
         "samples.png",
         "samples.safetensors",
+        "student.safetensors",
     ]
 
 

@@ -34,6 +34,7 @@ GROUPS = (
     "synthesis",
     "distillation",
     "data",
+    "export",
     "trainer",
     "logger",
     "callbacks",

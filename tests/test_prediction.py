@@ -88,7 +88,7 @@ def test_the_command_prints_the_table_and_leaves_nothing(made: Path, tmp_path: P
     )
     assert (finished.status, finished.err) == (0, "")
     assert len(rows(finished.out)) == 3
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_kept(
@@ -161,4 +161,4 @@ def test_a_folder_without_images(made: Path, tmp_path: Path) -> None:
 )
 def test_what_is_missing_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert message in call(*arguments, folder=tmp_path).refusal()
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,4 +1,9 @@
-"""The stage ``export``: the student as files, each of which is run before it gets its name."""
+"""The stage ``export``: the student as files, each of which is run before it gets its name.
+
+Layers that are constructed draw their first weights, so what is translated here would move the
+random streams of the run: they are put back, and a run has the same numbers with and without
+files. (All of it happens on the CPU.)
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from hast_lightning.assembly import Run
@@ -38,6 +44,7 @@ class Exported(NamedTuple):
     failures: list[Exception]
 
 
+@isolate_rng(include_cuda=False)
 def require_exportable(run: Run) -> None:
     """Translate the untrained student to every wanted format, without writing it.
 
@@ -69,6 +76,7 @@ def require_exportable(run: Run) -> None:
             ) from error
 
 
+@isolate_rng(include_cuda=False)
 def export_student(run: Run) -> Exported:
     """Write every wanted file, run it beside the student, and keep it if both agree.
 

@@ -15,8 +15,11 @@ class CompareConfig:
     """Where a comparison goes and in which formats."""
 
     folder: str = "comparison"
+    """Folder that tables and plots are written to."""
     formats: list[str] = field(default_factory=lambda: list(TABLE_FORMATS))
+    """Formats of the table."""
     plots: list[str] = field(default_factory=lambda: list(PICTURE_FORMATS))
+    """Formats of the plots; none: no plots, which need matplotlib."""
     published: bool = True
     """Published numbers of the same networks beside ours."""
 

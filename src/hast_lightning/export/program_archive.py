@@ -54,6 +54,8 @@ def clean_copy(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
         require_bounded(path)
         with zipfile.ZipFile(path) as archive:
             return _copy(archive)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is damaged or no torch.export program: {error}") from error
     except (RecursionError, NotImplementedError, RuntimeError) as error:
