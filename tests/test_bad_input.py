@@ -90,8 +90,9 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: artefact, callbacks, command, compare, data, distillation, export, images, logger, "
-    "model, predictions, quantizer, recipe, resume, run, runs, schedule, seed, synthesis, trainer"
+    "the root has: artefact, callbacks, command, compare, data, distillation, export, images, "
+    "logger, model, predictions, quantizer, recipe, resume, run, runs, schedule, seed, "
+    "synthesis, trainer"
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "

@@ -112,6 +112,7 @@ REFUSED: dict[str, list[Any]] = {
     "export.formats": [["tflite"]],
     "export.min_agreement": [-1.0, 101.0, NAN],
     "export.images": [0],
+    "export.opset": [1],
     "compare.formats": [["word"]],
     "compare.plots": [["gif"]],
     "command": ["train"],

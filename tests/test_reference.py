@@ -58,6 +58,7 @@ STATISTICS = ("bns_mean", "bns_var", "bn_batch_mean_0", "bn_batch_var_0", "bn_ba
 ATTENTIONS = ("channel_attention_teacher_0", "channel_attention_student_0")
 
 INPUTS = {"images", "labels", "relu_order", *(f"activation_in_bits{bits}" for bits in BITS)}
+BORDERLINE_PIXELS = 2e-3
 TOLERANCES: dict[str, float] = {
     **dict.fromkeys(("teacher_logits", "label_probability", "cross_entropy"), ONE_PASS),
     **dict.fromkeys(STATISTICS, ONE_PASS),
@@ -213,7 +214,13 @@ def assert_agrees(key: str, actual: Tensor) -> None:
     expected = reference()[key]
     assert actual.shape == expected.shape
     scale = float(expected.abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCES[key] * scale)
+    outside = (actual - expected).abs() > TOLERANCES[key] * scale
+    # An activation on the border of two integers falls to either side as the order of summation
+    # has it, which depends on the number of threads; a few pixels before it see that.
+    allowed = BORDERLINE_PIXELS if key == "image_gradient" else 0.0
+    assert outside.float().mean() <= allowed
+    if allowed:
+        assert (actual - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("key", TOLERANCES)

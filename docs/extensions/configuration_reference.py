@@ -229,6 +229,10 @@ def reference() -> str:
     """The whole reference, as Markdown from second-level headings on."""
     by_name = {section.name: section for section in sections()}
     parts = ["## The root\n", *_key_lines(by_name[""])]
+    for name, section in by_name.items():
+        # Keys of a command, which no folder of conf/ has options for.
+        if name and re.match(r"\w+", name)[0] not in groups():  # type: ignore[index]
+            parts += [f"\n### {name}\n\n{section.text}\n", *_key_lines(section)]
     for group in groups():
         parts.append(f"\n## {group}\n")
         own = [s for name, s in by_name.items() if re.match(rf"{group}(\.|\[|$)", name)]
