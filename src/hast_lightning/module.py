@@ -242,8 +242,8 @@ class ZeroShotQuantization(ResumableModule):
         images, labels = self._batch(proposal, config.batch_size)
         images = self._layout(self._augment_student(images)).detach()
         optimizer = self.stepping_optimizer(STUDENT_OPTIMIZER)
-        self._set_learning_rate(optimizer)
         self._accumulate(images, labels, optimizer)
+        self._set_learning_rate(optimizer)
         average_gradients(self.student.parameters())
         self.unscale(optimizer)
         if config.optimizer.clip_norm is not None:
@@ -259,6 +259,9 @@ class ZeroShotQuantization(ResumableModule):
         Every term of the loss is a mean over images, so the parts add up to the whole.
         """
         size = min(self.micro_batch or len(images), len(images))
+        # Nothing of an attempt that memory was too small for counts.
+        self.scalars = {n: v for n, v in self.scalars.items() if not n.startswith("distillation/")}
+        self.block_losses, self.answers = {}, {}
         optimizer.zero_grad()
         try:
             with held_weights(self.student):
@@ -392,7 +395,6 @@ class ZeroShotQuantization(ResumableModule):
             return
         scalars = {name: float(value) for name, value in self.scalars.items()}
         for name, losses in self.block_losses.items():
-            of_taps = zip(self.taps, losses.tolist(), strict=True)
-            scalars |= {f"{name}/{tap}": value for tap, value in of_taps}
+            scalars |= {f"{name}/{t}": v for t, v in zip(self.taps, losses.tolist(), strict=True)}
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.iteration)
