@@ -215,12 +215,12 @@ def assert_agrees(key: str, actual: Tensor) -> None:
     assert actual.shape == expected.shape
     scale = float(expected.abs().max())
     outside = (actual - expected).abs() > TOLERANCES[key] * scale
-    # An activation on the border of two integers falls to either side as the order of summation
-    # has it, which depends on the number of threads; a few pixels before it see that.
+    # 21 of 24,576 pixels were outside on one processor, with one thread as with two; a rounding
+    # that its sums bring to the other side would do that, which was not traced to the activation.
     allowed = BORDERLINE_PIXELS if key == "image_gradient" else 0.0
     assert outside.float().mean() <= allowed
     if allowed:
-        assert (actual - expected).norm() < 0.05 * expected.norm()
+        assert (actual - expected).norm() < TOLERANCES[key] * expected.norm()
 
 
 @pytest.mark.parametrize("key", TOLERANCES)
