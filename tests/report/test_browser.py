@@ -11,6 +11,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 from hast_lightning.report import page
 from hast_lightning.reporting.result import Result
@@ -172,7 +173,8 @@ def test_on_paper_nothing_is_folded_away(browser: webdriver.Chrome, written: Pat
     visible = f"{rows}({{contentVisibilityAuto: true}}))"
     assert not browser.execute_script(visible)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert browser.execute_script(visible)
+    # The next frame, not this one, has the style for paper.
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script(visible))
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == "rgb(255, 255, 255)"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
