@@ -8,6 +8,7 @@ the promotion, where a gradient near zero may go the other way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -58,7 +59,10 @@ STATISTICS = ("bns_mean", "bns_var", "bn_batch_mean_0", "bn_batch_var_0", "bn_ba
 ATTENTIONS = ("channel_attention_teacher_0", "channel_attention_student_0")
 
 INPUTS = {"images", "labels", "relu_order", *(f"activation_in_bits{bits}" for bits in BITS)}
-BORDERLINE_PIXELS = 2e-3
+# The closest input of a ReLU to zero, -5e-8 after layer2.1 of the teacher, is positive for some
+# processors' order of additions: an error of one unit that turns a gradient on.
+BORDERLINE = 1e-7
+OTHER_SIDE = "image_gradient on the other side"
 TOLERANCES: dict[str, float] = {
     **dict.fromkeys(("teacher_logits", "label_probability", "cross_entropy"), ONE_PASS),
     **dict.fromkeys(STATISTICS, ONE_PASS),
@@ -167,6 +171,23 @@ def compute_ranges() -> Iterator[tuple[str, Tensor]]:
     yield "relu_ranges", torch.stack([torch.stack(q.moving_range.range()) for q in quantizers])
 
 
+@contextlib.contextmanager
+def borderline_relus_on_the_other_side() -> Iterator[None]:
+    """Every input of a ReLU that is as good as zero has the other sign."""
+
+    def turn(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not isinstance(module, nn.ReLU):
+            return None
+        x = inputs[0]
+        return (x - 2 * x.detach() * (x.detach().abs() < BORDERLINE),)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(turn)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def compute_student() -> Iterator[tuple[str, Tensor]]:
     """A student step as HAST describes it, with the parts that the module is made of."""
     student = quantized_student()
@@ -184,12 +205,15 @@ def compute_student() -> Iterator[tuple[str, Tensor]]:
         kl, alignment, seen = losses(images)
         (kl + alignment).backward()
         assert images.grad is not None
+        with borderline_relus_on_the_other_side():
+            (other_side,) = torch.autograd.grad(sum(losses(images)[:2]), images)
         kl_perturbed, alignment_perturbed, _ = losses(promote(images, images.grad, 0.01))
         (kl_perturbed + alignment_perturbed).backward()
     yield from zip(("student_logits_w3a3", *ATTENTIONS), seen, strict=True)
     yield "kl_loss", kl
     yield "alignment_loss", alignment
     yield "image_gradient", images.grad
+    yield OTHER_SIDE, other_side
     yield "kl_loss_perturbed", kl_perturbed
     yield "alignment_loss_perturbed", alignment_perturbed
     parameters = dict(student.named_parameters())
@@ -215,12 +239,10 @@ def assert_agrees(key: str, actual: Tensor) -> None:
     assert actual.shape == expected.shape
     scale = float(expected.abs().max())
     outside = (actual - expected).abs() > TOLERANCES[key] * scale
-    # 21 of 24,576 pixels were outside on one processor, with one thread as with two; a rounding
-    # that its sums bring to the other side would do that, which was not traced to the activation.
-    allowed = BORDERLINE_PIXELS if key == "image_gradient" else 0.0
-    assert outside.float().mean() <= allowed
-    if allowed:
-        assert (actual - expected).norm() < TOLERANCES[key] * expected.norm()
+    if key == "image_gradient":  # each image on one side of zero or on the other
+        outside_there = (computed()[OTHER_SIDE] - expected).abs() > TOLERANCES[key] * scale
+        outside = outside.flatten(1).any(1) & outside_there.flatten(1).any(1)
+    assert not outside.any()
 
 
 @pytest.mark.parametrize("key", TOLERANCES)
@@ -231,7 +253,7 @@ def test_a_value_agrees_with_the_reference(key: str) -> None:
 def test_every_array_of_the_file_is_an_input_or_is_computed_here() -> None:
     with np.load(reference_file()) as archive:
         assert set(archive.files) == INPUTS | set(TOLERANCES)
-    assert set(computed()) == set(TOLERANCES)
+    assert set(computed()) == set(TOLERANCES) | {OTHER_SIDE}
 
 
 def test_activations_are_quantized_in_the_order_of_the_reference() -> None:
