@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from torch import nn
 
 from hast_lightning import assembly, pipeline
 from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.config import Config, ModelConfig, register_schemas, to_object
 from hast_lightning.models import zoo
 from hast_lightning.models.graph import trace
+from hast_lightning.models.pretrained import PretrainedNetwork
 from hast_lightning.models.taps import find_taps
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.convert import convert
@@ -175,11 +178,26 @@ def test_a_typo_inside_an_experiment_file_is_refused(
 SIZES = {"resnet20_cifar10": (20, 19, 9), "mobilenet_v2": (53, 35, 17)}
 
 
+@pytest.fixture(scope="module")
+def loaded() -> Callable[[ModelConfig], PretrainedNetwork]:
+    """Networks by their configuration, each drawn once: several experiments have the same."""
+    networks: dict[str, PretrainedNetwork] = {}
+
+    def load(config: ModelConfig) -> PretrainedNetwork:
+        if repr(config) not in networks:
+            networks[repr(config)] = zoo.load(config)
+        return copy.deepcopy(networks[repr(config)])
+
+    return load
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiments_network_is_converted_and_the_module_constructed(name: str) -> None:
+def test_an_experiments_network_is_converted_and_the_module_constructed(
+    name: str, loaded: Callable[[ModelConfig], PretrainedNetwork]
+) -> None:
     small = ("synthesis.bank.size=4", "synthesis.bank.batch_size=2", "data.holdout=0.5")
     config = composed(f"+experiment={name}", *RANDOM_WEIGHTS, *small)
-    network = zoo.load(config.model)
+    network = loaded(config.model)
     source = build_source(
         config.synthesis, network.input_shape, network.num_classes, config.data.holdout
     )
