@@ -23,20 +23,28 @@ SECRET = "a-key-that-nobody-must-see"
 
 
 @pytest.mark.parametrize(
-    "logger", ["csv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tensorboard", "wandb"))]
+    ("logger", "exported"),
+    [
+        ("csv", {".safetensors"}),
+        pytest.param("tensorboard", {".safetensors", ".onnx", ".pt2"}, marks=pytest.mark.slow),
+        pytest.param("wandb", {".safetensors"}, marks=pytest.mark.slow),
+    ],
 )
 def test_no_secret_of_the_environment_reaches_a_file_or_the_screen(
-    logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logger: str, exported: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    finished = call(*TINY, f"logger={logger}", "hydra.run.dir=run", folder=tmp_path)
+    export = "packed" if len(exported) == 1 else "all"
+    arguments = (*TINY, f"logger={logger}", f"export={export}", "hydra.run.dir=run")
+    finished = call(*arguments, folder=tmp_path)
     assert finished.status == 0, finished
     if logger == "wandb":
         assert list((tmp_path / "run").rglob("*.wandb"))
     files = content(tmp_path)
     assert len(files) >= 6
+    assert {Path(name).suffix for name in files} >= exported
     # Archives of torch store without compressing, so a text in them is seen as it is.
     assert [name for name, data in files.items() if SECRET.encode() in data] == []
     assert SECRET not in finished.out + finished.err
