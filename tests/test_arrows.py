@@ -58,7 +58,9 @@ ALLOWED: dict[str, set[str]] = {
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
     "sweeps": BASE,
-    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps"},
+    "hydra_folder": set(),
+    "cli": BASE
+    | {"pipeline", "inspection", "prediction", "reporting", "sweeps", "hydra_folder"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

@@ -22,6 +22,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 from hast_lightning import sweeps
 from hast_lightning.config import Config, describe_unknown_key, register_schemas, to_object
 from hast_lightning.errors import ConfigurationError, UserError
+from hast_lightning.hydra_folder import forget_made_folder, remove_made_folder
 
 if TYPE_CHECKING:
     from hast_lightning.reporting.result import Result
@@ -226,6 +227,7 @@ def main() -> None:
     # argparse takes all overrides from one side of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
     sweeps.SweepFolder.current = None
+    forget_made_folder()
     refused = defective = False
 
     def job(composed: DictConfig) -> float | None:
@@ -237,6 +239,8 @@ def main() -> None:
         except Exception as error:
             mendable = _is_mendable(error)
             defective |= not mendable
+            if mendable:
+                remove_made_folder()
             if full_error or not (mendable or sweeps.in_sweep()):
                 raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
