@@ -25,8 +25,7 @@ from lightning.pytorch import Callback
 from benchmarks.product import temporary_folder
 from hast_lightning import pipeline
 from hast_lightning.assembly import build, prepare_torch
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.config import Config, config_folder, register_schemas, to_object
 from hast_lightning.run_folder import Origin
 from hast_lightning.synthesis.image_bank import FILE_KIND
 from hast_lightning.synthesis.source import write_tensors

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import Clock, Comparison, finish, seconds_of
 from hast_lightning import pipeline
 from hast_lightning.assembly import Run, prepare_torch
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.config import Config, config_folder, register_schemas, to_object
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization

@@ -27,8 +27,7 @@ from benchmarks.measure import machine
 from hast_lightning import module as module_of_the_method
 from hast_lightning import pipeline
 from hast_lightning.assembly import Run
-from hast_lightning.cli import config_folder
-from hast_lightning.config import register_schemas, to_object
+from hast_lightning.config import config_folder, register_schemas, to_object
 from hast_lightning.ranks import average_gradients, rank
 
 WARMUP = 5

@@ -7,8 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.config import Config, config_folder, register_schemas, to_object
 
 
 def composed_raw(*overrides: str) -> DictConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hast_lightning import assembly
+from hast_lightning import assembly, cli
 from hast_lightning.cli import USER_ERROR_STATUS
+from hast_lightning.errors import ConfigurationError, UserError
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.reporting.result import Result
@@ -39,6 +41,10 @@ class Payload:
         return (os.mkdir, (str(self.path),))
 
 
+def folders(place: Path) -> set[Path]:
+    return {path for path in place.rglob("*") if path.is_dir()}
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory in which ``earlier`` holds a finished run."""
@@ -51,17 +57,17 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Calls the command beside an earlier run; returns the one line that it ends with.
 
-    No training may begin, and every file stays as it was: those of the earlier run, those that
-    the test handed in, and no others.
+    No training may begin, and every file and folder stays as it was: those of the earlier run,
+    those that the test handed in, and no others.
     """
 
     def train(*_: object, **__: object) -> None:
         raise AssertionError("training began")
 
     def refuse(*arguments: str) -> str:
-        before = content(earlier), content(tmp_path)
+        before = content(earlier), content(tmp_path), folders(earlier)
         line = call(*TINY, *arguments, folder=earlier).refusal()
-        assert (content(earlier), content(tmp_path)) == before
+        assert (content(earlier), content(tmp_path), folders(earlier)) == before
         return line
 
     monkeypatch.setattr(Trainer, "fit", train)
@@ -293,6 +299,62 @@ def test_a_device_that_is_not_there(refused_unread: Refuse) -> None:
     line = refused_unread("trainer=gpu", "trainer.accelerator=gpu")
     assert line.startswith("trainer.accelerator=gpu trainer.devices=1")
     assert "No supported gpu backend found" in line
+
+
+# --- the folder of a refused run -------------------------------------------------------------
+
+REFUSED = "data.path=x.npz"  # data=digits reads no files
+
+
+def paths(place: Path) -> set[str]:
+    return {str(path.relative_to(place)) for path in place.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (REFUSED,),
+        (REFUSED, "hydra.run.dir=a/b/c"),
+        # Hydra's own record and log, which the package switches off.
+        (REFUSED, "hydra.output_subdir=.hydra", "hydra/job_logging=default"),
+        ("resume=no_such_run",),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    for full_error in ("0", "1"):
+        with contextlib.suppress(UserError):
+            assert call(*arguments, folder=tmp_path, full_error=full_error).status == 2
+        assert paths(tmp_path) == set()
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "outputs" / "other").mkdir(parents=True)
+    call(REFUSED, folder=tmp_path).refusal()
+    call(REFUSED, "hydra.run.dir=empty", folder=tmp_path).refusal()
+    call(REFUSED, "hydra.run.dir=empty/made", folder=tmp_path).refusal()
+    assert paths(tmp_path) == {"empty", "outputs", "outputs/other"}
+
+
+def test_what_somebody_else_wrote_into_the_new_folder_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: object) -> None:
+        (tmp_path / "new" / "notes").mkdir()
+        raise ConfigurationError("refused")
+
+    monkeypatch.setattr(cli, "run_job", write)
+    call("hydra.run.dir=new", "hydra.output_subdir=.hydra", folder=tmp_path).refusal()
+    assert {"new/notes", "new/.hydra/config.yaml"} <= paths(tmp_path)
+
+
+def test_a_refused_run_removes_nothing_of_the_one_before_it_in_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "run_job", lambda _: None)
+    assert call("hydra.run.dir=first", folder=tmp_path).status == 0
+    call("quantizer.weight_bits=three", folder=tmp_path).refusal()
+    assert paths(tmp_path) == {"first"}
 
 
 # --- configuration files of one's own --------------------------------------------------------

@@ -116,7 +116,7 @@ def test_the_table_shows_the_result(default: Called, default_run: Path) -> None:
     result = Result.read(default_run / "result.json")
     rows = default.finished.out.splitlines()
     (teacher,) = (row for row in rows if "full precision" in row)
-    (student,) = (row for row in rows if "HAST-quantized" in row)
+    (student,) = (row for row in rows if "calibrated and trained" in row)
     assert f"{result.teacher_top1:.2f}" in teacher
     assert f"{result.quantized_top1:.2f}" in student
     assert f"{result.teacher_agreement:.2f}" in student

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 import hast_lightning.config as config_module
-from hast_lightning.cli import config_folder
 from hast_lightning.config import (
     Config,
+    config_folder,
     register_schemas,
     require_choice,
     require_range,

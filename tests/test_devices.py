@@ -28,8 +28,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from hast_lightning import pipeline
-from hast_lightning.cli import config_folder
-from hast_lightning.config import register_schemas, to_object
+from hast_lightning.config import register_schemas, to_object, config_folder
 from hast_lightning.ranks import rank
 
 folder = Path(sys.argv[1])

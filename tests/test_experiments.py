@@ -15,8 +15,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from hast_lightning import assembly, pipeline
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, ModelConfig, register_schemas, to_object
+from hast_lightning.config import (
+    Config,
+    ModelConfig,
+    config_folder,
+    register_schemas,
+    to_object,
+)
 from hast_lightning.models import zoo
 from hast_lightning.models.graph import trace
 from hast_lightning.models.pretrained import PretrainedNetwork

@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hast_lightning.callbacks.checkpoint import last_whole_checkpoint
-from hast_lightning.cli import config_folder
 from hast_lightning.config import (
     Config,
     DataConfig,
     GeneratorConfig,
     ImageBankConfig,
+    config_folder,
     register_schemas,
     to_object,
 )

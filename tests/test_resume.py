@@ -123,7 +123,8 @@ def assert_same_run(whole: Path, killed: Path, resumes: int) -> None:
     # Not the bytes: the library writes the header's entries in any order.
     assert differences(load_file(whole / SAMPLES_FILE), load_file(killed / SAMPLES_FILE)) == []
     left, right = (json.loads((run / RESULT_FILE).read_text()) for run in (whole, killed))
-    assert right["resumes"] == resumes
+    # A kill that comes before the folder says "taken up again" has only prolonged the one before.
+    assert 0 < right["resumes"] <= resumes
     assert right["command"].endswith("hydra.run.dir=killed")
     assert [key for key in left if left[key] != right[key] and key not in NOT_COMPARED] == []
 

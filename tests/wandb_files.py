@@ -25,6 +25,7 @@ class WandbRun:
     """What one offline run holds."""
 
     folder: Path
+    identifier: str = ""
     name: str = ""
     group: str = ""
     tags: list[str] = field(default_factory=list)
@@ -41,11 +42,21 @@ class WandbRun:
 
 
 def read_wandb_run(folder: Path) -> WandbRun:
-    """The only offline run of a run folder, once it is all there.
+    """The only offline run of a run folder, once it is all there."""
+    (run,) = read_wandb_runs(folder)
+    return run
 
-    wandb's own process writes the end of the file a moment after the run was finished.
+
+def read_wandb_runs(folder: Path) -> list[WandbRun]:
+    """What every attempt of the run in ``folder`` left, the first one first.
+
+    Attempts at one wandb run are files of one name in folders that begin with the time.
     """
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return [_read(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+
+
+def _read(path: Path) -> WandbRun:
+    """wandb's own process writes the end of a file a moment after the run was finished."""
     patience = time.monotonic() + PATIENCE_SECONDS
     while True:
         run = WandbRun(path.parent)
@@ -60,7 +71,12 @@ def _take_in(run: WandbRun, record: Any) -> None:
     kind = record.WhichOneof("record_type")
     content = getattr(record, kind) if kind else None
     if kind == "run":
-        run.name, run.group, run.tags = content.display_name, content.run_group, list(content.tags)
+        run.identifier, run.name, run.group = (
+            content.run_id,
+            content.display_name,
+            content.run_group,
+        )
+        run.tags = list(content.tags)
         run.config.update(_items(content.config.update))
     elif kind == "config":
         run.config.update(_items(content.update))

@@ -23,8 +23,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra import compose, initialize_config_dir
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, register_schemas
+from hast_lightning.config import Config, config_folder, register_schemas
 
 NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 NO_MAXIMUM = 1e30

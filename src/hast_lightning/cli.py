@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -20,8 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
 from hast_lightning import sweeps
-from hast_lightning.config import Config, describe_unknown_key, register_schemas, to_object
+from hast_lightning.config import (
+    Config,
+    config_folder,
+    joined_lines,
+    one_line,
+    register_schemas,
+    to_object,
+)
 from hast_lightning.errors import ConfigurationError, UserError
+from hast_lightning.hydra_folder import forget_made_folder, remove_made_folder
 
 if TYPE_CHECKING:
     from hast_lightning.reporting.result import Result
@@ -31,95 +38,10 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
-# How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
-UNKNOWN_KEY = re.compile(
-    r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
-)
-MISSING_PLUGIN = re.compile(
-    r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
-)
-EXTRAS = {
-    "optuna": "sweeps",
-    "joblib": "sweeps",
-    "submitit_local": "sweeps",
-    "submitit_slurm": "sweeps",
-}
 SWEEP_FLAGS = ("-m", "--multirun")
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
-
-
-def config_folder() -> Path:
-    """The Hydra configuration: the checkout's ``conf/``, or the copy inside the package.
-
-    A wheel carries ``conf/`` inside the package; in a checkout it lies beside ``src/``.
-    """
-    package = Path(__file__).resolve().parent
-    checkout = package.parents[1] / "conf"
-    if (checkout / "config.yaml").is_file() and (package.parents[1] / "pyproject.toml").is_file():
-        return checkout
-    return package / "conf"
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line, with the choices where there are some.
-
-    Hydra proposes to add every key that it does not know, and keeps the reason why a value
-    does not fit in the error's cause.
-    """
-    if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
-        return reason
-    if unknown := UNKNOWN_KEY.match(str(error)):
-        place, key = unknown[1] or "", unknown[2] or unknown[3]
-        if not _is_optional_group(key) and (description := describe_unknown_key(key)):
-            return place + description
-    if type(error) is ValueError and (description := _describe_unknown_option()):
-        return description
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"the folder or file {error.filename} cannot be used: {error.strerror}"
-    line = _joined(error)
-    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
-        reason = _joined(error.__cause__)
-        return line if reason in line else f"{line}: {reason}"
-    return line
-
-
-def _joined(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hidden = (
-        "Set the environment variable",
-        "full_key:",
-        "object_type=",
-        "reference_type=",
-        "Config search path",
-        "provider=",
-    )
-    shown = [line for line in lines if not line.startswith(hidden)]
-    return " ".join(shown or [type(error).__name__])
-
-
-def _missing_plugin(name: str) -> str | None:
-    """How to install one of Hydra's launchers or sweepers; none of a name that is none."""
-    if name == "ray":
-        return "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
-    extra = EXTRAS.get(name)
-    return extra and f"{name} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
-
-
-def _is_optional_group(key: str) -> bool:
-    """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
-    return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
-
-
-def _describe_unknown_option() -> str | None:
-    """What to say of the first option on the command line that its group does not have."""
-    for argument in sys.argv[1:]:
-        group, _, option = argument.lstrip("+").partition("=")
-        options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-        if group and options and option not in options:
-            return f"{argument}: {option} is no option of {group}; it has: {', '.join(options)}"
-    return None
 
 
 def run_job(composed: DictConfig) -> float | None:
@@ -226,6 +148,7 @@ def main() -> None:
     # argparse takes all overrides from one side of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
     sweeps.SweepFolder.current = None
+    forget_made_folder()
     refused = defective = False
 
     def job(composed: DictConfig) -> float | None:
@@ -237,6 +160,8 @@ def main() -> None:
         except Exception as error:
             mendable = _is_mendable(error)
             defective |= not mendable
+            if mendable:
+                remove_made_folder()
             if full_error or not (mendable or sweeps.in_sweep()):
                 raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
@@ -278,7 +203,7 @@ def _run_recorded(composed: DictConfig) -> float | None:
         objective = run_job(composed)
     except Exception as error:
         mendable = _is_mendable(error)
-        message = one_line(error) if mendable else f"{type(error).__name__}: {_joined(error)}"
+        message = one_line(error) if mendable else f"{type(error).__name__}: {joined_lines(error)}"
         lines = None if mendable else "".join(traceback.format_exception(error)).splitlines()
         sweeps.fail_job(message, mendable, lines)
         raise

@@ -28,7 +28,7 @@ from hast_lightning.evaluation import Evaluation
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.ranks import rank
-from hast_lightning.report import write_report
+from hast_lightning.report import write_failed_report, write_report
 from hast_lightning.reporting.artifacts import log_artifacts, log_inputs
 from hast_lightning.reporting.description import describe
 from hast_lightning.reporting.exports_table import exports_table
@@ -46,6 +46,7 @@ from hast_lightning.reporting.versions import device_name, git_commit, peak_memo
 from hast_lightning.run_folder import (
     CHECKPOINT_FILE,
     GRID_FILE,
+    REPORT_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
     Origin,
@@ -131,6 +132,7 @@ def resume(folder: Path) -> Result | None:
     if is_first_process():
         drop_interrupted_steps(folder)
         forget_failure(folder)
+        (folder / REPORT_FILE).unlink(missing_ok=True)
         write_origin(folder, origin)
     return _execute(prepared, start)
 
@@ -183,6 +185,8 @@ def _leave_word(run: Run, error: BaseException) -> None:
     module = run.module
     checkpoint = run.folder / CHECKPOINT_FILE
     Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
+    if "report" in run.config.run and rank() == 0:
+        write_failed_report(run)
 
 
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:

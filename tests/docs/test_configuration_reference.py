@@ -20,8 +20,7 @@ from configuration_reference import (
     reference,
     sections,
 )
-from hast_lightning.cli import config_folder
-from hast_lightning.config import Config, require_choice, require_range
+from hast_lightning.config import Config, config_folder, require_choice, require_range
 
 KEYS = {key.name: key for section in sections() for key in section.keys}
 

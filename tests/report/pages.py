@@ -10,6 +10,7 @@ from hast_lightning.report.content import (
     Curve,
     Difficulties,
     Disagreement,
+    EarlyEnd,
     Fact,
     Panel,
     RunReport,
@@ -31,6 +32,7 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
     return RunReport(
         title=text,
         subtitle=text,
+        failure=EarlyEnd(text, text, text),
         figures=(Fact(text, text),),
         headline=(HeadlineRow("", text, 99.0, None, "32/32", "1 MB"),),
         measured_on=text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from hast_lightning import pipeline
+from hast_lightning.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.errors import DivergenceError
 from hast_lightning.reporting.artifacts import sha256
+from hast_lightning.reporting.description import Description
+from hast_lightning.reporting.loggers import WANDB_ID_FILE, build_loggers, read_wandb_id
 from hast_lightning.reporting.result import Result
 from hast_lightning.run_folder import SAMPLES_FILE
-from tests.small_runs import small, undisturbed_torch
-from tests.wandb_files import WandbRun, read_wandb_run
+from tests.small_runs import build_module, small, undisturbed_torch
+from tests.wandb_files import WandbRun, read_wandb_run, read_wandb_runs
 
 LOGGED = ("logger.name=wandb", "logger.tags=[trial]", "callbacks.media_every_n_steps=3")
 WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
@@ -204,6 +208,68 @@ def test_a_run_that_fails_is_finished_as_failed_and_names_what_it_went_on_from(
         "path": str(samples),
         "sha256": digest,
     }
+
+
+QUIETLY = ("logger.name=wandb", "logger.artifacts=false", "callbacks.media_every_n_steps=0")
+
+
+@pytest.fixture(scope="module")
+def resumed(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was interrupted after its second checkpoint and taken up again."""
+    folder = tmp_path_factory.mktemp("runs") / "resumed"
+    save = LastCheckpoint.save
+
+    def interrupt(self: LastCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        if trainer.lightning_module.iteration == 4:
+            raise OSError("the power is out")
+
+    often = small(WITHOUT_REPORT, *QUIETLY, "callbacks.checkpoint_every_n_steps=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "save", interrupt)
+        with pytest.raises(OSError, match="the power is out"):
+            pipeline.run(often, folder, "typed")
+    time.sleep(1.1)  # wandb names its folders by the second
+    assert pipeline.resume(folder) is not None
+    return folder
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(resumed: Path) -> None:
+    first, second = read_wandb_runs(resumed)
+    assert first.identifier == second.identifier == read_wandb_id(resumed) != ""
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    steps = [
+        [step for step, _ in attempt.series("synthesis/bns", "synthesis/step")]
+        for attempt in (first, second)
+    ]
+    assert steps == [[1, 2, 3, 4], [5, 6]]
+
+
+def test_wandb_is_asked_to_go_on_only_with_what_the_folder_names(
+    resumed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    asked: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> None:
+        asked.append(arguments)
+        raise ConnectionError
+
+    monkeypatch.setattr(wandb, "init", init)
+    schedule = build_module(small()).schedule
+    described = Description("name", "group", (), {})
+    for folder in (resumed, tmp_path):
+        with pytest.raises(ConnectionError):
+            build_loggers(small(*QUIETLY).logger, folder, described, schedule)
+    assert [arguments["id"] for arguments in asked] == [read_wandb_id(resumed), None]
+    assert [arguments["resume"] for arguments in asked] == ["allow", "allow"]
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n", b"a/b", b"two words", b"\xff\xfe", b"x" * 500])
+def test_a_damaged_id_makes_a_new_wandb_run(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / WANDB_ID_FILE).write_bytes(content)
+    assert read_wandb_id(tmp_path) is None
 
 
 def test_artifacts_can_be_switched_off(offline: None, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from hast_lightning.reporting.result import Result
-from hast_lightning.reporting.table import readable_size, results_table
+from hast_lightning.reporting.table import headline, readable_size, results_table
 
 
 def make_result(top1: tuple[float | None, float | None, float | None]) -> Result:
@@ -42,8 +43,8 @@ def make_result(top1: tuple[float | None, float | None, float | None]) -> Result
     )
 
 
-def rows(result: Result, method: str = "HAST") -> list[list[str]]:
-    table = results_table(result, method)
+def rows(result: Result) -> list[list[str]]:
+    table = results_table(result)
     return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
@@ -51,7 +52,7 @@ def test_rows_with_labels() -> None:
     assert rows(make_result((98.5, 61.25, 96.754))) == [
         ["full precision", "98.50", "-", "32/32", "4.00 MB"],
         ["calibrated ranges only", "61.25", "62.00", "3/4", "400.0 KB (10.0x)"],
-        ["HAST-quantized", "96.75", "97.12", "3/4", "400.0 KB (10.0x)"],
+        ["calibrated and trained", "96.75", "97.12", "3/4", "400.0 KB (10.0x)"],
     ]
 
 
@@ -62,8 +63,13 @@ def test_without_labels_agreement_stands_for_accuracy() -> None:
     assert [row[1] for row in rows(result)] == ["-", "62.00", "97.12"]
 
 
-def test_other_methods_name_the_last_row() -> None:
-    assert rows(make_result((98.5, 61.25, 96.754)), method="GDFQ")[-1][0] == "GDFQ-quantized"
+def test_no_row_claims_a_method_that_the_recipe_may_not_be() -> None:
+    gdfq = replace(make_result((98.5, 61.25, 96.754)), recipe="cifar10_resnet20_w4a4_gdfq")
+    names = ["full precision", "calibrated ranges only", "calibrated and trained"]
+    assert [row[0] for row in rows(gdfq)] == names
+    # The report's page shows the same.
+    assert [row.name for row in headline(gdfq)] == names
+    assert "gdfq" in str(results_table(gdfq).title)
 
 
 def test_rendered_in_80_columns_nothing_is_cut_and_the_best_on_test_is_absent() -> None:

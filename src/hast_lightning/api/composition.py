@@ -20,8 +20,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning.cli import config_folder, one_line
-from hast_lightning.config import Config, register_schemas, to_object
+from hast_lightning.config import Config, config_folder, one_line, register_schemas, to_object
 from hast_lightning.errors import ConfigurationError
 
 _OF_AN_APPLICATION = (GlobalHydra, HydraConfig, JobRuntime)

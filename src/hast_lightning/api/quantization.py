@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import nn
 from hast_lightning.api.composition import as_overrides, composed, literal
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
+from hast_lightning.artefacts import describe
 from hast_lightning.assembly import Run
 from hast_lightning.config import Config
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import freeze
 from hast_lightning.models import zoo
 from hast_lightning.models.providers import given
@@ -206,18 +205,4 @@ def _command(config: Config, recipe: Recipe, overrides: Sequence[str]) -> str:
 
 
 def _quantized(run: Run, result: Result | None) -> QuantizedModel:
-    config, network = run.config, run.network
-    description = Description(
-        network=network.name,
-        teacher_checksum=network.checksum,
-        recipe=config.recipe,
-        seed=config.seed,
-        quantizer=asdict(config.quantizer),
-        input_shape=network.input_shape,
-        num_classes=network.num_classes,
-        mean=network.mean,
-        std=network.std,
-        resize_ratio=network.resize_ratio,
-        class_names=network.class_names,
-    )
-    return QuantizedModel(freeze(run.module.student), description, result)
+    return QuantizedModel(freeze(run.module.student), describe(run), result)

@@ -23,11 +23,13 @@ from hast_lightning.config.distillation import (
     OptimizerConfig,
     PromotionConfig,
 )
+from hast_lightning.config.error_lines import joined_lines, one_line
 from hast_lightning.config.export import (
     DEFAULT_OPSET,
     FORMATS,
     ExportConfig,
 )
+from hast_lightning.config.folder import config_folder
 from hast_lightning.config.model import (
     PROVIDERS,
     ModelConfig,
@@ -45,7 +47,6 @@ from hast_lightning.config.root import (
     COMMANDS,
     STAGES,
     Config,
-    describe_unknown_key,
     register_schemas,
     to_object,
 )
@@ -123,7 +124,9 @@ __all__ = [
     "ScheduleConfig",
     "SynthesisConfig",
     "TrainerConfig",
-    "describe_unknown_key",
+    "config_folder",
+    "joined_lines",
+    "one_line",
     "register_schemas",
     "require_choice",
     "require_range",

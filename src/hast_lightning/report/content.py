@@ -128,12 +128,28 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class EarlyEnd:
+    """What kept a run from its end, or from one of its files.
+
+    Attributes:
+        headline: What happened and where.
+        reason: The error in one line; empty where the user interrupted.
+        advice: What there is to go on from.
+    """
+
+    headline: str
+    reason: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """All that the page says.
 
     Attributes:
         title: Name of the recipe.
         subtitle: The network and the bits.
+        failure: None where everything went well.
         figures: The numbers that come first; empty without an evaluation.
         headline: The networks that are compared; empty without an evaluation.
         measured_on: What accuracy and agreement were measured on.
@@ -157,6 +173,7 @@ class RunReport:
 
     title: str
     subtitle: str
+    failure: EarlyEnd | None = None
     figures: tuple[Fact, ...] = ()
     headline: tuple[HeadlineRow, ...] = ()
     measured_on: str = ""

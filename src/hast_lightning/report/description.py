@@ -7,10 +7,12 @@ from typing import Any
 from hast_lightning.assembly import Run
 from hast_lightning.config import Config
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
-from hast_lightning.report.content import Fact, Switch
+from hast_lightning.report.content import EarlyEnd, Fact, Switch
+from hast_lightning.reporting.failure import Failure
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import readable_size
 from hast_lightning.reporting.versions import device_name
+from hast_lightning.run_folder import RESULT_FILE
 
 RANGES = {
     "minmax": "minimum and maximum",
@@ -140,6 +142,22 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
     if run.origin.resumes:
         facts.append(Fact("Resumed", f"{run.origin.resumes} times"))
     return tuple(facts)
+
+
+def early_end(run: Run, failure: Failure | None) -> EarlyEnd | None:
+    """What kept the run from its end, in words; none where nothing did."""
+    if failure is None:
+        return None
+    what = "Interrupted" if failure.kind == KeyboardInterrupt.__name__ else "Failed"
+    done = failure.iteration >= run.module.schedule.iterations
+    where = f"at step {failure.step:,} of {failure.total:,} of stage {failure.stage}"
+    if (run.folder / RESULT_FILE).exists():
+        advice = "The result below was measured before and stands."
+    elif failure.checkpoint is None:
+        advice = "There is no checkpoint: resume=<this folder> begins the run anew."
+    else:
+        advice = f"resume=<this folder> goes on from its checkpoint {failure.checkpoint}."
+    return EarlyEnd(f"{what} {'after the last step' if done else where}", failure.reason, advice)
 
 
 def _footprint(result: Result) -> list[tuple[str, str]]:

@@ -1,8 +1,9 @@
-"""From a run that has come to its end to what its page shows."""
+"""From a run that has come to an end, good or bad, to what its page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -14,6 +15,7 @@ from hast_lightning.report.content import Difficulties, RunReport, Seconds, Tile
 from hast_lightning.report.curves import read_panels
 from hast_lightning.report.description import (
     describe,
+    early_end,
     exports,
     key_figures,
     origin,
@@ -21,6 +23,7 @@ from hast_lightning.report.description import (
 )
 from hast_lightning.report.pictures import data_addresses
 from hast_lightning.report.samples import Samples, look_at, sample_count
+from hast_lightning.reporting.failure import read_failure
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.table import headline
 from hast_lightning.run_folder import METRICS_FILE
@@ -39,31 +42,40 @@ def gather(run: Run, result: Result | None) -> RunReport:
         result: What was measured; none where nothing was evaluated.
     """
     names = class_names(run)
-    module, config = run.module, run.config
+    module, promotion = run.module, run.config.distillation.promotion
     assert isinstance(module.student, fx.GraphModule)
     samples = look_at(module, *module.source.preview(sample_count(run.network.input_shape)))
     easy, hard = _tiles(run, samples, names)
-    quantizer = config.quantizer
-    bits = f"W{quantizer.weight_bits}A{quantizer.activation_bits}"
-    return RunReport(
-        title=config.recipe,
-        subtitle=f"{run.network.name} at {bits}, zero-shot",
+    return replace(
+        outline(run, result),
         figures=key_figures(result) if result else (),
         headline=headline(result) if result else (),
         measured_on=_measured_on(result),
-        facts=describe(run),
-        switches=switches(config),
-        panels=read_panels(run.folder / METRICS_FILE),
         easy=easy,
         hard=hard,
         looked_at=len(samples.images),
         difficulties=_difficulties(samples),
-        eps=config.distillation.promotion.eps if config.distillation.promotion.enabled else None,
+        eps=promotion.eps if promotion.enabled else None,
         promotion=samples.losses,
         layers=tuple(diagnose(module.student)),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
         exports=exports(result),
         seconds=_seconds(result),
+    )
+
+
+def outline(run: Run, result: Result | None) -> RunReport:
+    """What can be said without running a network, and so also of a run that failed."""
+    config, quantizer = run.config, run.config.quantizer
+    return RunReport(
+        title=config.recipe,
+        subtitle=(
+            f"{run.network.name} at W{quantizer.weight_bits}A{quantizer.activation_bits}, zero-shot"
+        ),
+        failure=early_end(run, read_failure(run.folder)),
+        facts=describe(run),
+        switches=switches(config),
+        panels=read_panels(run.folder / METRICS_FILE),
         origin=origin(run, result),
         command=run.origin.command,
         versions=run.origin.versions,

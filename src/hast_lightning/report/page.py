@@ -14,9 +14,9 @@ from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagn
 from hast_lightning.report import charts
 from hast_lightning.report.content import RunReport
 from hast_lightning.report.description import duration
-from hast_lightning.report.gather import gather
+from hast_lightning.report.gather import gather, outline
 from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import REPORT_FILE
+from hast_lightning.run_folder import REPORT_FILE, RESULT_FILE
 
 TEMPLATE = "report.html.j2"
 
@@ -32,6 +32,20 @@ def write_report(run: Run, result: Result | None) -> None:
         _write(run.folder / REPORT_FILE, render(gather(run, result)))
     except Exception as error:
         _log.warning("%s was not written: %s: %s", REPORT_FILE, type(error).__name__, error)
+
+
+def write_failed_report(run: Run) -> None:
+    """Leave ``report.html`` of a run that ended in an error, with the error on top.
+
+    Without a result no network is run, since one may be what failed. Whatever goes wrong here is
+    passed over in silence: the error that ended the run is what the user has to read.
+    """
+    try:
+        result = run.folder / RESULT_FILE
+        content = gather(run, Result.read(result)) if result.exists() else outline(run, None)
+        _write(run.folder / REPORT_FILE, render(content))
+    except Exception as error:
+        _log.debug("%s was not written: %s: %s", REPORT_FILE, type(error).__name__, error)
 
 
 def _write(path: Path, text: str) -> None:

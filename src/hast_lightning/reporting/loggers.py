@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from hast_lightning.reporting.stage_loggers import StageTensorBoardLogger, Stage
 from hast_lightning.schedule import Schedule
 
 INIT_TIMEOUT_SECONDS = 10
+WANDB_ID_FILE = "wandb_id.txt"
+# Those that wandb makes up, and whatever WANDB_RUN_ID may hold.
+WANDB_ID = re.compile(r"[^:;,#?/'\s]{1,128}")
 
 
 def build_loggers(
@@ -120,7 +124,10 @@ def _tensorboard(folder: Path, schedule: Schedule) -> Logger:
 def _wandb(
     config: LoggerConfig, folder: Path, description: Description, schedule: Schedule
 ) -> Logger:
-    """An online run where there is a key and the server answers, an offline run otherwise."""
+    """An online run where there is a key and the server answers, an offline run otherwise.
+
+    A resumed run goes on with the wandb run that it began, whose id is in its folder.
+    """
     import wandb
 
     arguments: dict[str, Any] = {
@@ -132,6 +139,8 @@ def _wandb(
         "group": description.group,
         "tags": list(description.tags),
         "dir": str(folder),
+        "id": read_wandb_id(folder),
+        "resume": "allow",
         "config": description.settings,
     }
     try:
@@ -139,7 +148,20 @@ def _wandb(
         run = wandb.init(settings=wandb_settings, **arguments)
     except wandb.errors.CommError:
         run = wandb.init(**{**arguments, "mode": "offline"})
+    (folder / WANDB_ID_FILE).write_text(f"{run.id}\n", encoding="utf-8")
     return StageWandbLogger(run, folder, schedule)
+
+
+def read_wandb_id(folder: Path) -> str | None:
+    """The wandb run that the run in ``folder`` began; none where it began none.
+
+    A file that wandb did not name a run by costs no training: there is a new wandb run then.
+    """
+    try:
+        text = (folder / WANDB_ID_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if WANDB_ID.fullmatch(text) else None
 
 
 def wandb_key_exists() -> bool:

@@ -12,15 +12,11 @@ from hast_lightning.reporting.result import Result
 FULL_PRECISION_BITS = "32/32"
 
 
-def results_table(result: Result, method: str = "HAST") -> Table:
+def results_table(result: Result) -> Table:
     """Table that sets the quantized network beside the one it came from.
 
     Without labelled data there is no accuracy and the column is left out; the agreement with
     the full-precision network stands for it.
-
-    Args:
-        result: What the run measured.
-        method: Name of the method, for the row of the quantized network.
     """
     labelled = result.quantized_top1 is not None
     table = Table(
@@ -32,7 +28,7 @@ def results_table(result: Result, method: str = "HAST") -> Table:
     table.add_column("network", no_wrap=True)
     for name in ("top-1 %",) * labelled + ("agreement %", "bits W/A", "size (smaller)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for style, name, top1, agreement, *cells in headline(result, method):
+    for style, name, top1, agreement, *cells in headline(result):
         accuracies = (_percent(top1),) * labelled
         table.add_row(name, *accuracies, _percent(agreement), *cells, style=style)
     return table
@@ -49,8 +45,11 @@ class HeadlineRow(NamedTuple):
     size: str
 
 
-def headline(result: Result, method: str = "HAST") -> tuple[HeadlineRow, ...]:
-    """The three networks that a run compares, as numbers and text."""
+def headline(result: Result) -> tuple[HeadlineRow, ...]:
+    """The three networks that a run compares, as numbers and text.
+
+    The names hold for every recipe; the recipe itself is in the title.
+    """
     bits = f"{result.weight_bits}/{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     float_size = readable_size(result.teacher_bytes)
@@ -61,7 +60,7 @@ def headline(result: Result, method: str = "HAST") -> tuple[HeadlineRow, ...]:
     return (
         HeadlineRow("", *full),
         HeadlineRow("", "calibrated ranges only", before, agreed_before, bits, size),
-        HeadlineRow("bold", f"{method}-quantized", after, agreed_after, bits, size),
+        HeadlineRow("bold", "calibrated and trained", after, agreed_after, bits, size),
     )
 
 

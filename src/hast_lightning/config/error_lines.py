@@ -1,0 +1,87 @@
+"""Errors of a configuration, and of Hydra that composes it, as one line each."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from hast_lightning.config.folder import config_folder
+from hast_lightning.config.root import describe_unknown_key
+
+# How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
+UNKNOWN_KEY = re.compile(
+    r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
+)
+MISSING_PLUGIN = re.compile(
+    r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
+)
+EXTRAS = {
+    "optuna": "sweeps",
+    "joblib": "sweeps",
+    "submitit_local": "sweeps",
+    "submitit_slurm": "sweeps",
+}
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, with the choices where there are some.
+
+    Hydra proposes to add every key that it does not know, and keeps the reason why a value
+    does not fit in the error's cause.
+    """
+    if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
+        return reason
+    if unknown := UNKNOWN_KEY.match(str(error)):
+        place, key = unknown[1] or "", unknown[2] or unknown[3]
+        if not _is_optional_group(key) and (description := describe_unknown_key(key)):
+            return place + description
+    if type(error) is ValueError and (description := _describe_unknown_option()):
+        return description
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"the folder or file {error.filename} cannot be used: {error.strerror}"
+    line = joined_lines(error)
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        reason = joined_lines(error.__cause__)
+        return line if reason in line else f"{line}: {reason}"
+    return line
+
+
+def joined_lines(error: BaseException) -> str:
+    """The error's own words in one line, without what Hydra and OmegaConf add for themselves."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    hidden = (
+        "Set the environment variable",
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path",
+        "provider=",
+    )
+    shown = [line for line in lines if not line.startswith(hidden)]
+    return " ".join(shown or [type(error).__name__])
+
+
+def _missing_plugin(name: str) -> str | None:
+    """How to install one of Hydra's launchers or sweepers; none of a name that is none."""
+    if name == "ray":
+        return "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
+    extra = EXTRAS.get(name)
+    return extra and f"{name} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
+
+
+def _is_optional_group(key: str) -> bool:
+    """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
+    return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
+
+
+def _describe_unknown_option() -> str | None:
+    """What to say of the first option on the command line that its group does not have."""
+    for argument in sys.argv[1:]:
+        group, _, option = argument.lstrip("+").partition("=")
+        options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+        if group and options and option not in options:
+            return f"{argument}: {option} is no option of {group}; it has: {', '.join(options)}"
+    return None

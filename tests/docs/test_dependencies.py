@@ -1,0 +1,50 @@
+"""Every package that the project asks for is explained on the page of dependencies."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+
+
+def package(requirement: str) -> str:
+    """The name before the extras, the version and the marker."""
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
+
+
+def named(page: str) -> set[str]:
+    """The words in the first column of the page's tables, with and without the extra's quotes."""
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    return {word for cell in cells for word in re.split(r"[\s,;:]+", cell)}
+
+
+WANTED = sorted(
+    {package(text) for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts}
+)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_every_package_is_named(name: str) -> None:
+    assert name in named(PAGE)
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS))
+def test_every_extra_is_named(extra: str) -> None:
+    assert f"`{extra}`" in PAGE
+
+
+def test_no_package_is_named_that_the_project_does_not_ask_for() -> None:
+    words = named(PAGE) - {"package", "---", ""}
+    assert {word for word in words if "`" not in word} == set(WANTED)
+
+
+def test_a_package_that_is_missing_is_noticed() -> None:
+    assert "timm" not in named(PAGE.replace("timm", ""))
+    assert package("submitit[x]>=1.2; python_version > '3'") == "submitit"

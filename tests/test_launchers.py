@@ -1,0 +1,133 @@
+"""Launchers of a sweep without a cluster: what SLURM is handed, and what its jobs then do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.singleton import Singleton
+
+from hast_lightning import cli, pipeline
+from hast_lightning.config import Config
+from hast_lightning.errors import ConfigurationError
+from tests.command_line import TINY, call
+
+ARRAY = 4711
+SLURM = (
+    "hydra/launcher=submitit_slurm",
+    "hydra.launcher.partition=gpu",
+    "hydra.launcher.gpus_per_node=1",
+    "hydra.launcher.cpus_per_task=4",
+    "hydra.launcher.timeout_min=240",
+    "hydra.sweep.dir=sweep",
+)
+
+
+@dataclass
+class Cluster:
+    """Stands in for SLURM: takes the batch file, and carries the pickled jobs out right here.
+
+    Attributes:
+        jobs: The jobs' configurations and folders, in order.
+    """
+
+    jobs: list[tuple[Config, Path]] = field(default_factory=list)
+
+    def record(self, config: Config, folder: Path, command: str) -> None:
+        if config.seed == 13:
+            raise ConfigurationError("seed=13 brings bad luck")
+        self.jobs.append((config, folder))
+
+
+def executable(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from submitit.core.utils import DelayedSubmission
+    from submitit.slurm.slurm import SlurmJob
+
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    executable(commands / "sbatch", f'cp "$1" {commands}/batch; echo "Submitted batch job {ARRAY}"')
+    executable(commands / "srun", "exit 1")
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    found = Cluster()
+    monkeypatch.setattr(pipeline, "run", found.record)
+
+    def results(job: SlurmJob[Any]) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SUBMITIT_EXECUTOR", "slurm")
+            patch.setenv("SLURM_JOB_ID", str(ARRAY + 1))
+            # What the compute node reads, not what this process still holds.
+            return [DelayedSubmission.load(job.paths.submitted_pickle).result()]
+
+    monkeypatch.setattr(SlurmJob, "results", results)
+    state = Singleton.get_state()
+    yield found
+    Singleton.set_state(state)
+
+
+def batch_flags(tmp_path: Path) -> set[str]:
+    text = (tmp_path / "commands" / "batch").read_text(encoding="utf-8")
+    return {line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line}
+
+
+def test_slurm_gets_one_array_with_what_was_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+    finished = call("sweep=seeds", *SLURM, *TINY, folder=tmp_path)
+    assert finished.status == 0, finished
+    assert batch_flags(tmp_path) >= {
+        "--array=0-2%3",
+        "--cpus-per-task=4",
+        "--gpus-per-node=1",
+        "--ntasks-per-node=1",
+        "--partition=gpu",
+        "--time=240",
+    }
+    assert [config.seed for config, _ in cluster.jobs] == [0, 1, 2]
+    assert [folder.parts[-2:] for _, folder in cluster.jobs] == [
+        ("sweep", str(number)) for number in range(3)
+    ]
+
+
+def test_a_job_that_is_refused_on_slurm_is_listed_and_takes_none_down(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    finished = call("-m", "seed=12,13,14", *SLURM, *TINY, folder=tmp_path)
+    assert finished.status == cli.USER_ERROR_STATUS
+    assert "1 job of the sweep" in finished.err
+    assert "seed=13 brings bad luck" in finished.err
+    assert [config.seed for config, _ in cluster.jobs] == [12, 14]
+
+
+def test_a_key_that_the_launcher_does_not_have_is_refused_before_anything_is_submitted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    line = call("-m", "seed=1,2", *SLURM, "hydra.launcher.partitions=gpu", folder=tmp_path)
+    assert "partitions" in line.refusal()
+    assert not (tmp_path / "commands" / "batch").exists()
+
+
+def test_ray_is_named_with_its_package(tmp_path: Path) -> None:
+    if find_spec("hydra_plugins.hydra_ray_launcher"):
+        pytest.skip("it is installed")
+    line = call("-m", "seed=1,2", "hydra/launcher=ray", folder=tmp_path).refusal()
+    assert line == "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
+
+
+@pytest.mark.slow
+def test_submitit_runs_real_jobs_in_processes_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    small = (*TINY, "run=[synthesize]", "hydra.sweep.dir=sweep", "hydra.launcher.timeout_min=5")
+    finished = call("-m", "seed=1,2", "hydra/launcher=submitit_local", *small, folder=tmp_path)
+    assert finished.status == 0, finished
+    for job in ("0", "1"):
+        assert (tmp_path / "sweep" / job / "samples.safetensors").is_file()
