@@ -177,8 +177,9 @@ def _require_agreement(parity: Parity, name: str, min_agreement: float) -> None:
     if not parity.is_enough(min_agreement):
         raise ExportError(
             f"the {name} file predicts the student's class on {parity.agreement:.2f} % of "
-            f"{parity.images} images only, not on {min_agreement:g} % (export.min_agreement): it "
-            "was removed"
+            f"{parity.images} images only, not on {min_agreement:g} % (export.min_agreement). That "
+            f"class leads by {parity.lost_lead:.3g} at most on the others, and by "
+            f"{parity.lead:.3g} on the median image. The file was removed"
         )
 
 

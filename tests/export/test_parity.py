@@ -14,8 +14,16 @@ def test_what_agrees_is_counted_over_all_batches() -> None:
     def exported(images: Tensor) -> Tensor:
         return images - torch.tensor([1.5, 0.0])
 
-    assert compare(exported, lambda images: images, batches) == Parity(3, 2, 1.5)
-    assert Parity(3, 2, 1.5).agreement == 66.6667
+    # The first image is lost, which led by 1; the others lead by 1 and 2.
+    parity = compare(exported, lambda images: images, batches)
+    assert parity == Parity(3, 2, 1.5, lead=1.0, lost_lead=1.0)
+    assert parity.agreement == 66.6667
+
+
+def test_what_agrees_everywhere_has_lost_no_lead() -> None:
+    batches = [torch.tensor([[1.0, 0.0, 0.5], [0.0, 4.0, 1.0]])]
+    parity = compare(lambda images: 2 * images, lambda images: images, batches)
+    assert parity == Parity(2, 2, 4.0, lead=0.5, lost_lead=0.0)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +32,8 @@ def test_what_agrees_is_counted_over_all_batches() -> None:
         (10_000, 9_990, 99.9, True),
         (10_000, 9_989, 99.9, False),
         (2_000, 1_998, 99.9, True),
+        (1_999, 1_997, 99.9, False),
+        (999, 998, 99.9, True),
         (1_017, 1_016, 99.9, True),
         (1_017, 1_015, 99.9, False),
         # One of few images.
@@ -37,7 +47,7 @@ def test_what_agrees_is_counted_over_all_batches() -> None:
 def test_at_most_a_thousandth_or_one_may_differ(
     images: int, agreeing: int, least: float, enough: bool
 ) -> None:
-    assert Parity(images, agreeing, 0.0).is_enough(least) is enough
+    assert Parity(images, agreeing, 0.0, 0.0, 0.0).is_enough(least) is enough
 
 
 def test_nan_is_no_agreement() -> None:

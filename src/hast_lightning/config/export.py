@@ -27,8 +27,9 @@ class ExportConfig:
     """A file is run on so many of the evaluation images, at most: all of CIFAR's, and a fifth of
     ImageNet's, which take an hour on a few cores."""
     min_agreement: float = 99.9
-    """Percent of these images on which the file must predict the student's class. One image may
-    always differ: a value on the border between two roundings is enough for that."""
+    """Percent of these images on which the file must predict the student's class. Below 100, one
+    image may always differ, however few there are: a value on the border between two integers,
+    which the order of a sum decides, is enough for that where two classes are nearly tied."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
