@@ -134,7 +134,9 @@ def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> N
 
 # Most of the time goes into loading torch in a fresh process, long on a busy machine.
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("entry", ["module", "console script"])
+@pytest.mark.parametrize(
+    "entry", ["module", pytest.param("console script", marks=pytest.mark.slow)]
+)
 def test_the_default_recipe_runs(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
     run_isolated([*start, *SHORT_RUN], tmp_path, installed)
