@@ -118,7 +118,7 @@ def test_a_key_that_the_launcher_does_not_have_is_refused_before_anything_is_sub
 
 def test_ray_is_named_with_its_package(tmp_path: Path) -> None:
     if find_spec("hydra_plugins.hydra_ray_launcher"):
-        pytest.skip("it is installed")
+        pytest.skip("the launcher for Ray is installed, so nothing is missing to be named")
     line = call("-m", "seed=1,2", "hydra/launcher=ray", folder=tmp_path).refusal()
     assert line == "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
 

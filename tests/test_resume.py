@@ -157,6 +157,8 @@ def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> 
     kills = kill_and_resume(tmp_path, ARGUMENTS, [STAGES["synthesis"], STAGES["distillation"]])
     assert kills == 2
     assert_same_run(whole, tmp_path / "killed", kills)
+    # These kills are stages apart, so that each comes after the resume before it was recorded.
+    assert json.loads((tmp_path / "killed" / RESULT_FILE).read_text())["resumes"] == kills
 
 
 @pytest.mark.slow
