@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": BASE | {"models", "pictures"},
     "resumable": PARTS | {"random_streams", "loss_scaling"},
     "module": PARTS | {"resumable", "loss_scaling"},
-    "evaluation": {"errors"},
+    "evaluation": {"errors", "ranks"},
     "callbacks": BASE
     # Observing looks at images and at what the networks say; what it shows is made there.
     | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}

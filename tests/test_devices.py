@@ -230,7 +230,9 @@ def free_port() -> int:
         return port
 
 
-def start_both(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def start_both(
+    folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "hast_lightning")
+) -> list[subprocess.Popen[str]]:
     """Two processes as torchrun starts them: neither is the other's parent."""
     common = {
         "OMP_NUM_THREADS": "1",
@@ -243,7 +245,7 @@ def start_both(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "hast_lightning", *arguments],
+            [sys.executable, *command, *arguments],
             cwd=folder,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -291,6 +293,48 @@ def test_a_process_that_loses_the_other_ends_in_one_line(
     assert failure is not None
     assert (failure.kind, failure.rank) == ("LostProcessError", 1 - lost)
     assert failure.stage == "distillation"
+
+
+EVALUATION = """
+import os
+import signal
+import sys
+
+from hast_lightning import cli, evaluation, pipeline
+
+fit = pipeline.fit
+
+
+def fit_then_die(*arguments):
+    fit(*arguments)
+    if os.environ["RANK"] == "1":
+        evaluation._require_finite = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+
+pipeline.fit = fit_then_die
+sys.argv[0] = "hast-lightning"
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_is_lost_in_the_last_evaluation_ends_the_other_in_one_line(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(EVALUATION)
+    arguments = (*ARGUMENTS, "trainer.timeout_minutes=0.25", "hydra.run.dir=run")
+    first, second = start_both(tmp_path, *arguments, command=(str(script),))
+    _, errors = first.communicate(timeout=300)
+    second.communicate(timeout=60)
+    assert second.returncode == -signal.SIGKILL
+    assert first.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert "process 0 of 2 lost another one" in errors
+    failure = read_failure(tmp_path / "run")
+    assert failure is not None
+    assert failure.kind == "LostProcessError"
 
 
 def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:

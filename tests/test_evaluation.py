@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hast_lightning import evaluation
+from hast_lightning.errors import LostProcessError
 from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 
 CPU = torch.device("cpu")
@@ -69,3 +71,21 @@ def test_nothing_is_differentiated_and_the_networks_stay_as_they_are() -> None:
     assert result.images == 5
     assert graphs == [False]
     assert student.training
+
+
+def test_a_process_that_is_lost_while_shares_are_added_up_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gather(*_: object) -> list[Tensor]:
+        raise RuntimeError("Connection closed by peer\nand more lines")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr(evaluation, "gather_all_tensors", gather)
+    with pytest.raises(LostProcessError, match=r"lost another one.*Connection closed by peer\)"):
+        evaluate(Script(0), Script(1), batches([0], [0], [0], 1), 4, CPU)
+    counts = Confusion(4)
+    with pytest.raises(LostProcessError):
+        evaluate(Script(0), Script(1), batches([0], [0], [0], 1), 4, CPU, counts)
+    counts.update(torch.tensor([0]), torch.tensor([0]))
+    with pytest.raises(LostProcessError):
+        counts.compute()

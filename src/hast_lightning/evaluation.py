@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hast_lightning.errors import DivergenceError, ModelError
+from hast_lightning.ranks import answered
 
 PERCENT_DIGITS = 4
 
@@ -32,6 +35,12 @@ class Evaluation:
     images: int
 
 
+def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
+    """A metric's state on every rank: as torchmetrics gathers, but a lost rank is told as such."""
+    with answered():
+        return gather_all_tensors(state, group)
+
+
 class Confusion(Metric):
     """How often the student said one class where the teacher said another.
 
@@ -46,7 +55,7 @@ class Confusion(Metric):
     full_state_update = False
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=_gathered)
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", default=zeros, dist_reduce_fx="sum")
 
@@ -77,10 +86,14 @@ def evaluate(
     Raises:
         ModelError: the teacher puts out NaN or infinite logits.
         DivergenceError: the student does.
+        LostProcessError: another process has ended, or does not answer.
     """
     # With several processes each sees its share; computing adds up what all have seen.
-    metrics = [MulticlassAccuracy(num_classes, average="micro").to(device) for _ in range(3)]
-    images_seen = SumMetric().to(device)
+    metrics = [
+        MulticlassAccuracy(num_classes, average="micro", dist_sync_fn=_gathered).to(device)
+        for _ in range(3)
+    ]
+    images_seen = SumMetric(dist_sync_fn=_gathered).to(device)
     for images, labels in batches:
         of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
         _require_finite(of_teacher, of_student)
