@@ -65,4 +65,5 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     client.execute()
     text = str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
     assert "the same answers: True" in text
+    assert "the same accuracy: True" in text
     assert text.count("image/png") == 2
