@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from hast_lightning.reporting.failure import read_failure
 from tests.command_line import call
+from tests.processes import Forked
 
 SCRIPT = """
 import sys
@@ -74,11 +76,13 @@ GENERATOR = (
 )
 
 
-def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
+def start(
+    *command: str, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -230,10 +234,8 @@ def free_port() -> int:
         return port
 
 
-def start_both(
-    folder: Path, *arguments: str, command: tuple[str, ...] = ("-m", "hast_lightning")
-) -> list[subprocess.Popen[str]]:
-    """Two processes as torchrun starts them: neither is the other's parent."""
+def both_ranks() -> list[dict[str, str]]:
+    """What torchrun tells two processes of one machine: neither is the other's parent."""
     common = {
         "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_RUN_ID": "test",
@@ -243,17 +245,7 @@ def start_both(
         "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "0",
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, *command, *arguments],
-            cwd=folder,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
 
 
 @pytest.mark.timeout(600)
@@ -272,14 +264,16 @@ def test_a_process_that_loses_the_other_ends_in_one_line(
     from tests.test_resume import steps_logged
 
     arguments = (*ARGUMENTS, "schedule.student_steps=100000", "trainer.timeout_minutes=0.25")
-    both = start_both(tmp_path, *arguments, "hydra.run.dir=run")
+    both = [
+        Forked(tmp_path, *arguments, "hydra.run.dir=run", environment=rank) for rank in both_ranks()
+    ]
     try:
         while steps_logged(tmp_path / "run") < 12:  # in the student's steps, which are shared
             assert [process.poll() for process in both] == [None, None]
             time.sleep(0.05)
         both[lost].send_signal(sign)
         # The timeout is 15 seconds, the rest is for a busy machine to leave Python.
-        _, errors = both[1 - lost].communicate(timeout=120)
+        errors, _ = both[1 - lost].communicate(timeout=120)
     finally:
         for process in both:
             process.kill()
@@ -325,8 +319,10 @@ def test_a_process_that_is_lost_in_the_last_evaluation_ends_the_other_in_one_lin
     script = tmp_path / "script.py"
     script.write_text(EVALUATION)
     arguments = (*ARGUMENTS, "trainer.timeout_minutes=0.25", "hydra.run.dir=run")
-    first, second = start_both(tmp_path, *arguments, command=(str(script),))
-    _, errors = first.communicate(timeout=300)
+    first, second = (
+        start(str(script), *arguments, cwd=tmp_path, environment=rank) for rank in both_ranks()
+    )
+    errors, _ = first.communicate(timeout=300)
     second.communicate(timeout=60)
     assert second.returncode == -signal.SIGKILL
     assert first.returncode == 2, errors

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.pipeline import resume
 from hast_lightning.run_folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
 from tests.command_line import TINY, call
+from tests.processes import Forked
 
 # Every stage takes a few seconds and holds several checkpoints.
 ARGUMENTS = (
@@ -58,6 +60,9 @@ NOT_COMPARED = {
 }
 
 
+Process = subprocess.Popen[str] | Forked
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "hast_lightning", *arguments],
@@ -74,9 +79,7 @@ def steps_logged(run: Path) -> int:
     return file.read_text().count("\n") - 1 if file.exists() else 0
 
 
-def kill_within(
-    process: subprocess.Popen[str], run: Path, first: int, last: int, sign: signal.Signals
-) -> bool:
+def kill_within(process: Process, run: Path, first: int, last: int, sign: signal.Signals) -> bool:
     """Kill when a random number of steps between the two is logged; false if it ended before."""
     wanted = random.randint(first, last - 1)
     while process.poll() is None:
@@ -135,17 +138,22 @@ def run_whole(folder: Path, *arguments: str) -> Path:
     return folder / "whole"
 
 
-def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[int, int]]) -> int:
+def kill_and_resume(
+    folder: Path,
+    arguments: tuple[str, ...],
+    kills: list[tuple[int, int]],
+    begin: Callable[..., Process] = start,
+) -> int:
     """Run in ``killed``, killed within each span of steps; returns how often it was."""
     run = folder / "killed"
-    process, done = start(folder, *arguments, "hydra.run.dir=killed"), 0
+    process, done = begin(folder, *arguments, "hydra.run.dir=killed"), 0
     for index, (first, last) in enumerate(kills):
         sign = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)[index % 3]
         if not kill_within(process, run, first, last, sign):
             break
         done += 1
         # Before the claim of the folder there is nothing to resume.
-        process = start(folder, "resume=killed")
+        process = begin(folder, "resume=killed")
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return done
@@ -154,7 +162,8 @@ def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[
 def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> None:
     random.seed(0)
     whole = run_whole(tmp_path, *ARGUMENTS)
-    kills = kill_and_resume(tmp_path, ARGUMENTS, [STAGES["synthesis"], STAGES["distillation"]])
+    spans = [STAGES["synthesis"], STAGES["distillation"]]
+    kills = kill_and_resume(tmp_path, ARGUMENTS, spans, Forked)
     assert kills == 2
     assert_same_run(whole, tmp_path / "killed", kills)
     # These kills are stages apart, so that each comes after the resume before it was recorded.
