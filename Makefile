@@ -24,7 +24,8 @@ run: $(STAMP) ## Run the default recipe; overrides in ARGS="key=value ..."
 
 # A process a core with one thread each: most tests are too small for more.
 test: $(STAMP) ## Run the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+		--durations 20
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow

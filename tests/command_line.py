@@ -7,11 +7,16 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from hast_lightning import cli
 
@@ -49,6 +54,18 @@ class Finished:
         return lines[0].removeprefix("hast-lightning: ")
 
 
+@contextmanager
+def undisturbed_torch() -> Iterator[None]:
+    """One thread inside; what a run sets for the whole process is set back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+
+
 def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
     """``hast-lightning <arguments>`` with ``folder`` as the working directory.
 
@@ -59,6 +76,7 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with (
+        undisturbed_torch(),
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
@@ -66,6 +84,9 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
     ):
         patch.setattr(sys, "argv", ["hast-lightning", *arguments])
         patch.setenv(cli.FULL_ERROR, full_error)
+        if not set(arguments) & set(cli.SWEEP_FLAGS) and not any("sweep=" in a for a in arguments):
+            # Hydra composes everything once more, only to ask whether this is a sweep.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
         patch.chdir(folder)
         _lead_warnings(err, patch)
         try:

@@ -12,9 +12,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from hast_lightning import cli
 
@@ -28,17 +30,22 @@ class Forked:
         folder: Its working directory.
         arguments: The words of the command line.
         environment: Variables beside those of this process.
+        become: What it does in place of the command line: a function of a module.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        become: Callable[[], None] = cli.main,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LOADED_BEFOREHAND)
         self._printed = tempfile.NamedTemporaryFile(suffix=".txt")  # noqa: SIM115  # as long as self
         everything = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         self._process: ForkServerProcess = context.Process(
-            target=_be, args=(folder, arguments, everything, Path(self._printed.name))
+            target=_be, args=(folder, arguments, everything, Path(self._printed.name), become)
         )
         self._process.start()
 
@@ -76,16 +83,22 @@ class Forked:
 
 
 def _be(
-    folder: Path, arguments: tuple[str, ...], environment: dict[str, str], printed: Path
+    folder: Path,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    printed: Path,
+    become: Callable[[], None],
 ) -> None:
-    """In the new process: become the command line."""
+    """In the new process: take on what makes it one of its own."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # Lightning reads it once, when it is imported.
+    rank_zero_only.rank = int(environment.get("RANK", 0))
     sys.argv = ["hast-lightning", *arguments]
     with printed.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
-    cli.main()
+    become()

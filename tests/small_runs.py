@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -71,15 +70,3 @@ def fit(
         for pattern in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
         trainer.fit(module, DataLoader(ticker, batch_size=None))
-
-
-@contextmanager
-def undisturbed_torch() -> Iterator[None]:
-    """One thread inside; what a run sets for the whole process is set back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)

@@ -17,7 +17,8 @@ from hast_lightning.errors import ConfigurationError, ExportError
 from hast_lightning.export.artefact import open_artefact
 from hast_lightning.export.frozen import FrozenActivation
 from hast_lightning.reporting.result import ExportRecord, Result
-from tests.small_runs import small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import small
 
 AGENDA = "run=[synthesize,distill,evaluate,export]"
 ALL = "export.formats=[program,onnx,packed]"

@@ -18,42 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hast_lightning import cli, pipeline
+from hast_lightning.assembly import Run
+from hast_lightning.ranks import rank
 from hast_lightning.reporting.failure import read_failure
 from tests.command_line import call
 from tests.processes import Forked
 
-SCRIPT = """
-import sys
-from pathlib import Path
-
-import torch
-from hydra import compose, initialize_config_dir
-
-from hast_lightning import pipeline
-from hast_lightning.config import register_schemas, to_object, config_folder
-from hast_lightning.ranks import rank
-
-folder = Path(sys.argv[1])
-fit = pipeline.fit
-
-
-def fit_and_keep(run, *rest):
-    fit(run, *rest)
-    module = run.module
-    kept = {
-        "student": module.student.state_dict(),
-        "source": module.source.state_dict(),
-        "active": getattr(module.source, "active", None),
-    }
-    torch.save(kept, folder / f"rank{rank()}.pt")
-
-
-pipeline.fit = fit_and_keep
-register_schemas()
-with initialize_config_dir(str(config_folder()), version_base="1.3"):
-    config = to_object(compose("config", overrides=sys.argv[2:]))
-pipeline.run(config, folder / "run", "test")
-"""
 ARGUMENTS = (
     "trainer.accelerator=cpu",
     "trainer.devices=2",
@@ -76,6 +47,24 @@ GENERATOR = (
 )
 
 
+def train_and_keep() -> None:
+    """A run, in one of its processes, that leaves what this process has when training is over."""
+    fit = pipeline.fit
+
+    def fit_and_keep(run: Run, *rest: Any) -> None:
+        fit(run, *rest)
+        source = run.module.source
+        kept = {
+            "student": run.module.student.state_dict(),
+            "source": source.state_dict(),
+            "active": getattr(source, "active", None),
+        }
+        torch.save(kept, run.folder.parent / f"rank{rank()}.pt")
+
+    pipeline.fit = fit_and_keep
+    cli.main()
+
+
 def start(
     *command: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
@@ -91,11 +80,13 @@ def start(
 
 def run_on_two(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train on two processes; what each of them has in the end."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    process = start(str(script), str(folder), *ARGUMENTS, *arguments, cwd=folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    words = (*ARGUMENTS, *arguments, "hydra.run.dir=run")
+    both = [
+        Forked(folder, *words, environment=ranks, become=train_and_keep) for ranks in both_ranks()
+    ]
+    for process in both:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
     first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     return first, second
 
@@ -269,7 +260,8 @@ def test_a_process_that_loses_the_other_ends_in_one_line(
     ]
     try:
         while steps_logged(tmp_path / "run") < 12:  # in the student's steps, which are shared
-            assert [process.poll() for process in both] == [None, None]
+            ended = [process.communicate() for process in both if process.poll() is not None]
+            assert not ended
             time.sleep(0.05)
         both[lost].send_signal(sign)
         # The timeout is 15 seconds, the rest is for a busy machine to leave Python.

@@ -17,7 +17,8 @@ from hast_lightning.loss_scaling import LEAST_SCALE, LossScaling, spoil_gradient
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.resumable import SOURCE_OPTIMIZER, STUDENT_OPTIMIZER
 from hast_lightning.schedule import Action
-from tests.small_runs import build_module, fit, small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import build_module, fit, small
 
 HALF = "trainer.precision=16-mixed"
 INITIAL_SCALE = 2.0**16

@@ -32,7 +32,8 @@ from hast_lightning.schedule import build_schedule
 from hast_lightning.synthesis.factory import build_source
 from hast_lightning.synthesis.generator import ConditionalGenerator
 from hast_lightning.synthesis.image_bank import ImageBank
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small
 
 OWN_CALIBRATION = "synthesis.calibration.source=synthesis"
 

@@ -36,8 +36,15 @@ from hast_lightning.run_folder import (
 )
 from hast_lightning.synthesis.generator import ConditionalGenerator
 from hast_lightning.synthesis.image_bank import ImageBank
-from tests.command_line import CALIBRATION_STEPS, STUDENT_STEPS, SYNTHESIS_STEPS, TINY, call
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, small, undisturbed_torch
+from tests.command_line import (
+    CALIBRATION_STEPS,
+    STUDENT_STEPS,
+    SYNTHESIS_STEPS,
+    TINY,
+    call,
+    undisturbed_torch,
+)
+from tests.small_runs import ALTERNATING, GENERATOR, build_module, small
 
 STUDENT_FILE = "student.safetensors"
 TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}

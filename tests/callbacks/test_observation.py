@@ -14,7 +14,8 @@ from hast_lightning.config import Config
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.random_streams import random_streams
 from hast_lightning.reporting.media import Media
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import undisturbed_torch
 from tests.composition import composed
 from tests.docs.snippets import ROOT, Block, Reader, blocks, check, commands
-from tests.small_runs import undisturbed_torch
 
 PAGES = [
     path

@@ -8,7 +8,8 @@ import pytest
 
 from hast_lightning import pipeline
 from hast_lightning.reporting.result import Result
-from tests.small_runs import small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import small
 
 LONG_COMMAND = f"python -m hast_lightning recipe={'a_very_long_name_' * 12} 'and' <quotes>"
 

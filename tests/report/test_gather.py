@@ -24,9 +24,9 @@ from hast_lightning.report.samples import FEWEST, MOST, look_at, sample_count
 from hast_lightning.reporting.result import Result
 from hast_lightning.run_folder import REPORT_FILE
 from hast_lightning.synthesis.objectives import difficulty
-from tests.command_line import STUDENT_STEPS
+from tests.command_line import STUDENT_STEPS, undisturbed_torch
 from tests.report.pages import Page
-from tests.small_runs import small, undisturbed_torch
+from tests.small_runs import small
 
 WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
 

@@ -20,7 +20,8 @@ from hast_lightning.reporting.description import Description
 from hast_lightning.reporting.loggers import WANDB_ID_FILE, build_loggers, read_wandb_id
 from hast_lightning.reporting.result import Result
 from hast_lightning.run_folder import SAMPLES_FILE
-from tests.small_runs import build_module, small, undisturbed_torch
+from tests.command_line import undisturbed_torch
+from tests.small_runs import build_module, small
 from tests.wandb_files import WandbRun, read_wandb_run, read_wandb_runs
 
 LOGGED = ("logger.name=wandb", "logger.tags=[trial]", "callbacks.media_every_n_steps=3")

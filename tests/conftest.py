@@ -1,0 +1,40 @@
+"""What makes the tests quicker, and leaves what they test as it is."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+LONGEST_FIRST = (
+    "test_bad_input.py",
+    "test_resume.py",
+    "test_devices.py",
+    "test_snippets.py",
+    "test_pipeline.py",
+    "test_experiments.py",
+    "test_cli.py",
+    "test_reliability.py",
+    "test_sweeps.py",
+    "test_artefacts.py",
+    "test_any_network.py",
+    "test_benchmarks.py",
+    "test_wheel.py",
+)
+"""Files that take long: begun last, one of them would keep a process busy while others wait."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_configure() -> None:
+    """Have garbage collected less often.
+
+    A configuration is thousands of small objects: while one is composed the collector would run
+    again and again through all that torch consists of.
+    """
+    gc.set_threshold(100_000, 50, 100)
