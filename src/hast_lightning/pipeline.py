@@ -38,6 +38,7 @@ from hast_lightning.reporting.loggers import (
     build_loggers,
     finish_loggers,
     log_evaluation,
+    require_logger,
     show_media,
 )
 from hast_lightning.reporting.result import Result
@@ -106,6 +107,7 @@ def carry_out(
         refuse_used(folder)
     prepare_torch(config)
     require_device(config.trainer)
+    require_logger(config.logger)
     prepared = build(config, folder, Origin(command, git_commit(), versions()), network, data)
     require_exportable(prepared)
     if first:
@@ -125,6 +127,7 @@ def resume(folder: Path) -> Result | None:
     config, origin = reopen(folder, versions())
     prepare_torch(config)
     require_device(config.trainer)
+    require_logger(config.logger)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     prepared = build(config, folder, origin)
     require_exportable(prepared)

@@ -220,7 +220,7 @@ def _save_resnet18(path: Path) -> None:
 
 
 def _save_resnet20(path: Path) -> None:
-    torch.save(CifarResNet(20).state_dict(), path)
+    torch.save(CifarResNet(20, num_classes=10).state_dict(), path)
 
 
 def _save_images(path: Path) -> None:

@@ -7,6 +7,7 @@ import netrc
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -27,6 +28,19 @@ WANDB_ID_FILE = "wandb_id.txt"
 WANDB_ID = re.compile(r"[^:;,#?/'\s]{1,128}")
 
 
+def require_logger(config: LoggerConfig) -> None:
+    """Refuse a logger that cannot be used here.
+
+    Raises:
+        ConfigurationError: its package is not installed.
+    """
+    if config.name == "tensorboard" and find_spec("tensorboard") is None:
+        raise ConfigurationError(
+            "logger=tensorboard needs the package tensorboard: pip install "
+            "'hast-lightning[tensorboard]'"
+        )
+
+
 def build_loggers(
     config: LoggerConfig,
     folder: Path,
@@ -43,9 +57,6 @@ def build_loggers(
         schedule: Has the step counters that metrics are drawn over.
         done: Iterations that a resumed run has behind it; what ``metrics.csv`` has of them is
             kept.
-
-    Raises:
-        ConfigurationError: the package of the chosen logger is not installed.
     """
     # It flushes by the number of the step, of which only every so many are logged: by its
     # default of 100 it would never come to it before the end.
@@ -57,7 +68,7 @@ def build_loggers(
         csv_logger.save()
     loggers: list[Logger] = [csv_logger]
     if config.name == "tensorboard":
-        loggers.append(_tensorboard(folder, schedule))
+        loggers.append(StageTensorBoardLogger(folder, schedule))
     # Of the processes of a run only the first has a run of wandb's: the others log nothing.
     if config.name == "wandb" and not getattr(rank_zero_only, "rank", 0):
         loggers.append(_wandb(config, folder, description, schedule))
@@ -109,16 +120,6 @@ def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if finish is not None:
             finish(exit_code=0 if succeeded else 1)
-
-
-def _tensorboard(folder: Path, schedule: Schedule) -> Logger:
-    try:
-        return StageTensorBoardLogger(folder, schedule)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            "logger=tensorboard needs the package tensorboard: pip install "
-            "'hast-lightning[tensorboard]'"
-        ) from error
 
 
 def _wandb(
