@@ -19,8 +19,13 @@ from tests.export.test_packed import DESCRIPTION
 IMAGES = 32
 DEPLOY = {"deployable": True, "include_zero": True}
 # One cheap case of everything peculiar: a max-pool behind 4-bit integers, grids without zero in
-# them, squeeze-and-excite, integers of the engine's own.
-QUICK = (("resnet", 3, {}), ("mobilenet_v3", 4, {}), ("cifar_resnet", 8, DEPLOY))
+# them, squeeze-and-excite, integers of the engine's own (at 5 bits without, at 8 with its bias).
+QUICK = (
+    ("resnet", 3, {}),
+    ("mobilenet_v3", 4, {}),
+    ("cifar_resnet", 5, DEPLOY),
+    ("cifar_resnet", 8, DEPLOY),
+)
 MEDIAN_DEVIATION = 0.02
 """Of an image's logits, relative to the largest logit. A value next to the border between two
 roundings may fall to the other side in another engine, and then an image deviates by a step: that
@@ -42,10 +47,12 @@ def check_onnx(
         expected = student(images)
     found = open_artefact(path)[0](images)
     assert deviations(found, expected).median() < MEDIAN_DEVIATION
-    # Random weights leave some images undecided; those that are decided stay so.
+    # With random weights all images may be of one class: what they share is taken away, as another
+    # bias of the last layer would. Some images stay undecided; the others keep their class.
+    found, expected = found - expected.mean(dim=0), expected - expected.mean(dim=0)
     best = expected.topk(2, dim=1).values
     decided = (best[:, 0] - best[:, 1]) > 0.1 * expected.abs().max()
-    assert decided.any()
+    assert int(decided.sum()) >= IMAGES // 4
     agreeing = found.argmax(dim=1) == expected.argmax(dim=1)
     assert int((~agreeing & decided).sum()) <= 1
 

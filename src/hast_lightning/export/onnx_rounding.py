@@ -85,7 +85,8 @@ class _Rounding:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, FrozenWeight] = {}
         self.steps: dict[str, float] = {}
-        """Values whose zero is an integer of their grid, and its scale."""
+        """Scales of values with which engines compute in integers: of all 8 bits, with zero on the
+        grid. Layers behind others run in floating point, where a rounded bias would only cost."""
 
     def apply(self) -> None:
         """Rewrite the graph."""
@@ -146,7 +147,8 @@ class _Rounding:
         if not 0 <= zero_point <= largest:
             self._shifted(name, activation, ends, kind, x, output)
             return
-        if width == 4 or largest < kind.largest:
+        clipped = width == 4 or largest < kind.largest
+        if clipped:
             x = self._clip(f"{name}.clipped", x, ends * activation.scale)
         grid = [
             self._floats(f"{name}.scale", activation.scale),
@@ -154,7 +156,8 @@ class _Rounding:
         ]
         self._add("QuantizeLinear", [x, *grid], f"{name}.integers")
         self._add("DequantizeLinear", [f"{name}.integers", *grid], output)
-        self.steps[output] = scale
+        if not clipped:
+            self.steps[output] = scale
 
     def _shifted(
         self,
