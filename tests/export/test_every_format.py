@@ -26,10 +26,13 @@ QUICK = (
     ("cifar_resnet", 5, DEPLOY),
     ("cifar_resnet", 8, DEPLOY),
 )
-MEDIAN_DEVIATION = 0.02
+MEDIAN_DEVIATION = 1e-5
 """Of an image's logits, relative to the largest logit. A value next to the border between two
-roundings may fall to the other side in another engine, and then an image deviates by a step: that
-is rare with few bits, and small with many."""
+roundings may fall to the other side in another engine, and an image then deviates by steps:
+that is rare, and so the median is that of sums in another order."""
+MEDIAN_DEVIATION_IN_INTEGERS = 0.02
+"""The same at 8 bits, where the engine computes in integers and rounds biases, which the student
+does not."""
 
 
 def deviations(found: Tensor, expected: Tensor) -> Tensor:
@@ -46,15 +49,15 @@ def check_onnx(
     with torch.no_grad():
         expected = student(images)
     found = open_artefact(path)[0](images)
-    assert deviations(found, expected).median() < MEDIAN_DEVIATION
-    # With random weights all images may be of one class: what they share is taken away, as another
-    # bias of the last layer would. Some images stay undecided; the others keep their class.
-    found, expected = found - expected.mean(dim=0), expected - expected.mean(dim=0)
+    deviation = deviations(found, expected)
+    assert deviation.median() < (MEDIAN_DEVIATION if bits < 8 else MEDIAN_DEVIATION_IN_INTEGERS)
+    # Random weights leave some images undecided; those that are decided stay so.
     best = expected.topk(2, dim=1).values
     decided = (best[:, 0] - best[:, 1]) > 0.1 * expected.abs().max()
-    assert int(decided.sum()) >= IMAGES // 4
     agreeing = found.argmax(dim=1) == expected.argmax(dim=1)
     assert int((~agreeing & decided).sum()) <= 1
+    # A network that says nearly the same of all images may decide none: then every logit counts.
+    assert decided.any() or deviation.max() < MEDIAN_DEVIATION_IN_INTEGERS / 2
 
 
 def test_the_configuration_has_every_format() -> None:

@@ -58,6 +58,7 @@ def clean_copy(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
         raise ModelError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is damaged or no torch.export program: {error}") from error
+    # zipfile's: a compression it does not know, an archive with a password.
     except (RecursionError, NotImplementedError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
 

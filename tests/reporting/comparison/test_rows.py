@@ -12,6 +12,7 @@ from hast_lightning.reporting.comparison.rows import Row, Spread, best, publishe
 from hast_lightning.reporting.comparison.runs import FinishedRun, collect
 from hast_lightning.reporting.comparison.tables import as_csv, as_html, as_latex, as_markdown
 from hast_lightning.reporting.result import Result
+from tests.docs.snippets import ROOT
 from tests.reporting.test_table import make_result
 
 
@@ -29,6 +30,14 @@ RESULTS = [
 
 
 RUNS = [FinishedRun(result) for result in RESULTS]
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/results"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_row_of_a_study_in_the_repository_has_every_seed_once(study: Path) -> None:
+    """Or else results of different settings would be averaged as if they were seeds."""
+    for row in summarize(collect([study])):
+        assert len(set(row.seeds)) == len(row.seeds), row
 
 
 def test_seeds_of_a_recipe_are_one_row() -> None:
