@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -108,5 +109,8 @@ def test_an_image_of_too_many_pixels_is_named(
 
 def test_a_damaged_image_is_named(folder: Path) -> None:
     (folder / "n02" / "0.png").write_bytes(b"no image")
+    before = multiprocessing.active_children()
     with pytest.raises(DataError, match=r"n02/0\.png"):
         list(load(folder))
+    # Nor does a process that reads images stay behind.
+    assert multiprocessing.active_children() == before

@@ -54,7 +54,10 @@ class ImageFolderData:
         except DataError as error:
             # What a worker process raised comes back with its stack trace in front.
             reason = str(error).strip().splitlines()[-1].rpartition("DataError: ")[-1]
-            raise DataError(f"data.path={self._dataset.root} has a bad image: {reason}") from error
+            # Its traceback and the frames in it hold each other and the loader, which would live on
+            # until garbage is collected, and then wait five seconds for each of its processes.
+            cause = error.with_traceback(None)
+            raise DataError(f"data.path={self._dataset.root} has a bad image: {reason}") from cause
 
 
 def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFolderData:
