@@ -310,7 +310,7 @@ def test_two_training_steps(name: str) -> None:
     assert {"stem.weight", "depthwise.weight", "linear.weight", "bn.weight"} <= moved
     steps = {name for name, p in after.items() if any(p is s for s in step_parameters(student))}
     assert bool(steps) == ("lsq" in name)
-    assert {name for name in steps if name.endswith("step_size")} <= moved
+    assert {name for name in steps if name.endswith("relative_step_size")} <= moved
     assert all(quantizer.scale > 0 for quantizer in activation_quantizers(student))
     for _, layer in quantized_layers(student):
         assert (layer.weight_quantizer.parameters_of(layer.weight).scale > 0).all()
@@ -335,7 +335,7 @@ def test_held_weights_change_no_gradient(name: str, gradient: str) -> None:
     for key, value in found[0].items():
         other = found[1][key]
         if value is None:  # an offset that stays zero
-            assert key.endswith(".offset")
+            assert key.endswith(".relative_offset")
             assert other is None
         else:
             assert other is not None

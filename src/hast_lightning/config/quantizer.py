@@ -65,7 +65,10 @@ class QuantizerConfig:
     overrides: list[LayerBitsConfig] = field(default_factory=list)
     """Bits of single layers; of several entries that match a layer the last one counts."""
     step_lr_multiplier: float = 1.0
-    """Learning rate of learned step sizes, as a multiple of the student's (``lsq`` only)."""
+    """Learning rate of learned step sizes, as a multiple of the student's (``lsq`` only).
+
+    Step sizes are learned in units of what they are at first, so that with Adam a rate of 1e-3 is
+    a thousandth of each a step."""
 
     def __post_init__(self) -> None:
         require_choice("quantizer.name", self.name, QUANTIZERS)

@@ -14,10 +14,10 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.lsq import (
     gradient_scale,
+    in_units_of,
     integer_zero_point,
     learned_fake_quantize,
     positive,
-    scale_gradient,
 )
 from hast_lightning.quantization.ranges import AffineParameters
 from hast_lightning.quantization.search import least_squares
@@ -29,6 +29,8 @@ LR_MULTIPLIER = "lr_multiplier"
 class LearnedWeightQuantizer(WeightQuantizer):
     """Symmetric, with one learned step size per output channel (LSQ).
 
+    The parameter is a multiple of the step size at the start (see :func:`lsq.in_units_of`).
+
     Args:
         bits: 2 to 8.
         weight: What it is for, (out_channels, ...): step sizes start where the squared error
@@ -37,23 +39,29 @@ class LearnedWeightQuantizer(WeightQuantizer):
             ``pass_through``.
     """
 
+    first_step_size: Tensor
+
     def __init__(self, bits: int, weight: Tensor, gradient: str = "clipped") -> None:
         super().__init__(
             bits, include_zero=True, symmetric=True, find=least_squares, gradient=gradient
         )
-        self.step_size = nn.Parameter(super().parameters_of(weight).scale)
+        self.register_buffer("first_step_size", super().parameters_of(weight).scale.detach())
+        self.relative_step_size = nn.Parameter(torch.ones_like(self.first_step_size))
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Scale and zero point, (out_channels, 1, ...); the weights themselves do not matter."""
-        return self._centred(positive(self.step_size.detach()))
+        return self._centred(self._step_size().detach())
 
     def forward(self, weight: Tensor) -> Tensor:
         """The rounded weights, with LSQ's gradients of weights and step sizes."""
         highest = 2 ** (self.bits - 1) - 1
         g = gradient_scale(weight[0].numel(), highest)
-        parameters = self._centred(positive(scale_gradient(self.step_size, g)))
+        parameters = self._centred(self._step_size(g))
         rounded = None if self._held is None else self._held.value
         return learned_fake_quantize(weight, *parameters, self.bits, self.gradient, rounded)
+
+    def _step_size(self, g: float = 1.0) -> Tensor:
+        return positive(in_units_of(self.first_step_size, self.relative_step_size, g))
 
     def _centred(self, scale: Tensor) -> AffineParameters:
         return AffineParameters(scale, torch.full_like(scale, 2 ** (self.bits - 1)))
@@ -62,24 +70,26 @@ class LearnedWeightQuantizer(WeightQuantizer):
 class LearnedActivationQuantizer(ActivationQuantizer):
     """Calibrated like any other, and trained from there: LSQ, with LSQ+'s offset.
 
-    Where the calibrated range begins at zero, as behind a ReLU, the offset stays zero.
+    Where the calibrated range begins at zero, as behind a ReLU, the offset stays zero. The
+    parameters are the step size in units of the calibrated one, and the offset in units of the
+    calibrated range.
     """
 
-    step_size: nn.Parameter
-    offset: nn.Parameter
-    calibrated: Tensor
+    relative_step_size: nn.Parameter
+    relative_offset: nn.Parameter
+    first_step_size: Tensor
 
     def _allocate(self) -> None:
         # They exist before their values are known: optimizers are built before calibration.
-        self.step_size = nn.Parameter(torch.ones(()))
-        self.offset = nn.Parameter(torch.zeros(()))
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        self.relative_step_size = nn.Parameter(torch.ones(()))
+        self.relative_offset = nn.Parameter(torch.zeros(()))
+        self.register_buffer("first_step_size", torch.full((), torch.nan))
         # Whether the offset is learned; beside the parameter, so that no pass has to look.
         self._shifted = False
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._shifted = bool(self.offset != 0)
+        self._shifted = bool(self.relative_offset != 0)
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
@@ -95,24 +105,29 @@ class LearnedActivationQuantizer(ActivationQuantizer):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Start training from the range ``[low, high]`` (scalars), and quantize from now on."""
         scale, zero_point = self.grid.parameters(low, high)
-        self.step_size.copy_(scale)
-        self.offset.copy_(-zero_point * scale)
+        self.first_step_size.copy_(scale)
+        self.relative_step_size.fill_(1)
+        self.relative_offset.copy_(-zero_point / self._steps)
         self._shifted = bool(zero_point != 0)
-        self.calibrated.fill_(True)
         self.mode = ActivationMode.QUANTIZE
 
     def quantize(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x`` (N, ...), with LSQ's gradients."""
-        parameters = self._learned_parameters(gradient_scale(x[0].numel(), 2**self.bits - 1))
+        parameters = self._learned_parameters(gradient_scale(x[0].numel(), self._steps))
         return learned_fake_quantize(x, *parameters, self.bits, self.gradient)
 
+    @property
+    def _steps(self) -> int:
+        return int(2**self.bits - 1)
+
     def _learned_parameters(self, g: float = 1.0) -> AffineParameters:
-        scale = positive(scale_gradient(self.step_size, g))
-        zero_point = torch.zeros_like(self.offset)
+        first = self.first_step_size
+        scale = positive(in_units_of(first, self.relative_step_size, g))
+        zero_point = torch.zeros_like(self.relative_offset)
         if self._shifted:
-            offset = scale_gradient(self.offset, g)
+            offset = in_units_of(self._steps * first, self.relative_offset, g)
             zero_point = integer_zero_point(offset, scale, self.bits, self.include_zero)
-        return AffineParameters(scale.where(self.calibrated, torch.nan), zero_point)
+        return AffineParameters(scale, zero_point)
 
 
 def step_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -85,7 +85,7 @@ class _ScaledGradient(torch.autograd.Function):
     """The value itself; its gradient times a constant."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor
         return value.view_as(value)
 
@@ -121,10 +121,27 @@ def gradient_scale(values: int, highest: int) -> float:
     return 1 / math.sqrt(values * highest)
 
 
-def scale_gradient(value: Tensor, factor: float) -> Tensor:
-    """``value``, whose gradient is multiplied by ``factor``."""
+def scale_gradient(value: Tensor, factor: float | Tensor) -> Tensor:
+    """``value``, whose gradient is multiplied by ``factor``, a number or of its shape."""
     result: Tensor = _ScaledGradient.apply(value, factor)
     return result
+
+
+def in_units_of(unit: Tensor, multiple: Tensor, g: float) -> Tensor:
+    """``unit * multiple``, where ``multiple`` is learned and ``unit`` is not.
+
+    Adam moves every parameter by about its learning rate, whatever the gradient's size: a step
+    size of 0.004, of a weight at 8 bits, would be another one after a few steps at 1e-3. In units
+    of what it was at first the rate is a relative one, the same for all widths (for which Jain et
+    al., MLSys 2020, learn logarithms). The gradient is divided by the square of the unit, so that
+    SGD does what it does in the paper, with ``g`` times the gradient of the product.
+
+    Args:
+        unit: Not zero.
+        multiple: Of the same shape.
+        g: LSQ's factor of the gradient.
+    """
+    return unit * scale_gradient(multiple, g / unit.square())
 
 
 def positive(step_size: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 BITS_IN_NAME = re.compile(r"_w\d+a\d+")
 PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
 PAPER_MARKERS = "sDv^<>ph*X"
+LEGEND_CHARACTERS = 100
+TICK_CHARACTERS = 40
+LINE_HEIGHT = 0.17
+"""Of small print, in inches."""
 
 
 def plots(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -76,7 +81,7 @@ def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
     axes.set_xticks(range(len(widths)), [f"{weights}/{acts}" for weights, acts in widths])
     axes.set(xlabel="bits of weights / activations", ylabel=_measure(ours[0]))
     axes.set_title(ours[0].model)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    _legend_below(figure)
     return figure
 
 
@@ -94,7 +99,7 @@ def _label(row: Row) -> str:
 
 
 def _against_seconds(ours: Sequence[Row]) -> Figure:
-    figure, axes = _figure(7.2, max(4.2, 0.22 * len(ours) + 1))
+    figure, axes = _figure(7.2, 4.2)
     for number, row in enumerate(ours):
         if row.seconds is None or row.score is None:
             continue
@@ -112,8 +117,21 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
     _teacher_line(axes, ours, horizontal=True)
     axes.set(xlabel="seconds of a run", ylabel=_measure(ours[0]), title=ours[0].model)
     axes.set_xlim(left=0)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    _legend_below(figure)
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """A column of wrapped labels, for which the figure grows: settings may be long."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    labels = [_wrapped(label, LEGEND_CHARACTERS) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * lines)
+    figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize="small")
+
+
+def _wrapped(text: str, characters: int) -> str:
+    return textwrap.fill(text, characters)
 
 
 def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int]], list[Row]]:
@@ -127,24 +145,35 @@ def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int]], list[Ro
 def _ablation_bars(group: Sequence[Row]) -> Figure:
     """Bars from the fewest parts at the top to all of them at the bottom."""
     rows = sorted(group, key=lambda row: (_parts(row), row.settings))
-    figure, axes = _figure(7.2, 0.42 * len(rows) + 1.3)
+    names = [_wrapped(row.settings, TICK_CHARACTERS) for row in rows]
+    lines = sum(name.count("\n") for name in names)
+    figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
     means, deviations = _points(rows)
     colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
     errors = deviations if any(deviations) else None
-    bars = axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
-    axes.bar_label(bars, labels=[str(row.score) for row in rows], padding=4, fontsize="small")
-    axes.set_yticks(range(len(rows)), [row.settings for row in rows])
+    axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
+    for place, row in enumerate(rows):
+        # In a column beside the axes, where no line crosses them.
+        axes.annotate(
+            str(row.score),
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize="small",
+        )
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     start = _cut(means, deviations)
     top = max([mean + deviation for mean, deviation in zip(means, deviations, strict=True)])
     teacher = rows[0].teacher.mean if rows[0].teacher else top
-    axes.set_xlim(start, max(top, teacher) + 0.18 * (max(top, teacher) - start))
+    axes.set_xlim(start, max(top, teacher) + 0.04 * (max(top, teacher) - start))
     _teacher_line(axes, rows, horizontal=False)
     note = f" (the axis begins at {start:g})" if start else ""
     first = rows[0]
     axes.set_xlabel(_measure(first) + note)
-    axes.set_title(f"{first.name}, {first.model}, W{first.bits[0]}A{first.bits[1]}")
+    title = f"{first.name}, {first.model}, W{first.bits[0]}A{first.bits[1]}"
+    axes.set_title(title, pad=16)  # above the name of the line
     return figure
 
 
@@ -173,10 +202,9 @@ def _teacher_line(axes: Axes, rows: Sequence[Row], horizontal: bool) -> None:
             "full precision",
             (teacher.mean, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, -3),
+            xytext=(0, 2),
             textcoords="offset points",
-            ha="right",
-            va="top",
-            rotation=90,
+            ha="center",
+            va="bottom",
             fontsize="x-small",
         )
