@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
-from hast_lightning import cli, pipeline
+from hast_lightning import cli, pipeline, sweeps
 from hast_lightning.config import Config
 from tests.command_line import TINY, call
 
@@ -66,6 +68,29 @@ def test_jobs_run_in_parallel_and_one_that_is_refused_takes_none_down(tmp_path: 
     assert finished.status == cli.USER_ERROR_STATUS, finished
     assert "1 job of the sweep" in finished.err
     assert (tmp_path / "sweep" / "1" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("process", "devices", "taken"),
+    [
+        *[("LokyProcess-1", "4,5", "4"), ("LokyProcess-2", "4,5", "5")],
+        ("LokyProcess-3", "4,5", "4"),  # more processes than devices share them
+        *[("LokyProcess-2", "7", "7"), ("LokyProcess-1", "", "")],
+        ("MainProcess", "4,5", "4,5"),
+    ],
+)
+def test_each_process_of_joblib_takes_a_device_of_its_own(
+    process: str, devices: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sweeps.DEVICES, devices)
+    monkeypatch.setattr(multiprocessing.current_process(), "name", process)
+    sweeps.take_own_device()
+    assert os.environ[sweeps.DEVICES] == taken
+
+
+def test_joblib_still_names_its_processes_so() -> None:
+    loky = pytest.importorskip("joblib.externals.loky.backend.process")
+    assert sweeps.WORKER.match(loky.LokyProcess().name)
 
 
 def test_a_search_maximizes_the_agreement(tmp_path: Path) -> None:
