@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hast_lightning
@@ -16,7 +17,7 @@ from hast_lightning.config import ModelConfig
 from hast_lightning.data.evaluation import digits
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
 from hast_lightning.models import zoo
-from tests.command_line import TINY
+from tests.command_line import TINY, call
 
 README = Path(__file__).parents[2] / "README.md"
 SHORT = [*TINY, "trainer.threads=1"]
@@ -58,6 +59,18 @@ def test_a_saved_network_predicts_the_same(
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["network.safetensors"]
     with pytest.raises(DataError, match=r"result.json"):
         _ = loaded.result
+
+
+def test_a_named_network_becomes_what_it_becomes_on_the_command_line(tmp_path: Path) -> None:
+    bits = ("quantizer.weight_bits=3", "quantizer.activation_bits=4")
+    typed = call(*SHORT, *bits, "data=none", "hydra.run.dir=typed", folder=tmp_path)
+    assert typed.status == 0, typed
+    quantize("digits", (3, 4), overrides=SHORT, folder=tmp_path / "called")
+    first, second = (
+        load_file(tmp_path / name / "student.safetensors") for name in ("typed", "called")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_bytes_are_pixels(quantized: QuantizedModel) -> None:

@@ -91,7 +91,10 @@ def quantize(
         command = _command(config, recipe, overrides)
         pretrained = _pretrained(network, config, input_shape)
         images = None if data is None or isinstance(data, str) else GivenData(data, pretrained)
-        run, result = carry_out(config, path, command, pretrained, images)
+        # One that has a name is loaded again, behind the seed, as the command line does: what a
+        # network draws while it is built is part of the run's random stream.
+        handed_over = None if isinstance(network, str) else pretrained
+        run, result = carry_out(config, path, command, handed_over, images)
         return _quantized(run, result)
 
 
