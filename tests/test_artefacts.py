@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
+from torch import Tensor, nn
 
 from hast_lightning import artefacts, pipeline
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError, ExportError
 from hast_lightning.export.artefact import open_artefact
 from hast_lightning.export.frozen import FrozenActivation
+from hast_lightning.export.parity import Parity, compare
 from hast_lightning.reporting.result import ExportRecord, Result
 from tests.command_line import undisturbed_torch
 from tests.small_runs import small
@@ -90,6 +92,26 @@ def test_a_limit_on_the_images(tmp_path: Path) -> None:
     )
     assert result is not None
     assert result.exports["packed"]["images"] == 300
+
+
+def test_a_student_in_another_memory_format_is_compared_in_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where convolutions would add in another order, and a few images of a thousand differ."""
+    compared: list[bool] = []
+
+    def spy(
+        exported: Callable[[Tensor], Tensor], student: nn.Module, batches: Iterable[Tensor]
+    ) -> Parity:
+        compared.extend(weight.is_contiguous() for weight in student.parameters())
+        return compare(exported, student, batches)
+
+    monkeypatch.setattr(artefacts, "compare", spy)
+    settings = config("trainer.channels_last=true", "export.formats=[packed]")
+    result = pipeline.run(settings, tmp_path, "typed")
+    assert result is not None
+    assert result.exports["packed"]["largest_logit_difference"] == 0
+    assert compared and all(compared)
 
 
 def test_no_file_where_none_is_wanted(tmp_path: Path) -> None:

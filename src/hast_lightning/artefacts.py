@@ -87,7 +87,10 @@ def export_student(run: Run) -> Exported:
     formats = _formats(run)
     if not formats:
         return Exported(records, failures)
+    # As the files have it, too: in another memory format convolutions add in another order, and at
+    # few bits a value that rounds otherwise decides an undecided image.
     student = copy.deepcopy(run.module.student).cpu().eval()
+    student.to(memory_format=torch.contiguous_format)
     for name in formats:
         try:
             records[name] = _export(run, name, student)
