@@ -5,13 +5,14 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+RAY := .venv-ray
 COMPATIBILITY := tests/api tests/export/test_packed.py tests/quantization/test_convert.py
 
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-oldest lint typecheck bench docs clean
+.PHONY: help setup run test test-slow test-oldest test-ray lint typecheck bench docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
@@ -37,6 +38,14 @@ test-oldest: $(STAMP) ## Run a short set of tests with the oldest supported vers
 		-e '.[onnx,paper,tensorboard,timm]'
 	$(BIN)/uv pip install --python $(OLDEST)/bin/python pytest pytest-timeout
 	$(OLDEST)/bin/python -m pytest -q -o filterwarnings=default $(COMPATIBILITY)
+
+# The packages that Ray's launcher holds back are left out of the exact versions.
+test-ray: $(STAMP) ## Run the tests of launchers with Ray, which needs an environment of its own
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(RAY)
+	grep -vE '^(cloudpickle|joblib|python-dateutil)==' constraints.txt > $(RAY)/constraints.txt
+	$(BIN)/uv pip install --python $(RAY)/bin/python -c $(RAY)/constraints.txt \
+		-e '.[ray,sweeps]' pytest pytest-timeout
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -rs tests/test_launchers.py
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check src tests benchmarks experiments docs

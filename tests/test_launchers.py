@@ -1,8 +1,11 @@
-"""Launchers of a sweep without a cluster: what SLURM is handed, and what its jobs then do."""
+"""Launchers of a sweep: what SLURM is handed and what its jobs then do, and Ray for real."""
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -11,9 +14,10 @@ from typing import Any
 
 import pytest
 from hydra.core.singleton import Singleton
+from omegaconf import OmegaConf
 
-from hast_lightning import cli, pipeline
-from hast_lightning.config import Config
+from hast_lightning import cli, pipeline, sweeps
+from hast_lightning.config import Config, one_line
 from hast_lightning.errors import ConfigurationError
 from tests.command_line import TINY, call
 
@@ -108,6 +112,12 @@ def test_a_job_that_is_refused_on_slurm_is_listed_and_takes_none_down(
     assert [config.seed for config, _ in cluster.jobs] == [12, 14]
 
 
+def test_jobs_may_be_asked_to_work_in_their_folders(cluster: Cluster, tmp_path: Path) -> None:
+    finished = call("-m", "seed=1,2", "hydra.job.chdir=true", *SLURM, *TINY, folder=tmp_path)
+    assert finished.status == 0, finished
+    assert len(cluster.jobs) == 2
+
+
 def test_a_key_that_the_launcher_does_not_have_is_refused_before_anything_is_submitted(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -116,11 +126,95 @@ def test_a_key_that_the_launcher_does_not_have_is_refused_before_anything_is_sub
     assert not (tmp_path / "commands" / "batch").exists()
 
 
-def test_ray_is_named_with_its_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["ray", "ray_cluster"])
+def test_ray_is_named_with_its_extra(launcher: str, tmp_path: Path) -> None:
     if find_spec("hydra_plugins.hydra_ray_launcher"):
         pytest.skip("the launcher for Ray is installed, so nothing is missing to be named")
-    line = call("-m", "seed=1,2", "hydra/launcher=ray", folder=tmp_path).refusal()
-    assert line == "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
+    line = call("-m", "seed=1,2", f"hydra/launcher={launcher}", folder=tmp_path).refusal()
+    assert line == "ray needs a plugin of Hydra: pip install 'hast-lightning[ray]'"
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster of this machine alone, which counts two GPUs whether there are any or not."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="make test-ray has it")
+    with pytest.MonkeyPatch.context() as patch:
+        # Without it Ray leaves a token in the home folder.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        from ray.cluster_utils import Cluster as RayCluster
+
+        cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2})
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster.address
+        cluster.shutdown()
+
+
+def in_a_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hast_lightning", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_address")
+def test_a_ray_cluster_runs_the_jobs_on_one_device_each_and_lists_the_one_that_is_refused(
+    tmp_path: Path,
+) -> None:
+    finished = in_a_process(
+        *("-m", "quantizer.weight_bits=2,9,3", *TINY, "run=[synthesize]"),
+        *("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_cpus=1"),
+        *("hydra.sweep.dir=sweep", "logger.tags=['${oc.env:CUDA_VISIBLE_DEVICES}']"),
+        folder=tmp_path,
+    )
+    assert finished.returncode == cli.USER_ERROR_STATUS, finished
+    assert "1 job of the sweep" in finished.stderr
+    assert "quantizer.weight_bits=9" in finished.stderr
+    assert not (tmp_path / "sweep" / "1" / "config.yaml").exists()
+    for job in ("0", "2"):
+        assert (tmp_path / "sweep" / job / "samples.safetensors").is_file()
+        # Written by the job, from the environment that Ray gave it.
+        (device, _) = OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").logger.tags
+        assert device in ("0", "1")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_address")
+def test_a_machine_without_the_folder_of_the_sweep_ends_it_in_one_line(tmp_path: Path) -> None:
+    variables = "hydra.launcher.ray.init.runtime_env.env_vars"
+    finished = in_a_process(
+        *("-m", "seed=1,2", *TINY, "hydra/launcher=ray_cluster"),
+        *("hydra.launcher.ray.remote.num_cpus=1", f"{variables}.{sweeps.STARTED_IN}=/nowhere"),
+        *("hydra.sweep.dir=${hydra.runtime.cwd}/sweep",),
+        folder=tmp_path,
+    )
+    assert finished.returncode == cli.USER_ERROR_STATUS, finished
+    assert finished.stderr.splitlines()[-1] == (
+        f"hast-lightning: {tmp_path}: the sweep was started there, but {platform.node()} has no "
+        "such folder: the machines of a cluster have to share it"
+    )
+
+
+@pytest.mark.timeout(300)
+def test_ray_runs_the_jobs_on_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="make test-ray has it")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # "local" even where a cluster is running, which the test before has just left.
+    alone = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=local")
+    small = (*TINY, "run=[synthesize]", "hydra.sweep.dir=sweep")
+    finished = in_a_process("-m", "seed=1,2", *alone, *small, folder=tmp_path)
+    assert finished.returncode == 0, finished
+    for job in ("0", "1"):
+        assert (tmp_path / "sweep" / job / "samples.safetensors").is_file()
+
+
+@pytest.mark.parametrize("error", [ValueError, ConnectionError])
+def test_what_a_launcher_complains_of_is_passed_on(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither taken for a mistyped option nor for a file that the system refused."""
+    monkeypatch.setattr(sys, "argv", ["hast-lightning", "-m", "hydra/launcher=ray", "seed=1,2"])
+    assert one_line(error("no cluster\n  is running")) == "no cluster is running"
 
 
 @pytest.mark.slow

@@ -164,6 +164,9 @@ def main() -> None:
                 remove_made_folder()
             if full_error or not (mendable or sweeps.in_sweep()):
                 raise
+            if isinstance(error, sweeps.FolderNotSharedError):
+                # No record reaches the command line, so Hydra has to carry it.
+                raise
             # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
             # sweep, reports only the first that failed.
             refused = True

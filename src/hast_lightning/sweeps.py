@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +29,16 @@ FAILURE_FILE = "job_failure.json"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 # What joblib's processes are called, in the order in which they were started.
 WORKER = re.compile(r"LokyProcess-(\d+)")
+# Where a sweep was started: conf/hydra/launcher/ray_cluster.yaml tells it to the workers.
+STARTED_IN = "HAST_LIGHTNING_STARTED_IN"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+class FolderNotSharedError(ConfigurationError):
+    """The machine of a job does not have the folder where the sweep was started.
+
+    What happens to the job cannot be written where the sweep would read it.
+    """
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,23 @@ def job_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def enter_folder() -> None:
+    """Work where the sweep was started: a worker of Ray begins where its cluster was started.
+
+    Without that folder it stays where it is, and its jobs are refused by :func:`begin_job`: a
+    worker that fails here would be started again and again.
+    """
+    with suppress(OSError):
+        os.chdir(os.environ[STARTED_IN])
+
+
 def begin_job() -> None:
-    """Give a job its device, and leave a record that only a job which ends can take back."""
+    """Give a job its device, and leave a record that only a job which ends can take back.
+
+    Raises:
+        FolderNotSharedError: the job is on a machine that does not have the folder of the sweep.
+    """
+    _check_folder()
     take_own_device()
     _record()
 
@@ -104,6 +130,18 @@ def end_job() -> None:
 def fail_job(message: str, mendable: bool, traceback: Sequence[str] | None) -> None:
     """The job did not come to its end, for the reason given."""
     _record(message=message, mendable=mendable, traceback=traceback and list(traceback))
+
+
+def _check_folder() -> None:
+    """Refuse a job that would take relative paths, its own folder among them, for others."""
+    settings = HydraConfig.get()
+    wanted = Path(settings.runtime.cwd)
+    is_there = wanted.is_dir() and (settings.job.chdir or wanted.samefile(Path.cwd()))
+    if not is_there:
+        raise FolderNotSharedError(
+            f"{wanted}: the sweep was started there, but {platform.node()} has no such folder: "
+            "the machines of a cluster have to share it"
+        )
 
 
 def _record(**reason: Any) -> None:

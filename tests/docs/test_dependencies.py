@@ -45,6 +45,26 @@ def test_no_package_is_named_that_the_project_does_not_ask_for() -> None:
     assert {word for word in words if "`" not in word} == set(WANTED)
 
 
+EXTRAS_NAMED = re.compile(r"hast-lightning\[([\w,]+)\]")
+
+
+def mentions() -> dict[str, set[str]]:
+    """The files that name extras to install, and the extras."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")]
+    files += [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "src").rglob("*.py")]
+    found = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+    return {
+        name: {extra for group in EXTRAS_NAMED.findall(text) for extra in group.split(",")}
+        for name, text in found.items()
+        if EXTRAS_NAMED.search(text)
+    }
+
+
+@pytest.mark.parametrize(("file", "extras"), mentions().items())
+def test_every_extra_that_a_reader_is_told_to_install_exists(file: str, extras: set[str]) -> None:
+    assert extras <= set(EXTRAS)
+
+
 def test_a_package_that_is_missing_is_noticed() -> None:
     assert "timm" not in named(PAGE.replace("timm", ""))
     assert package("submitit[x]>=1.2; python_version > '3'") == "submitit"

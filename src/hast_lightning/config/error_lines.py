@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import TypeGuard
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,7 @@ MISSING_PLUGIN = re.compile(
 EXTRAS = {
     "optuna": "sweeps",
     "joblib": "sweeps",
+    "ray": "ray",
     "submitit_local": "sweeps",
     "submitit_slurm": "sweeps",
 }
@@ -40,13 +42,20 @@ def one_line(error: BaseException) -> str:
             return place + description
     if type(error) is ValueError and (description := _describe_unknown_option()):
         return description
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
+    if _names_a_file(error):
         return f"the folder or file {error.filename} cannot be used: {error.strerror}"
     line = joined_lines(error)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         reason = joined_lines(error.__cause__)
         return line if reason in line else f"{line}: {reason}"
     return line
+
+
+def _names_a_file(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refused a file; some of Hydra's errors, and lost connections, do not."""
+    if isinstance(error, HydraException) or not isinstance(error, OSError):
+        return False
+    return error.filename is not None
 
 
 def joined_lines(error: BaseException) -> str:
@@ -66,8 +75,6 @@ def joined_lines(error: BaseException) -> str:
 
 def _missing_plugin(name: str) -> str | None:
     """How to install one of Hydra's launchers or sweepers; none of a name that is none."""
-    if name == "ray":
-        return "ray needs the package hydra-ray-launcher: pip install hydra-ray-launcher"
     extra = EXTRAS.get(name)
     return extra and f"{name} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
 
@@ -82,6 +89,8 @@ def _describe_unknown_option() -> str | None:
     for argument in sys.argv[1:]:
         group, _, option = argument.lstrip("+").partition("=")
         options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-        if group and options and option not in options:
+        if not group or group.startswith("hydra/"):
+            continue  # Hydra and its plugins have options of their own.
+        if options and option not in options:
             return f"{argument}: {option} is no option of {group}; it has: {', '.join(options)}"
     return None
