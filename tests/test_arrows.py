@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": BASE
     # Observing looks at images and at what the networks say; what it shows is made there.
     | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
-    | {"reporting.media"},
+    | {"reporting.loggers", "reporting.media"},
     "reporting": PARTS | {"data", "run_folder"},
     "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
     "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},

@@ -247,7 +247,12 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     # Loggers show them together, under the name of the sweep's folder.
     loggers = [OmegaConf.load(job / "config.yaml").logger for job in jobs]
     assert {logger.group for logger in loggers} == {f"digits_w3a3/{sweep.name}"}
-    assert all(list(logger.tags) == ["sweep"] for logger in loggers)
+    combinations = [
+        [f"quantizer.weight_bits={weight}", f"quantizer.activation_bits={activation}"]
+        for weight, activation in ((2, 2), (2, 4), (3, 2), (3, 4))
+    ]
+    assert [list(logger.tags) for logger in loggers] == [["sweep", *own] for own in combinations]
+    assert loggers[1].run_name == f"digits_w3a3/1 {' '.join(combinations[1])}"
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]

@@ -314,7 +314,7 @@ def test_hardness_changes_the_weight_of_the_samples_and_no_other_part_of_the_los
     assert hard["synthesis/bns"] == plain["synthesis/bns"]
     logits = module.teacher(images)
     cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-    assert plain["synthesis/hard_cross_entropy"] == pytest.approx(float(cross_entropy.mean()))
+    assert plain["synthesis/cross_entropy"] == pytest.approx(float(cross_entropy.mean()))
     difficulty = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
     weighted = (difficulty**2 * cross_entropy).mean()
     assert hard["synthesis/hard_cross_entropy"] == pytest.approx(float(weighted), rel=1e-4)

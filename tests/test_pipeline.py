@@ -542,7 +542,8 @@ def test_the_ablation_is_one_multirun(tmp_path: Path) -> None:
             config.distillation.alignment.enabled,
         )
         seen.add((hardness, promotion, alignment))
-        first_losses[hardness].add(rows[0]["synthesis/hard_cross_entropy"])
+        name = "hard_cross_entropy" if hardness else "cross_entropy"
+        first_losses[hardness].add(rows[0][f"synthesis/{name}"])
         terms = {"kd", "alignment"} if alignment else {"kd"}
         expected = terms | ({f"{term}_promoted" for term in terms} if promotion else set())
         logged = {name.partition("/")[2] for name in rows[-1]} - {"", "learning_rate"}

@@ -143,7 +143,8 @@ def compute_synthesis() -> Iterator[tuple[str, Tensor]]:
         loss, values = SynthesisObjective(beta, gamma, 1.0)(logits, labels, statistics)
         loss.backward()
         assert images.grad is not None
-        yield f"hard_loss_{name}", beta * values["hard_cross_entropy"]
+        weighted = values["hard_cross_entropy" if gamma else "cross_entropy"]
+        yield f"hard_loss_{name}", beta * weighted
         yield f"synthesis_grad_{name}", images.grad
 
 

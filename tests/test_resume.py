@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hast_lightning import cli
 from hast_lightning.callbacks.checkpoint import last_whole_checkpoint
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.pipeline import resume
@@ -157,6 +158,16 @@ def kill_and_resume(
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return done
+
+
+def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> None:
+    process = Forked(tmp_path, *ARGUMENTS, "hydra.run.dir=killed")
+    first, last = STAGES["distillation"]
+    assert kill_within(process, tmp_path / "killed", first, last, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == cli.TERMINATED_STATUS, output
+    assert output.splitlines()[-1] == "hast-lightning: terminated"
+    assert "Terminated at step" in (tmp_path / "killed" / "report.html").read_text()
 
 
 def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class WandbRun:
     axes: dict[str, str] = field(default_factory=dict)
     """Step metric by metric, or by pattern of metrics."""
     artifacts: list[Any] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
 
     def series(self, name: str, axis: str) -> list[tuple[float, float]]:
@@ -86,6 +87,8 @@ def _take_in(run: WandbRun, record: Any) -> None:
         run.axes[content.name or content.glob_name] = content.step_metric
     elif kind == "artifact":
         run.artifacts.append(content)
+    elif kind == "summary":
+        run.summary.update(_items(content.update))
     elif kind == "exit":
         run.exit_code = content.exit_code
 

@@ -42,6 +42,7 @@ SWEEP_FLAGS = ("-m", "--multirun")
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
+TERMINATED_STATUS = 143
 
 
 def run_job(composed: DictConfig) -> float | None:
@@ -103,7 +104,10 @@ def _join_sweep(config: Config) -> None:
     if sweeps.in_sweep():
         folder = Path(HydraConfig.get().sweep.dir)
         config.logger.group = config.logger.group or "/".join(folder.parts[-2:])
-        config.logger.tags = [*config.logger.tags, "sweep"]
+        differences = sweeps.differences()
+        config.logger.tags = [*config.logger.tags, "sweep", *differences]
+        name = f"{config.recipe}/{HydraConfig.get().job.num} {' '.join(differences)}".strip()
+        config.logger.run_name = config.logger.run_name or name
 
 
 def _run(config: Config) -> Result | None:
@@ -179,6 +183,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("hast-lightning: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+    except SystemExit as end:
+        # Lightning's, which has no status: whoever ended the run would take it for a success.
+        if type(end).__name__ != "SIGTERMException":
+            raise
+        print("hast-lightning: terminated", file=sys.stderr)
+        sys.exit(TERMINATED_STATUS)
     except Exception as error:
         failed = _list_failures()
         if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from hast_lightning.reporting.loggers import (
     build_loggers,
     finish_loggers,
     log_evaluation,
+    log_summary,
     require_logger,
     show_media,
 )
@@ -62,6 +64,8 @@ from hast_lightning.run_folder import (
 from hast_lightning.schedule import Action
 from hast_lightning.synthesis.objectives import difficulty
 from hast_lightning.trainer import build_trainer, is_first_process, require_device
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config, folder: Path, command: str) -> Result | None:
@@ -168,7 +172,8 @@ def _execute(run: Run, start: Start | None) -> Result | None:
     done = 0 if start is None else start.iteration
     config = run.config
     described = describe(config, run.folder, asdict(run.origin), run.network.checksum)
-    loggers = build_loggers(config.logger, run.folder, described, run.module.schedule, done)
+    quiet = not config.callbacks.progress
+    loggers = build_loggers(config.logger, run.folder, described, run.module.schedule, done, quiet)
     succeeded = False
     try:
         _log_inputs(run, loggers)
@@ -177,6 +182,7 @@ def _execute(run: Run, start: Start | None) -> Result | None:
         succeeded = True
     except BaseException as error:
         _leave_word(run, error)
+        _log_failure(run, loggers, error)
         raise
     finally:
         finish_loggers(loggers, succeeded)
@@ -190,6 +196,17 @@ def _leave_word(run: Run, error: BaseException) -> None:
     Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
     if "report" in run.config.run and rank() == 0:
         write_failed_report(run)
+
+
+def _log_failure(run: Run, loggers: list[Logger], error: BaseException) -> None:
+    """What a run that ended too early has made all the same, and why it ended."""
+    try:
+        reason = (str(error).splitlines() or [""])[0]
+        log_summary(loggers, {"failure": f"{type(error).__name__}: {reason}"})
+        _log_artifacts(run, loggers, None)
+    # Whatever goes wrong with a logger must not hide the error itself.
+    except Exception as other:
+        _log.warning("the loggers were not told of the failure: %s", other)
 
 
 def _carry_out(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
@@ -224,15 +241,15 @@ def _evaluate_finally(run: Run, timer: StageTimer, on_the_way: StudentEvaluation
 
 
 def _log_result(run: Run, loggers: list[Logger], result: Result) -> None:
-    """The student before its first step and after its last."""
-    last, steps = run.module.iteration - 1, result.student_steps
-    for iteration, measured in (
-        (last - steps, (result.calibrated_top1, result.calibrated_agreement)),
-        (last, (result.quantized_top1, result.teacher_agreement)),
-    ):
-        named = zip(("student_top1", "agreement"), measured, strict=True)
-        metrics = {name: value for name, value in named if value is not None}
-        log_evaluation(loggers, metrics, iteration)
+    """The student after its last step, where that was not logged on the way, and the result."""
+    interval = run.config.callbacks.evaluate_every_n_steps
+    if not interval or result.student_steps % interval:
+        metrics = {"agreement": result.teacher_agreement}
+        if result.quantized_top1 is not None:
+            metrics["student_top1"] = result.quantized_top1
+        log_evaluation(loggers, metrics, run.module.iteration - 1)
+    facts = {name: value for name, value in asdict(result).items() if value is not None}
+    log_summary(loggers, {"result": facts})
 
 
 def _log_inputs(run: Run, loggers: list[Logger]) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError
@@ -108,6 +109,28 @@ def enter_folder() -> None:
     """
     with suppress(OSError):
         os.chdir(os.environ[STARTED_IN])
+
+
+def differences() -> list[str]:
+    """What this job was given that others of the sweep were not, as ``hardness.enabled=False``."""
+    swept = _swept_keys()
+    given = [text.lstrip("+").partition("=") for text in HydraConfig.get().overrides.task]
+    return [f"{'.'.join(key.split('.')[-2:])}={value}" for key, _, value in given if key in swept]
+
+
+def _swept_keys() -> set[str]:
+    """The keys of a preset or a search, and those that were typed with several values.
+
+    A job is told its own values alone; the sweeper leaves what was typed in the sweep's folder.
+    """
+    settings = HydraConfig.get()
+    found = {key.lstrip("+") for key in settings.sweeper.get("params") or {}}
+    file = Path(settings.sweep.dir) / "multirun.yaml"
+    if file.is_file():
+        typed = OmegaConf.load(file).hydra.overrides.task
+        parsed = OverridesParser.create().parse_overrides(list(typed))
+        found |= {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return found
 
 
 def begin_job() -> None:

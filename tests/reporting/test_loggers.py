@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from safetensors.torch import load_file
 
 from hast_lightning import pipeline
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
-from hast_lightning.errors import DivergenceError
+from hast_lightning.errors import ConfigurationError, DivergenceError
 from hast_lightning.reporting.artifacts import sha256
 from hast_lightning.reporting.description import Description
 from hast_lightning.reporting.loggers import WANDB_ID_FILE, build_loggers, read_wandb_id
 from hast_lightning.reporting.result import Result
+from hast_lightning.reporting.wandb_key import KEYS, wandb_key_exists
 from hast_lightning.run_folder import SAMPLES_FILE
 from tests.command_line import undisturbed_torch
 from tests.small_runs import build_module, small
@@ -96,6 +98,25 @@ def test_the_result_is_the_last_point_of_the_evaluation(logged: WandbRun, folder
     ]
     agreement = logged.series("evaluation/agreement", "distillation/step")
     assert agreement[-1] == (3, result.teacher_agreement)
+
+
+def test_the_result_is_what_runs_are_compared_by(logged: WandbRun, folder: Path) -> None:
+    result = Result.read(folder / "result.json")
+    compared = logged.summary["result"]
+    assert compared["teacher_top1"] == result.teacher_top1
+    assert compared["quantized_bytes"] == result.quantized_bytes
+    assert compared["seconds_by_stage"].keys() == result.seconds_by_stage.keys()
+
+
+def test_evaluations_on_the_way_are_in_their_order_and_each_is_there_once(
+    offline: None, tmp_path: Path
+) -> None:
+    overrides = (*QUIETLY, "callbacks.evaluate_every_n_steps=1")
+    result = pipeline.run(small(WITHOUT_REPORT, *overrides), tmp_path, "typed")
+    assert result is not None
+    found = read_wandb_run(tmp_path).series("evaluation/agreement", "distillation/step")
+    assert [step for step, _ in found] == [0, 1, 2, 3]
+    assert (found[0][1], found[-1][1]) == (result.calibrated_agreement, result.teacher_agreement)
 
 
 def test_images_are_shown_while_they_are_made(logged: WandbRun) -> None:
@@ -209,6 +230,48 @@ def test_a_run_that_fails_is_finished_as_failed_and_names_what_it_went_on_from(
         "path": str(samples),
         "sha256": digest,
     }
+    # What was measured and made until then is there all the same.
+    assert [step for step, _ in failed.series("evaluation/agreement", "distillation/step")] == [0]
+    assert failed.summary["failure"].startswith("DivergenceError: the distillation loss became ")
+
+
+def test_a_run_that_fails_keeps_the_samples_that_it_has_made(offline: None, tmp_path: Path) -> None:
+    overrides = ("distillation.optimizer.lr=1e25", "callbacks.media_every_n_steps=0")
+    with pytest.raises(DivergenceError):
+        pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
+    digest = sha256(tmp_path / SAMPLES_FILE)
+    names = [artifact.name for artifact in read_wandb_run(tmp_path).artifacts]
+    assert names == [f"samples-{digest[:12]}"]
+
+
+def test_wandb_cannot_be_online_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigurationError, match="WANDB_MODE=online wants one"):
+        pipeline.run(small(*LOGGED), tmp_path / "run", "typed")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_key_is_found_where_wandb_stores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    for name in (*KEYS, "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not wandb_key_exists()
+    for host in (urlsplit(str(wandb.Settings().base_url)).netloc, "api.wandb.ai"):
+        (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'a' * 40}\n")
+        assert wandb_key_exists()
+    (tmp_path / "netrc").write_text("machine elsewhere\n  login user\n  password a\n")
+    assert not wandb_key_exists()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert wandb_key_exists()
 
 
 QUIETLY = ("logger.name=wandb", "logger.artifacts=false", "callbacks.media_every_n_steps=0")
@@ -263,7 +326,9 @@ def test_wandb_is_asked_to_go_on_only_with_what_the_folder_names(
     for folder in (resumed, tmp_path):
         with pytest.raises(ConnectionError):
             build_loggers(small(*QUIETLY).logger, folder, described, schedule)
-    assert [arguments["id"] for arguments in asked] == [read_wandb_id(resumed), None]
+    # Chosen and written down before wandb begins, so that a kill on the way costs no connection.
+    assert [arguments["id"] for arguments in asked] == list(map(read_wandb_id, (resumed, tmp_path)))
+    assert asked[0]["id"] != asked[1]["id"]
     assert [arguments["resume"] for arguments in asked] == ["allow", "allow"]
 
 
@@ -317,6 +382,35 @@ def test_tensorboard_has_the_same_numbers_over_the_same_steps(
     }
     media = {key for key in numbers if key.rpartition("/")[2] in MEDIA_FIELDS}
     assert numbers - counters - media - {"iteration"} == set(events.Tags()["scalars"])
+
+
+def test_steps_that_are_done_again_are_in_tensorboard_once(
+    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    save = LastCheckpoint.save
+
+    def interrupt(self: LastCheckpoint, trainer: Any) -> None:
+        # Two steps after the checkpoint, among them the first of the calibration.
+        if trainer.lightning_module.iteration == 8:
+            raise OSError("the power is out")
+        save(self, trainer)
+
+    options = ("logger.name=tensorboard", "callbacks.checkpoint_every_n_steps=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "save", interrupt)
+        with pytest.raises(OSError, match="the power is out"):
+            pipeline.run(small(WITHOUT_REPORT, *options), tmp_path, "typed")
+    assert pipeline.resume(tmp_path) is not None
+    accumulator = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    for name, steps in {
+        "synthesis/bns": [1, 2, 3, 4, 5, 6],
+        "calibration/bns": [1, 2],
+        "distillation/kd": [1, 2, 3],
+        "evaluation/agreement": [0, 3],
+    }.items():
+        assert [point.step for point in accumulator.Scalars(name)] == steps, name
 
 
 def test_tensorboard_has_the_same_pictures_and_histograms(events: Any, logged: WandbRun) -> None:

@@ -10,6 +10,7 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.evaluation import Evaluation
+from hast_lightning.reporting.loggers import log_evaluation
 from hast_lightning.schedule import ScheduledModule
 
 
@@ -55,6 +56,9 @@ class StudentEvaluation(Callback):
         if not self._seen_frozen:
             self._seen_frozen = True
             self.calibrated = self._evaluate()
+            if self.calibrated is not None:
+                metrics = self._metrics(self.calibrated)
+                log_evaluation(pl_module.loggers, metrics, module.iteration - 1)
             return
         if self._every_n_steps and module.progress.step % self._every_n_steps == 0:
             # At the number of the step that was just done, as its own scalars are.
@@ -75,9 +79,13 @@ class StudentEvaluation(Callback):
         evaluation = self._evaluate()
         if evaluation is None:
             return
-        metrics = {"evaluation/agreement": evaluation.agreement}
         if self._labelled:
             self.best = max(self.best or 0.0, evaluation.student_top1)
-            metrics["evaluation/student_top1"] = evaluation.student_top1
+        metrics = {f"evaluation/{name}": value for name, value in self._metrics(evaluation).items()}
         for logger in loggers:
             logger.log_metrics(metrics, step=iteration)
+
+    def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
+        """What there is to log, by name without the group."""
+        metrics = {"agreement": evaluation.agreement}
+        return metrics | ({"student_top1": evaluation.student_top1} if self._labelled else {})

@@ -101,6 +101,9 @@ class LoggerConfig:
     """wandb: user or team; none: the account's own."""
     group: str | None = None
     """Runs of one group are shown together (``wandb``); none: the sweep's folder, or the recipe."""
+    run_name: str | None = None
+    """What the run is called (``wandb``); none: the recipe and the run folder, and in a sweep what
+    makes the job differ."""
     tags: list[str] = field(default_factory=list)
     """Beside those that the run gets by itself (``wandb``)."""
     artifacts: bool = True

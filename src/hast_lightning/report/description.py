@@ -26,6 +26,8 @@ EXPORT_COLUMNS = {
     "milliseconds": "ms an image",
     "float_milliseconds": "ms in float32",
 }
+ENDS = {"KeyboardInterrupt": "Interrupted", "SIGTERMException": "Terminated"}
+"""What ended a run from outside, by the class of the error."""
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 SOURCES = {
     "image_bank": "a bank of images that are optimized themselves",
@@ -148,7 +150,7 @@ def early_end(run: Run, failure: Failure | None) -> EarlyEnd | None:
     """What kept the run from its end, in words; none where nothing did."""
     if failure is None:
         return None
-    what = "Interrupted" if failure.kind == KeyboardInterrupt.__name__ else "Failed"
+    what = ENDS.get(failure.kind, "Failed")
     done = failure.iteration >= run.module.schedule.iterations
     where = f"at step {failure.step:,} of {failure.total:,} of stage {failure.stage}"
     if (run.folder / RESULT_FILE).exists():

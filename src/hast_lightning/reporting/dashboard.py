@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 from hast_lightning.config import LoggerConfig
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.reporting.axes import axis_of
-from hast_lightning.reporting.loggers import wandb_key_exists
+from hast_lightning.reporting.wandb_key import wandb_key_exists
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 NAME = "Zero-shot quantization"
 SYNTHESIS = ("synthesis/bns", "synthesis/hard_cross_entropy")
-CALIBRATION = ("calibration/bns", "calibration/hard_cross_entropy")
+CALIBRATION = ("calibration/bns", "calibration/cross_entropy")
 DISTILLATION = tuple(
     f"distillation/{term}{suffix}"
     for term in ("kd", "cross_entropy", "alignment")
     for suffix in ("", "_promoted")
 )
 EVALUATION = ("evaluation/student_top1", "evaluation/agreement")
+FACTS = ("result.teacher_top1", "result.calibrated_top1", "result.quantized_bytes")
 IMAGES = ("synthesis/images",)
 HISTOGRAMS = (
     "synthesis/difficulty",
@@ -54,7 +55,8 @@ def build_dashboard(entity: str, project: str) -> Workspace:
         runset_settings=ws.RunsetSettings(
             pinned_columns=[
                 "run:displayName",
-                *(f"summary:{name}" for name in EVALUATION),
+                *(f"summary:{name}" for name in (*EVALUATION, *FACTS)),
+                *(f"config:quantizer.value.{name}" for name in ("weight_bits", "activation_bits")),
                 *(f"config:ablation.value.{name}" for name in SWITCHES),
             ],
         ),

@@ -50,7 +50,7 @@ def describe(
         "folder": str(folder),
     }
     return Description(
-        name=f"{config.recipe}/{folder.name}",
+        name=config.logger.run_name or f"{config.recipe}/{folder.name}",
         group=config.logger.group or config.recipe,
         tags=_tags(config),
         settings={**asdict(config), **facts},

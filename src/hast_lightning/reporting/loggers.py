@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import netrc
+import logging
 import os
 import re
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from lightning.fabric.loggers.logger import Logger as FabricLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger
 
@@ -20,7 +21,10 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.reporting.description import Description
 from hast_lightning.reporting.media import MediaLogger
 from hast_lightning.reporting.stage_loggers import StageTensorBoardLogger, StageWandbLogger
+from hast_lightning.reporting.wandb_key import wandb_key_exists
 from hast_lightning.schedule import Schedule
+
+_log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_SECONDS = 10
 WANDB_ID_FILE = "wandb_id.txt"
@@ -32,8 +36,14 @@ def require_logger(config: LoggerConfig) -> None:
     """Refuse a logger that cannot be used here.
 
     Raises:
-        ConfigurationError: its package is not installed.
+        ConfigurationError: its package is not installed, or wandb is to be online and has no key.
     """
+    mode = os.environ.get("WANDB_MODE")
+    if config.name == "wandb" and mode in ("online", "shared") and not wandb_key_exists():
+        raise ConfigurationError(
+            f"logger=wandb finds no key and WANDB_MODE={mode} wants one: set WANDB_API_KEY, run "
+            "'wandb login', or leave WANDB_MODE out to log offline"
+        )
     if config.name == "tensorboard" and find_spec("tensorboard") is None:
         raise ConfigurationError(
             "logger=tensorboard needs the package tensorboard: pip install "
@@ -47,6 +57,7 @@ def build_loggers(
     description: Description,
     schedule: Schedule,
     done: int = 0,
+    quiet: bool = False,
 ) -> list[Logger]:
     """The loggers of a run.
 
@@ -57,6 +68,7 @@ def build_loggers(
         schedule: Has the step counters that metrics are drawn over.
         done: Iterations that a resumed run has behind it; what ``metrics.csv`` has of them is
             kept.
+        quiet: Loggers print nothing.
     """
     # It flushes by the number of the step, of which only every so many are logged: by its
     # default of 100 it would never come to it before the end.
@@ -68,10 +80,10 @@ def build_loggers(
         csv_logger.save()
     loggers: list[Logger] = [csv_logger]
     if config.name == "tensorboard":
-        loggers.append(StageTensorBoardLogger(folder, schedule))
+        loggers.append(StageTensorBoardLogger(folder, schedule, done))
     # Of the processes of a run only the first has a run of wandb's: the others log nothing.
     if config.name == "wandb" and not getattr(rank_zero_only, "rank", 0):
-        loggers.append(_wandb(config, folder, description, schedule))
+        loggers.append(_wandb(config, folder, description, schedule, quiet))
     return loggers
 
 
@@ -80,7 +92,9 @@ def show_media(loggers: Sequence[Logger]) -> bool:
     return any(isinstance(logger, MediaLogger) for logger in loggers)
 
 
-def log_evaluation(loggers: Sequence[Logger], metrics: dict[str, float], iteration: int) -> None:
+def log_evaluation(
+    loggers: Sequence[FabricLogger], metrics: Mapping[str, float], iteration: int
+) -> None:
     """Log what the student was measured at, for loggers beside ``metrics.csv``.
 
     That file has one row an iteration; the result of a run is in ``result.json``.
@@ -94,6 +108,13 @@ def log_evaluation(loggers: Sequence[Logger], metrics: dict[str, float], iterati
         if not isinstance(logger, CSVLogger):
             named = {f"evaluation/{name}": value for name, value in metrics.items()}
             logger.log_metrics(named, step=iteration)
+
+
+def log_summary(loggers: Sequence[Logger], facts: Mapping[str, Any]) -> None:
+    """Say something of a run as a whole, where runs are compared by such facts."""
+    for logger in loggers:
+        if isinstance(logger, StageWandbLogger):
+            logger.experiment.summary.update(dict(facts))
 
 
 def read_metrics(path: Path, done: int) -> list[dict[str, float]]:
@@ -123,11 +144,14 @@ def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
 
 
 def _wandb(
-    config: LoggerConfig, folder: Path, description: Description, schedule: Schedule
+    config: LoggerConfig, folder: Path, description: Description, schedule: Schedule, quiet: bool
 ) -> Logger:
     """An online run where there is a key and the server answers, an offline run otherwise.
 
     A resumed run goes on with the wandb run that it began, whose id is in its folder.
+
+    Raises:
+        ConfigurationError: wandb does not take the key.
     """
     import wandb
 
@@ -140,17 +164,36 @@ def _wandb(
         "group": description.group,
         "tags": list(description.tags),
         "dir": str(folder),
-        "id": read_wandb_id(folder),
+        "id": _claim_wandb_id(folder),
         "resume": "allow",
         "config": description.settings,
     }
+    # wandb's own closing summary would push the result out of sight.
+    options: dict[str, Any] = {"quiet": True, "silent": quiet}
     try:
-        wandb_settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS)
-        run = wandb.init(settings=wandb_settings, **arguments)
-    except wandb.errors.CommError:
-        run = wandb.init(**{**arguments, "mode": "offline"})
-    (folder / WANDB_ID_FILE).write_text(f"{run.id}\n", encoding="utf-8")
+        settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, **options)
+        run = wandb.init(settings=settings, **arguments)
+    except wandb.errors.CommError as error:
+        _log.warning("wandb cannot be reached, so the run is kept offline: %s", _first(error))
+        settings = wandb.Settings(**options)
+        run = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
+    except wandb.errors.UsageError as error:
+        raise ConfigurationError(f"logger=wandb: {_first(error)}") from error
     return StageWandbLogger(run, folder, schedule)
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _claim_wandb_id(folder: Path) -> str:
+    """The id of this run's wandb run, written down before it begins.
+
+    A run that is killed while wandb starts would begin a second one otherwise.
+    """
+    chosen = read_wandb_id(folder) or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
+    (folder / WANDB_ID_FILE).write_text(f"{chosen}\n", encoding="utf-8")
+    return chosen
 
 
 def read_wandb_id(folder: Path) -> str | None:
@@ -163,14 +206,3 @@ def read_wandb_id(folder: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text if WANDB_ID.fullmatch(text) else None
-
-
-def wandb_key_exists() -> bool:
-    """Whether wandb would find a key by itself: in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

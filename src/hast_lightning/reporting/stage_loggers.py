@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.reporting.axes import AXES, ITERATION, axis_of, axis_values
+from hast_lightning.reporting.events import keep_events
 from hast_lightning.reporting.media import (
     HISTOGRAM_BINS,
     LAYER_COLUMNS,
@@ -102,11 +103,15 @@ class StageTensorBoardLogger(TensorBoardLogger):
     Args:
         folder: The run folder; the events go to ``tensorboard`` in it.
         schedule: Says how many steps of each kind an iteration has behind it.
+        done: Iterations that a resumed run has behind it; what the events have of later ones,
+            which are done again, is dropped.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule) -> None:
+    def __init__(self, folder: Path, schedule: Schedule, done: int = 0) -> None:
         super().__init__(folder, name="", version="tensorboard")
         self._schedule = schedule
+        if not getattr(rank_zero_only, "rank", 0):
+            keep_events(folder / "tensorboard", schedule, done)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

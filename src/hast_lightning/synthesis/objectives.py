@@ -104,8 +104,12 @@ class SynthesisObjective:
     def __call__(
         self, logits: Tensor, labels: Tensor, statistics: Sequence[BatchNormStatistics]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimize and its two unweighted parts, detached, for the log."""
+        """Return the loss to minimize and its two unweighted parts, detached, for the log.
+
+        The second is called ``cross_entropy`` where no sample weighs more than another.
+        """
         bns = batch_norm_statistics_loss(statistics)
         hard = hardness_weighted_cross_entropy(logits, labels, self.gamma)
         loss = self.bns_weight * bns + self.cross_entropy_weight * hard
-        return loss, {"bns": bns.detach(), "hard_cross_entropy": hard.detach()}
+        name = "hard_cross_entropy" if self.gamma else "cross_entropy"
+        return loss, {"bns": bns.detach(), name: hard.detach()}
