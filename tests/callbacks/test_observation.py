@@ -64,6 +64,7 @@ def test_every_stage_shows_what_it_changes_at_its_interval_and_at_its_end() -> N
     shown = {iteration: names(media) for iteration, media in gallery.shown}
     # Six steps of synthesis (0 to 5), two of calibration, three of the student.
     assert shown == {
+        0: SAMPLES,  # early, as at steps 4, 16, 64 and so on
         3: SAMPLES,
         5: SAMPLES,
         7: {"layers"},
@@ -74,6 +75,7 @@ def test_every_stage_shows_what_it_changes_at_its_interval_and_at_its_end() -> N
 def test_an_alternating_run_shows_all_at_once() -> None:
     _, gallery = observed(small(*GENERATOR, *ALTERNATING, "callbacks.media_every_n_steps=100"))
     assert [(i, names(media)) for i, media in gallery.shown] == [
+        (0, SAMPLES),
         (1, SAMPLES | {"layers"}),
         (4, SAMPLES | {"layers"} | DIFFICULTIES),
     ]

@@ -129,10 +129,21 @@ def test_a_histogram_counts_every_image_once() -> None:
 
 
 def test_bars_are_as_high_as_their_shares_and_the_outline_shows_the_promoted() -> None:
-    chart = charts.histogram(Difficulties("student", (0.01, 0.01, 0.01, 0.99), (0.99,) * 4))
-    assert chart.bars[0].height == pytest.approx(3 * chart.bars[-1].height)
+    chart = charts.histogram(Difficulties("student", (0.06, 0.06, 0.06, 0.99), (0.99,) * 4))
+    assert chart.bars[1].height == pytest.approx(3 * chart.bars[-1].height)
     assert sum(bar.height > 0 for bar in chart.bars) == 2
     (outline,) = chart.lines
-    assert min(y for _, y in coordinates(outline.path)) < chart.bars[0].y
-    assert chart.summary == "Mean difficulty for the student: 0.255, promoted 0.990"
+    assert min(y for _, y in coordinates(outline.path)) < chart.bars[1].y
+    assert chart.summary == "Mean difficulty for the student: 0.292, promoted 0.990"
     assert charts.histogram(Difficulties("student", (0.5,))).lines == ()
+
+
+def test_mostly_easy_images_are_told_apart_on_a_logarithmic_axis() -> None:
+    chart = charts.histogram(Difficulties("teacher", (0.0, 1.2e-4, 1.2e-2, 1.0, 1.2e-3)))
+    assert chart.x_label == "difficulty 1 − p(label), logarithmic"
+    assert [bar.height > 0 for bar in chart.bars] == [i in (0, 4, 8, 12, 19) for i in range(20)]
+    assert [tick.text for tick in chart.x_ticks] == ["≤1e-5", "1e-4", "0.001", "0.01", "0.1", "1"]
+    places = [tick.at for tick in chart.x_ticks]
+    # A power of ten is four bars wide.
+    assert places[2] == pytest.approx(chart.bars[8].x - 0.5)
+    assert places == sorted(places)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from hast_lightning.report.description import duration, exports, switches
+from hast_lightning.report.description import duration, exports, switches, widths
 from hast_lightning.reporting.result import Result
 from tests.small_runs import small
 
@@ -56,3 +56,11 @@ def test_switches_show_what_is_on_and_how() -> None:
         small("synthesis.hardness.enabled=false", "distillation.alignment.enabled=false")
     )
     assert [switch.enabled for switch in off] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [((3, 3), "3 bits"), ((8, 2, 2, 2, 4, 8), "2 bits (4 bits in 1 of them, 8 bits in 2 of them)")],
+)
+def test_other_bits_of_single_layers_are_not_kept_quiet(bits: tuple[int, ...], text: str) -> None:
+    assert widths(bits) == text

@@ -87,7 +87,7 @@ def test_numbers_are_shown_with_their_units() -> None:
     text = Page(page.render(report())).texts()
     assert "top-1 %" in text and "99.00" in text
     assert "mean loss: 0.5, promoted 0.75" in text
-    assert "2.00 17.0" in text  # error in percent, SQNR in decibels
+    assert "2 17.0" in text  # error in percent, SQNR in decibels
     assert "not calibrated" in text
     assert "12.5" in text and "never shown" not in text
 

@@ -119,9 +119,18 @@ def test_evaluations_on_the_way_are_in_their_order_and_each_is_there_once(
     assert (found[0][1], found[-1][1]) == (result.calibrated_agreement, result.teacher_agreement)
 
 
+def test_histograms_have_their_means_beside_them(logged: WandbRun) -> None:
+    for name in ("synthesis/difficulty", "distillation/difficulty/student_promoted"):
+        shown = [row for row in logged.history if f"{name}_mean" in row]
+        assert shown
+        for row in shown:
+            assert 0 < row[f"{name}_mean"] < 1
+
+
 def test_images_are_shown_while_they_are_made(logged: WandbRun) -> None:
     images = [row for row in logged.history if "synthesis/images/path" in row]
-    assert [row["synthesis/step"] for row in images] == [3, 6]
+    # Early at 1 and 4, at the interval at 3 and 6.
+    assert [row["synthesis/step"] for row in images] == [1, 3, 4, 6]
     for row in images:
         picture = logged.folder / "files" / row["synthesis/images/path"]
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -415,7 +424,7 @@ def test_steps_that_are_done_again_are_in_tensorboard_once(
 
 def test_tensorboard_has_the_same_pictures_and_histograms(events: Any, logged: WandbRun) -> None:
     pictures = events.Images("synthesis/images")
-    assert [picture.step for picture in pictures] == [3, 6]
+    assert [picture.step for picture in pictures] == [1, 3, 4, 6]
     assert pictures[-1].encoded_image_string.startswith(b"\x89PNG")
     histograms = {
         key.removesuffix("/values")

@@ -48,6 +48,8 @@ class ObservedModule(ScheduledModule, Protocol):
 class Observation(Callback):
     """Shows what a run looks like every so many steps of a stage, and when a stage ends.
 
+    While images are made, the first steps are shown more often.
+
     It takes nothing away from training: no random number is drawn, and no sample used up, so
     that a run has the same numbers with and without it. Between its steps it costs nothing.
 
@@ -70,7 +72,7 @@ class Observation(Callback):
         module = cast("ObservedModule", pl_module)
         _, step, total = module.progress
         due = step == total or step % self._options.media_every_n_steps == 0
-        if not due or not trainer.is_global_zero:
+        if not (due or _is_early(module, step)) or not trainer.is_global_zero:
             return
         media = self.observe(module)
         for logger in trainer.loggers:
@@ -95,6 +97,18 @@ class Observation(Callback):
         images, labels = module.source.preview(HISTOGRAM_IMAGES)
         logits = [module.teacher(part) for part in torch.split(images, _BATCH)]
         return Samples(images, labels, torch.cat(logits))
+
+
+def _is_early(module: ScheduledModule, step: int) -> bool:
+    """Steps 1, 4, 16, 64 and so on of a run that begins with making images.
+
+    Images change the most there. Of a bank they show the first batch from its noise on; later
+    steps meet other batches.
+    """
+    stage = module.progress.stage
+    if stage != next(iter(module.stage_totals)) or stage in ("calibration", "distillation"):
+        return False
+    return step.bit_count() == 1 and step.bit_length() % 2 == 1
 
 
 def _changes_images(module: ScheduledModule) -> bool:

@@ -131,7 +131,8 @@ class CallbacksConfig:
     """Images in the PNG grid of synthetic samples, and in those that a logger shows."""
     media_every_n_steps: int = 500
     """Steps of a stage between pictures, histograms and tables for a logger that shows them, which
-    also come at the end of every stage; 0: none at all."""
+    also come at the end of every stage and at steps 1, 4, 16, 64, ... of making images; 0: none at
+    all."""
 
     def __post_init__(self) -> None:
         require_range("callbacks.checkpoint_every_n_steps", self.checkpoint_every_n_steps, 1)

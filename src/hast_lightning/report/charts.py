@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from hast_lightning.report.content import Curve, Difficulties, Panel
 
@@ -13,6 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
 LOG_FROM = 50.0
 """Positive values whose largest is so many times the smallest are shown on a logarithmic axis."""
 BINS = 20
+SMALLEST = 1e-5
+"""Left end of a logarithmic axis of difficulties; what is less is drawn there."""
+MOSTLY_EASY = 1 / BINS
+"""Difficulties whose median is below would all be in the first bin."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,13 @@ def line_chart(panel: Panel) -> Chart:
 
 
 def histogram(values: Difficulties) -> Chart:
-    """Shares of the images by difficulty: bars before promotion, an outline after it."""
-    before, after = shares(values.before), shares(values.after)
+    """Shares of the images by difficulty: bars before promotion, an outline after it.
+
+    Where most images are easy the axis is logarithmic: on a linear one they would be one bar.
+    """
+    logarithmic = bool(values.before) and median(values.before) < MOSTLY_EASY
+    place = _log_place if logarithmic else float
+    before, after = (shares([place(v) for v in side]) for side in (values.before, values.after))
     x_scale = _linear(0, 1, LEFT, WIDTH - RIGHT)
     ticks = nice_ticks(0, max(*before, *after, 1e-9), 4)
     y_scale = _vertical(0, max(ticks), float)
@@ -110,9 +120,9 @@ def histogram(values: Difficulties) -> Chart:
     outline = Line("promoted", _outline(after, x_scale, y_scale), "")
     return Chart(
         f"Difficulty for the {values.network}",
-        "difficulty 1 − p(label)",
+        f"difficulty 1 − p(label){', logarithmic' if logarithmic else ''}",
         "% of images",
-        tuple(Tick(x_scale(x / 5), f"{x / 5:g}") for x in range(6)),
+        _difficulty_ticks(x_scale, logarithmic),
         tuple(Tick(y_scale(y), number(y)) for y in ticks),
         (outline,) if values.after else (),
         bars,
@@ -120,6 +130,21 @@ def histogram(values: Difficulties) -> Chart:
         _histogram_summary(values),
         f"{_histogram_summary(values)}.",
     )
+
+
+def _log_place(difficulty: float) -> float:
+    """Where a difficulty lies between the ends of the logarithmic axis, in [0, 1]."""
+    return 1 - math.log10(max(difficulty, SMALLEST)) / math.log10(SMALLEST)
+
+
+def _difficulty_ticks(scale: Scale, logarithmic: bool) -> tuple[Tick, ...]:
+    if not logarithmic:
+        return tuple(Tick(scale(x / 5), f"{x / 5:g}") for x in range(6))
+    first = f"≤{number(SMALLEST)}"
+    powers = [10.0**power for power in range(round(math.log10(SMALLEST)) + 1, 1)]
+    texts = [first, *map(number, powers)]
+    places = [0.0, *map(_log_place, powers)]
+    return tuple(Tick(scale(x), text) for x, text in zip(places, texts, strict=True))
 
 
 def shares(values: Sequence[float]) -> list[float]:
@@ -157,7 +182,7 @@ def number(value: float) -> str:
     if abs(value) >= 10_000 or 0 < abs(value) < 1e-3:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}"
+    return f"{value + 0.0:.4g}"  # -0 is 0
 
 
 def _linear(low: float, high: float, start: float, end: float) -> Scale:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from hast_lightning.assembly import Run
-from hast_lightning.config import Config
+from hast_lightning.config import Config, LayerBitsConfig
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.report.content import EarlyEnd, Fact, Switch
 from hast_lightning.reporting.failure import Failure
@@ -21,8 +23,9 @@ RANGES = {
     "lsq": "learned step sizes",
 }
 EXPORT_COLUMNS = {
-    "bytes": "size",
+    "format": "format",
     "agreement": "agreement with the student, %",
+    "bytes": "size",
     "milliseconds": "ms an image",
     "float_milliseconds": "ms in float32",
 }
@@ -40,22 +43,27 @@ def describe(run: Run) -> tuple[Fact, ...]:
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
     channels, height, width = network.input_shape
-    layers, activations = len(quantized_layers(student)), len(activation_quantizers(student))
+    weights = [layer.weight_quantizer.bits for _, layer in quantized_layers(student)]
+    activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     return (
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
         Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
         Fact("Classes", f"{network.num_classes:,}"),
-        Fact("Weights", f"{config.quantizer.weight_bits} bits, {layers} layers"),
-        Fact(
-            "Activations",
-            f"{config.quantizer.activation_bits} bits, {activations} tensors, one range each",
-        ),
+        Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
+        Fact("Activations", f"{widths(activations)}, {len(activations)} tensors, one range each"),
         Fact("Quantizer", _quantizer(config)),
         Fact("Images", _images(config)),
         Fact("Student", _student(config)),
         Fact("Schedule", _schedule(run)),
         Fact("Evaluation", _evaluation(run)),
     )
+
+
+def widths(bits: Sequence[int]) -> str:
+    """The bits of many tensors: ``3 bits``, or ``2 bits (8 bits in 2 of them)``."""
+    (usual, _), *others = Counter(bits).most_common()
+    text = ", ".join(f"{count} bits in {number} of them" for count, number in sorted(others))
+    return f"{usual} bits" + (f" ({text})" if text else "")
 
 
 def _quantizer(config: Config) -> str:
@@ -65,9 +73,15 @@ def _quantizer(config: Config) -> str:
         f"{quantizer.name}: ranges by {RANGES.get(ranges, ranges)}",
         f"gradient {quantizer.gradient.replace('_', ' ')}",
         "first and last layer at 8 bits" * quantizer.first_and_last_8bit,
-        f"{len(quantizer.overrides)} overrides of single layers" * bool(quantizer.overrides),
+        *(_override(override) for override in quantizer.overrides),
     ]
     return "; ".join(filter(None, parts))
+
+
+def _override(override: LayerBitsConfig) -> str:
+    widths = (("weights", override.weight_bits), ("activations", override.activation_bits))
+    given = ", ".join(f"{what} {bits} bits" for what, bits in widths if bits is not None)
+    return f"{override.layers}: {given}"
 
 
 def _images(config: Config) -> str:
@@ -82,6 +96,8 @@ def _images(config: Config) -> str:
 
 
 def _student(config: Config) -> str:
+    if "distill" not in config.run:
+        return "not trained in this run"
     options, name = config.distillation, config.distillation.optimizer.name
     return (
         f"{OPTIMIZERS.get(name, name)}, learning rate {options.optimizer.lr:g}, batches of "
@@ -95,6 +111,8 @@ def _schedule(run: Run) -> str:
 
 
 def _evaluation(run: Run) -> str:
+    if not {"distill", "evaluate"} <= set(run.config.run):
+        return "none in this run"
     if run.data is None:
         return "held-out synthetic images, no labels"
     return f"{run.config.data.source}, never trained on; the last step counts"
@@ -104,6 +122,8 @@ def switches(config: Config) -> tuple[Switch, ...]:
     """The three parts of HAST, each with its switch."""
     hardness, options = config.synthesis.hardness, config.distillation
     promotion, alignment = options.promotion, options.alignment
+    # What trains no student has the first part alone.
+    parts = 3 if "distill" in config.run else 1
     return (
         Switch(
             "Hard-sample synthesis",
@@ -123,7 +143,7 @@ def switches(config: Config) -> tuple[Switch, ...]:
             f"λ = {alignment.weight:g}, {_blocks(config)}",
             "distillation.alignment.enabled",
         ),
-    )
+    )[:parts]
 
 
 def _blocks(config: Config) -> str:
@@ -142,7 +162,8 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
     if result is not None:
         facts += [Fact(name, text) for name, text in _footprint(result) if text]
     if run.origin.resumes:
-        facts.append(Fact("Resumed", f"{run.origin.resumes} times"))
+        count = run.origin.resumes
+        facts.append(Fact("Resumed", "once" if count == 1 else f"{count} times"))
     return tuple(facts)
 
 
@@ -177,7 +198,10 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
         else None,
         Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %"),
         Fact("smaller than in float32", f"{ratio:.1f}×"),
-        Fact("for the whole run", duration(sum(result.seconds_by_stage.values()))),
+        Fact(
+            "for synthesis, training and evaluation",
+            duration(sum(result.seconds_by_stage.values())),
+        ),
     ]
     return tuple(figure for figure in figures if figure is not None)
 
@@ -200,7 +224,10 @@ def exports(result: Result | None) -> tuple[dict[str, str], ...]:
     for name, entry in entries:
         named = {"format": str(name)} if isinstance(found, dict) else {}
         values = entry if isinstance(entry, dict) else {"value": entry}
-        cells = {EXPORT_COLUMNS.get(key, key): _cell(key, value) for key, value in values.items()}
+        # Those that matter first: a narrow screen shows no more at once.
+        order = [*EXPORT_COLUMNS, *(key for key in values if key not in EXPORT_COLUMNS)]
+        ordered = {key: values[key] for key in order if key in values}
+        cells = {EXPORT_COLUMNS.get(key, key): _cell(key, value) for key, value in ordered.items()}
         rows.append({**named, **cells})
     return tuple(rows)
 

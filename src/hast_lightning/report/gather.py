@@ -55,9 +55,9 @@ def gather(run: Run, result: Result | None) -> RunReport:
         hard=hard,
         looked_at=len(samples.images),
         difficulties=_difficulties(samples),
-        eps=promotion.eps if promotion.enabled else None,
+        eps=promotion.eps if promotion.enabled and samples.student is not None else None,
         promotion=samples.losses,
-        layers=tuple(diagnose(module.student)),
+        layers=tuple(diagnose(module.student)) if module.ranges_frozen else (),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
         exports=exports(result),
         seconds=_seconds(result),
@@ -70,7 +70,8 @@ def outline(run: Run, result: Result | None) -> RunReport:
     return RunReport(
         title=config.recipe,
         subtitle=(
-            f"{run.network.name} at W{quantizer.weight_bits}A{quantizer.activation_bits}, zero-shot"
+            f"{run.network.name} at W{quantizer.weight_bits}A{quantizer.activation_bits}"
+            f"{_exceptions(run)}, zero-shot"
         ),
         failure=early_end(run, read_failure(run.folder)),
         facts=describe(run),
@@ -80,6 +81,12 @@ def outline(run: Run, result: Result | None) -> RunReport:
         command=run.origin.command,
         versions=run.origin.versions,
     )
+
+
+def _exceptions(run: Run) -> str:
+    quantizer = run.config.quantizer
+    mixed = quantizer.first_and_last_8bit or quantizer.overrides
+    return ", single layers otherwise" if mixed else ""
 
 
 def class_names(run: Run) -> tuple[str, ...]:

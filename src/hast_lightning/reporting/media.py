@@ -108,6 +108,11 @@ def promotion_histograms(answers: Mapping[str, Sequence[Answers]]) -> dict[str, 
     return found
 
 
+def mean_scalars(histograms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of every histogram, which most of one bin says little without."""
+    return {f"{name}_mean": float(values.float().mean()) for name, values in histograms.items()}
+
+
 def layer_scalars(layers: Sequence[LayerDiagnosis]) -> dict[str, float]:
     """What moves of every layer: errors of weights and ends of activation ranges, by name."""
     found = {}

@@ -23,6 +23,7 @@ from hast_lightning.reporting.media import (
     layer_markdown,
     layer_rows,
     layer_scalars,
+    mean_scalars,
 )
 from hast_lightning.schedule import Schedule
 
@@ -67,6 +68,7 @@ class StageWandbLogger(WandbLogger):
         for name, values in media.histograms.items():
             counted = np.histogram(_numbers(values), bins=EDGES)
             shown[name] = wandb.Histogram(np_histogram=counted)
+        shown |= mean_scalars(media.histograms)
         if media.layers:
             shown |= layer_scalars(media.layers) | _layer_charts(media.layers)
         self.log_metrics(shown, iteration)
@@ -130,6 +132,7 @@ class StageTensorBoardLogger(TensorBoardLogger):
         for position, histograms in self._by_position(media.histograms, iteration):
             for name, values in histograms.items():
                 writer.add_histogram(name, _numbers(values), position, bins=EDGES)
+        self.log_metrics(mean_scalars(media.histograms), iteration)
         if media.layers:
             self.log_metrics(layer_scalars(media.layers), iteration)
             table = {"quantization/layers": layer_markdown(media.layers)}
