@@ -184,3 +184,9 @@ def test_the_rate_is_never_negative_nor_above_its_base(
 ) -> None:
     config = LearningRateConfig(policy, [10, 20], 0.5, warmup)
     assert 0 <= learning_rate_factor(config, min(step, total), total) <= 1
+
+
+def test_what_is_logged_is_every_so_many_steps_and_the_end_of_every_stage() -> None:
+    schedule = Schedule("two_stage", synthesis_steps=7, calibration_steps=2, student_steps=5)
+    logged = [i for i in range(schedule.iterations) if schedule.is_logged(i, 5)]
+    assert logged == [0, 5, 6, 8, 10, 13]

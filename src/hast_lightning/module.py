@@ -89,8 +89,7 @@ class ZeroShotQuantization(ResumableModule):
     ) -> None:
         super().__init__(pretrained.checksum)
         self.automatic_optimization = False
-        self.config = config
-        self.schedule = schedule
+        self.config, self.schedule = config, schedule
         self.terms = build_terms(config.distillation)
         spec = QuantizationSpec.from_config(config.quantizer)
         self.student = convert(pretrained.network, spec)
@@ -391,7 +390,8 @@ class ZeroShotQuantization(ResumableModule):
 
     def _log_scalars(self) -> None:
         """The one place that logs: everything that was measured, at the run's own counter."""
-        if not self.scalars or self.iteration % self.config.trainer.log_every_n_steps:
+        every = self.config.trainer.log_every_n_steps
+        if not (self.scalars and self.schedule.is_logged(self.iteration, every)):
             return
         scalars = {name: float(value) for name, value in self.scalars.items()}
         for name, losses in self.block_losses.items():

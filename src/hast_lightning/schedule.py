@@ -102,6 +102,14 @@ class Schedule:
             start += total
         raise IndexError(f"iteration {iteration} of a run of {start}")
 
+    def is_logged(self, iteration: int, interval: int) -> bool:
+        """Whether ``iteration`` (from 0) is one of every ``interval``, or the last of its stage.
+
+        The last one shows what the stage has come to.
+        """
+        _, step, total = self.progress(iteration)
+        return iteration % interval == 0 or step == total
+
     def actions(self, iteration: int) -> tuple[Action, ...]:
         """What ``iteration`` (from 0) does, in order."""
         stage, step, total = self.progress(iteration)

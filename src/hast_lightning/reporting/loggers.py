@@ -174,7 +174,7 @@ def _wandb(
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, **options)
         run = wandb.init(settings=settings, **arguments)
     except wandb.errors.CommError as error:
-        _log.warning("wandb cannot be reached, so the run is kept offline: %s", _first(error))
+        _log.warning("wandb does not let the run online, so it is kept offline: %s", _first(error))
         settings = wandb.Settings(**options)
         run = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
     except wandb.errors.UsageError as error:
