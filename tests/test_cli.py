@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from hast_lightning import cli, pipeline
+from hast_lightning import __version__, cli, pipeline
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.reporting.result import Result
@@ -377,3 +380,17 @@ def test_asking_what_there_is_starts_nothing(tmp_path: Path, flags: tuple[str, .
     assert finished.err == ""
     assert "weight_bits: 3" in finished.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_the_packages_own(tmp_path: Path) -> None:
+    finished = call("--version", folder=tmp_path)
+    assert (finished.status, finished.out) == (0, f"hast-lightning {__version__}\n")
+
+
+def test_whoever_reads_only_the_first_lines_sees_no_complaint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hast_lightning", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)  # before a word is written
+    finished = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(writing)
+    assert (finished.returncode, finished.stderr) == (cli.BROKEN_PIPE_STATUS, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shlex
 import sys
 import traceback
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning import sweeps
+from hast_lightning import __version__, sweeps
 from hast_lightning.config import (
     Config,
     config_folder,
@@ -43,6 +44,7 @@ DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 TERMINATED_STATUS = 143
+BROKEN_PIPE_STATUS = 141
 
 
 def run_job(composed: DictConfig) -> float | None:
@@ -145,6 +147,10 @@ def main() -> None:
     What a user can mend ends in one line on standard error and exit status 2; with the
     environment variable HYDRA_FULL_ERROR=1 the stack trace is shown instead.
     """
+    if sys.argv[1:] == ["--version"]:
+        # Hydra would answer with its own.
+        print(f"hast-lightning {__version__}")
+        return
     register_schemas()
     full_error = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     # Hydra then raises instead of printing its own report and exiting.
@@ -191,6 +197,8 @@ def main() -> None:
         sys.exit(TERMINATED_STATUS)
     except Exception as error:
         failed = _list_failures()
+        if isinstance(error, BrokenPipeError):
+            _end_where_nobody_reads()
         if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):
             raise
         # A search in which every trial failed has no best one, and says so by a ValueError.
@@ -205,6 +213,16 @@ def main() -> None:
         sys.exit(DEFECT_STATUS)
     if refused or failed:
         sys.exit(USER_ERROR_STATUS)
+
+
+def _end_where_nobody_reads() -> None:
+    """End without a word behind ``| head``, which closes the pipe; other pipes may break, too."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        # Python would flush once more at the exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE_STATUS)
 
 
 def _run_recorded(composed: DictConfig) -> float | None:
