@@ -108,6 +108,22 @@ def test_the_result_is_what_runs_are_compared_by(logged: WandbRun, folder: Path)
     assert compared["seconds_by_stage"].keys() == result.seconds_by_stage.keys()
 
 
+def test_tables_of_the_layers_come_at_the_ends_of_stages_and_their_numbers_in_between(
+    offline: None, tmp_path: Path
+) -> None:
+    overrides = (WITHOUT_REPORT, *QUIETLY[:2], "callbacks.media_every_n_steps=1")
+    pipeline.run(small(*overrides), tmp_path, "typed")
+    rows = read_wandb_run(tmp_path).history
+    steps = {
+        name: [row["distillation/step"] for row in rows if name in row]
+        for name in ("quantization/layers/path", "quantization/weight_error/conv1")
+    }
+    assert steps == {
+        "quantization/layers/path": [0, 3],
+        "quantization/weight_error/conv1": [0, 1, 2, 3],
+    }
+
+
 def test_evaluations_on_the_way_are_in_their_order_and_each_is_there_once(
     offline: None, tmp_path: Path
 ) -> None:

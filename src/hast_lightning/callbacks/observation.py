@@ -91,7 +91,8 @@ class Observation(Callback):
             histograms = sample_histograms(samples)
         histograms |= promotion_histograms(module.answers)
         layers = diagnose(module.student) if module.ranges_frozen else ()
-        return Media(pictures, histograms, layers)
+        _, step, total = module.progress
+        return Media(pictures, histograms, layers, ends_stage=step == total)
 
     def _samples(self, module: ObservedModule) -> Samples:
         images, labels = module.source.preview(HISTOGRAM_IMAGES)

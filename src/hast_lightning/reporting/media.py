@@ -28,11 +28,13 @@ class Media:
         pictures: By the name that a metric would have.
         histograms: Values in [0, 1], (N,), by name.
         layers: Empty where the student is not of interest.
+        ends_stage: The moment is the end of a stage: what is large is shown then alone.
     """
 
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)
     histograms: Mapping[str, Tensor] = field(default_factory=dict)
     layers: Sequence[LayerDiagnosis] = ()
+    ends_stage: bool = True
 
     def __bool__(self) -> bool:
         """Whether there is anything to show."""

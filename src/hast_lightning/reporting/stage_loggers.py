@@ -59,7 +59,7 @@ class StageWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_media(self, media: Media, iteration: int) -> None:
-        """Show pictures, histograms, and the layers as a table, as bars and as curves."""
+        """Show pictures, histograms, and layers as curves; at the ends of stages as tables, too."""
         import wandb
 
         shown: dict[str, Any] = {
@@ -70,7 +70,9 @@ class StageWandbLogger(WandbLogger):
             shown[name] = wandb.Histogram(np_histogram=counted)
         shown |= mean_scalars(media.histograms)
         if media.layers:
-            shown |= layer_scalars(media.layers) | _layer_charts(media.layers)
+            shown |= layer_scalars(media.layers)
+            # Each is an artifact of its own; the scalars tell what lies between.
+            shown |= _layer_charts(media.layers) if media.ends_stage else {}
         self.log_metrics(shown, iteration)
 
 
