@@ -249,7 +249,9 @@ def _log_result(run: Run, loggers: list[Logger], result: Result) -> None:
             metrics["student_top1"] = result.quantized_top1
         log_evaluation(loggers, metrics, run.module.iteration - 1)
     facts = {name: value for name, value in asdict(result).items() if value is not None}
-    log_summary(loggers, {"result": facts})
+    # A run that was taken up again goes on in a logger's run that may say why it ended before.
+    overcome = {"failure": None} if run.origin.resumes else {}
+    log_summary(loggers, {"result": facts, **overcome})
 
 
 def _log_inputs(run: Run, loggers: list[Logger]) -> None:

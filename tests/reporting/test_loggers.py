@@ -327,6 +327,9 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(resumed: Path) -> None:
     first, second = read_wandb_runs(resumed)
     assert first.identifier == second.identifier == read_wandb_id(resumed) != ""
     assert (first.exit_code, second.exit_code) == (1, 0)
+    assert first.summary["failure"] == "OSError: the power is out"
+    assert second.summary["failure"] is None
+    assert second.summary["result"]["status"] == "complete"
     steps = [
         [step for step, _ in attempt.series("synthesis/bns", "synthesis/step")]
         for attempt in (first, second)
