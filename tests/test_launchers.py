@@ -172,7 +172,7 @@ def test_a_ray_cluster_runs_the_jobs_on_one_device_each_and_lists_the_one_that_i
     for job in ("0", "2"):
         assert (tmp_path / "sweep" / job / "samples.safetensors").is_file()
         # Written by the job, from the environment that Ray gave it.
-        (device, _) = OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").logger.tags
+        device, *_ = OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").logger.tags
         assert device in ("0", "1")
 
 
