@@ -29,6 +29,7 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"
 myst_heading_anchors = 3
 # The notebook is executed by a test, and shows here what it showed then.
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
