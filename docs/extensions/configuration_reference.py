@@ -260,7 +260,9 @@ def _escaped(text: str) -> str:
 def _key_lines(section: Section) -> Iterator[str]:
     for key in section.keys:
         details = [part for part in (key.kind, key.allowed, *_values(key)) if part]
-        yield f"[`{key.name}`]{{#{key.name}}}: {'; '.join(details)}"
+        # Anchors have no dots and brackets: attributes with such are shown as they are typed.
+        anchor = re.sub(r"\W+", "-", f"key-{key.name}").strip("-")
+        yield f"[`{key.name}`]{{#{anchor}}}: {'; '.join(details)}"
         yield f": {key.text or '…'}\n".replace("\n", "\n  ").rstrip() + "\n"
 
 
