@@ -75,7 +75,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing_elsewhere(tmp_pat
     pages = {page.stem for page in DOCS.iterdir() if page.suffix in (".md", ".ipynb")}
     assert pages <= {page.stem for page in site.glob("*.html")}
     keys = (site / "configuration.html").read_text(encoding="utf-8")
-    assert 'id="key-quantizer-weight_bits"' in keys
+    assert 'id="key-quantizer-weight-bits"' in keys
     assert "]{#" not in keys  # an anchor that was not understood
     api = (site / "api.html").read_text(encoding="utf-8")
     assert 'id="hast_lightning.api.quantization.quantize"' in api
