@@ -181,28 +181,28 @@ def _execute(run: Run, start: Start | None) -> Result | None:
         _log_artifacts(run, loggers, result)
         succeeded = True
     except BaseException as error:
-        _leave_word(run, error)
-        _log_failure(run, loggers, error)
+        _log_failure(run, loggers, _leave_word(run, error))
         raise
     finally:
         finish_loggers(loggers, succeeded)
     return result
 
 
-def _leave_word(run: Run, error: BaseException) -> None:
-    """Say in the run folder where and why the run ended too early."""
+def _leave_word(run: Run, error: BaseException) -> Failure:
+    """Say in the run folder where and why the run ended too early; returns what was said."""
     module = run.module
     checkpoint = run.folder / CHECKPOINT_FILE
-    Failure.of(error, module.schedule, module.iteration, checkpoint).write(run.folder)
+    failure = Failure.of(error, module.schedule, module.iteration, checkpoint)
+    failure.write(run.folder)
     if "report" in run.config.run and rank() == 0:
         write_failed_report(run)
+    return failure
 
 
-def _log_failure(run: Run, loggers: list[Logger], error: BaseException) -> None:
+def _log_failure(run: Run, loggers: list[Logger], failure: Failure) -> None:
     """What a run that ended too early has made all the same, and why it ended."""
     try:
-        reason = (str(error).splitlines() or [""])[0]
-        log_summary(loggers, {"failure": f"{type(error).__name__}: {reason}"})
+        log_summary(loggers, {"failure": f"{failure.kind}: {failure.reason}"})
         _log_artifacts(run, loggers, None)
     # Whatever goes wrong with a logger must not hide the error itself.
     except Exception as other:

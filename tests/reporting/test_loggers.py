@@ -429,6 +429,9 @@ def test_steps_that_are_done_again_are_in_tensorboard_once(
         patch.setattr(LastCheckpoint, "save", interrupt)
         with pytest.raises(OSError, match="the power is out"):
             pipeline.run(small(WITHOUT_REPORT, *options), tmp_path, "typed")
+    (file,) = (tmp_path / "tensorboard").glob("events.*")
+    with file.open("ab") as events:
+        events.write(b"\x40\0\0")  # what a kill leaves of the next event
     assert pipeline.resume(tmp_path) is not None
     accumulator = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     accumulator.Reload()

@@ -26,10 +26,10 @@ def keep_events(folder: Path, schedule: Schedule, done: int) -> None:
     if not files:
         return
     kept = [event for file in files for event in _events(file) if _is_done(event, schedule, done)]
+    if kept:  # first, so that a kill on the way loses nothing
+        _write(folder, kept)
     for file in files:
         file.unlink()
-    if kept:
-        _write(folder, kept)
 
 
 def _events(file: Path) -> list[Any]:
