@@ -6,7 +6,8 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 RAY := .venv-ray
-COMPATIBILITY := tests/api tests/export/test_packed.py tests/quantization/test_convert.py
+COMPATIBILITY := tests/api tests/export/test_packed.py tests/export/test_versions.py tests/export/test_artefact.py \
+	tests/quantization/test_convert.py
 
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)

@@ -6,6 +6,7 @@ constructs nothing but what :mod:`~hast_lightning.export.vocabulary` lists.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,7 @@ def _build_layer(layer: Mapping[str, Any]) -> nn.Module:
     if kind == _ACTIVATION:
         return FrozenActivation(torch.ones(()), torch.zeros(()), _bits(layer))
     arguments = _from_plain(layer["arguments"], {})
+    _require_known(kind, arguments)
     if kind in _FROZEN:
         shape = _shape(layer["shape"])
         grid = torch.zeros(shape[0], *(1,) * (len(shape) - 1))
@@ -129,6 +131,19 @@ def _build_layer(layer: Mapping[str, Any]) -> nn.Module:
     if kind not in LAYERS:
         raise ModelError(f"its architecture has a layer of the unknown kind {kind!r}")
     return LAYERS[kind](**arguments)
+
+
+def _require_known(kind: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that this version of torch does not have: a newer one may have written."""
+    constructor = _FROZEN[kind][1] if kind in _FROZEN else LAYERS.get(kind)
+    if constructor is None:
+        return
+    unknown = sorted(arguments.keys() - inspect.signature(constructor).parameters.keys())
+    if unknown:
+        raise ModelError(
+            f"its {kind} has the arguments {', '.join(unknown)}, which torch {torch.__version__} "
+            "does not know: it was written with a newer torch, or is damaged"
+        )
 
 
 def _bits(layer: Mapping[str, Any]) -> int:
