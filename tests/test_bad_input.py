@@ -129,7 +129,7 @@ def test_an_unknown_group_or_key(
 @pytest.mark.parametrize(
     ("override", "group"),
     [
-        ("+experiment=digits_w3a4", "experiment"),
+        ("+experiment=zebra", "experiment"),
         ("+experiment=3", "experiment"),
         ("model=resnet21", "model"),
         ("model=21", "model"),
@@ -147,10 +147,20 @@ def test_an_unknown_group_or_key(
 def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, group: str) -> None:
     line = refused_unread(override)
     option = override.partition("=")[2]
-    assert option in line
-    assert group in line
-    listed = line.partition("it has: ")[2] or line.partition("Available options")[2]
+    assert line.startswith(f"{group}={option}: {option or 'nothing'} is no option of {group}; ")
+    listed = line.partition("it has: ")[2].partition(";")[0]
     assert set(options(group)) <= set(listed.replace(",", " ").split())
+
+
+def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
+    line = refused_unread("+experiment=digits_w3a")
+    assert line.startswith("experiment=digits_w3a: digits_w3a is no option of experiment; did you ")
+    assert "did you mean digits_w3a3, " in line
+    assert "cifar100" not in line, "all recipes would fill the screen"
+    assert line.endswith("in all: python -m hast_lightning --help)")
+    line = refused_unread("model=resnet34")
+    assert "did you mean resnet50, resnet18; it has: " in line
+    assert line.endswith("by model=torchvision model.name=resnet34")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,10 @@ def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str)
         (
             ["model.checkpoint=w.th", "model.pretrained=false"],
             "model.checkpoint=w.th with model.pretrained=false: the file would not be read",
+        ),
+        (
+            ["quantizer.bits=4", "quantizer.activation_bits=5"],
+            "quantizer.bits=4 quantizer.activation_bits=5: bits is both; leave one of them out",
         ),
         (["model.depth=20"], "model.depth=20: only model.provider=cifar_resnet has a depth"),
         (
@@ -380,7 +394,7 @@ recipe: planted
             PLANTED + "quantizer: 4\n",
             ["experiment/planted", "int is not a subclass of QuantizerConfig"],
         ),
-        (PLANTED.replace("digits", "resnet21"), ["model/resnet21", *options("model")]),
+        (PLANTED.replace("digits", "resnet21"), ["model=resnet21", *options("model")]),
         (PLANTED.replace("model", "modell"), ["experiment/planted", "modell"]),
         ("\x00\x01", ["planted.yaml", "unacceptable character"]),
     ],

@@ -20,7 +20,7 @@ from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
 from hast_lightning.evaluation import Confusion, Evaluation, evaluate
 from hast_lightning.models.graph import trace
-from hast_lightning.models.teacher import require_batch_norms
+from hast_lightning.models.teacher import batch_norms_are_new, require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.module import ZeroShotQuantization
@@ -29,6 +29,8 @@ from hast_lightning.run_folder import Origin
 from hast_lightning.schedule import Action, Schedule, build_schedule
 from hast_lightning.synthesis.factory import source_for
 from hast_lightning.synthesis.source import SampleSource
+
+_log = logging.getLogger(__name__)
 
 EXPECTED_WARNINGS = (
     # The ticker is an iterable of step numbers: there is nothing for workers to load.
@@ -138,7 +140,14 @@ def build(
     """
     network = network or load_network(config.model)
     # Before the rest, because no other setting could mend it and a bank takes gigabytes.
-    require_batch_norms(trace(network.network), network.name)
+    graph_module = trace(network.network)
+    require_batch_norms(graph_module, network.name)
+    if config.model.pretrained and batch_norms_are_new(graph_module):
+        _log.warning(
+            "the BatchNorms of %s have the statistics of a new network (mean 0, variance 1): was "
+            "it trained, and were its weights loaded?",
+            network.name,
+        )
     evaluation_data = data or load_evaluation_data(config.data, network)
     processes = config.trainer.devices * config.trainer.num_nodes
     source = source_for(config.synthesis, network, config.data.holdout, processes)

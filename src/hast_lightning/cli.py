@@ -25,6 +25,7 @@ from hast_lightning.config import (
     config_folder,
     joined_lines,
     one_line,
+    refuse_two_ways_of_bits,
     register_schemas,
     to_object,
 )
@@ -54,6 +55,7 @@ def run_job(composed: DictConfig) -> float | None:
     teacher on held-out synthetic images where there are none.
     """
     config = to_object(composed)
+    refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
     if config.command in WITHOUT_RUN:
         WITHOUT_RUN[config.command](config)
         return None

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from rich.console import Console
+from torch import fx
 
 from hast_lightning.config import Config
 from hast_lightning.models.graph import trace
 from hast_lightning.models.taps import select_taps
-from hast_lightning.models.teacher import require_batch_norms
+from hast_lightning.models.teacher import batch_norms_are_new, require_batch_norms
 from hast_lightning.models.zoo import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import convert
@@ -50,6 +51,7 @@ def inspect(config: Config, console: Console | None = None) -> None:
     places = {node.name: str(node.target) for node in graph_module.graph.nodes}
     lines = [
         *_describe_network(pretrained, config),
+        *_describe_statistics(graph_module),
         *_describe_parts(found, [places[tap] for tap in taps]),
     ]
     for line in lines:
@@ -64,10 +66,18 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
     names = pretrained.class_names or ()
     yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
     if config.model.pretrained:
-        origin = config.model.checkpoint or "the provider's own"
+        own = "as model.factory returns them" if config.model.factory else "the provider's own"
+        origin = config.model.checkpoint or own
         yield f"weights: {origin}, SHA-256 {pretrained.checksum[:12]}..."
     else:
         yield "weights: random (model.pretrained=false)"
+
+
+def _describe_statistics(graph_module: fx.GraphModule) -> Iterator[str]:
+    if batch_norms_are_new(graph_module):
+        yield (
+            "BatchNorms: mean 0 and variance 1 everywhere, as in a network that was never trained"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

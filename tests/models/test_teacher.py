@@ -13,7 +13,7 @@ from hast_lightning.errors import ModelError
 from hast_lightning.models.graph import trace
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.taps import find_taps
-from hast_lightning.models.teacher import FrozenTeacher, channel_statistics
+from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new, channel_statistics
 
 IMAGES = (4, 3, 16, 16)
 
@@ -273,3 +273,12 @@ def test_a_network_without_batch_norm_statistics_is_refused(layers: list[nn.Modu
 def test_an_unknown_tap_is_refused() -> None:
     with pytest.raises(ModelError, match="no node 'layer9'"):
         FrozenTeacher(network(), ["layer9"])
+
+
+def test_batch_norms_that_met_no_image_are_told_from_others() -> None:
+    network = CifarResNet(8, 10, width=4).eval()
+    assert batch_norms_are_new(trace(network))
+    last = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+    assert last.running_var is not None
+    last.running_var[0] = 0.5
+    assert not batch_norms_are_new(trace(network))

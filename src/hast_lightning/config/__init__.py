@@ -42,6 +42,7 @@ from hast_lightning.config.quantizer import (
     RANGES,
     LayerBitsConfig,
     QuantizerConfig,
+    refuse_two_ways_of_bits,
 )
 from hast_lightning.config.root import (
     COMMANDS,
@@ -127,6 +128,7 @@ __all__ = [
     "config_folder",
     "joined_lines",
     "one_line",
+    "refuse_two_ways_of_bits",
     "register_schemas",
     "require_choice",
     "require_range",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from hydra.errors import HydraException
@@ -18,6 +20,15 @@ UNKNOWN_KEY = re.compile(
 )
 MISSING_PLUGIN = re.compile(
     r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
+)
+MISSING_OPTION = re.compile(
+    r"(?:In '([^']+)': )?Could not find '([^']+)/([^']*)'\s+Available options in '[^']+':(.*?)"
+    r"(?:Config search path|$)",
+    re.DOTALL,
+)
+MANY_OPTIONS = 20
+NETWORKS_ELSEWHERE = (
+    "; networks of torchvision, timm and pytorchcv are named by model=torchvision model.name={}"
 )
 EXTRAS = {
     "optuna": "sweeps",
@@ -36,6 +47,10 @@ def one_line(error: BaseException) -> str:
     """
     if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
         return reason
+    if missing := MISSING_OPTION.match(str(error)):
+        file, group, option, options = missing.groups()
+        place = "" if file in (None, "config") or file.startswith("hydra/") else f"In '{file}': "
+        return place + _no_option(group, option, options.split())
     if unknown := UNKNOWN_KEY.match(str(error)):
         place, key = unknown[1] or "", unknown[2] or unknown[3]
         if not _is_optional_group(key) and (description := describe_unknown_key(key)):
@@ -92,5 +107,17 @@ def _describe_unknown_option() -> str | None:
         if not group or group.startswith("hydra/"):
             continue  # Hydra and its plugins have options of their own.
         if options and option not in options:
-            return f"{argument}: {option} is no option of {group}; it has: {', '.join(options)}"
+            return _no_option(group, option, options)
     return None
+
+
+def _no_option(group: str, option: str, options: Sequence[str]) -> str:
+    """Those that were probably meant, and all there are unless that would fill the screen."""
+    close = difflib.get_close_matches(option, options)
+    hint = f"; did you mean {', '.join(close)}" if close else ""
+    if not close or len(options) <= MANY_OPTIONS:
+        hint += f"; it has: {', '.join(options)}"
+    else:
+        hint += f" ({len(options)} in all: python -m hast_lightning --help)"
+    elsewhere = NETWORKS_ELSEWHERE.format(option) if group == "model" and option else ""
+    return f"{group}={option}: {option or 'nothing'} is no option of {group}{hint}{elsewhere}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING
 
 from hast_lightning.config.checks import require_choice, require_range
@@ -102,4 +104,27 @@ class QuantizerConfig:
             raise ConfigurationError(
                 "quantizer.include_zero=false: the integer engines that quantizer.name=deploy is "
                 "for pad with zeros, which every range must contain"
+            )
+
+
+def refuse_two_ways_of_bits(overrides: Sequence[str]) -> None:
+    """Refuse ``quantizer.bits`` beside another number for weights or activations.
+
+    A recipe's numbers give way to ``quantizer.bits`` in silence, as they should; what the same
+    person asks for in the same breath does not.
+
+    Args:
+        overrides: What was asked for, in the words of the command line.
+
+    Raises:
+        ConfigurationError: two of them contradict each other.
+    """
+    wanted = OverridesParser.create().parse_overrides(list(overrides))
+    plain = [override for override in wanted if not override.is_sweep_override()]
+    values = {override.key_or_group: override.value() for override in plain}
+    bits = values.get("quantizer.bits")
+    for name in ("quantizer.weight_bits", "quantizer.activation_bits"):
+        if bits is not None and values.get(name, bits) != bits:
+            raise ConfigurationError(
+                f"quantizer.bits={bits} {name}={values[name]}: bits is both; leave one of them out"
             )

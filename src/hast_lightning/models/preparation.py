@@ -37,7 +37,7 @@ def prepare(
     """
     images = torch.randn(_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
     expected = _logits(network, images, name)
-    plain = _without_parametrizations(network)
+    plain = _with_plain_batch_norms(_without_parametrizations(network))
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
     graph_module, sized = _trace(copy.deepcopy(plain), input_shape)
     changed = functions_to_layers(graph_module, images)
@@ -90,6 +90,30 @@ def _without_parametrizations(network: nn.Module) -> nn.Module:
             assert isinstance(parametrizations, nn.ModuleDict)
             for tensor in list(parametrizations):
                 parametrize.remove_parametrizations(module, tensor)
+    return network
+
+
+def _with_plain_batch_norms(network: nn.Module) -> nn.Module:
+    """The network, or a copy without the BatchNorms that several devices trained together.
+
+    In evaluation mode they compute what plain ones do.
+    """
+    synchronized = [n for n, m in network.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    if not synchronized:
+        return network
+    network = copy.deepcopy(network)
+    for name in synchronized:
+        layer = network.get_submodule(name)
+        assert isinstance(layer, nn.SyncBatchNorm)
+        plain = nn.BatchNorm2d(
+            layer.num_features,
+            layer.eps,
+            layer.momentum,
+            layer.affine,
+            layer.track_running_stats,
+        )
+        plain.load_state_dict(layer.state_dict())
+        network.set_submodule(name, plain.eval())
     return network
 
 

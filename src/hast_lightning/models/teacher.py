@@ -97,6 +97,20 @@ def require_batch_norms(graph_module: GraphModule, name: str) -> list[tuple[str,
     return inputs
 
 
+def batch_norms_are_new(graph_module: GraphModule) -> bool:
+    """Whether no BatchNorm has ever met an image: mean 0 and variance 1 in every channel.
+
+    Such a network was never trained, or its weights were not loaded; images that are matched to
+    these statistics say nothing about its data.
+    """
+    layers = [graph_module.get_submodule(name) for _, name in batch_norm_inputs(graph_module)]
+    means = [layer.running_mean for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    variances = [layer.running_var for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    return all(mean is not None and not mean.any() for mean in means) and all(
+        var is not None and bool((var == 1).all()) for var in variances
+    )
+
+
 class FrozenTeacher(nn.Module):
     """A copy of a pretrained network that never changes.
 
