@@ -13,7 +13,7 @@ PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-oldest test-ray lint typecheck bench docs clean
+.PHONY: help setup run test test-docs test-slow test-oldest test-ray lint typecheck bench docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /:/' | \
@@ -28,6 +28,9 @@ run: $(STAMP) ## Run the default recipe; overrides in ARGS="key=value ..."
 test: $(STAMP) ## Run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		--durations 20
+
+test-docs: $(STAMP) ## Run every command of README and documentation, and the notebook
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 2 --durations 5 tests/docs
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -q -m slow
