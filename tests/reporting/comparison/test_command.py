@@ -114,3 +114,17 @@ def test_a_configuration_that_is_damaged_is_refused_by_name(runs: Path) -> None:
 
 def test_no_other_command_takes_runs(runs: Path) -> None:
     assert "no other command takes them" in call("runs=outputs", folder=runs).refusal()
+
+
+def test_what_the_table_cannot_show_is_said_below_it(runs: Path) -> None:
+    again = runs / "outputs" / "again"
+    again.mkdir()
+    (again / "result.json").write_bytes((runs / "outputs" / "1" / "result.json").read_bytes())
+    failed = runs / "outputs" / "failed"
+    failed.mkdir()
+    (failed / "origin.json").write_text("{}", encoding="utf-8")
+    printed = compare(runs, "runs=outputs", *PLAIN).out
+    assert "| 0, 1 (3 runs) |" in printed
+    assert "Runs of one seed count once, as their mean (3 runs in rows of 2 seeds)." in printed
+    assert "Left out: 1 run without a result (outputs/failed)." in printed
+    assert "Left out" not in compare(runs, "runs=outputs/[0-9]", *PLAIN).out

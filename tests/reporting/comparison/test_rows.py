@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from hast_lightning.errors import DataError
-from hast_lightning.reporting.comparison.rows import Row, Spread, best, published, spread, summarize
-from hast_lightning.reporting.comparison.runs import FinishedRun, collect
+from hast_lightning.reporting.comparison.rows import (
+    Row,
+    Spread,
+    best,
+    over_seeds,
+    published,
+    spread,
+    summarize,
+    title,
+)
+from hast_lightning.reporting.comparison.runs import SWITCHES, FinishedRun, collect
 from hast_lightning.reporting.comparison.tables import as_csv, as_html, as_latex, as_markdown
 from hast_lightning.reporting.result import Result
 from tests.docs.snippets import ROOT
@@ -52,7 +61,8 @@ def test_seeds_of_a_recipe_are_one_row() -> None:
 
 
 def test_runs_without_labels_have_no_accuracy() -> None:
-    assert spread([None, None]) is None
+    assert spread([]) is None
+    assert over_seeds(RESULTS[:2], lambda _: None) is None
     row = summarize(
         [FinishedRun(dataclasses.replace(make_result((None, None, None)), recipe="no_labels"))]
     )[0]
@@ -127,13 +137,117 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
+def ablated(seed: int, *parts: str, **config: object) -> FinishedRun:
+    """A run with these parts of the method, and 90 % plus their number."""
+    switches = {key: name in parts for key, name in SWITCHES.items()}
+    made = result("ablated_w3a4", seed, 90.0 + len(parts) + 0.1 * seed)
+    return FinishedRun(made, {**switches, "seed": seed, **config})
+
+
+ALL = tuple(SWITCHES.values())
+
+
 def test_runs_that_differ_in_their_configuration_have_rows_of_their_own() -> None:
-    switch = "distillation.promotion.enabled"
+    runs = [ablated(seed, *parts) for parts in ((), ("hardness",), ALL) for seed in (0, 1)]
+    rows = summarize(runs)
+    assert [(row.settings, row.seeds) for row in rows] == [
+        ("hardness", (0, 1)),
+        ("hardness + promotion + alignment", (0, 1)),
+        ("none", (0, 1)),
+    ]
+    assert {row.settings for row in best(rows)} == {"hardness + promotion + alignment"}
+
+
+def test_a_row_without_one_part_names_the_others() -> None:
+    rows = summarize([ablated(0, *ALL), ablated(0, "hardness", "alignment")])
+    assert [row.settings for row in rows] == [
+        "hardness + alignment",
+        "hardness + promotion + alignment",
+    ]
+
+
+def test_parts_are_apart_from_what_else_differs() -> None:
     runs = [
-        FinishedRun(result("ablated", seed, 90.0 + on), {switch: on, "seed": seed})
-        for on in (False, True)
-        for seed in (0, 1)
+        ablated(0, *parts, **{"quantizer.name": quantizer})
+        for parts in (("hardness",), ALL)
+        for quantizer in ("lsq", "minmax")
     ]
     rows = summarize(runs)
-    assert [(row.settings, row.seeds) for row in rows] == [("none", (0, 1)), ("promotion", (0, 1))]
-    assert {row.settings for row in best(rows)} == {"promotion"}
+    assert {(row.parts, row.others) for row in rows} == {
+        (parts, f"quantizer.name={quantizer}")
+        for parts in (("hardness",), ALL)
+        for quantizer in ("lsq", "minmax")
+    }
+    assert rows[0].settings == "hardness + promotion + alignment, quantizer.name=lsq"
+
+
+def test_a_recipe_whose_bits_were_changed_is_not_called_by_the_old_ones() -> None:
+    assert title("digits_w3a3", (3, 3)) == "digits_w3a3"
+    assert title("digits_w3a3", (2, 2)) == "digits"
+    assert title("cifar10_resnet20_w3a3_recommended", (4, 4)) == "cifar10_resnet20_recommended"
+    assert title("mine", (4, 4)) == "mine"
+    swept = [result("digits_w3a4", 0, 90.0), result("digits_w3a4", 0, 80.0, weight_bits=2)]
+    names = [(row.name, row.bits) for row in summarize(map(FinishedRun, swept))]
+    assert names == [("digits", (2, 4)), ("digits_w3a4", (3, 4))]
+
+
+def test_runs_of_one_seed_count_once() -> None:
+    """Twice the same number would make the deviation look smaller than it is."""
+    runs = [ablated(seed, *ALL) for seed in (0, 0, 0, 1)]
+    (row,) = summarize(runs)
+    assert (row.seeds, row.runs) == ((0, 1), 4)
+    assert row.top1 == Spread(pytest.approx(93.05), pytest.approx(0.1 / 2**0.5))
+    assert "| 0, 1 (4 runs) |" in as_markdown([row])
+    assert next(csv.DictReader(io.StringIO(as_csv([row]))))["runs"] == "4"
+
+
+def test_loaded_samples_and_own_ones_are_two_experiments() -> None:
+    loads = (None, "bank0.safetensors", "bank1.safetensors")
+    runs = [ablated(n, *ALL, **{"synthesis.load": load}) for n, load in enumerate(loads)]
+    rows = summarize(runs)
+    assert [(row.settings, row.seeds) for row in rows] == [
+        ("samples=loaded", (1, 2)),
+        ("samples=own", (0,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        ({"model_checksum": "f" * 64}, "weights=ffffffff"),
+        ({"evaluated_images": 7}, "images=7"),
+        ({"student_steps": 7}, "student_steps=7"),
+        ({"agreement_on": "held-out"}, "measured on=held-out"),
+    ],
+)
+def test_what_cannot_be_averaged_is_apart(change: dict[str, object], settings: str) -> None:
+    results = [result("plain", 0, 90.0), result("plain", 1, 91.0, **change)]
+    rows = summarize(map(FinishedRun, results))
+    assert {row.seeds for row in rows} == {(0,), (1,)}
+    assert settings in {row.settings for row in rows}
+
+
+def test_a_key_that_an_older_run_does_not_know_still_tells_the_others_apart() -> None:
+    runs = [ablated(0, *ALL), *(ablated(0, *ALL, new=value) for value in (1, 2))]
+    assert [row.settings for row in summarize(runs)] == ["", "new=1", "new=2"]
+
+
+def test_what_comes_along_with_an_option_is_not_said_beside_its_name() -> None:
+    def run(name: str, **quantizer: object) -> FinishedRun:
+        return ablated(
+            0,
+            *ALL,
+            **{f"quantizer.{k}": v for k, v in quantizer.items()} | {"quantizer.name": name},
+        )
+
+    options = [run("minmax", include_zero=False), run("deploy", include_zero=True)]
+    assert [row.settings for row in summarize(options)] == [
+        "quantizer.name=deploy",
+        "quantizer.name=minmax",
+    ]
+    changed = [*options, run("minmax", include_zero=True)]
+    assert [row.settings for row in summarize(changed)] == [
+        "quantizer.include_zero=False, quantizer.name=minmax",
+        "quantizer.include_zero=True, quantizer.name=deploy",
+        "quantizer.include_zero=True, quantizer.name=minmax",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +16,14 @@ from hast_lightning.config import Config
 from hast_lightning.errors import StorageError
 from hast_lightning.reporting.comparison.plots import plots
 from hast_lightning.reporting.comparison.rows import Row, published, summarize
-from hast_lightning.reporting.comparison.runs import collect
+from hast_lightning.reporting.comparison.runs import collect, without_result
 from hast_lightning.reporting.comparison.tables import as_csv, as_html, as_latex, as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}
+FOLDERS_SHOWN = 3
 NO_PLOTS = "No plots: they need matplotlib (pip install 'hast-lightning[plots]')"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>
@@ -70,9 +71,25 @@ def compare(config: Config) -> None:
     console = Console()
     # Markdown as it is: Rich would wrap its lines and read its brackets.
     print(as_markdown(rows))
+    for line in _remarks(config.runs, rows):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     if options.plots and not drawable:
         console.print(NO_PLOTS, markup=False)
     console.print(f"Everything is in {folder}", soft_wrap=True, markup=False)
+
+
+def _remarks(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
+    """What a reader of the table should know of it."""
+    if repeated := [row for row in rows if row.runs > len(row.seeds)]:
+        yield (
+            f"Runs of one seed count once, as their mean ({sum(row.runs for row in repeated)} runs "
+            f"in rows of {sum(len(row.seeds) for row in repeated)} seeds)."
+        )
+    if missing := without_result(names):
+        shown = ", ".join(map(str, missing[:FOLDERS_SHOWN]))
+        more = ", ..." if len(missing) > FOLDERS_SHOWN else ""
+        runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
+        yield f"Left out: {runs} without a result ({shown}{more})."
 
 
 def _write_tables(

@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hast_lightning.reporting.comparison.rows import Row
+from hast_lightning.reporting.comparison.rows import BITS_IN_NAME, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BITS_IN_NAME = re.compile(r"_w\d+a\d+")
+NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9.=-]+")
 PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
 PAPER_MARKERS = "sDv^<>ph*X"
 LEGEND_CHARACTERS = 100
 TICK_CHARACTERS = 40
+TITLE_CHARACTERS = 70
 LINE_HEIGHT = 0.17
 """Of small print, in inches."""
 
@@ -38,9 +39,9 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
                 made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
             if len(ours) > 1:
                 made[f"seconds_{ending}"] = _against_seconds(ours)
-            for (name, bits), group in _ablations(ours).items():
-                width = f"w{bits[0]}a{bits[1]}"
-                made[f"ablation_{name}_{width}"] = _ablation_bars(group)
+            for (name, bits, others), group in _ablations(ours).items():
+                words = (ending, name, f"w{bits[0]}a{bits[1]}", NOT_IN_FILE_NAMES.sub("_", others))
+                made["_".join(["ablation", *filter(None, words)])] = _ablation_bars(group)
     return made
 
 
@@ -134,22 +135,23 @@ def _wrapped(text: str, characters: int) -> str:
     return textwrap.fill(text, characters)
 
 
-def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int]], list[Row]]:
-    groups: dict[tuple[str, tuple[int, int]], list[Row]] = defaultdict(list)
+def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int], str], list[Row]]:
+    """Rows that differ in the parts that are on, and in nothing else."""
+    groups: dict[tuple[str, tuple[int, int], str], list[Row]] = defaultdict(list)
     for row in ours:
-        if row.switched:
-            groups[row.name, row.bits].append(row)
+        if row.parts is not None:
+            groups[row.name, row.bits, row.others].append(row)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
 def _ablation_bars(group: Sequence[Row]) -> Figure:
     """Bars from the fewest parts at the top to all of them at the bottom."""
-    rows = sorted(group, key=lambda row: (_parts(row), row.settings))
-    names = [_wrapped(row.settings, TICK_CHARACTERS) for row in rows]
+    rows = sorted(group, key=lambda row: (_count(row), row.settings))
+    names = [_wrapped(" + ".join(row.parts or ()) or "none", TICK_CHARACTERS) for row in rows]
     lines = sum(name.count("\n") for name in names)
     figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
     means, deviations = _points(rows)
-    colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
+    colours = ["C0" if _count(row) == max(map(_count, rows)) else "0.7" for row in rows]
     errors = deviations if any(deviations) else None
     axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
     for place, row in enumerate(rows):
@@ -172,14 +174,14 @@ def _ablation_bars(group: Sequence[Row]) -> Figure:
     note = f" (the axis begins at {start:g})" if start else ""
     first = rows[0]
     axes.set_xlabel(_measure(first) + note)
-    title = f"{first.name}, {first.model}, W{first.bits[0]}A{first.bits[1]}"
+    words = (first.name, first.model, f"W{first.bits[0]}A{first.bits[1]}", first.others)
+    title = _wrapped(", ".join(filter(None, words)), TITLE_CHARACTERS)
     axes.set_title(title, pad=16)  # above the name of the line
     return figure
 
 
-def _parts(row: Row) -> int:
-    switches = row.settings.split(",")[0]
-    return 0 if switches == "none" else switches.count("+") + 1
+def _count(row: Row) -> int:
+    return len(row.parts or ())
 
 
 def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:

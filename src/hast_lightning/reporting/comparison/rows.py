@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from hast_lightning.reporting.comparison.runs import SWITCHES, FinishedRun, describe, varied
+from hast_lightning.reporting.comparison.runs import (
+    SWITCHES,
+    FinishedRun,
+    describe,
+    parts,
+    varied,
+)
+from hast_lightning.reporting.result import Result
 
 PUBLISHED_FILE = "published.csv"
 FULL_PRECISION = (32, 32)
+BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?![0-9a-z])")
 
 
 @dataclass(frozen=True)
@@ -37,29 +46,37 @@ class Row:
         model: Name of the network.
         bits: Of weights and of activations.
         name: The recipe, or the published method.
-        settings: What the runs of the recipe differ in.
-        seeds: Seeds that were run; none of a published number.
+        parts: The parts of the method that are on, in a recipe that switches some; none elsewhere.
+        others: What the runs of the recipe differ in beside that.
+        seeds: Seeds that were run, each once; none of a published number.
+        runs: How many runs; more than there are seeds where some were run again.
         teacher: Top-1 of the full-precision network in percent.
         calibrated: Top-1 before the first student step.
         top1: Top-1 after the last student step.
         agreement: With the teacher.
         seconds: Wall-clock time of a run, all stages.
         source: Where a published number is from.
-        switched: Whether the row is one of an ablation.
     """
 
     model: str
     bits: tuple[int, int]
     name: str
-    settings: str = ""
+    parts: tuple[str, ...] | None = None
+    others: str = ""
     seeds: tuple[int, ...] = ()
+    runs: int = 0
     teacher: Spread | None = None
     calibrated: Spread | None = None
     top1: Spread | None = None
     agreement: Spread | None = None
     seconds: Spread | None = None
     source: str = ""
-    switched: bool = False
+
+    @property
+    def settings(self) -> str:
+        """Parts and other settings in a few words; nothing where all runs are alike."""
+        words = [] if self.parts is None else [" + ".join(self.parts) or "none"]
+        return ", ".join([*words, *filter(None, [self.others])])
 
     @property
     def score(self) -> Spread | None:
@@ -76,37 +93,63 @@ def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.model, row.bits, row.name, row.settings))
 
 
+def title(recipe: str, bits: tuple[int, int]) -> str:
+    """The recipe's name, without bits in it that were changed in the run."""
+    named = BITS_IN_NAME.search(recipe)
+    if named is None or (int(named[1]), int(named[2])) == bits:
+        return recipe
+    return BITS_IN_NAME.sub("", recipe)
+
+
 def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
-    configured = [run for run in runs if run.config]
-    keys = varied(configured)
-    groups: dict[tuple[tuple[int, int], str], list[FinishedRun]] = defaultdict(list)
+    keys = varied(runs)
+    switched = any(key in SWITCHES for key in keys)
+    groups: dict[object, list[FinishedRun]] = defaultdict(list)
     for run in runs:
         bits = (run.result.weight_bits, run.result.activation_bits)
-        groups[bits, describe(run.config, keys) if run.config else ""].append(run)
-    switched = any(key in SWITCHES for key in keys)
-    return [_row(bits, settings, group, switched) for (bits, settings), group in groups.items()]
+        groups[bits, parts(run) if switched else None, describe(run, keys)].append(run)
+    return [
+        _row(group, parts(group[0]) if switched else None, describe(group[0], keys))
+        for group in groups.values()
+    ]
 
 
-def _row(bits: tuple[int, int], settings: str, runs: Sequence[FinishedRun], switched: bool) -> Row:
+def _row(runs: Sequence[FinishedRun], on: tuple[str, ...] | None, others: str) -> Row:
     results = [run.result for run in runs]
+    bits = (results[0].weight_bits, results[0].activation_bits)
     return Row(
         results[0].model,
         bits,
-        results[0].recipe,
-        settings,
-        tuple(sorted(result.seed for result in results)),
-        spread([result.teacher_top1 for result in results]),
-        spread([result.calibrated_top1 for result in results]),
-        spread([result.quantized_top1 for result in results]),
-        spread([result.teacher_agreement for result in results]),
-        spread([sum(result.seconds_by_stage.values()) for result in results]),
-        switched=switched and bool(runs[0].config),
+        title(results[0].recipe, bits),
+        on,
+        others,
+        tuple(sorted({result.seed for result in results})),
+        len(results),
+        over_seeds(results, lambda result: result.teacher_top1),
+        over_seeds(results, lambda result: result.calibrated_top1),
+        over_seeds(results, lambda result: result.quantized_top1),
+        over_seeds(results, lambda result: result.teacher_agreement),
+        over_seeds(results, lambda result: sum(result.seconds_by_stage.values())),
     )
 
 
-def spread(values: Iterable[float | None]) -> Spread | None:
+def over_seeds(
+    results: Iterable[Result], measure: Callable[[Result], float | None]
+) -> Spread | None:
+    """Mean and deviation over seeds; runs of one seed count once, as their mean.
+
+    They would otherwise pass for independent ones, and make the deviation too small.
+    """
+    seeds: dict[int, list[float]] = defaultdict(list)
+    for result in results:
+        if (value := measure(result)) is not None:
+            seeds[result.seed].append(value)
+    return spread(map(statistics.fmean, seeds.values()))
+
+
+def spread(values: Iterable[float]) -> Spread | None:
     """Mean and deviation of what was measured; none where nothing was."""
-    known = [value for value in values if value is not None]
+    known = list(values)
     if not known:
         return None
     if len(set(known)) == 1:  # of a single seed, or of the teacher, which is always the same

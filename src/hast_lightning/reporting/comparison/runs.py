@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 
 from hast_lightning.errors import DataError
 from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import CONFIG_FILE, RESULT_FILE
+from hast_lightning.run_folder import CONFIG_FILE, ORIGIN_FILE, RESULT_FILE
 
 SWITCHES = {
     "synthesis.hardness.enabled": "hardness",
@@ -36,6 +37,26 @@ class FinishedRun:
 
     result: Result
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By dotted key or by name, all that makes it another experiment than a run of its recipe.
+
+        Beside the configuration: whose weights, measured on what, and whether the samples are its
+        own (not whose: seeds that load a bank each are still seeds of one experiment).
+        """
+        result = self.result
+        facts: dict[str, Any] = {
+            "weights": result.model_checksum[:8],
+            "measured on": result.agreement_on,
+            "images": result.evaluated_images,
+        }
+        if not self.config:
+            steps = ("synthesis_steps", "calibration_steps", "student_steps")
+            return facts | {name: getattr(result, name) for name in steps}
+        facts["samples"] = "loaded" if self.config.get("synthesis.load") else "own"
+        known = {key: value for key, value in self.config.items() if not _is_no_setting(key)}
+        return known | facts
 
 
 def collect(names: Iterable[str | Path]) -> list[FinishedRun]:
@@ -86,25 +107,53 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _is_no_setting(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in NOT_SETTINGS)
+
+
 def varied(runs: Sequence[FinishedRun]) -> list[str]:
-    """The settings, by dotted key, in which runs differ that all know them."""
-    shared = set.intersection(*(set(run.config) for run in runs)) if runs else set()
-    return sorted(
-        key
-        for key in shared
-        if not any(f"{key}.".startswith(f"{name}.") for name in NOT_SETTINGS)
-        and len({repr(run.config[key]) for run in runs}) > 1
-    )
+    """The settings, by key, in which runs differ.
+
+    One that some do not know may differ in others: runs of an older version do not know every
+    key of a newer one. What comes along with an option of a group, and never without it, goes
+    without saying beside the option's name.
+    """
+    settings = [run.settings for run in runs]
+    values: dict[str, set[str]] = defaultdict(set)
+    for known in settings:
+        for key, value in known.items():
+            values[key].add(repr(value))
+    keys = sorted(key for key, found in values.items() if len(found) > 1)
+    return [key for key in keys if not _comes_along(key, keys, settings)]
 
 
-def describe(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The values of ``keys`` in a few words: ``hardness + promotion, alignment.weight=10``."""
-    switches = [key for key in SWITCHES if key in keys]
-    words = []
-    if switches:
-        words.append(" + ".join(SWITCHES[key] for key in switches if config[key]) or "none")
-    words += [f"{_short(key)}={config[key]}" for key in keys if key not in SWITCHES]
-    return ", ".join(words)
+def _comes_along(key: str, keys: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
+    name = f"{key.rpartition('.')[0]}.name"
+    if name == key or name not in keys:
+        return False
+    pairs = {(repr(known.get(name)), repr(known.get(key))) for known in settings}
+    return len(pairs) == len({option for option, _ in pairs})
+
+
+def describe(run: FinishedRun, keys: Sequence[str]) -> str:
+    """The values of ``keys`` but for the switches: ``alignment.weight=10, samples=loaded``."""
+    settings = run.settings
+    shown = [key for key in keys if key not in SWITCHES and key in settings]
+    return ", ".join(f"{_short(key)}={settings[key]}" for key in shown)
+
+
+def parts(run: FinishedRun) -> tuple[str, ...] | None:
+    """The parts of the method that are on; none where nothing is known of them."""
+    if not SWITCHES.keys() & run.config.keys():
+        return None
+    return tuple(name for key, name in SWITCHES.items() if run.config.get(key))
+
+
+def without_result(names: Iterable[str | Path]) -> list[Path]:
+    """Folders of runs without a result: failed, not ended, or only meant to make samples."""
+    places = [Path(place) for name in names for place in glob.glob(str(Path(name).expanduser()))]
+    folders = {file.parent for place in places for file in place.rglob(ORIGIN_FILE)}
+    return sorted(folder for folder in folders if not (folder / RESULT_FILE).is_file())
 
 
 def _short(key: str) -> str:

@@ -20,6 +20,11 @@ def _duration(value: Spread | None) -> str:
     return "-" if value is None else f"{value.mean:.0f}"
 
 
+def _seeds(row: Row) -> str:
+    again = f" ({row.runs} runs)" if row.runs > len(row.seeds) else ""
+    return ", ".join(map(str, row.seeds)) + again if row.seeds else "-"
+
+
 def _ranked_column(row: Row) -> str:
     return "top-1, last step" if row.top1 is not None else "agreement"
 
@@ -29,7 +34,7 @@ COLUMNS: tuple[Column, ...] = (
     ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}"),
     ("recipe or method", lambda row: row.name),
     ("settings", lambda row: row.settings or "-"),
-    ("seeds", lambda row: ", ".join(map(str, row.seeds)) or "-"),
+    ("seeds", _seeds),
     ("teacher", lambda row: _text(row.teacher)),
     ("calibrated", lambda row: _text(row.calibrated)),
     ("top-1, last step", lambda row: _text(row.top1)),
@@ -116,7 +121,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("teacher", "calibrated", "top1", "agreement", "seconds")
     spreads = [f"{name}_{part}" for name in numbers for part in ("mean", "deviation")]
-    named = ["model", "weight_bits", "activation_bits", "name", "settings", "seeds"]
+    named = ["model", "weight_bits", "activation_bits", "name", "settings", "seeds", "runs"]
     writer.writerow([*named, *spreads, "source"])
     for row in rows:
         values: list[float | str] = []
@@ -124,5 +129,6 @@ def as_csv(rows: Sequence[Row]) -> str:
             value: Spread | None = getattr(row, name)
             values += ["", ""] if value is None else [value.mean, value.deviation or ""]
         seeds = " ".join(map(str, row.seeds))
-        writer.writerow([row.model, *row.bits, row.name, row.settings, seeds, *values, row.source])
+        facts = (row.model, *row.bits, row.name, row.settings, seeds, row.runs or "")
+        writer.writerow([*facts, *values, row.source])
     return text.getvalue()
