@@ -29,6 +29,10 @@ from tests.command_line import CALIBRATION_STEPS, SYNTHESIS_STEPS, TINY, call, c
 from tests.composition import options
 
 Refuse = Callable[..., str]
+ENTRY_WITHOUT_LAYER = (
+    "quantizer.overrides: layer is no key of an entry; an entry has: activation_bits, layers, "
+    "weight_bits"
+)
 
 
 class Payload:
@@ -218,12 +222,25 @@ def test_a_value_of_the_wrong_type_or_range(
         ("~quantizer.weight_bits", "does not support deletion"),
         ("~logger", "missing mandatory value: logger"),
         ("model=torchvision", "missing mandatory value: name"),
+        *(
+            (f"{plus}quantizer.overrides=[{{layer: conv1, weight_bits: 8}}]", ENTRY_WITHOUT_LAYER)
+            for plus in ("", "+", "++")
+        ),
         ("seed=${seeed}", "Interpolation key 'seeed' not found"),
         ("recipe=${oc.env:HAST_NO_SUCH_VARIABLE}", "'HAST_NO_SUCH_VARIABLE' not found"),
     ],
 )
 def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str) -> None:
     assert reason in refused_unread(override)
+
+
+def test_an_unknown_key_of_an_entry_in_a_file(refused_unread: Refuse, tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    text = "# @package _global_\nquantizer: {overrides: [{layer: conv1, weight_bits: 8}]}\n"
+    (folder / "mine.yaml").write_text(text)
+    line = refused_unread(f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine")
+    assert line == f"In 'experiment/mine': {ENTRY_WITHOUT_LAYER}"
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,25 @@ def test_what_needs_a_package_names_its_extra_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("hidden", "words"),
+    [
+        (("onnx",), "needs onnx, which is not installed"),
+        (("onnx", "onnxscript"), "needs onnx and onnxscript, which are not installed"),
+        (
+            ("onnx", "onnxscript", "onnxruntime"),
+            "needs onnx, onnxscript and onnxruntime, which are not installed",
+        ),
+    ],
+)
+def test_all_missing_packages_are_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: tuple[str, ...], words: str
+) -> None:
+    for name in hidden:
+        hide(name, monkeypatch)
+    assert words in call(*TINY, "export=all", folder=tmp_path).refusal()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_needs_none_of_them(tmp_path: Path) -> None:

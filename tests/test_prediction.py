@@ -108,9 +108,17 @@ def test_images_that_cannot_be_read_are_named_and_the_others_kept(
     ).refusal()
     assert line == (
         f"2 of 3 files in images={tmp_path} could not be read as images: bad.png, cut.png; the "
-        "other 1 are in the table"
+        "other one is in the table"
     )
     assert [row["file"] for row in rows((tmp_path / "table.csv").read_text())] == ["good.png"]
+
+
+def test_where_no_image_can_be_read_no_others_are_spoken_of(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for images in (tmp_path, tmp_path / "bad.png"):
+        with pytest.raises(DataError, match=r"as images: bad\.png; the table has no rows$"):
+            predict(made / "student.safetensors", images, tmp_path / "table.csv")
+        assert rows((tmp_path / "table.csv").read_text()) == []
 
 
 def test_photographs_are_resized_and_cropped_as_in_the_evaluation(tmp_path: Path) -> None:

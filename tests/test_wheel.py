@@ -113,6 +113,12 @@ def test_the_metadata_names_version_licence_and_entry_point(wheel: Path) -> None
     fields = email.parser.Parser().parsestr(metadata(wheel, "METADATA"))
     assert fields["Version"] == hast_lightning.__version__
     assert fields["License-Expression"] == "Apache-2.0"
+    assert fields["Requires-Python"] == ">=3.11"
+    assert str(fields["Summary"]).startswith("Zero-shot quantization")
+    assert "data-free" in fields["Keywords"]
+    assert "Typing :: Typed" in fields.get_all("Classifier", [])
+    assert fields["Description-Content-Type"] == "text/markdown"
+    assert str(fields.get_payload()).startswith("# hast-lightning")
     assert "hast-lightning = hast_lightning.cli:main" in metadata(wheel, "entry_points.txt")
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
 

@@ -50,8 +50,15 @@ def predict(artefact: Path, images: Path, target: Path | None) -> None:
         shown = ", ".join([*unreadable[:_NAMES_SHOWN], *["..."] * (len(unreadable) > _NAMES_SHOWN)])
         raise DataError(
             f"{len(unreadable)} of {len(files)} files in images={images} could not be read as "
-            f"images: {shown}; the other {len(files) - len(unreadable)} are in the table"
+            f"images: {shown}; {_rest(len(rows))}"
         )
+
+
+def _rest(count: int) -> str:
+    """What became of the images that could be read."""
+    if count == 0:
+        return "the table has no rows"
+    return "the other one is in the table" if count == 1 else f"the other {count} are in the table"
 
 
 def _files(images: Path) -> list[Path]:

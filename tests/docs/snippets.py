@@ -20,7 +20,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from hast_lightning.config import to_object
+from hast_lightning.api import quantization
+from hast_lightning.api.composition import composed
+from hast_lightning.config import Config, to_object
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.run_folder import RESULT_FILE
 from tests.command_line import call
@@ -138,6 +140,7 @@ class Reader:
             return
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
             patch.chdir(self.folder)
+            patch.setattr(quantization, "composed", composed_with_budget)
             exec(code, self.session)
 
     def _run(self, command: str, block: Block) -> None:
@@ -202,6 +205,11 @@ def product_arguments(words: list[str]) -> list[str]:
 def budget(arguments: list[str]) -> tuple[str, ...]:
     """What goes before the words of a command: nothing where it takes no settings."""
     return () if any(word.startswith(WITHOUT_BUDGET) for word in arguments) else BUDGET
+
+
+def composed_with_budget(overrides: Sequence[str]) -> Config:
+    """What ``quantize`` composes, with a small budget before its own words, which so win."""
+    return composed([*BUDGET, *overrides])
 
 
 def check(arguments: list[str]) -> None:

@@ -65,6 +65,25 @@ def test_every_extra_that_a_reader_is_told_to_install_exists(file: str, extras: 
     assert extras <= set(EXTRAS)
 
 
+def test_the_readme_names_every_extra_once() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, table = readme.partition("| extra | what for |\n| --- | --- |\n")
+    cells = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines()]
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(cells))) == sorted(EXTRAS)
+
+
+BARE_INSTALL = re.compile(r"pip install (?:-\S+ )*'?hast-lightning(?!\[)")
+"""What finds no package, since there is none of that name on an index."""
+
+
+def test_nobody_is_told_to_install_from_an_index() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        assert not BARE_INSTALL.search(page.read_text(encoding="utf-8")), page
+    assert BARE_INSTALL.search("pip install hast-lightning")
+    assert not BARE_INSTALL.search("pip install 'hast-lightning[onnx]'")
+
+
 def test_a_package_that_is_missing_is_noticed() -> None:
     assert "timm" not in named(PAGE.replace("timm", ""))
     assert package("submitit[x]>=1.2; python_version > '3'") == "submitit"

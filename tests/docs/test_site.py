@@ -147,3 +147,48 @@ def test_a_formula_of_its_own_line_has_its_number() -> None:
         visit_block(writer, nodes.math_block("", r"\frac{1}{2}", number=3))
     (text,) = writer.body
     assert 'class="eqno">(3)<' in text and "<mfrac>" in text and 'display="block"' in text
+
+
+BUILD = """
+import sys
+from sphinx.cmd.build import main
+
+sys.path.insert(0, {extensions!r})
+settings = ["extensions=mathml", "html_math_renderer=mathml", "project=p", "html_theme=basic"]
+words = [word for setting in settings for word in ("-D", setting)]
+sys.exit(main(["--fail-on-warning", "--keep-going", "-q", "-C", *words, {pages!r}, {site!r}]))
+"""
+
+
+def build_page(folder: Path, formulas: str) -> subprocess.CompletedProcess[str]:
+    """A site of one page, with the renderer of formulas and nothing else of ours."""
+    (folder / "index.rst").write_text(f"Title\n=====\n\n{formulas}\n", encoding="utf-8")
+    code = BUILD.format(
+        extensions=str(DOCS / "extensions"), pages=str(folder), site=str(folder / "site")
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"),
+    [
+        (r":math:`\sgn(x)`", r"cannot be converted: \sgn"),
+        (".. math::\n\n   \\aa + \\norm{x}", r"\aa, \norm"),
+        (r":math:`x_{`", "is no LaTeX: MissingSuperScriptOrSubscriptError"),
+    ],
+)
+def test_a_formula_that_is_not_all_converted_fails_the_build(
+    tmp_path: Path, formula: str, said: str
+) -> None:
+    built = build_page(tmp_path, formula)
+    assert built.returncode != 0
+    assert said in built.stderr
+    assert re.search(r"index\.rst(:\d+)?: WARNING: the formula", built.stderr)
+
+
+def test_formulas_that_are_converted_are_no_warning(tmp_path: Path) -> None:
+    """A backslash as a sign is one of them."""
+    built = build_page(tmp_path, r":math:`a \backslash b` and :math:`\frac{1}{2} \hat{\sigma}`")
+    assert (built.returncode, built.stderr) == (0, "")
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<math") == 2

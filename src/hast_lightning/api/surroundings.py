@@ -6,10 +6,13 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -60,5 +63,21 @@ def run_folder(given: str | Path | None) -> Iterator[Path]:
 @contextlib.contextmanager
 def quiet(silent: bool) -> Iterator[None]:
     """Without the tables that a run prints, where ``silent``."""
-    with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
+    if not silent:
         yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), _without_display():
+        yield
+
+
+def _without_display() -> AbstractContextManager[Any]:
+    """In a notebook, tables are displayed and not written to standard output."""
+    if "IPython" not in sys.modules:
+        return contextlib.nullcontext()
+    from IPython.core.getipython import get_ipython
+    from IPython.utils.capture import capture_output
+
+    if get_ipython() is None:
+        return contextlib.nullcontext()
+    captured: AbstractContextManager[Any] = capture_output(stdout=False, stderr=False)
+    return captured

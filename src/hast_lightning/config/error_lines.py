@@ -12,12 +12,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.folder import config_folder
-from hast_lightning.config.root import describe_unknown_key
+from hast_lightning.config.root import describe_unknown_key, describe_unknown_key_of_entry
 
 # How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
 UNKNOWN_KEY = re.compile(
     r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
 )
+# Said of an entry of a list, whose place OmegaConf does not know.
+UNKNOWN_KEY_OF_ENTRY = re.compile(r"Key '([^']+)' not in '(\w+)'")
 MISSING_PLUGIN = re.compile(
     r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
 )
@@ -51,6 +53,8 @@ def one_line(error: BaseException) -> str:
         file, group, option, options = missing.groups()
         place = "" if file in (None, "config") or file.startswith("hydra/") else f"In '{file}': "
         return place + _no_option(group, option, options.split())
+    if description := _describe_entry(error):
+        return description
     if unknown := UNKNOWN_KEY.match(str(error)):
         place, key = unknown[1] or "", unknown[2] or unknown[3]
         if not _is_optional_group(key) and (description := describe_unknown_key(key)):
@@ -64,6 +68,14 @@ def one_line(error: BaseException) -> str:
         reason = joined_lines(error.__cause__)
         return line if reason in line else f"{line}: {reason}"
     return line
+
+
+def _describe_entry(error: BaseException) -> str | None:
+    """What to say of an unknown key in an entry of a list; none of any other error."""
+    found = UNKNOWN_KEY_OF_ENTRY.search(f"{error}\n{error.__cause__ or ''}")
+    description = found and describe_unknown_key_of_entry(found[2], found[1])
+    place = re.match(r"In '[^']+': ", str(error))
+    return f"{place[0] if place else ''}{description}" if description else None
 
 
 def _names_a_file(error: BaseException) -> TypeGuard[OSError]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -275,6 +275,29 @@ def describe_unknown_key(key: str) -> str | None:
         schema = known[name]
         prefix = f"{prefix}{name}."
     return None
+
+
+def describe_unknown_key_of_entry(schema: str, key: str) -> str | None:
+    """The same of a ``key`` in an entry of a list; none where no list has entries of ``schema``.
+
+    Args:
+        schema: Name of the entries' dataclass, which is what OmegaConf tells in place of the list.
+        key: As it was written.
+    """
+    for name, entry in _lists_of_groups(Config):
+        if entry.__name__ == schema:
+            known = ", ".join(sorted(field.name for field in fields(entry)))
+            return f"{name}: {key} is no key of an entry; an entry has: {known}"
+    return None
+
+
+def _lists_of_groups(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that holds a list of groups of keys, with the dataclass of its entries."""
+    for name, hint in get_type_hints(schema).items():
+        if is_dataclass(hint):
+            yield from _lists_of_groups(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
+            yield f"{prefix}{name}", get_args(hint)[0]
 
 
 def _no_such_key(prefix: str, key: str, known: Collection[str]) -> str:

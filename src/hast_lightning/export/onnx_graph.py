@@ -45,8 +45,10 @@ def require_packages(names: tuple[str, ...]) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
+        *others, last = missing
+        named = f"{', '.join(others)} and {last}" if others else last
         raise ConfigurationError(
-            f"ONNX needs {', '.join(missing)}, which is not installed: "
+            f"ONNX needs {named}, which {'are' if others else 'is'} not installed: "
             "pip install 'hast-lightning[onnx]'"
         )
 
