@@ -25,7 +25,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hast_lightning.config import Config, config_folder, register_schemas
 
-NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+# The one key of no type is ``runs``, since OmegaConf has none for a text or a list of texts.
+NAMES: dict[Any, str] = {
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    Any: "text or list (text)",
+}
 NO_MAXIMUM = 1e30
 """From here on a limit only keeps numbers inside float32."""
 

@@ -74,6 +74,7 @@ def test_every_option_of_every_group_is_in_the_reference_and_says_what_it_is() -
         ("synthesis.augmentation.max_scale", ("number", "1.0", "at least `min_scale`, at most 1")),
         ("model.mean", ("list (number) or null", "null", "at least 0, at most 1")),
         ("schedule.student_steps", ("integer", None, "at least 0")),
+        ("runs", ("text or list (text)", "null", "")),
         ("trainer.compile", ("true or false", "false", "")),
     ],
 )

@@ -35,6 +35,7 @@ def test_there_is_a_section_for_every_question() -> None:
         "Synthesis",
         "Calibration",
         "Distillation",
+        "Terms of other recipes",
         "Synthetic images",
         "Difficulty and confidence",
         "Layers",
@@ -53,6 +54,15 @@ def test_every_curve_is_drawn_over_the_steps_of_its_stage() -> None:
     assert axes["evaluation/student_top1"] == "distillation/step"
     assert axes["Alignment loss by block"] == "distillation/step"
     assert set(axes.values()) == {"synthesis/step", "distillation/step"}
+
+
+def test_a_term_on_promoted_images_is_drawn_beside_the_term() -> None:
+    metrics = {
+        panel["config"]["chartTitle"]: panel["config"]["metrics"]
+        for panel in panels()["Distillation"]
+    }
+    assert metrics["distillation/kd"] == ["distillation/kd", "distillation/kd_promoted"]
+    assert metrics["distillation/learning_rate"] == ["distillation/learning_rate"]
 
 
 @pytest.mark.usefixtures("_no_key")

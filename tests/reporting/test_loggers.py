@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hast_lightning import pipeline
 from hast_lightning.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.errors import ConfigurationError, DivergenceError
+from hast_lightning.reporting import dashboard
 from hast_lightning.reporting.artifacts import sha256
 from hast_lightning.reporting.description import Description
 from hast_lightning.reporting.loggers import WANDB_ID_FILE, build_loggers, read_wandb_id
@@ -77,6 +78,24 @@ def test_every_metric_is_drawn_over_the_steps_of_its_own_stage(logged: WandbRun)
     # What belongs to no group is drawn over the iteration.
     iterations = [row["iteration"] for row in logged.history if "calibration/bns" in row]
     assert iterations == [6, 7]
+
+
+def test_no_panel_of_the_dashboard_is_empty(logged: WandbRun) -> None:
+    """But for those of terms that the recipe does not have."""
+    entries = {name for row in logged.history for name in row}
+    # Pictures, tables and histograms are several entries each.
+    names = entries | {name.rpartition("/")[0] for name in entries}
+    panels = (
+        *(dashboard.SYNTHESIS, dashboard.CALIBRATION, dashboard.DISTILLATION),
+        *(dashboard.EVALUATION, dashboard.IMAGES, dashboard.HISTOGRAMS),
+    )
+    drawn = {name for panel in panels for name in panel} | {dashboard.LAYER_TABLE}
+    drawn |= {dashboard.PROMOTED[name] for name in dashboard.DISTILLATION[:2]}
+    assert drawn <= names
+    assert not set(dashboard.OTHER_TERMS) & names
+    facts = {name.removeprefix("result.") for name in dashboard.FACTS}
+    assert facts <= set(logged.summary["result"])
+    assert set(dashboard.SWITCHES) == set(logged.config["ablation"])
 
 
 def test_the_alignment_loss_is_the_sum_of_those_of_its_blocks(logged: WandbRun) -> None:

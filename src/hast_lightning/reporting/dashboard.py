@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 NAME = "Zero-shot quantization"
 SYNTHESIS = ("synthesis/bns", "synthesis/hard_cross_entropy")
 CALIBRATION = ("calibration/bns", "calibration/cross_entropy")
-DISTILLATION = tuple(
-    f"distillation/{term}{suffix}"
-    for term in ("kd", "cross_entropy", "alignment")
-    for suffix in ("", "_promoted")
-)
+DISTILLATION = ("distillation/kd", "distillation/alignment", "distillation/learning_rate")
+# Terms that most recipes do not have: their panels would be empty among the others.
+OTHER_TERMS = ("distillation/cross_entropy",)
+PROMOTED = {term: f"{term}_promoted" for term in (*DISTILLATION[:2], *OTHER_TERMS)}
+"""What is measured on promoted images too, in the same panel."""
 EVALUATION = ("evaluation/student_top1", "evaluation/agreement")
 FACTS = ("result.teacher_top1", "result.calibrated_top1", "result.quantized_bytes")
 IMAGES = ("synthesis/images",)
@@ -142,16 +142,21 @@ def _curves() -> list[Any]:
         "Synthesis": SYNTHESIS,
         "Calibration": CALIBRATION,
         "Distillation": DISTILLATION,
+        "Terms of other recipes": OTHER_TERMS,
     }
     return [
         _section(
             title,
-            [wr.LinePlot(title=name, x=axis_of(name), y=[name]) for name in metrics],
+            [wr.LinePlot(title=name, x=axis_of(name), y=_lines(name)) for name in metrics],
             columns=2,
-            is_open=title != "Calibration",
+            is_open=title not in ("Calibration", "Terms of other recipes"),
         )
         for title, metrics in stages.items()
     ]
+
+
+def _lines(name: str) -> list[str]:
+    return [name, PROMOTED[name]] if name in PROMOTED else [name]
 
 
 def _images() -> Any:
