@@ -258,3 +258,22 @@ def test_progress_shows_the_table(
     assert ("Everything is in" in shown) == kept
     quantize(network, 3, overrides=SHORT, **INPUT)
     assert capsys.readouterr().out == ""
+
+
+def test_images_in_files_are_found_by_their_path(
+    network: nn.Module, tmp_path: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "my digits.npz", x=pixels, y=np.arange(4))
+    made = quantize(network, 3, data=tmp_path / "my digits.npz", overrides=SHORT, **INPUT)
+    assert made.result.evaluated_images == 4
+    assert_same(dict(made.network.state_dict()), weights(network, data="digits"))
+    with pytest.raises(DataError, match="photographs of 3 channels; the network takes 1"):
+        quantize(network, 3, data=str(tmp_path), overrides=SHORT, **INPUT)
+
+
+def test_how_the_result_is_measured_does_not_change_it(network: nn.Module) -> None:
+    images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % 10
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    shuffled = torch.utils.data.DataLoader(dataset, 3, shuffle=True)
+    assert_same(weights(network, data=shuffled), weights(network, data=(images, labels)))
