@@ -24,7 +24,9 @@ PARTS = BASE | {"ranks", "models", "quantization", "synthesis", "distillation", 
 ALLOWED: dict[str, set[str]] = {
     # Lazily: importing the package imports nothing, tests/api/test_import.py.
     "": {"api"},
-    "api": PARTS | {"assembly", "artefacts", "data", "export", "pipeline", "reporting"},
+    "api": PARTS
+    | {"assembly", "artefacts", "data", "export", "pipeline", "reporting", "random_streams"}
+    | {"prediction", "run_folder"},
     "errors": set(),
     "config": {"errors"},
     "archives": set(),

@@ -1,4 +1,7 @@
-"""``command=predict``: classify images with an exported file, which is all that it needs."""
+"""``command=predict``: classify images with an exported file, which is all that it needs.
+
+How pictures are prepared for a network is the same in Python.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +27,9 @@ BATCH = 32
 _NAMES_SHOWN = 3
 
 Row = tuple[str, int, str, str]
+Picture = Image.Image | Path
+"""A picture in memory, or the file of one."""
+_P = TypeVar("_P", bound=Picture)
 
 
 def predict(artefact: Path, images: Path, target: Path | None) -> None:
@@ -42,7 +48,7 @@ def predict(artefact: Path, images: Path, target: Path | None) -> None:
             table cannot be written.
     """
     network, description = open_artefact(artefact)
-    files = _files(images)
+    files = picture_files(images, f"images={images}")
     unreadable: list[str] = []
     rows = list(_rows(network, description, files, images, unreadable))
     _write(rows, target)
@@ -61,12 +67,40 @@ def _rest(count: int) -> str:
     return "the other one is in the table" if count == 1 else f"the other {count} are in the table"
 
 
-def _files(images: Path) -> list[Path]:
+def picture_files(images: Path, origin: str) -> list[Path]:
+    """The picture at ``images``, or all below the folder there, in sorted order.
+
+    Raises:
+        DataError: there is nothing, or no picture in the folder.
+    """
     if images.is_file():
         return [images]
     if not images.is_dir():
-        raise DataError(f"images={images} does not exist; expected a folder of images, or an image")
-    return find_pictures(images, f"images={images}")
+        raise DataError(f"{origin} does not exist; expected a folder of images, or an image")
+    return find_pictures(images, origin)
+
+
+def picture_batches(pictures: Sequence[Picture], description: Description) -> Iterator[Tensor]:
+    """Pictures as the network takes them: normalized, (B, C, H, W) float32, in order.
+
+    Raises:
+        DataError: one cannot be read, or the network takes none.
+    """
+    prepare = _preparation(description)
+    mode = MODES[description.input_shape[0]]
+    for chunk in _batches(pictures):
+        yield torch.stack([prepare(_opened(picture, mode)) for picture in chunk])
+
+
+def _opened(picture: Picture, mode: str) -> Image.Image:
+    if isinstance(picture, Path):
+        return open_picture(picture, mode)
+    try:
+        return picture.convert(mode)
+    # Pillow reads a file only now, and raises a dozen types where it is damaged.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"a picture of mode {picture.mode} cannot be read: {reason}") from error
 
 
 def _rows(
@@ -95,9 +129,9 @@ def _rows(
                 yield name, index, names[index] if names else "", f"{probability:.6f}"
 
 
-def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(files), BATCH):
-        yield files[start : start + BATCH]
+def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
+    for start in range(0, len(pictures), BATCH):
+        yield pictures[start : start + BATCH]
 
 
 def _preparation(description: Description) -> Any:

@@ -90,9 +90,13 @@ def claim(folder: Path, config: Config, origin: Origin) -> None:
 
     Raises:
         ConfigurationError: another run took it first.
-        StorageError: the folder cannot be written to.
+        StorageError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made ({error.strerror})"
+        raise StorageError(f"hydra.run.dir={folder} {reason}: choose another folder") from error
     try:
         with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
             OmegaConf.save(OmegaConf.create(asdict(config)), file)

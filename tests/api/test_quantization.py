@@ -14,31 +14,12 @@ from torch import Tensor, nn
 import hast_lightning
 from hast_lightning import QuantizedModel, quantize
 from hast_lightning.config import ModelConfig
-from hast_lightning.data.evaluation import digits
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
 from hast_lightning.models import zoo
-from tests.command_line import TINY, call
+from tests.command_line import call
+from tests.small_calls import INPUT, SHORT
 
 README = Path(__file__).parents[2] / "README.md"
-SHORT = [*TINY, "trainer.threads=1"]
-INPUT: dict[str, Any] = {"input_shape": (1, 8, 8), "mean": [0.5], "std": [0.5]}
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    return zoo.load(ModelConfig(provider="digits", name="digits_resnet")).network
-
-
-@pytest.fixture(scope="module")
-def held_out() -> tuple[Tensor, Tensor]:
-    images, labels = digits(held_out=True)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 16
-    return (pixels - 0.5) / 0.5, torch.from_numpy(labels)
-
-
-@pytest.fixture(scope="module")
-def quantized(network: nn.Module, held_out: tuple[Tensor, Tensor]) -> QuantizedModel:
-    return quantize(network, (3, 4), data=held_out, overrides=SHORT, **INPUT)
 
 
 def test_predictions_are_what_the_result_says(

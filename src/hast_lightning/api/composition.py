@@ -6,6 +6,8 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -43,8 +45,14 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def as_overrides(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The leaves of nested ``values`` as overrides, ``{"a": {"b": 1}}`` as ``a.b=1``."""
+    """The leaves of nested ``values`` as overrides, ``{"a": {"b": 1}}`` as ``a.b=1``.
+
+    Raises:
+        ConfigurationError: a key is no text, or a configuration cannot hold a value.
+    """
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigurationError(f"{prefix}{key!r} is no key of the configuration: not a text")
         if isinstance(value, Mapping):
             yield from as_overrides(value, f"{prefix}{key}.")
         else:
@@ -61,14 +69,19 @@ def literal(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
+    # Also numpy's, which show themselves in other words.
+    if isinstance(value, Integral):
+        return repr(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{literal(child)}" for key, child in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(literal, value))}]"
+    if isinstance(value, PurePath):
+        value = str(value)
     if not isinstance(value, str):
-        raise ConfigurationError(f"{value!r} is no value of a configuration")
+        raise ConfigurationError(f"a {type(value).__name__} is no value of a configuration")
     return value if _is_plain(value) else _quoted(value)
 
 

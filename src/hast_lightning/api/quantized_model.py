@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, fx
 
-from hast_lightning.data.given import network_input
+from hast_lightning.api.images import batches
+from hast_lightning.api.loading import packed_file
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
 from hast_lightning.export.description import Description
 from hast_lightning.export.onnx_file import write_onnx
@@ -18,18 +20,44 @@ from hast_lightning.export.onnx_graph import WRITING, require_packages
 from hast_lightning.export.packed import read_packed, write_packed
 from hast_lightning.export.program import write_program
 from hast_lightning.reporting.result import Result
+from hast_lightning.run_folder import RESULT_FILE
 
-BATCH_SIZE = 256
 Writer = Callable[[fx.GraphModule, Description, Path], None]
 
 
-class Prediction(NamedTuple):
-    """What a network says of N images."""
-
+class _LogitsAndLabels(NamedTuple):
     logits: Tensor
-    """(N, classes), float32."""
     labels: Tensor
-    """(N,), int64: the class with the largest logit."""
+
+
+class Prediction(_LogitsAndLabels):
+    """What a network says of N images; ``logits, labels = prediction`` takes it apart.
+
+    Attributes:
+        logits: (N, classes), float32.
+        labels: (N,), int64: the class with the largest logit.
+    """
+
+    # Not among the fields, so that there are two of them to take apart.
+    _names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, names: tuple[str, ...] | None) -> Prediction:
+        """Of logits (N, classes), and the names of all classes where they are known."""
+        prediction = cls(logits, logits.argmax(dim=1))
+        prediction._names = names
+        return prediction
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, classes), float32: the softmax of the logits."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """N names, of the predicted classes; none where the network's classes have no names."""
+        names = self._names
+        return None if names is None else [names[label] for label in self.labels.tolist()]
 
 
 class QuantizedModel:
@@ -71,18 +99,19 @@ class QuantizedModel:
         """Classify images.
 
         Args:
-            images: (N, C, H, W). Of type uint8 they are pixels from 0 to 255; of a floating
-                type they are normalized already, with the description's mean and std.
+            images: Numbers or pictures. Numbers are a tensor or an array (N, C, H, W), a single
+                image (C, H, W), or a list of such: of type uint8 they are pixels from 0 to 255;
+                of a floating type they are normalized already, with the description's mean and
+                std. Pictures are Pillow's or paths, one or a list: of a file, or of a folder,
+                which is searched with all below it in sorted order. They are resized, cropped and
+                normalized as in the evaluation of the run.
 
         Raises:
-            DataError: they are not what the network takes.
+            DataError: they are not what the network takes, or one cannot be read.
         """
-        wanted = self.description
-        ready = network_input(images, wanted.input_shape, wanted.mean, wanted.std, "predict")
-        if not len(ready):
-            raise DataError("predict: there are no images")
-        logits = torch.cat([self.network(batch) for batch in torch.split(ready, BATCH_SIZE)])
-        return Prediction(logits, logits.argmax(dim=1))
+        described = self.description
+        logits = torch.cat([self.network(batch) for batch in batches(images, described)])
+        return Prediction.of(logits, described.class_names)
 
     def save(self, path: str | Path) -> Path:
         """Write a packed checkpoint (.safetensors), whose weights take ``weight_bits`` bits each.
@@ -95,7 +124,7 @@ class QuantizedModel:
             ModelError: the network has a layer that such a file cannot describe.
             StorageError: the file cannot be written.
         """
-        return self._write(write_packed, Path(path), ".safetensors")
+        return self._write(write_packed, path, ".safetensors")
 
     def export_onnx(self, path: str | Path) -> Path:
         """Write an ONNX file with QuantizeLinear and DequantizeLinear (.onnx).
@@ -106,7 +135,7 @@ class QuantizedModel:
             StorageError: the file cannot be written.
         """
         require_packages(WRITING)
-        return self._write(write_onnx, Path(path), ".onnx")
+        return self._write(write_onnx, path, ".onnx")
 
     def export_program(self, path: str | Path) -> Path:
         """Write a torch.export program (.pt2).
@@ -116,19 +145,28 @@ class QuantizedModel:
             ModelError: torch.export cannot take the network.
             StorageError: the file cannot be written.
         """
-        return self._write(write_program, Path(path), ".pt2")
+        return self._write(write_program, path, ".pt2")
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedModel:
         """Read what :meth:`save` wrote; nothing in the file is executed, whoever made it.
 
-        Raises:
-            ModelError: the file is missing or damaged, or is no packed checkpoint.
-        """
-        return cls(*read_packed(Path(path)))
+        Args:
+            path: The file; or the folder of a run, which has the run's result, too.
 
-    def _write(self, write: Writer, path: Path, suffix: str) -> Path:
-        """Write beside ``path`` and rename, so that a failure leaves no half file."""
+        Raises:
+            ModelError: the file is missing or damaged, or is no packed checkpoint; or the folder
+                has none, or several.
+            DataError: the result in the folder is damaged.
+        """
+        place = _path(path)
+        network, description = read_packed(packed_file(place))
+        result = place / RESULT_FILE
+        return cls(network, description, Result.read(result) if result.is_file() else None)
+
+    def _write(self, write: Writer, where: str | Path, suffix: str) -> Path:
+        """Write beside the path and rename, so that a failure leaves no half file."""
+        path = _path(where)
         if path.suffix != suffix:
             raise ConfigurationError(f"{path}: the name of such a file ends in {suffix}")
         partial = path.with_name(f".{path.stem}.partial{suffix}")
@@ -142,3 +180,9 @@ class QuantizedModel:
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+
+def _path(given: Any) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigurationError(f"{given!r} is no path")
+    return Path(given).expanduser()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
+
+from hast_lightning.random_streams import random_streams, set_random_streams
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 LIGHTNING_LOG = "lightning.pytorch"
@@ -26,15 +27,23 @@ def undisturbed_process() -> Iterator[None]:
     """Put back what a run sets for a whole process.
 
     These are random streams, warning filters, the level of Lightning's log, torch's threads and
-    its treatment of denormal numbers, and the variables by which Lightning hands on a seed.
+    its treatment of denormal numbers, and the variables by which Lightning hands on a seed. Inside,
+    gradients are computed, whatever the caller has switched off.
     """
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     log = logging.getLogger(LIGHTNING_LOG)
     level, seeds = log.level, {name: os.environ.get(name) for name in SEED_VARIABLES}
+    streams = random_streams()
     try:
-        with isolate_rng(), warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
+        # Lightning's own context does so only where nothing is raised.
+        set_random_streams(streams)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushes)
         log.setLevel(level)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from hast_lightning.errors import DataError
+from hast_lightning.pictures import MODES, shorter_side_and_centre
 
 if TYPE_CHECKING:
     from hast_lightning.models.zoo import PretrainedNetwork
@@ -16,40 +22,50 @@ if TYPE_CHECKING:
 BATCH_SIZE = 256
 WHITE = 255
 """The pixel value of bytes that stands for 1."""
+EXPECTED = (
+    "expected a pair (images, labels), an iterable or a function that gives such batches, or a "
+    "Dataset of (image, label)"
+)
+_END = object()
 
 
 class GivenData:
     """Batches of what the user gave, checked one by one and normalized where they are bytes.
 
+    What is in memory is checked as a whole at once; of all else the first batch is.
+
     Args:
-        given: A pair of images (N, C, H, W) and labels (N,), or an iterable of such batches.
+        given: A pair of images (N, C, H, W) and labels (N,); an iterable of such batches, or a
+            function that returns one at every call; or single images (C, H, W), or Pillow's, and
+            their labels: a Dataset or an iterable of them.
         network: What the images are for.
 
     Raises:
-        DataError: ``given`` is neither, can be gone through only once, is empty, or its first
-            batch does not fit the network.
+        DataError: ``given`` is none of these, can be gone through only once, is empty, or does
+            not fit the network.
     """
 
     def __init__(self, given: Any, network: PretrainedNetwork) -> None:
-        self._batches = _batches(given)
-        self._shape, self._classes = network.input_shape, network.num_classes
-        self._mean, self._std = network.mean, network.std
-        if next(iter(self), None) is None:
-            raise DataError("data holds no images; at least one is needed")
+        self._given = _repeatable(given)
+        self._network = network
+        checked = iter(self)
+        for _ in checked if isinstance(given, tuple | list) else islice(checked, 1):
+            pass
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized float32 images (B, C, H, W) and int64 labels (B,).
 
         Raises:
-            DataError: a batch does not fit the network.
+            DataError: a batch does not fit the network, or there is none.
         """
-        for batch in self._batches:
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    f"data gives a {type(batch).__name__}; expected pairs (images, labels)"
-                )
-            images = network_input(batch[0], self._shape, self._mean, self._std, "data")
-            yield images, _labels(batch[1], len(images), self._classes)
+        network = self._network
+        empty = True
+        for pair in _in_batches(_without_trace(self._given), network):
+            images = network_input(pair[0], network.input_shape, network.mean, network.std, "data")
+            yield images, _labels(pair[1], len(images), network.num_classes)
+            empty = False
+        if empty:
+            raise DataError("data holds no images; at least one is needed, at every pass")
 
 
 def network_input(
@@ -73,7 +89,7 @@ def network_input(
         (N, C, H, W), float32.
 
     Raises:
-        DataError: the type or the shape is another.
+        DataError: the type or the shape is another, or a value is NaN or infinite.
     """
     tensor = _tensor(images, origin)
     if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape:
@@ -89,32 +105,143 @@ def network_input(
             f"{origin}: images of type {tensor.dtype}; allowed: uint8 (pixels 0 to 255), or "
             "floating point (normalized already)"
         )
+    if not bool(tensor.isfinite().all()):
+        raise DataError(f"{origin}: images have NaN or infinite values")
     return tensor.float()
 
 
-def _batches(given: Any) -> Iterable[Any]:
-    if (
+def _repeatable(given: Any) -> Iterable[Any]:
+    """What can be gone through again and again, of batches or of single images."""
+    if _is_pair(given):
+        return _split(*given)
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        return _OfDataset(given)
+    if isinstance(given, Iterator):
+        raise _only_once()
+    if isinstance(given, Iterable):
+        return given
+    if callable(given) and not isinstance(given, type | torch.nn.Module):
+        return _Anew(given)
+    raise DataError(f"data is a {type(given).__name__}; {EXPECTED}")
+
+
+def _only_once() -> DataError:
+    return DataError(
+        "data can be gone through only once, and is needed twice: pass a list, a DataLoader, or a "
+        "function that returns it anew"
+    )
+
+
+def _is_pair(given: Any) -> bool:
+    return (
         isinstance(given, tuple | list)
         and len(given) == 2
         and not isinstance(given[0], tuple | list)
-    ):
-        images, labels = (_tensor(part, "data") for part in given)
-        if len(images) != len(labels):
-            raise DataError(f"data has {len(images)} images and {len(labels)} labels")
-        # Views: no image is copied before its turn.
-        return list(
-            zip(torch.split(images, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True)
-        )
-    if isinstance(given, Iterator):
-        raise DataError(
-            "data can be gone through only once, and is needed twice: pass a list or a DataLoader"
-        )
-    if not isinstance(given, Iterable):
-        raise DataError(
-            f"data is a {type(given).__name__}; expected a pair (images, labels) or an iterable "
-            "of such batches"
-        )
-    return given
+    )
+
+
+def _split(images: Any, labels: Any) -> list[tuple[Tensor, Tensor]]:
+    """Batches of a pair, as views: no image is copied before its turn."""
+    both = _tensor(images, "data"), _tensor(labels, "data")
+    if both[0].dim() != 4:
+        raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected (N, C, H, W)")
+    if len(both[0]) != len(both[1]):
+        raise DataError(f"data has {len(both[0])} images and {len(both[1])} labels")
+    if not len(both[0]):
+        return []
+    parts = (torch.split(tensor, BATCH_SIZE) for tensor in both)
+    return list(zip(*parts, strict=True))
+
+
+class _OfDataset:
+    """The items of a map-style dataset, which need not raise IndexError behind the last."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._dataset[index] for index in range(len(self._dataset)))
+
+
+class _Anew:
+    """What a function gives at every call."""
+
+    def __init__(self, give: Callable[..., Any]) -> None:
+        try:
+            inspect.signature(give).bind()
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"data is a function that cannot be called without arguments: {error}"
+            ) from error
+        self._give = give
+        if isinstance(first := give(), Iterator) and give() is first:
+            raise _only_once()
+
+    def __iter__(self) -> Iterator[Any]:
+        given = self._give()
+        if not isinstance(given, Iterable):
+            raise DataError(
+                f"data is a function that gives a {type(given).__name__}; expected an iterable of "
+                "batches (images, labels)"
+            )
+        return iter(given)
+
+
+def _without_trace(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, with torch's random stream as it was: measuring must not change the training.
+
+    A DataLoader draws a number at every pass, and many more where it shuffles.
+    """
+    with torch.random.fork_rng(devices=[]):
+        iterator = iter(items)
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            item = next(iterator, _END)
+        if item is _END:
+            return
+        yield item
+
+
+def _in_batches(items: Iterator[Any], network: PretrainedNetwork) -> Iterator[tuple[Any, Any]]:
+    """Pairs of images and labels; single ones are put together."""
+    first = next(items, _END)
+    if first is _END:
+        return
+    pairs = (_pair(item) for item in chain([first], items))
+    if not _is_single(_pair(first)[0]):
+        yield from pairs
+        return
+    while samples := list(islice(pairs, BATCH_SIZE)):
+        images = [_image(image, network) for image, _ in samples]
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            shown = " and ".join(map(str, sorted(shapes)[:2]))
+            raise DataError(f"data: images of different shapes, {shown}, are no batch")
+        yield torch.stack(images), [label for _, label in samples]
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"data gives a {type(item).__name__}; expected pairs (images, labels)")
+    return item[0], item[1]
+
+
+def _is_single(image: Any) -> bool:
+    return isinstance(image, Image.Image) or getattr(image, "ndim", None) == 3
+
+
+def _image(given: Any, network: PretrainedNetwork) -> Tensor:
+    """One image (C, H, W); a picture of another size is prepared as those of a folder are."""
+    if not isinstance(given, Image.Image):
+        return _tensor(given, "data")
+    channels, height, width = network.input_shape
+    if channels not in MODES:
+        raise DataError(f"data: pictures have 1 or 3 channels; the network takes {channels}")
+    picture = given.convert(MODES[channels])
+    if picture.size != (width, height):
+        picture = shorter_side_and_centre(height, network.resize_ratio)(picture)
+    pixels = np.array(picture)
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 
 def _tensor(value: Any, origin: str) -> Tensor:
@@ -129,7 +256,8 @@ def _tensor(value: Any, origin: str) -> Tensor:
 
 def _labels(given: Any, count: int, classes: int) -> Tensor:
     labels = _tensor(given, "data")
-    if labels.is_floating_point() or labels.shape != (count,):
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integers or labels.shape != (count,):
         raise DataError(
             f"data: labels of type {labels.dtype} and shape {tuple(labels.shape)}; expected "
             f"integers of shape ({count},)"

@@ -76,6 +76,20 @@ def read_packed(path: Path) -> tuple[fx.GraphModule, Description]:
     return network, description
 
 
+def packed_files(folder: Path) -> list[Path]:
+    """The packed checkpoints in a folder, by name; files that cannot be read are passed over."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if _is_packed(path)]
+
+
+def _is_packed(path: Path) -> bool:
+    # A folder may hold samples and others' weights, too.
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ARCHITECTURE_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def _state(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers; without the counters of batches, which nothing uses."""
     state = network.state_dict()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.errors import ModelError
@@ -72,6 +73,7 @@ def describe(
     mean, std = config.mean or mean, config.std or std
     _check_channels(config.name, input_shape, {"mean": mean, "std": std})
     network = network.eval().float()
+    _require_finite(network, config.name)
     prepared, num_classes = prepare(network, input_shape, config.name)
     _check_classes(config, num_classes)
     names = config.class_names or class_names
@@ -86,6 +88,17 @@ def describe(
         resize_ratio=resize_ratio,
         class_names=tuple(names) if names and len(names) == num_classes else None,
     )
+
+
+def _require_finite(network: nn.Module, name: str) -> None:
+    """Refuse weights and statistics that no image could mend."""
+    for tensor_name, value in network.state_dict().items():
+        if is_lazy(value):
+            raise ModelError(
+                f"the network {name} has no weights yet ({tensor_name}): show it an image first"
+            )
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise ModelError(f"the network {name} has NaN or infinite values in {tensor_name}")
 
 
 def _check_channels(

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from hast_lightning.config import ModelConfig
@@ -18,7 +19,25 @@ from hast_lightning.models.pretrained import (
 )
 
 COLOURS = 3
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+COMPILED = "_orig_mod"
+"""Name of the module that torch.compile wraps, among the wrapper's children."""
 InputShape = tuple[int, int, int]
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside of what torch.compile and data-parallel training put around it."""
+    while isinstance(inner := _inside(network), nn.Module):
+        network = inner
+    return network
+
+
+def _inside(network: nn.Module) -> nn.Module | None:
+    if isinstance(network, PARALLEL):
+        wrapped: nn.Module = network.module
+        return wrapped
+    # By name: importing torch's compiler takes seconds.
+    return dict(network.named_children()).get(COMPILED)
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
@@ -48,6 +67,7 @@ def accept(
     Raises:
         ModelError: the input is not known, or the network cannot be used.
     """
+    _refuse_scripts(network, config.name)
     shape = _input_shape(network, config, input_shape)
     mean, std = _normalization(network, config, shape[0])
     try:
@@ -55,7 +75,24 @@ def accept(
     except Exception as error:  # whatever the network's own parts raise
         reason = (str(error) or repr(error)).splitlines()[0]
         raise ModelError(f"the network {config.name} cannot be copied: {reason}") from error
+    _unwrap_parts(own)
     return describe(own, config, shape, mean, std)
+
+
+def _refuse_scripts(network: nn.Module, name: str) -> None:
+    if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
+        raise ModelError(
+            f"the network {name} is TorchScript, which no graph can be drawn of: hand over the "
+            "module that it was made from"
+        )
+
+
+def _unwrap_parts(network: nn.Module) -> None:
+    """In place: only a part of some networks is trained in parallel, or compiled."""
+    for name, part in list(network.named_children()):
+        if (inner := unwrapped(part)) is not part:
+            setattr(network, name, inner)
+        _unwrap_parts(inner)
 
 
 def _input_shape(

@@ -1,0 +1,192 @@
+"""The arguments of ``quantize``, each checked and in the words of the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hast_lightning.api.composition import as_overrides, literal
+from hast_lightning.api.overrides import concerns
+from hast_lightning.config import config_folder
+from hast_lightning.errors import ConfigurationError, DataError
+
+InputShape = int | tuple[int, int, int]
+ARCHIVE_SUFFIX = ".npz"
+
+
+def network_settings(
+    network: nn.Module | str,
+    num_classes: int | None,
+    mean: Any,
+    std: Any,
+    class_names: Sequence[str] | None,
+) -> Iterator[str]:
+    """Where the network comes from, and what the user says of it.
+
+    Raises:
+        ConfigurationError: an argument is of the wrong type.
+    """
+    facts: dict[str, Any] = {
+        "num_classes": None if num_classes is None else _integer("num_classes", num_classes),
+        "mean": None if mean is None else _numbers("mean", mean),
+        "std": None if std is None else _numbers("std", std),
+        "class_names": None if class_names is None else _names(class_names),
+    }
+    known: dict[str, Any] = {name: value for name, value in facts.items() if value is not None}
+    if isinstance(network, nn.Module):
+        yield "model=own"
+        known = {"provider": "given", "name": type(network).__name__, **known}
+    elif isinstance(network, str) and network:
+        provider, slash, name = network.partition("/")
+        yield f"model={literal(provider)}"
+        known = {**({"name": name} if slash else {}), **known}
+    else:
+        raise ConfigurationError(f"{_described(network)}; expected a torch.nn.Module or a name")
+    yield from as_overrides(known, "model.")
+
+
+def bits_settings(bits: int | tuple[int, int] | None) -> Iterator[str]:
+    """Bits of weights and of activations.
+
+    Raises:
+        ConfigurationError: they are not one or two integers.
+    """
+    if bits is None:
+        return
+    pair: Sequence[Any] = bits if isinstance(bits, tuple | list) else (bits, bits)
+    if len(pair) != 2 or not all(_is_integer(number) for number in pair):
+        raise ConfigurationError(
+            f"bits={bits!r} must be one integer, or two: of weights and of activations"
+        )
+    yield from as_overrides(
+        {"bits": None, "weight_bits": pair[0], "activation_bits": pair[1]}, "quantizer."
+    )
+
+
+def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
+    """Where the evaluation data are: an option's, in files, handed over, or nowhere.
+
+    Raises:
+        DataError: a name is no option of the group ``data``, and there are no such files.
+    """
+    if data is None:
+        if not any(concerns(text, "data") and text.startswith("data=") for text in overrides):
+            yield "data=none"
+    elif is_handed_over(data):
+        yield from ("data=none", "data.source=given", "data.holdout=0")
+    elif data in _options_of_data():
+        yield f"data={literal(data)}"
+    else:
+        yield from _data_in_files(Path(data).expanduser())
+
+
+def is_handed_over(data: Any) -> bool:
+    """Whether the evaluation data are objects, and not named."""
+    return data is not None and not isinstance(data, str | os.PathLike)
+
+
+def surroundings_settings(
+    folder: str | Path | None, seed: int | None, progress: bool
+) -> Iterator[str]:
+    """What is around the method.
+
+    Raises:
+        ConfigurationError: ``seed`` is no integer, or ``folder`` is no path or a file.
+    """
+    yield f"callbacks.progress={literal(bool(progress))}"
+    if seed is not None:
+        yield f"seed={_integer('seed', seed)}"
+    if folder is None:
+        # What reports and exports leave in the folder would be gone with it.
+        yield "run=[synthesize,distill,evaluate]"
+    elif not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise ConfigurationError(f"folder={folder!r} must be the path of a folder")
+    elif Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
+        raise ConfigurationError(f"folder={folder} is a file; expected a folder, or a new name")
+
+
+def checked_input_shape(network: nn.Module | str, shape: InputShape | None) -> InputShape | None:
+    """``shape`` in Python's own integers.
+
+    Raises:
+        ConfigurationError: it is neither a side nor (channels, height, width), or the network
+            has a name, and so an input of its own.
+    """
+    if shape is None:
+        return None
+    if isinstance(network, str):
+        raise ConfigurationError(
+            f"input_shape={shape}: the network {network!r} has its own; "
+            "overrides=['model.input_size=...'] changes it where that is possible"
+        )
+    given: Any = shape
+    if _is_integer(given) and given > 0:
+        return int(given)
+    sizes: Sequence[Any] = given if isinstance(given, tuple | list) else ()
+    if len(sizes) != 3 or not all(_is_integer(size) and size > 0 for size in sizes):
+        raise ConfigurationError(
+            f"input_shape={shape!r} must be (channels, height, width) or one side, in pixels"
+        )
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+def _data_in_files(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        yield from ("data=imagenet", f"data.path={literal(path)}")
+    elif path.is_file() and path.suffix == ARCHIVE_SUFFIX:
+        yield from ("data=npz", f"data.path={literal(path)}")
+    else:
+        raise DataError(
+            f"data={str(path)!r} is neither an option of the group data ("
+            f"{', '.join(_options_of_data())}), nor a folder with one folder a class, nor an "
+            f"{ARCHIVE_SUFFIX} file"
+        )
+
+
+def _options_of_data() -> list[str]:
+    return sorted(path.stem for path in (config_folder() / "data").glob("*.yaml"))
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer, also numpy's; True and False are meant as something else."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _integer(name: str, value: Any) -> int:
+    if not _is_integer(value):
+        raise ConfigurationError(f"{name}={value!r} must be an integer")
+    return int(value)
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    """Of a sequence, an array or a tensor."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, list | tuple) or not all(
+        isinstance(value, Real) and not isinstance(value, bool) for value in listed
+    ):
+        # An array shows itself on several lines.
+        shown = " ".join(repr(values).split())
+        raise ConfigurationError(
+            f"{name}={shown} must be one number a channel, for example {name}=[0.5]"
+        )
+    return [float(value) for value in listed]
+
+
+def _names(values: Any) -> list[str]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        # Of a mapping nobody could say whether keys or values are meant.
+        raise ConfigurationError(f"class_names={values!r} must be a list of names, one a class")
+    return [str(value) for value in values]
+
+
+def _described(network: Any) -> str:
+    if isinstance(network, type):
+        return f"network is the class {network.__name__} and no object of it"
+    if isinstance(network, Mapping):
+        return "network is a mapping, perhaps the weights alone"
+    return f"network is a {type(network).__name__}"

@@ -1,0 +1,75 @@
+"""Whatever somebody may call images, as batches that a network takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hast_lightning.data.given import network_input
+from hast_lightning.errors import DataError
+from hast_lightning.export.description import Description
+from hast_lightning.prediction import Picture, picture_batches, picture_files
+
+BATCH_SIZE = 256
+ORIGIN = "predict"
+
+
+def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
+    """Normalized images, (B, C, H, W) float32, in order.
+
+    Args:
+        images: As :meth:`~hast_lightning.api.quantized_model.QuantizedModel.predict` takes them.
+        wanted: Says how images are prepared.
+
+    Raises:
+        DataError: there are none, or they are not what the network takes.
+    """
+    pictures = _pictures(images)
+    if pictures is not None:
+        yield from picture_batches(pictures, wanted)
+        return
+    ready = network_input(_with_batch(images), wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
+    if not len(ready):
+        raise DataError(f"{ORIGIN}: there are no images")
+    yield from torch.split(ready, BATCH_SIZE)
+
+
+def _pictures(images: Any) -> Sequence[Picture] | None:
+    """Pictures and the files of pictures; none where ``images`` are numbers."""
+    if _is_picture(images):
+        return [images] if isinstance(images, Image.Image) else _files(images)
+    if not isinstance(images, list | tuple) or not any(map(_is_picture, images)):
+        return None
+    if not all(map(_is_picture, images)):
+        raise DataError(f"{ORIGIN}: a list of pictures must hold nothing else")
+    return [part for image in images for part in _pictures(image) or ()]
+
+
+def _is_picture(image: Any) -> bool:
+    return isinstance(image, Image.Image | str | os.PathLike)
+
+
+def _files(path: str | os.PathLike[str]) -> list[Path]:
+    return picture_files(Path(path).expanduser(), f"{ORIGIN}: {path}")
+
+
+def _with_batch(images: Any) -> Any:
+    """A single image, or a list of them, as a batch."""
+    if isinstance(images, list | tuple) and any(_dimensions(part) == 3 for part in images):
+        try:
+            return torch.stack([torch.as_tensor(part) for part in images])
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{ORIGIN}: a list of images that are no batch: {reason}") from error
+    return images[None] if _dimensions(images) == 3 else images
+
+
+def _dimensions(images: Any) -> int | None:
+    """Of a tensor or an array; none of anything else."""
+    return getattr(images, "ndim", None)

@@ -1,0 +1,283 @@
+"""What quantize takes, in whatever form it is handed over, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hast_lightning import quantize
+from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
+from tests.command_line import TINY
+from tests.small_calls import INPUT, SHORT, digits_network
+
+
+def weights(network: nn.Module, **options: Any) -> dict[str, torch.Tensor]:
+    """Of the quantized network, which is made in a second."""
+    made = quantize(network, 3, **{"overrides": SHORT, **INPUT, **options})
+    return {name: value.clone() for name, value in made.network.state_dict().items()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@pytest.fixture(scope="module")
+def expected(network: nn.Module) -> dict[str, torch.Tensor]:
+    return weights(network)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 4.0}, "bits=4.0 must be one integer, or two"),
+        (
+            {"overrides": ["quantizer.bits=4", "quantizer.weight_bits=3"]},
+            "quantizer.bits=4 quantizer.weight_bits=3: bits is both",
+        ),
+        ({"bits": True}, "bits=True must be one integer"),
+        ({"bits": (3, False)}, r"bits=\(3, False\) must be one integer"),
+        ({"bits": "33"}, "bits='33' must be one integer"),
+        ({"mean": 0.5}, r"mean=0.5 must be one number a channel, for example mean=\[0.5\]"),
+        ({"mean": "0.5"}, "mean='0.5' must be one number"),
+        ({"std": [True]}, r"std=\[True\] must be one number"),
+        ({"std": torch.zeros(1, 2)}, r"std=tensor\(\[\[0., 0.\]\]\) must be one number"),
+        ({"mean": [0.5, 0.5]}, "has 2 values; the input of CifarResNet has 1 channels"),
+        ({"class_names": "0123456789"}, "class_names='0123456789' must be a list of names"),
+        ({"class_names": {0: "zero"}}, "class_names=.* must be a list of names"),
+        ({"num_classes": "10"}, "num_classes='10' must be an integer"),
+        ({"num_classes": True}, "num_classes=True must be an integer"),
+        ({"seed": 1.0}, "seed=1.0 must be an integer"),
+        ({"seed": "0"}, "seed='0' must be an integer"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"input_shape": 8.0}, "input_shape=8.0 must be"),
+        ({"input_shape": True}, "input_shape=True must be"),
+        ({"input_shape": "8"}, "input_shape='8' must be"),
+        ({"input_shape": (8, 8)}, r"input_shape=\(8, 8\) must be \(channels, height, width\)"),
+        ({"input_shape": (1, 8, -8)}, r"input_shape=\(1, 8, -8\) must be"),
+        ({"folder": 3}, "folder=3 must be the path of a folder"),
+        ({"folder": ""}, "folder='' must be the path of a folder"),
+        ({"recipe": 5}, "recipe=5 must be the name of a recipe or a mapping"),
+        ({"recipe": {5: 3}}, "5 is no key of the configuration"),
+        ({"recipe": {"seed": object()}}, "a object is no value of a configuration"),
+        ({"overrides": 3}, "overrides=3 must be settings such as 'seed=1'"),
+        ({"overrides": [3]}, r"overrides=\[3\] must be settings"),
+        ({"overrides": {"seed=1"}}, "must be settings"),
+        ({"overrides": {"schedule": {"stepz": 3}}}, "schedule.stepz is no key"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_one_line(
+    network: nn.Module, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        quantize(network, **{**INPUT, **options})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Identity, "network is the class Identity and no object of it"),
+        (digits_network().state_dict(), "network is a mapping, perhaps the weights alone"),
+        (None, "network is a NoneType; expected a torch.nn.Module or a name"),
+        ("", "network is a str"),
+    ],
+)
+def test_what_is_no_network_is_one_line(network: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        quantize(network, 3)
+
+
+def test_a_named_network_has_an_input_of_its_own() -> None:
+    with pytest.raises(ConfigurationError, match="the network 'digits' has its own"):
+        quantize("digits", 3, input_shape=8)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_folder_that_is_a_file_is_refused(
+    network: nn.Module, tmp_path: Path, below: bool
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / "run" if below else tmp_path / "file"
+    with pytest.raises(UserError, match="Not a directory" if below else "is a file") as refusal:
+        quantize(network, 3, overrides=SHORT, folder=folder, **INPUT)
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mean": np.array([0.5]), "std": np.array([0.5], dtype=np.float32)},
+        {"mean": torch.tensor([0.5]), "std": (0.5,)},
+        {"input_shape": torch.Size((1, 8, 8))},
+        {"input_shape": np.int64(8), "num_classes": np.int32(10), "seed": np.int64(0)},
+    ],
+)
+def test_arrays_and_their_numbers_are_taken(
+    network: nn.Module, expected: dict[str, torch.Tensor], options: dict[str, Any]
+) -> None:
+    assert_same(weights(network, **options), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda network: nn.DataParallel(torch.compile(network)),
+    ],
+    ids=["parallel", "compiled", "both"],
+)
+def test_a_wrapped_network_is_the_network_inside(
+    network: nn.Module, expected: dict[str, torch.Tensor], wrap: Any
+) -> None:
+    assert_same(weights(wrap(network)), expected)
+
+
+def test_a_part_that_is_wrapped_stays_so_in_the_users_own() -> None:
+    own = digits_network()
+    name, part = next(
+        (name, part) for name, part in own.named_children() if isinstance(part, nn.Sequential)
+    )
+    setattr(own, name, nn.DataParallel(part))
+    made = quantize(own, 3, overrides=SHORT, **INPUT)
+    assert not any(isinstance(part, nn.DataParallel) for part in made.network.modules())
+    assert isinstance(getattr(own, name), nn.DataParallel)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_switched_off_are_computed_all_the_same(
+    network: nn.Module, expected: dict[str, torch.Tensor], mode: Any
+) -> None:
+    with mode():
+        assert_same(weights(network), expected)
+        # Its weights are then of the kind that autograd does not take.
+        assert_same(weights(digits_network()), expected)
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_refused(value: float) -> None:
+    broken = digits_network()
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = value
+    with pytest.raises(ModelError, match=r"NaN or infinite values in conv1\.weight"):
+        quantize(broken, 3, **INPUT)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_torchscript_is_refused(network: nn.Module, inside: bool) -> None:
+    traced: Any = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ModelError, match="hand over the module that it was made from"):
+        quantize(nn.Sequential(traced) if inside else traced, 3, **INPUT)
+
+
+def test_a_network_that_has_no_weights_yet_is_refused() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(ModelError, match="has no weights yet"):
+        quantize(lazy, 3, **INPUT)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"schedule": {"student_steps": 2}},
+        {"schedule.student_steps": 2, "quantizer": "mse"},
+        {"schedule": {"student_steps": np.int64(2)}, "synthesis": {"bank": {"lr": np.float64(1)}}},
+    ],
+)
+def test_overrides_may_be_a_mapping(network: nn.Module, overrides: dict[str, Any]) -> None:
+    small = {key: value for key, _, value in (text.partition("=") for text in SHORT)}
+    small = {key: int(value) if value.isdecimal() else value for key, value in small.items()}
+    small["callbacks.progress"] = False
+    made = quantize(network, 3, overrides={**small, **overrides}, **INPUT)
+    assert made.result.student_steps == 2
+    assert made.description.quantizer["name"] == overrides.get("quantizer", "lsq")
+
+
+def test_one_override_may_stand_alone(network: nn.Module) -> None:
+    # Refused, and so understood, before anything is run.
+    with pytest.raises(ConfigurationError, match=r"schedule\.student_steps=-1 must be"):
+        quantize(network, 3, overrides="schedule.student_steps=-1", **INPUT)
+
+
+FILES = "without folder=... a run leaves no files"
+
+
+@pytest.mark.parametrize(
+    ("override", "options", "reason"),
+    [
+        ("export=all", {}, FILES),
+        ("export.opset=20", {}, FILES),
+        ("run=[synthesize,distill,evaluate,report]", {}, FILES),
+        ("logger=tensorboard", {}, FILES),
+        ("hydra.run.dir=elsewhere", {}, "folder=... says where files go"),
+        ("hydra.run.dir=elsewhere", {"folder": "run"}, "folder=... says where files go"),
+        ("hydra/launcher=joblib", {}, "for the command line"),
+        ("+sweep=bits", {}, "call quantize once for every run"),
+        ("command=inspect", {}, "for other commands"),
+        ("resume=outputs/run", {}, "for other commands"),
+        ("model=resnet18", {}, "the network is the first argument"),
+        ("model.checkpoint=weights.pth", {}, "the network is handed over as it is"),
+        ("model.pretrained=false", {}, "the network is handed over as it is"),
+        ("data=digits", {"data": [(torch.zeros(1, 1, 8, 8), torch.zeros(1).long())]}, "as data="),
+    ],
+)
+def test_an_override_without_effect_is_refused(
+    network: nn.Module, tmp_path: Path, override: str, options: dict[str, Any], reason: str
+) -> None:
+    options = {**options, **({"folder": tmp_path / "run"} if "folder" in options else {})}
+    with pytest.raises(ConfigurationError, match=re.escape(reason)) as refusal:
+        quantize(network, 3, overrides=[*SHORT, override], **INPUT, **options)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_would_be_without_effect_is_refused_alike(network: nn.Module) -> None:
+    with pytest.raises(ConfigurationError, match=r"export.formats=\[onnx\] would change nothing"):
+        quantize(network, 3, recipe={"export": {"formats": ["onnx"]}}, **INPUT)
+
+
+def test_a_file_that_is_no_folder_and_no_option_is_no_data(network: nn.Module) -> None:
+    with pytest.raises(DataError, match=r"neither an option of the group data \(cifar10, digits"):
+        quantize(network, 3, data="digit", **INPUT)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_progress_shows_the_table(
+    network: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: bool
+) -> None:
+    silent = [text for text in TINY if text != "callbacks.progress=false"]
+    folder = tmp_path / "run" if kept else None
+    quantize(network, 3, overrides=silent, progress=True, folder=folder, **INPUT)
+    shown = capsys.readouterr().out
+    assert shown.count("calibrated and trained") == 1
+    assert ("Everything is in" in shown) == kept
+    quantize(network, 3, overrides=SHORT, **INPUT)
+    assert capsys.readouterr().out == ""
+
+
+def test_images_in_files_are_found_by_their_path(
+    network: nn.Module, tmp_path: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "my digits.npz", x=pixels, y=np.arange(4))
+    made = quantize(network, 3, data=tmp_path / "my digits.npz", overrides=SHORT, **INPUT)
+    assert made.result.evaluated_images == 4
+    assert_same(dict(made.network.state_dict()), weights(network, data="digits"))
+    with pytest.raises(DataError, match="photographs of 3 channels; the network takes 1"):
+        quantize(network, 3, data=str(tmp_path), overrides=SHORT, **INPUT)
+
+
+def test_how_the_result_is_measured_does_not_change_it(network: nn.Module) -> None:
+    images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % 10
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    shuffled = torch.utils.data.DataLoader(dataset, 3, shuffle=True)
+    assert_same(weights(network, data=shuffled), weights(network, data=(images, labels)))
