@@ -4,25 +4,32 @@ From Python::
 
     from hast_lightning import quantize
 
-Nothing else is imported before it is asked for: ``import hast_lightning`` loads no torch.
+Nothing else is imported before it is asked for: ``import hast_lightning`` loads no torch, and
+``QuantizedModel`` no Lightning.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hast_lightning.api import Prediction, QuantizedModel, quantize
+    from hast_lightning.api.quantization import quantize
+    from hast_lightning.api.quantized_model import Prediction, QuantizedModel
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "QuantizedModel", "__version__", "quantize"]
 
+_HOMES = {
+    "Prediction": "hast_lightning.api.quantized_model",
+    "QuantizedModel": "hast_lightning.api.quantized_model",
+    "quantize": "hast_lightning.api.quantization",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the Python interface, and torch with it, when it is first used (PEP 562)."""
-    if name not in __all__:
+    """Load a part of the Python interface, and torch with it, when it is first used (PEP 562)."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hast_lightning import api
-
-    return getattr(api, name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,33 @@ def test_gradients_that_the_caller_switched_off_are_computed_all_the_same(
         # Its weights are then of the kind that autograd does not take.
         assert_same(weights(digits_network()), expected)
         assert not torch.is_grad_enabled()
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        double_precision,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+    ids=["double", "autocast", "device"],
+)
+def test_what_the_caller_chose_for_torch_does_not_change_the_result(
+    network: nn.Module, expected: dict[str, torch.Tensor], choice: Any
+) -> None:
+    with choice():
+        made = quantize(network, 3, overrides=SHORT, **INPUT)
+    assert_same(dict(made.network.state_dict()), expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -31,6 +31,15 @@ def test_the_import_takes_less_than_a_second() -> None:
     assert float(run(code + "print(time.process_time() - t)")) < 1
 
 
+def test_what_predicts_needs_no_lightning() -> None:
+    """They take five seconds to import, and a program that only predicts starts without them."""
+    loaded = run(
+        "import sys; from hast_lightning import Prediction, QuantizedModel; "
+        "print({'lightning', 'torchmetrics', 'torchvision', 'torch._dynamo'} & set(sys.modules))"
+    )
+    assert loaded == "set()"
+
+
 def test_the_interface_is_listed_and_nothing_else_is_there() -> None:
     assert {"QuantizedModel", "quantize", "__version__"} <= set(dir(hast_lightning))
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):

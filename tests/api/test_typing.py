@@ -14,10 +14,11 @@ PACKAGE = Path(hast_lightning.__file__).parent
 USES = """\
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from hast_lightning import QuantizedModel, quantize
+from hast_lightning import Prediction, QuantizedModel, quantize
 from hast_lightning.reporting.result import Result
 
 
@@ -37,6 +38,17 @@ def smaller(network: nn.Module, folder: Path) -> float | None:
     loaded: QuantizedModel = QuantizedModel.load(folder / "student.safetensors")
     labels: torch.Tensor = loaded.predict(torch.zeros(2, 1, 8, 8)).labels
     print(labels.tolist())
+    prediction: Prediction = loaded.predict([folder / "one.png"])
+    logits, best = prediction
+    names: list[str] | None = prediction.class_names
+    print(logits, best, prediction.probabilities.max(), names)
+    quantize(
+        network,
+        overrides={"schedule": {"student_steps": 10}},
+        mean=np.zeros(1),
+        std=torch.ones(1),
+        data=folder,
+    )
     result: Result = quantized.result
     return result.quantized_top1
 """

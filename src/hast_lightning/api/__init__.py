@@ -1,6 +1,5 @@
-"""The Python interface: as much as the command line does, in one function and what it returns."""
+"""The Python interface: as much as the command line does, in one function and what it returns.
 
-from hast_lightning.api.quantization import quantize
-from hast_lightning.api.quantized_model import Prediction, QuantizedModel
-
-__all__ = ["Prediction", "QuantizedModel", "quantize"]
+The package itself hands them out, each with no more than it needs: what is loaded and predicts
+needs no Lightning, which takes most of the time that ``quantize`` takes to be imported.
+"""

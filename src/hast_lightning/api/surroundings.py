@@ -28,18 +28,14 @@ def undisturbed_process() -> Iterator[None]:
 
     These are random streams, warning filters, the level of Lightning's log, torch's threads and
     its treatment of denormal numbers, and the variables by which Lightning hands on a seed. Inside,
-    gradients are computed, whatever the caller has switched off.
+    torch is as a new process has it, whatever the caller has chosen: see :func:`_plain_torch`.
     """
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     log = logging.getLogger(LIGHTNING_LOG)
     level, seeds = log.level, {name: os.environ.get(name) for name in SEED_VARIABLES}
     streams = random_streams()
     try:
-        with (
-            warnings.catch_warnings(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
+        with warnings.catch_warnings(), _plain_torch():
             yield
     finally:
         # Lightning's own context does so only where nothing is raised.
@@ -53,9 +49,30 @@ def undisturbed_process() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Gradients, float32 and the CPU where nothing else is said, and no autocast."""
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            # Only then: it makes every call of torch slower.
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            yield
+    finally:
+        torch.set_default_dtype(kind)
+
+
 def _flushes_denormals() -> bool:
     """Torch has no question for it: half of the smallest normal number is zero or is not."""
-    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    tiny = torch.finfo(torch.float32).tiny
+    smallest = torch.tensor([tiny], dtype=torch.float32, device="cpu")
     return float((smallest * 0.5).item()) == 0.0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.export.arguments import arguments_of
-from hast_lightning.models.operations import layer_of
+from hast_lightning.models.operations import is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
     QuantConv2d,
@@ -194,16 +194,10 @@ def _frozen_activation(quantizer: ActivationQuantizer) -> FrozenActivation:
 
 def _erase_no_operations(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        if isinstance(layer_of(node, network), NO_OPERATION_LAYERS) or _is_stochastic_depth(node):
+        layer = layer_of(node, network)
+        # Networks are traced in evaluation mode, in which it does nothing either.
+        if isinstance(layer, NO_OPERATION_LAYERS) or is_stochastic_depth(node, layer):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
     network.delete_all_unused_submodules()
     network.recompile()
-
-
-def _is_stochastic_depth(node: fx.Node) -> bool:
-    """Whether ``node`` calls torchvision's function of that name, which is never traced into.
-
-    It does nothing unless it trains; networks are traced in evaluation mode.
-    """
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth"

@@ -14,7 +14,6 @@ from torch import fx, nn
 from torch.fx.node import Argument
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
-from torchvision.ops import StochasticDepth, stochastic_depth
 
 ACTIVATION_LAYERS = (
     nn.ReLU,
@@ -65,7 +64,7 @@ CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch
 
 # What puts out nothing but values that it takes in (and zeros): values on a grid stay on it.
 REARRANGING_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, StochasticDepth),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),
     *(nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d),
     *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d),
@@ -76,11 +75,14 @@ REARRANGING_FUNCTIONS = (
     *(torch.chunk, torch.split, torch.unbind, torch.narrow, torch.clone),
     *(F.max_pool1d, F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, stochastic_depth),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout),
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "contiguous"),
     *("permute", "transpose", "swapaxes", "movedim", "roll", "flip", "repeat"),
     *("chunk", "split", "unbind", "narrow", "select", "clone", "detach"),
 )
+# torchvision's layer and function, by the name of their module: importing them takes seconds, and
+# an exported network is read without torchvision.
+_STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"
 # What a graph carries beside values: shapes, and numbers that are made from them.
 SHAPES = ("size", "dim", "numel", "stride", "type", "item", "get_device", "is_contiguous")
 SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda")
@@ -118,8 +120,16 @@ def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
         return _argument(node, 3, "mode", "nearest") == "nearest"
     if calls(node, (F.pad,)):
         return not _argument(node, 3, "value", None)
+    if is_stochastic_depth(node, layer):
+        return True
     alone = calls(node, CONCATENATIONS) and len(node.all_input_nodes) == 1
     return alone or isinstance(layer, REARRANGING_LAYERS) or calls(node, REARRANGING_FUNCTIONS)
+
+
+def is_stochastic_depth(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Whether ``node``, which calls ``layer`` if any, drops whole branches in training."""
+    what = node.target if layer is None else type(layer)
+    return getattr(what, "__module__", None) == _STOCHASTIC_DEPTH
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
