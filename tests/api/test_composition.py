@@ -17,7 +17,10 @@ from hast_lightning.errors import ConfigurationError
 
 @pytest.mark.parametrize(
     "text",
-    ["plain", "two words", "a=b,c", 'say "x"', "back\\slash", "null", "(3, 4)", "it's", "7"],
+    [
+        *("plain", "two words", "a=b,c", 'say "x"', "back\\slash", "null", "(3, 4)", "it's", "7"),
+        *("café", "Löwe", "ключ", "${seed}", "a${b", "\\${seed}", "$HOME", '${x}"'),
+    ],
 )
 def test_any_text_arrives_as_it_is(text: str) -> None:
     assert composed(list(as_overrides({"recipe": text}))).recipe == text

@@ -136,12 +136,28 @@ def test_a_mapping_changes_the_recipe_that_is_chosen(planned: list[Config]) -> N
     assert planned[-1].quantizer.step_lr_multiplier == 5
 
 
+@pytest.mark.parametrize(
+    ("bits", "overrides", "recipe"),
+    [
+        (None, "quantizer.bits=2", "digits_w2a2"),
+        (None, {"quantizer": {"weight_bits": 2}}, "digits_w2a2"),
+        (3, "quantizer.bits=2", "digits_w2a2"),
+        (2, "quantizer.weight_bits=3", "digits_w3a3"),
+        (2, "quantizer.activation_bits=8", "digits_w2a2"),
+    ],
+)
+def test_bits_count_wherever_they_are_asked_for(
+    planned: list[Config], bits: int | None, overrides: Any, recipe: str
+) -> None:
+    assert recipe_of(planned, "digits", bits, overrides=overrides) == recipe
+
+
 def test_recipes_without_a_network_of_their_own_fit_a_named_one(planned: list[Config]) -> None:
     recipe_of(planned, "digits", recipe=f"{IMAGENET}_w4a4_quick")
     assert (planned[-1].model.name, planned[-1].model.factory) == ("digits_resnet", None)
 
 
-def test_the_choice_leaves_the_random_stream_alone(planned: list[Config]) -> None:
+def test_a_call_leaves_the_random_stream_alone(planned: list[Config]) -> None:
     network = classifier(3)
     state = torch.get_rng_state()
     recipe_of(planned, network, 4, input_shape=32)

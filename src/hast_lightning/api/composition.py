@@ -26,7 +26,7 @@ from hast_lightning.config import Config, config_folder, one_line, register_sche
 from hast_lightning.errors import ConfigurationError
 
 _OF_AN_APPLICATION = (GlobalHydra, HydraConfig, JobRuntime)
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 
 
 def composed(overrides: Sequence[str]) -> Config:
@@ -92,8 +92,10 @@ def _is_plain(text: str) -> bool:
 
 
 def _quoted(text: str) -> str:
+    # A text is itself: ``${seed}`` in the name of a class is no reference.
+    plain = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
     # Of a run of backslashes only those before the quote have to be doubled.
-    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + '\\"' * bool(match[2]), text)
+    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + '\\"' * bool(match[2]), plain)
     return f'"{escaped}"'
 
 

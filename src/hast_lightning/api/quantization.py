@@ -227,10 +227,10 @@ class _Call:
     def _weight_bits(self) -> int | None:
         """The bits of weights that are asked for, which decide between recipes."""
         texts = [*self.changes, *self.of_run, *self.overrides]
-        values = [
-            text.partition("=")[2] for text in texts if key_of(text) == "quantizer.weight_bits"
-        ]
-        return int(values[-1]) if values and values[-1].isdecimal() else None
+        values = {key_of(text): text.partition("=")[2].strip() for text in texts}
+        # As in the group: a number for both goes before that for weights.
+        wanted = (values.get(f"quantizer.{name}", "") for name in ("bits", "weight_bits"))
+        return next((int(value) for value in wanted if value.isdecimal()), None)
 
 
 def _recipe_name(recipe: Recipe | None) -> str | None:

@@ -116,3 +116,32 @@ def test_networks_that_share_a_recipe_are_not_drawn_over_each_other() -> None:
     rows = [row(parts=parts, model=model) for model in ("one", "two") for parts in ((), PARTS)]
     names = {name for name in plots(rows) if name.startswith("ablation")}
     assert names == {"ablation_one_recipe_w3a3", "ablation_two_recipe_w3a3"}
+
+
+def test_recipes_that_share_a_family_are_drawn_apart_where_they_meet() -> None:
+    rows = [
+        row(4, 80.0 + len(parts), name=recipe, recipe=recipe, parts=parts)
+        for recipe in ("mine_w2a2", "mine_w3a3")
+        for parts in ((), PARTS)
+    ]
+    made = plots([*rows, row(2, 70.0, name="mine_w2a2", recipe="mine_w2a2", parts=PARTS)])
+    assert {name for name in made if name.startswith("ablation")} == {
+        f"ablation_{MODEL}_mine_w2a2_w4a4",
+        f"ablation_{MODEL}_mine_w3a3_w4a4",
+    }
+    labels = legend(made[f"bits_{MODEL}"])
+    assert {label.partition(":")[0] for label in labels} == {
+        *("full precision", "mine_w2a2", "mine_w3a3")
+    }
+
+
+def test_every_name_is_one_of_a_file() -> None:
+    others = ", ".join(f"a_long_setting_{number}=12345" for number in range(20))
+    rows = [
+        row(parts=parts, model="my/net", others=f"{others}{last}")
+        for last in ("1", "2")
+        for parts in ((), PARTS)
+    ]
+    names = [name for name in plots(rows) if name.startswith("ablation")]
+    assert len(names) == 2
+    assert all(len(name) < 120 and "/" not in name for name in names)

@@ -251,3 +251,37 @@ def test_what_comes_along_with_an_option_is_not_said_beside_its_name() -> None:
         "quantizer.include_zero=True, quantizer.name=deploy",
         "quantizer.include_zero=True, quantizer.name=minmax",
     ]
+
+
+def test_two_recipes_at_the_same_changed_bits_keep_their_names() -> None:
+    swept = [
+        result(recipe, 0, 90.0, weight_bits=4, activation_bits=4)
+        for recipe in ("digits_w2a2", "digits_w3a3")
+    ]
+    assert [row.name for row in summarize(map(FinishedRun, swept))] == [
+        "digits_w2a2",
+        "digits_w3a3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "rows"),
+    [
+        ({"trainer.precision": "bf16-mixed"}, 2),
+        ({"trainer.devices": 4}, 2),
+        ({"trainer.threads": 1}, 1),
+        ({"trainer.micro_batch": 8}, 1),
+    ],
+)
+def test_of_the_trainer_only_what_changes_numbers_counts(
+    setting: dict[str, object], rows: int
+) -> None:
+    plain = dict.fromkeys(setting, None)
+    assert len(summarize([ablated(0, *ALL, **plain), ablated(1, *ALL, **setting)])) == rows
+
+
+def test_nothing_is_the_best_of_what_was_measured_on_something_else() -> None:
+    few = result("few_w3a4", 0, 99.0, evaluated_images=10)
+    assert {row.name for row in best(summarize(map(FinishedRun, [*RESULTS, few])))} == {
+        "better_w3a4"
+    }

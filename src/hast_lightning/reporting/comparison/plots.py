@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import textwrap
 from collections import defaultdict
@@ -19,6 +20,7 @@ PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha
 PAPER_MARKERS = "sDv^<>ph*X"
 LEGEND_CHARACTERS = 100
 TICK_CHARACTERS = 40
+FILE_CHARACTERS = 100
 TITLE_CHARACTERS = 70
 LINE_HEIGHT = 0.17
 """Of small print, in inches."""
@@ -39,10 +41,20 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
                 made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
             if len(ours) > 1:
                 made[f"seconds_{ending}"] = _against_seconds(ours)
-            for (name, bits, others), group in _ablations(ours).items():
-                words = (ending, name, f"w{bits[0]}a{bits[1]}", NOT_IN_FILE_NAMES.sub("_", others))
-                made["_".join(["ablation", *filter(None, words)])] = _ablation_bars(group)
-    return made
+            for group in _ablations(ours):
+                first = group[0]
+                width = f"w{first.bits[0]}a{first.bits[1]}"
+                words = ("ablation", ending, first.name, width, first.others)
+                made["_".join(filter(None, words))] = _ablation_bars(group)
+    return {_file_name(name): figure for name, figure in made.items()}
+
+
+def _file_name(name: str) -> str:
+    """For any system, and short; what would be lost of a long name is in its last characters."""
+    clean = NOT_IN_FILE_NAMES.sub("_", name)
+    if len(clean) <= FILE_CHARACTERS:
+        return clean
+    return f"{clean[:FILE_CHARACTERS]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -87,16 +99,30 @@ def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in their bits alone, in the order of these."""
-    found: dict[str, list[Row]] = defaultdict(list)
+    """Rows that differ in their bits alone, in the order of these.
+
+    A recipe often has a sibling for every width, which make a line together; two of them at one
+    width do not.
+    """
+    siblings: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.bits):
-        found[_label(row)].append(row)
+        siblings[_label(row)].append(row)
+    found: dict[str, list[Row]] = defaultdict(list)
+    for label, group in siblings.items():
+        alone = len({row.bits for row in group}) == len(group)
+        for row in group:
+            found[
+                label if alone else label.replace(_family(row), row.recipe or row.name, 1)
+            ].append(row)
     return found
 
 
 def _label(row: Row) -> str:
-    name = BITS_IN_NAME.sub("", row.name)
-    return f"{name}: {row.settings}" if row.settings else name
+    return f"{_family(row)}: {row.settings}" if row.settings else _family(row)
+
+
+def _family(row: Row) -> str:
+    return BITS_IN_NAME.sub("", row.name)
 
 
 def _against_seconds(ours: Sequence[Row]) -> Figure:
@@ -135,13 +161,13 @@ def _wrapped(text: str, characters: int) -> str:
     return textwrap.fill(text, characters)
 
 
-def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int], str], list[Row]]:
+def _ablations(ours: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in the parts that are on, and in nothing else."""
-    groups: dict[tuple[str, tuple[int, int], str], list[Row]] = defaultdict(list)
+    groups: dict[object, list[Row]] = defaultdict(list)
     for row in ours:
         if row.parts is not None:
-            groups[row.name, row.bits, row.others].append(row)
-    return {key: group for key, group in groups.items() if len(group) > 1}
+            groups[row.recipe, row.bits, row.others].append(row)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _ablation_bars(group: Sequence[Row]) -> Figure:

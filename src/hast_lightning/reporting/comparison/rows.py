@@ -8,7 +8,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from hast_lightning.reporting.comparison.runs import (
@@ -27,7 +27,7 @@ BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?![0-9a-z])")
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample deviation of some seeds; the deviation is none of a single one."""
+    """Mean and sample deviation of some seeds; of one value there is no deviation."""
 
     mean: float
     deviation: float | None = None
@@ -56,6 +56,8 @@ class Row:
         agreement: With the teacher.
         seconds: Wall-clock time of a run, all stages.
         source: Where a published number is from.
+        recipe: The recipe's own name, whatever the bits.
+        basis: What the numbers of rows have to share so that one can be better.
     """
 
     model: str
@@ -71,6 +73,8 @@ class Row:
     agreement: Spread | None = None
     seconds: Spread | None = None
     source: str = ""
+    recipe: str = ""
+    basis: tuple[object, ...] = ()
 
     @property
     def settings(self) -> str:
@@ -90,7 +94,17 @@ def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
     for run in runs:
         recipes[run.result.model, run.result.recipe].append(run)
     rows = [row for group in recipes.values() for row in _rows_of_recipe(group)]
+    rows = [replace(row, name=row.recipe) if _is_ambiguous(row, rows) else row for row in rows]
     return sorted(rows, key=lambda row: (row.model, row.bits, row.name, row.settings))
+
+
+def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether another recipe would have the same name at the same bits."""
+    place = (row.model, row.bits, row.name)
+    return any(
+        (other.model, other.bits, other.name) == place and other.recipe != row.recipe
+        for other in rows
+    )
 
 
 def title(recipe: str, bits: tuple[int, int]) -> str:
@@ -130,6 +144,8 @@ def _row(runs: Sequence[FinishedRun], on: tuple[str, ...] | None, others: str) -
         over_seeds(results, lambda result: result.quantized_top1),
         over_seeds(results, lambda result: result.teacher_agreement),
         over_seeds(results, lambda result: sum(result.seconds_by_stage.values())),
+        recipe=results[0].recipe,
+        basis=tuple(runs[0].basis.values()),
     )
 
 
@@ -184,12 +200,13 @@ def _published_row(line: dict[str, str]) -> Row:
 def best(rows: Sequence[Row]) -> set[Row]:
     """The best rows of each network and bit width, all of them where several are; only ours.
 
-    Runs without labels are ranked among themselves, by agreement with the teacher.
+    Ranked are rows of one basis. Runs without labels are ranked among themselves, by agreement
+    with the teacher.
     """
-    groups: dict[tuple[str, tuple[int, int], bool], list[Row]] = defaultdict(list)
+    groups: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
         if row.seeds and row.score is not None:
-            groups[row.model, row.bits, row.top1 is not None].append(row)
+            groups[row.model, row.bits, row.top1 is not None, row.basis].append(row)
     return {
         row for group in groups.values() if len(group) > 1 for row in group if _leads(row, group)
     }

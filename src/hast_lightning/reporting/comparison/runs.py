@@ -23,10 +23,16 @@ SWITCHES = {
     "distillation.alignment.enabled": "alignment",
 }
 """The parts of the method that an ablation switches, in the order of the paper's table."""
+# Of the trainer's settings those that change speed and not results.
+HARMLESS = (
+    *("accelerator", "threads", "log_every_n_steps", "compile", "channels_last"),
+    *("micro_batch", "halve_on_out_of_memory", "timeout_minutes"),
+)
 # What does not change the numbers, or has a column of its own.
 NOT_SETTINGS = (
-    *("recipe", "command", "seed", "resume", "runs", "run", "compare", "trainer", "logger"),
-    *("callbacks", "export", "model.checkpoint", "data.path", "data.batch_size"),
+    *("recipe", "command", "seed", "resume", "runs", "run", "compare", "logger", "callbacks"),
+    *(f"trainer.{name}" for name in HARMLESS),
+    *("export", "model.checkpoint", "data.path", "data.batch_size"),
     *("synthesis.load", "quantizer.weight_bits", "quantizer.activation_bits", "quantizer.bits"),
 )
 
@@ -39,18 +45,23 @@ class FinishedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """By dotted key or by name, all that makes it another experiment than a run of its recipe.
-
-        Beside the configuration: whose weights, measured on what, and whether the samples are its
-        own (not whose: seeds that load a bank each are still seeds of one experiment).
-        """
+    def basis(self) -> dict[str, Any]:
+        """Whose numbers can be ranked: of the same weights, measured on as many such images."""
         result = self.result
-        facts: dict[str, Any] = {
+        return {
             "weights": result.model_checksum[:8],
             "measured on": result.agreement_on,
             "images": result.evaluated_images,
         }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By dotted key or by name, all that makes it another experiment than a run of its recipe.
+
+        Beside the configuration and the basis: whether the samples are its own (not whose: seeds
+        that load a bank each are still seeds of one experiment).
+        """
+        result, facts = self.result, self.basis
         if not self.config:
             steps = ("synthesis_steps", "calibration_steps", "student_steps")
             return facts | {name: getattr(result, name) for name in steps}
@@ -72,13 +83,17 @@ def collect(names: Iterable[str | Path]) -> list[FinishedRun]:
 
 
 def _result_files(name: str) -> list[Path]:
-    places = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))
+    places = _places(name)
     if not places:
         raise DataError(f"{name} does not exist; expected runs, folders of runs, or a pattern")
     files = [file for place in places for file in _below(Path(place))]
     if not files:
         raise DataError(f"{name} holds no {RESULT_FILE}")
     return files
+
+
+def _places(name: str) -> list[str]:
+    return sorted(glob.glob(str(Path(name).expanduser()), recursive=True))
 
 
 def _below(place: Path) -> Iterator[Path]:
@@ -151,7 +166,7 @@ def parts(run: FinishedRun) -> tuple[str, ...] | None:
 
 def without_result(names: Iterable[str | Path]) -> list[Path]:
     """Folders of runs without a result: failed, not ended, or only meant to make samples."""
-    places = [Path(place) for name in names for place in glob.glob(str(Path(name).expanduser()))]
+    places = [Path(place) for name in names for place in _places(str(name))]
     folders = {file.parent for place in places for file in place.rglob(ORIGIN_FILE)}
     return sorted(folder for folder in folders if not (folder / RESULT_FILE).is_file())
 
