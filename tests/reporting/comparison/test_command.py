@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,10 @@ def test_an_unknown_format_is_answered_with_those_there_are(runs: Path) -> None:
         ('{"recipe": "x"}', "lacks: "),
         ("extra", "has unknown fields: surplus"),
         ("nan", "is not valid JSON"),
+        ("infinite", "quantized_top1 is inf"),
+        ("text", "quantized_top1='90' is not of type float | None"),
+        ("seed", "seed=True is not of type int"),
+        ("stages", "seconds_by_stage=[] is not of type dict[str, float]"),
     ],
 )
 def test_a_result_that_is_damaged_is_refused_by_name(runs: Path, damage: str, reason: str) -> None:
@@ -99,6 +104,10 @@ def test_a_result_that_is_damaged_is_refused_by_name(runs: Path, damage: str, re
     texts = {
         "extra": json.dumps(whole | {"surplus": 1}),
         "nan": json.dumps(whole | {"quantized_top1": float("nan")}),
+        "infinite": json.dumps(whole | {"quantized_top1": "?"}).replace('"?"', "1e999"),
+        "text": json.dumps(whole | {"quantized_top1": "90"}),
+        "seed": json.dumps(whole | {"seed": True}),
+        "stages": json.dumps(whole | {"seconds_by_stage": []}),
     }
     path.write_text(texts.get(damage, damage), encoding="utf-8")
     line = compare(runs, "runs=outputs").refusal()
@@ -110,6 +119,31 @@ def test_a_configuration_that_is_damaged_is_refused_by_name(runs: Path) -> None:
     (runs / "outputs" / "0" / "config.yaml").write_text("a: [", encoding="utf-8")
     line = compare(runs, "runs=outputs").refusal()
     assert "outputs/0/config.yaml cannot be read" in line
+
+
+def test_runs_without_a_result_are_left_out_and_said_so(runs: Path) -> None:
+    (runs / "outputs" / "2").mkdir()
+    (runs / "outputs" / "2" / "config.yaml").write_text("seed: 2", encoding="utf-8")
+    finished = compare(runs, "runs=outputs", *PLAIN)
+    assert (finished.status, finished.err) == (0, "")
+    assert "Left out, since they have no result: outputs/2" in finished.out
+
+
+def test_no_plots_means_none_in_the_page_either(runs: Path) -> None:
+    assert compare(runs, "runs=outputs", "compare.plots=[]").status == 0
+    page = (runs / "comparison" / "comparison.html").read_text(encoding="utf-8")
+    assert "<table>" in page and "<img" not in page
+
+
+def test_the_page_is_one_file_that_fetches_nothing(runs: Path) -> None:
+    pytest.importorskip("matplotlib")
+    other = dataclasses.replace(make_result((98.5, 61.25, 80.0)), recipe="other")
+    other.write(runs / "outputs" / "other" / "result.json")
+    assert compare(runs, "runs=outputs", "compare.plots=[png]").status == 0
+    page = (runs / "comparison" / "comparison.html").read_text(encoding="utf-8")
+    sources = re.findall(r"(?:src|href)=.([^\"']{12})", page)
+    assert sources and set(sources) == {"data:image/p"}
+    assert "http" not in page.lower() and "<script" not in page
 
 
 def test_no_other_command_takes_runs(runs: Path) -> None:
