@@ -11,13 +11,28 @@ import json
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BLOCK, HEADER = 32768, 7
 PATIENCE_SECONDS = 60.0
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@contextmanager
+def offline(folder: Path) -> Iterator[None]:
+    """wandb without a network, which keeps what it stages in ``folder`` and out of the home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        for name in ("CACHE", "DATA", "CONFIG"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+        yield
 
 
 @dataclass

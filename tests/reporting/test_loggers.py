@@ -22,6 +22,7 @@ from hast_lightning.reporting.loggers import WANDB_ID_FILE, build_loggers, read_
 from hast_lightning.reporting.result import Result
 from hast_lightning.reporting.wandb_key import KEYS, wandb_key_exists
 from hast_lightning.run_folder import SAMPLES_FILE
+from tests import wandb_files
 from tests.command_line import undisturbed_torch
 from tests.small_runs import build_module, small
 from tests.wandb_files import WandbRun, read_wandb_run, read_wandb_runs
@@ -34,14 +35,7 @@ TAPS = ("layer1_0_bn2", "layer2_0_bn2", "layer3_0_bn2")
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """wandb without a network, which keeps what it stages out of the home folder."""
-    folder = tmp_path_factory.mktemp("wandb")
-    with pytest.MonkeyPatch.context() as patch, undisturbed_torch():
-        patch.delenv("WANDB_API_KEY", raising=False)
-        patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("WANDB_SILENT", "true")
-        for name in ("CACHE", "DATA", "CONFIG"):
-            patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+    with wandb_files.offline(tmp_path_factory.mktemp("wandb")), undisturbed_torch():
         yield
 
 

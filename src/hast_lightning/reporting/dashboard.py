@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hast_lightning.config import LoggerConfig
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.reporting.axes import axis_of
+from hast_lightning.reporting.axes import ITERATION, axis_of
 from hast_lightning.reporting.wandb_key import wandb_key_exists
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 NAME = "Zero-shot quantization"
-SYNTHESIS = ("synthesis/bns", "synthesis/hard_cross_entropy")
-CALIBRATION = ("calibration/bns", "calibration/cross_entropy")
-DISTILLATION = tuple(
-    f"distillation/{term}{suffix}"
-    for term in ("kd", "cross_entropy", "alignment")
-    for suffix in ("", "_promoted")
-)
 EVALUATION = ("evaluation/student_top1", "evaluation/agreement")
+# Curves that share a panel, by its title. No recipe logs all of them: a panel holds so many that
+# none stays empty.
+IMAGE_LOSSES = {
+    "Batch-norm statistics": ("synthesis/bns", "calibration/bns"),
+    "Cross-entropy of the teacher": (
+        "synthesis/hard_cross_entropy",
+        "calibration/cross_entropy",
+    ),
+}
+STUDENT_LOSSES = {
+    "Knowledge distillation": ("distillation/kd", "distillation/kd_promoted"),
+    "Feature alignment, or cross-entropy": tuple(
+        f"distillation/{term}{suffix}"
+        for term in ("alignment", "cross_entropy")
+        for suffix in ("", "_promoted")
+    ),
+}
 FACTS = ("result.teacher_top1", "result.calibrated_top1", "result.quantized_bytes")
 IMAGES = ("synthesis/images",)
 HISTOGRAMS = (
@@ -135,23 +146,30 @@ def _results() -> Any:
 
 
 def _curves() -> list[Any]:
-    """A section for every stage, each metric over the steps of its own."""
+    """A section for every question, each panel over the steps that its metrics have in common."""
     wr, _ = _libraries()
-    stages = {
-        "Evaluation": EVALUATION,
-        "Synthesis": SYNTHESIS,
-        "Calibration": CALIBRATION,
-        "Distillation": DISTILLATION,
+    sections = {
+        "Evaluation": {"Top-1 and agreement, %": EVALUATION},
+        "Synthesis and calibration": IMAGE_LOSSES,
+        "Distillation": STUDENT_LOSSES,
     }
     return [
         _section(
-            title,
-            [wr.LinePlot(title=name, x=axis_of(name), y=[name]) for name in metrics],
+            name,
+            [
+                wr.LinePlot(title=title, x=_common_axis(metrics), y=list(metrics))
+                for title, metrics in panels.items()
+            ],
             columns=2,
-            is_open=title != "Calibration",
         )
-        for title, metrics in stages.items()
+        for name, panels in sections.items()
     ]
+
+
+def _common_axis(metrics: Sequence[str]) -> str:
+    """The step counter of the metrics; of several stages the iteration, which all rows have."""
+    axes = {axis_of(metric) for metric in metrics}
+    return axes.pop() if len(axes) == 1 else ITERATION
 
 
 def _images() -> Any:
