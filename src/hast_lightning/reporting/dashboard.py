@@ -148,7 +148,7 @@ def _results() -> Any:
 def _curves() -> list[Any]:
     """A section for every question, each panel over the steps that its metrics have in common."""
     wr, _ = _libraries()
-    sections = {
+    sections: dict[str, dict[str, tuple[str, ...]]] = {
         "Evaluation": {"Top-1 and agreement, %": EVALUATION},
         "Synthesis and calibration": IMAGE_LOSSES,
         "Distillation": STUDENT_LOSSES,
