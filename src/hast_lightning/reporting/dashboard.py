@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 NAME = "Zero-shot quantization"
 EVALUATION = ("evaluation/student_top1", "evaluation/agreement")
-# Curves that share a panel, by its title. No recipe logs all of them: a panel holds so many that
-# none stays empty.
-IMAGE_LOSSES = {
+Panels = dict[str, tuple[str, ...]]
+"""Curves that share a panel, by its title. No recipe logs all of them: a panel holds so many that
+none stays empty."""
+IMAGE_LOSSES: Panels = {
     "Batch-norm statistics": ("synthesis/bns", "calibration/bns"),
     "Cross-entropy of the teacher": (
         "synthesis/hard_cross_entropy",
         "calibration/cross_entropy",
     ),
 }
-STUDENT_LOSSES = {
+STUDENT_LOSSES: Panels = {
     "Knowledge distillation": ("distillation/kd", "distillation/kd_promoted"),
     "Feature alignment, or cross-entropy": tuple(
         f"distillation/{term}{suffix}"
@@ -148,7 +149,7 @@ def _results() -> Any:
 def _curves() -> list[Any]:
     """A section for every question, each panel over the steps that its metrics have in common."""
     wr, _ = _libraries()
-    sections: dict[str, dict[str, tuple[str, ...]]] = {
+    sections: dict[str, Panels] = {
         "Evaluation": {"Top-1 and agreement, %": EVALUATION},
         "Synthesis and calibration": IMAGE_LOSSES,
         "Distillation": STUDENT_LOSSES,
