@@ -137,7 +137,9 @@ def test_no_plots_means_none_in_the_page_either(runs: Path) -> None:
 
 def test_the_page_is_one_file_that_fetches_nothing(runs: Path) -> None:
     pytest.importorskip("matplotlib")
-    other = dataclasses.replace(make_result((98.5, 61.25, 80.0)), recipe="other")
+    other = dataclasses.replace(
+        make_result((98.5, 61.25, 80.0)), recipe="other", weight_bits=4, activation_bits=4
+    )
     other.write(runs / "outputs" / "other" / "result.json")
     assert compare(runs, "runs=outputs", "compare.plots=[png]").status == 0
     page = (runs / "comparison" / "comparison.html").read_text(encoding="utf-8")

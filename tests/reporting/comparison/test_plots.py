@@ -74,8 +74,14 @@ def test_no_chart_where_nothing_was_switched_at_these_bits() -> None:
     assert names == ["ablation_digits_w3a3_one-net_w2a2_lsq"]
 
 
+def test_runs_of_which_no_time_is_known_are_not_drawn_at_zero() -> None:
+    assert not any(name.startswith("seconds") for name in plots(summarize(ablation())))
+
+
 def test_axes_carry_units() -> None:
-    for name, figure in plots(summarize(ablation())).items():
+    drawn = plots([*summarize(ablation()), row("net_w3a3", 3), row("other_w4a4", 4)])
+    assert {name.partition("_")[0] for name in drawn} == {"ablation", "bits", "seconds"}
+    for name, figure in drawn.items():
         axes = figure.axes[0]
         measured = axes.get_xlabel() if name.startswith("ablation") else axes.get_ylabel()
         assert "%" in measured

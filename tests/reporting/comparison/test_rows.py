@@ -227,6 +227,17 @@ def test_seconds_are_those_of_whole_runs_or_marked() -> None:
     assert notes([row]) == ["† Without a synthesis: the images were there already."]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [({}, "-"), ({"synthesis": 0.26}, "0.3"), ({"synthesis": 1234.5}, "1234")]
+)
+def test_seconds_are_as_exact_as_they_are_long(seconds: dict[str, float], shown: str) -> None:
+    runs = [
+        FinishedRun(result("plain", 0, 90.0, seconds_by_stage=seconds)),
+        FinishedRun(result("other", 0, 90.0, seconds_by_stage={"synthesis": 10.0})),
+    ]
+    assert as_markdown(summarize(runs)).splitlines()[-1].endswith(f"| {shown} |")
+
+
 def test_versions_that_are_mixed_in_a_row_are_noted() -> None:
     runs = [
         FinishedRun(result("plain", seed, 90.0, versions={"torch": version}))

@@ -40,8 +40,9 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
             ending = f"{model}{'' if ours[0].top1 else '_agreement'}"
             if len({row.bits for row in ours}) > 1:
                 made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
-            if len(ours) > 1:
-                made[f"seconds_{ending}"] = _against_seconds(ours)
+            timed = [row for row in ours if row.seconds]
+            if len(timed) > 1:
+                made[f"seconds_{ending}"] = _against_seconds(timed)
             for (recipe, bits, quantizer), group in _ablations(ours).items():
                 width = f"w{bits[0]}a{bits[1]}"
                 name = f"ablation_{recipe}_{ending}_{width}_{quantizer}"

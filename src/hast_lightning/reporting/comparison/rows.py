@@ -127,7 +127,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
             [
                 sum(result.seconds_by_stage.values())
                 for result in results
-                if set(result.seconds_by_stage) == set(stages)
+                if stages and set(result.seconds_by_stage) == set(stages)
             ]
         ),
         stages,

@@ -19,10 +19,11 @@ def _text(value: Spread | None) -> str:
 
 
 def _duration(row: Row) -> str:
-    if row.seconds is None or not row.stages:
+    if row.seconds is None:
         return "-"
     mark = WITHOUT_SYNTHESIS if row.without_synthesis else ""
-    return f"{row.seconds.mean:.0f}{mark}"
+    seconds = row.seconds.mean
+    return f"{seconds:.0f}{mark}" if seconds >= 10 else f"{seconds:.1f}{mark}"
 
 
 def _ranked_column(row: Row) -> str:
