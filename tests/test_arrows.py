@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": BASE,
     "random_streams": set(),
     "inspection": PARTS | {"reporting"},
-    "sweeps": BASE,
+    "sweeps": BASE | {"run_folder"},
     "hydra_folder": set(),
     "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps", "hydra_folder"},
     "__main__": {"cli"},

@@ -18,21 +18,14 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hast_lightning.config import Config, config_folder, register_schemas
 
-# The one key of no type is ``runs``, since OmegaConf has none for a text or a list of texts.
-NAMES: dict[Any, str] = {
-    int: "integer",
-    float: "number",
-    bool: "true or false",
-    str: "text",
-    Any: "text or list (text)",
-}
+NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 NO_MAXIMUM = 1e30
 """From here on a limit only keeps numbers inside float32."""
 
@@ -67,7 +60,7 @@ class Section:
 
 def sections(schema: type = Config, prefix: str = "") -> Iterator[Section]:
     """The dataclass itself and, behind it, those of its fields, all the way down."""
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     described, limits = _descriptions(schema), _limits(schema)
     plain, nested = [], []
     for field in fields(schema):
@@ -95,6 +88,8 @@ def _inner_schema(hint: Any) -> tuple[type | None, str]:
 
 
 def _kind(hint: Any) -> str:
+    if get_origin(hint) is Annotated:  # of what the schema cannot say in types
+        return str(hint.__metadata__[0])
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
         return " or ".join([*map(_kind, parts), "null"])

@@ -25,6 +25,8 @@ SAMPLES_FILE = "samples.safetensors"
 GRID_FILE = "samples.png"
 METRICS_FILE = "metrics.csv"
 REPORT_FILE = "report.html"
+JOB_FAILURE_FILE = "job_failure.json"
+"""What a job of a sweep leaves that did not come to its end."""
 
 _log = logging.getLogger(__name__)
 

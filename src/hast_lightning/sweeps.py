@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.run_folder import JOB_FAILURE_FILE
 
-FAILURE_FILE = "job_failure.json"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 # What joblib's processes are called, in the order in which they were started.
 WORKER = re.compile(r"LokyProcess-(\d+)")
@@ -62,9 +62,9 @@ class Failure:
 
     def write(self, folder: Path) -> None:
         """Leave it in the folder of the job, in one move."""
-        temporary = folder / f".{FAILURE_FILE}.tmp"
+        temporary = folder / f".{JOB_FAILURE_FILE}.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / FAILURE_FILE)
+        temporary.replace(folder / JOB_FAILURE_FILE)
 
     @classmethod
     def read(cls, path: Path) -> Failure | None:
@@ -87,7 +87,7 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Remember the folder, and forget what went wrong in an earlier sweep there."""
         SweepFolder.current = Path(str(config.hydra.sweep.dir)).absolute()
-        for file in SweepFolder.current.rglob(FAILURE_FILE):
+        for file in SweepFolder.current.rglob(JOB_FAILURE_FILE):
             file.unlink()
 
 
@@ -147,7 +147,7 @@ def begin_job() -> None:
 def end_job() -> None:
     """The job came to its end: there is no failure to tell of."""
     if _writes():
-        (job_folder() / FAILURE_FILE).unlink(missing_ok=True)
+        (job_folder() / JOB_FAILURE_FILE).unlink(missing_ok=True)
 
 
 def fail_job(message: str, mendable: bool, traceback: Sequence[str] | None) -> None:
@@ -181,7 +181,7 @@ def _writes() -> bool:
 def failures() -> list[Failure]:
     """The jobs of the sweep that failed, in their order."""
     folder = SweepFolder.current
-    found = [] if folder is None else map(Failure.read, folder.rglob(FAILURE_FILE))
+    found = [] if folder is None else map(Failure.read, folder.rglob(JOB_FAILURE_FILE))
     return sorted(filter(None, found), key=lambda failure: failure.job)
 
 
@@ -191,7 +191,7 @@ def summary(failed: Sequence[Failure]) -> str:
     lines = [f"{len(failed)} {word} of the sweep in {SweepFolder.current} failed:"]
     for failure in failed:
         started = " ".join(failure.overrides)
-        trace = f" (stack trace in its {FAILURE_FILE})" if failure.traceback else ""
+        trace = f" (stack trace in its {JOB_FAILURE_FILE})" if failure.traceback else ""
         lines.append(f"  job {failure.job} [{started}]: {failure.message}{trace}")
     return "\n".join(lines)
 

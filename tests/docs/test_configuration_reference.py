@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_every_key_says_what_it_is() -> None:
     assert [name for name, key in KEYS.items() if not key.text] == []
 
 
+def test_every_type_is_in_words() -> None:
+    """And none is the name of a type of Python."""
+    words = {"text", "integer", "number", "true", "false", "list", "of", "groups", "or", "null"}
+    for name, key in KEYS.items():
+        assert set(re.findall(r"\w+", key.kind)) <= words, name
+
+
 def test_every_option_of_every_group_is_in_the_reference_and_says_what_it_is() -> None:
     text = reference()
     folders = {path.name for path in config_folder().iterdir() if any(path.glob("*.yaml"))}
@@ -74,8 +82,8 @@ def test_every_option_of_every_group_is_in_the_reference_and_says_what_it_is() -
         ("synthesis.augmentation.max_scale", ("number", "1.0", "at least `min_scale`, at most 1")),
         ("model.mean", ("list (number) or null", "null", "at least 0, at most 1")),
         ("schedule.student_steps", ("integer", None, "at least 0")),
-        ("runs", ("text or list (text)", "null", "")),
         ("trainer.compile", ("true or false", "false", "")),
+        ("runs", ("text, list (text) or null", "null", "")),
     ],
 )
 def test_type_default_and_limits_are_those_of_the_schema(

@@ -40,31 +40,34 @@ def test_every_extra_is_named(extra: str) -> None:
     assert f"`{extra}`" in PAGE
 
 
-def rows() -> list[list[str]]:
-    """The cells of every line of the page's tables, without the rules."""
-    lines = [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line] for line in lines]
-    return [line for line in cells if set("".join(line)) != {"-"}]
-
-
-def test_no_question_is_left_open() -> None:
-    assert all(all(cells) for cells in rows())
-    assert {len(cells) for cells in rows()} == {2, 3}
-
-
-CODE = re.compile(r"`([\w/]+\.py)`")
-
-
-def test_the_code_that_is_kept_by_hand_exists() -> None:
-    names = CODE.findall(PAGE)
-    assert len(names) >= 10
-    for name in names:
-        assert (ROOT / "src" / "hast_lightning" / name).is_file(), name
-
-
 def test_no_package_is_named_that_the_project_does_not_ask_for() -> None:
     words = named(PAGE.partition("## Kept by hand")[0]) - {"package", "---", ""}
     assert {word for word in words if "`" not in word} == set(WANTED)
+
+
+def tables(page: str) -> list[list[str]]:
+    """The cells of every line of a table."""
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def modules(page: str) -> list[str]:
+    """The modules of the package that are named by their path."""
+    return re.findall(r"`([\w/]+\.py)`", page)
+
+
+def test_no_cell_is_blank() -> None:
+    assert all(all(cells) for cells in tables(PAGE))
+    assert not all(all(cells) for cells in tables("| a | | b |"))
+
+
+@pytest.mark.parametrize("path", modules(PAGE))
+def test_every_module_that_is_named_exists(path: str) -> None:
+    assert (ROOT / "src" / "hast_lightning" / path).is_file()
+
+
+def test_code_of_our_own_that_a_library_might_do_is_explained() -> None:
+    assert len(modules(PAGE)) >= 10
 
 
 EXTRAS_NAMED = re.compile(r"hast-lightning\[([\w,]+)\]")

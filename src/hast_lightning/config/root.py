@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -57,7 +57,8 @@ class Config:
     """``command=predict``: a folder of images, or one of them."""
     predictions: str | None = None
     """``command=predict``: the CSV file that is written; none: standard output."""
-    runs: Any = None
+    # OmegaConf has no such union: what it is in words, for the reference.
+    runs: Annotated[Any, "text, list (text) or null"] = None
     """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
     compare: CompareConfig = field(default_factory=CompareConfig)
     model: ModelConfig = MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,9 @@ def pack(integers: Tensor, bits: int) -> Tensor:
         integers: Any shape, 0 to ``2^bits - 1``.
         bits: 1 to 8.
     """
-    flat = integers.flatten().to(torch.uint8)
-    stream = torch.zeros(packed_size(flat.numel(), bits) * 8, dtype=torch.uint8)
-    stream[: flat.numel() * bits] = _bits_of(flat, bits).flatten()
-    weights = 2 ** torch.arange(8, dtype=torch.uint8)
-    return (stream.view(-1, 8) * weights).sum(dim=1, dtype=torch.uint8)
+    flat = integers.flatten().to("cpu", torch.uint8).numpy()
+    stream = np.unpackbits(flat[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(stream.ravel(), bitorder="little"))
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -42,11 +41,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{count} weights of {bits} bits take {packed_size(count, bits)} bytes, not "
             f"{packed.numel()} elements of {packed.dtype}"
         )
-    stream = _bits_of(packed, 8).flatten()[: count * bits]
-    weights = 2 ** torch.arange(bits, dtype=torch.uint8)
-    return (stream.view(-1, bits) * weights).sum(dim=1, dtype=torch.uint8)
-
-
-def _bits_of(values: Tensor, bits: int) -> Tensor:
-    """The lowest ``bits`` bits of each value, (N, bits), lowest first."""
-    return (values.unsqueeze(1) >> torch.arange(bits, dtype=torch.uint8)) & 1
+    stream = np.unpackbits(packed.cpu().numpy(), count=count * bits, bitorder="little")
+    # Each integer is padded with zeros to a byte.
+    integers = np.packbits(stream.reshape(count, bits), axis=1, bitorder="little")
+    return torch.from_numpy(integers).flatten()

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from hast_lightning.errors import DataError
 
@@ -122,7 +123,8 @@ class Result:
         """Read a result that :meth:`write` wrote.
 
         Raises:
-            DataError: the file is missing, is not JSON, or lacks or adds a field.
+            DataError: the file is missing, is not JSON, lacks or adds a field, or has one of
+                another type.
         """
         try:
             content = json.loads(
@@ -133,6 +135,7 @@ class Result:
         except ValueError as error:
             raise DataError(f"the result {path} is not valid JSON: {error}") from error
         _check_fields(content, path)
+        _check_types(content, path)
         return cls(**content)
 
 
@@ -165,6 +168,30 @@ def _check_fields(content: Any, path: str | Path) -> None:
     ):
         if names:
             raise DataError(f"the result {path} {problem}: {', '.join(sorted(names))}")
+
+
+def _check_types(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse what would only be noticed where someone computes with it."""
+    for name, hint in get_type_hints(Result).items():
+        if name in content and not _is_a(content[name], hint):
+            kind = hint.__name__ if type(hint) is type else hint
+            raise DataError(f"the result {path}: {name}={content[name]!r} is not of type {kind}")
+    for name, number in _numbers(content):
+        if not math.isfinite(number):  # 1e999 is JSON, and too large for a float
+            raise DataError(f"the result {path}: {name} is {number}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is_a(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is dict:
+        kind = get_args(hint)[1]
+        return isinstance(value, dict) and all(_is_a(child, kind) for child in value.values())
+    if is_typeddict(hint):
+        return isinstance(value, dict)
+    # JSON has one kind of number, and to Python true is an integer.
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,10 @@ def test_an_unknown_format_is_answered_with_those_there_are(runs: Path) -> None:
         ('{"recipe": "x"}', "lacks: "),
         ("extra", "has unknown fields: surplus"),
         ("nan", "is not valid JSON"),
+        ("infinite", "quantized_top1 is inf"),
+        ("text", "quantized_top1='90' is not of type float | None"),
+        ("seed", "seed=True is not of type int"),
+        ("stages", "seconds_by_stage=[] is not of type dict[str, float]"),
     ],
 )
 def test_a_result_that_is_damaged_is_refused_by_name(runs: Path, damage: str, reason: str) -> None:
@@ -99,6 +104,10 @@ def test_a_result_that_is_damaged_is_refused_by_name(runs: Path, damage: str, re
     texts = {
         "extra": json.dumps(whole | {"surplus": 1}),
         "nan": json.dumps(whole | {"quantized_top1": float("nan")}),
+        "infinite": json.dumps(whole | {"quantized_top1": "?"}).replace('"?"', "1e999"),
+        "text": json.dumps(whole | {"quantized_top1": "90"}),
+        "seed": json.dumps(whole | {"seed": True}),
+        "stages": json.dumps(whole | {"seconds_by_stage": []}),
     }
     path.write_text(texts.get(damage, damage), encoding="utf-8")
     line = compare(runs, "runs=outputs").refusal()
@@ -112,19 +121,32 @@ def test_a_configuration_that_is_damaged_is_refused_by_name(runs: Path) -> None:
     assert "outputs/0/config.yaml cannot be read" in line
 
 
+def test_runs_without_a_result_are_left_out_and_said_so(runs: Path) -> None:
+    (runs / "outputs" / "2").mkdir()
+    (runs / "outputs" / "2" / "config.yaml").write_text("seed: 2", encoding="utf-8")
+    finished = compare(runs, "runs=outputs", *PLAIN)
+    assert (finished.status, finished.err) == (0, "")
+    assert "Left out, since they have no result: outputs/2" in finished.out
+
+
+def test_no_plots_means_none_in_the_page_either(runs: Path) -> None:
+    assert compare(runs, "runs=outputs", "compare.plots=[]").status == 0
+    page = (runs / "comparison" / "comparison.html").read_text(encoding="utf-8")
+    assert "<table>" in page and "<img" not in page
+
+
+def test_the_page_is_one_file_that_fetches_nothing(runs: Path) -> None:
+    pytest.importorskip("matplotlib")
+    other = dataclasses.replace(
+        make_result((98.5, 61.25, 80.0)), recipe="other", weight_bits=4, activation_bits=4
+    )
+    other.write(runs / "outputs" / "other" / "result.json")
+    assert compare(runs, "runs=outputs", "compare.plots=[png]").status == 0
+    page = (runs / "comparison" / "comparison.html").read_text(encoding="utf-8")
+    sources = re.findall(r"(?:src|href)=.([^\"']{12})", page)
+    assert sources and set(sources) == {"data:image/p"}
+    assert "http" not in page.lower() and "<script" not in page
+
+
 def test_no_other_command_takes_runs(runs: Path) -> None:
     assert "no other command takes them" in call("runs=outputs", folder=runs).refusal()
-
-
-def test_what_the_table_cannot_show_is_said_below_it(runs: Path) -> None:
-    again = runs / "outputs" / "again"
-    again.mkdir()
-    (again / "result.json").write_bytes((runs / "outputs" / "1" / "result.json").read_bytes())
-    failed = runs / "outputs" / "failed"
-    failed.mkdir()
-    (failed / "origin.json").write_text("{}", encoding="utf-8")
-    printed = compare(runs, "runs=outputs", *PLAIN).out
-    assert "| 0, 1 (3 runs) |" in printed
-    assert "Runs of one seed count once, as their mean (3 runs in rows of 2 seeds)." in printed
-    assert "Left out: 1 run without a result (outputs/failed)." in printed
-    assert "Left out" not in compare(runs, "runs=outputs/[0-9]", *PLAIN).out

@@ -3,23 +3,25 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
 
 from hast_lightning.errors import DataError
+from hast_lightning.reporting.comparison.notes import notes
+from hast_lightning.reporting.comparison.published import beside, published
 from hast_lightning.reporting.comparison.rows import (
     Row,
     Spread,
     best,
-    over_seeds,
-    published,
     spread,
     summarize,
     title,
 )
-from hast_lightning.reporting.comparison.runs import SWITCHES, FinishedRun, collect
+from hast_lightning.reporting.comparison.runs import FinishedRun, collect, unfinished
 from hast_lightning.reporting.comparison.tables import as_csv, as_html, as_latex, as_markdown
+from hast_lightning.reporting.failure import Failure
 from hast_lightning.reporting.result import Result
 from tests.docs.snippets import ROOT
 from tests.reporting.test_table import make_result
@@ -38,6 +40,7 @@ RESULTS = [
 ]
 
 
+FAILURE = Failure("distillation", 1, 2, 0, "no memory", "OutOfMemoryError", None, 0)
 RUNS = [FinishedRun(result) for result in RESULTS]
 STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/results"))
 
@@ -56,13 +59,14 @@ def test_seeds_of_a_recipe_are_one_row() -> None:
     assert plain.seeds == (0, 1)
     assert plain.bits == (3, 4)
     assert plain.top1 == Spread(91.0, pytest.approx(2**0.5))
-    assert plain.calibrated == Spread(61.25)
+    # Two seeds that agree have a deviation, of zero; the teacher is the same network.
+    assert plain.calibrated == Spread(61.25, 0.0)
+    assert plain.teacher == Spread(98.5)
     assert plain.seconds == Spread(180.0, pytest.approx(120 / 2**0.5))
 
 
 def test_runs_without_labels_have_no_accuracy() -> None:
-    assert spread([]) is None
-    assert over_seeds(RESULTS[:2], lambda _: None) is None
+    assert spread([None, None]) is None
     row = summarize(
         [FinishedRun(dataclasses.replace(make_result((None, None, None)), recipe="no_labels"))]
     )[0]
@@ -81,7 +85,7 @@ def test_markdown_has_the_best_in_bold() -> None:
     lines = as_markdown(summarize(RUNS)).splitlines()
     assert lines[0].startswith("| model | W/A | recipe or method | seeds |")
     assert "| 3/4 | better_w3a4 | 0 | 98.50 | 61.25 | **95.00** | 97.12 |" in lines[3]
-    assert "| 0, 1 | 98.50 | 61.25 | 91.00 ± 1.41 |" in lines[4]
+    assert "| 0, 1 | 98.50 | 61.25 ± 0.00 | 91.00 ± 1.41 |" in lines[4]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
@@ -137,151 +141,189 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
-def ablated(seed: int, *parts: str, **config: object) -> FinishedRun:
-    """A run with these parts of the method, and 90 % plus their number."""
-    switches = {key: name in parts for key, name in SWITCHES.items()}
-    made = result("ablated_w3a4", seed, 90.0 + len(parts) + 0.1 * seed)
-    return FinishedRun(made, {**switches, "seed": seed, **config})
-
-
-ALL = tuple(SWITCHES.values())
-
-
-def test_runs_that_differ_in_their_configuration_have_rows_of_their_own() -> None:
-    runs = [ablated(seed, *parts) for parts in ((), ("hardness",), ALL) for seed in (0, 1)]
-    rows = summarize(runs)
-    assert [(row.settings, row.seeds) for row in rows] == [
-        ("hardness", (0, 1)),
-        ("hardness + promotion + alignment", (0, 1)),
-        ("none", (0, 1)),
-    ]
-    assert {row.settings for row in best(rows)} == {"hardness + promotion + alignment"}
-
-
-def test_a_row_without_one_part_names_the_others() -> None:
-    rows = summarize([ablated(0, *ALL), ablated(0, "hardness", "alignment")])
-    assert [row.settings for row in rows] == [
-        "hardness + alignment",
-        "hardness + promotion + alignment",
-    ]
-
-
-def test_parts_are_apart_from_what_else_differs() -> None:
-    runs = [
-        ablated(0, *parts, **{"quantizer.name": quantizer})
-        for parts in (("hardness",), ALL)
-        for quantizer in ("lsq", "minmax")
-    ]
-    rows = summarize(runs)
-    assert {(row.parts, row.others) for row in rows} == {
-        (parts, f"quantizer.name={quantizer}")
-        for parts in (("hardness",), ALL)
-        for quantizer in ("lsq", "minmax")
-    }
-    assert rows[0].settings == "hardness + promotion + alignment, quantizer.name=lsq"
-
-
-def test_a_recipe_whose_bits_were_changed_is_not_called_by_the_old_ones() -> None:
-    assert title("digits_w3a3", (3, 3)) == "digits_w3a3"
-    assert title("digits_w3a3", (2, 2)) == "digits"
-    assert title("cifar10_resnet20_w3a3_recommended", (4, 4)) == "cifar10_resnet20_recommended"
-    assert title("mine", (4, 4)) == "mine"
-    swept = [result("digits_w3a4", 0, 90.0), result("digits_w3a4", 0, 80.0, weight_bits=2)]
-    names = [(row.name, row.bits) for row in summarize(map(FinishedRun, swept))]
-    assert names == [("digits", (2, 4)), ("digits_w3a4", (3, 4))]
-
-
-def test_runs_of_one_seed_count_once() -> None:
-    """Twice the same number would make the deviation look smaller than it is."""
-    runs = [ablated(seed, *ALL) for seed in (0, 0, 0, 1)]
-    (row,) = summarize(runs)
-    assert (row.seeds, row.runs) == ((0, 1), 4)
-    assert row.top1 == Spread(pytest.approx(93.05), pytest.approx(0.1 / 2**0.5))
-    assert "| 0, 1 (4 runs) |" in as_markdown([row])
-    assert next(csv.DictReader(io.StringIO(as_csv([row]))))["runs"] == "4"
-
-
-def test_loaded_samples_and_own_ones_are_two_experiments() -> None:
-    loads = (None, "bank0.safetensors", "bank1.safetensors")
-    runs = [ablated(n, *ALL, **{"synthesis.load": load}) for n, load in enumerate(loads)]
-    rows = summarize(runs)
-    assert [(row.settings, row.seeds) for row in rows] == [
-        ("samples=loaded", (1, 2)),
-        ("samples=own", (0,)),
-    ]
-
-
 @pytest.mark.parametrize(
-    ("change", "settings"),
+    ("recipe", "bits", "shown"),
     [
-        ({"model_checksum": "f" * 64}, "weights=ffffffff"),
-        ({"evaluated_images": 7}, "images=7"),
-        ({"student_steps": 7}, "student_steps=7"),
-        ({"agreement_on": "held-out"}, "measured on=held-out"),
+        ("digits_w3a3", (3, 3), "digits_w3a3"),
+        ("digits_w3a3", (2, 2), "digits_w3a3 at W2A2"),
+        ("cifar10_w4a4_quick", (4, 8), "cifar10_w4a4_quick at W4A8"),
+        ("no bits in its name", (2, 2), "no bits in its name"),
+        ("net_w3a32", (3, 3), "net_w3a32 at W3A3"),
     ],
 )
-def test_what_cannot_be_averaged_is_apart(change: dict[str, object], settings: str) -> None:
-    results = [result("plain", 0, 90.0), result("plain", 1, 91.0, **change)]
-    rows = summarize(map(FinishedRun, results))
-    assert {row.seeds for row in rows} == {(0,), (1,)}
-    assert settings in {row.settings for row in rows}
-
-
-def test_a_key_that_an_older_run_does_not_know_still_tells_the_others_apart() -> None:
-    runs = [ablated(0, *ALL), *(ablated(0, *ALL, new=value) for value in (1, 2))]
-    assert [row.settings for row in summarize(runs)] == ["", "new=1", "new=2"]
-
-
-def test_what_comes_along_with_an_option_is_not_said_beside_its_name() -> None:
-    def run(name: str, **quantizer: object) -> FinishedRun:
-        return ablated(
-            0,
-            *ALL,
-            **{f"quantizer.{k}": v for k, v in quantizer.items()} | {"quantizer.name": name},
-        )
-
-    options = [run("minmax", include_zero=False), run("deploy", include_zero=True)]
-    assert [row.settings for row in summarize(options)] == [
-        "quantizer.name=deploy",
-        "quantizer.name=minmax",
-    ]
-    changed = [*options, run("minmax", include_zero=True)]
-    assert [row.settings for row in summarize(changed)] == [
-        "quantizer.include_zero=False, quantizer.name=minmax",
-        "quantizer.include_zero=True, quantizer.name=deploy",
-        "quantizer.include_zero=True, quantizer.name=minmax",
-    ]
-
-
-def test_two_recipes_at_the_same_changed_bits_keep_their_names() -> None:
-    swept = [
-        result(recipe, 0, 90.0, weight_bits=4, activation_bits=4)
-        for recipe in ("digits_w2a2", "digits_w3a3")
-    ]
-    assert [row.name for row in summarize(map(FinishedRun, swept))] == [
-        "digits_w2a2",
-        "digits_w3a3",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("setting", "rows"),
-    [
-        ({"trainer.precision": "bf16-mixed"}, 2),
-        ({"trainer.devices": 4}, 2),
-        ({"trainer.threads": 1}, 1),
-        ({"trainer.micro_batch": 8}, 1),
-    ],
-)
-def test_of_the_trainer_only_what_changes_numbers_counts(
-    setting: dict[str, object], rows: int
+def test_a_recipe_whose_bits_were_changed_says_so(
+    recipe: str, bits: tuple[int, int], shown: str
 ) -> None:
-    plain = dict.fromkeys(setting, None)
-    assert len(summarize([ablated(0, *ALL, **plain), ablated(1, *ALL, **setting)])) == rows
+    assert title(recipe, bits) == shown
 
 
-def test_nothing_is_the_best_of_what_was_measured_on_something_else() -> None:
-    few = result("few_w3a4", 0, 99.0, evaluated_images=10)
-    assert {row.name for row in best(summarize(map(FinishedRun, [*RESULTS, few])))} == {
-        "better_w3a4"
+def test_a_seed_counts_once_and_its_other_runs_are_named(tmp_path: Path) -> None:
+    for number, (seed, top1) in enumerate([(0, 90.0), (1, 92.0), (0, 10.0)]):
+        result("plain", seed, top1).write(tmp_path / f"run{number}" / "result.json")
+    (row,) = summarize(collect([tmp_path]))
+    assert row.seeds == (0, 1)
+    assert row.top1 == Spread(91.0, pytest.approx(2**0.5))
+    assert row.repeats == (f"{tmp_path / 'run2'} (seed 0)",)
+    (note,) = notes([row])
+    assert note.endswith(f"Left out: {tmp_path / 'run2'} (seed 0)")
+    assert notes([row])[0] in as_markdown([row], notes([row]))
+    assert next(csv.DictReader(io.StringIO(as_csv([row]))))["repeated_runs"] == "1"
+    # The order in which runs are named decides.
+    (turned,) = summarize(collect([tmp_path / "run2", tmp_path]))
+    assert turned.top1 == Spread(51.0, pytest.approx(41 * 2**0.5))
+
+
+def test_the_same_folder_named_twice_is_one_run(tmp_path: Path) -> None:
+    result("plain", 0, 90.0).write(tmp_path / "a" / "result.json")
+    (row,) = summarize(collect([tmp_path, tmp_path / "a", f"{tmp_path}/*"]))
+    assert (row.seeds, row.repeats) == ((0,), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"student_steps": 9}, "student_steps=9"),
+        ({"calibration_steps": 9}, "calibration_steps=9"),
+        ({"evaluated_images": 9}, "evaluated_images=9"),
+        ({"model_checksum": "abcdef0123"}, "model_checksum=abcdef01"),
+        ({"agreement_on": "evaluation images"}, "agreement_on=evaluation images"),
+    ],
+)
+def test_runs_that_differ_in_what_the_result_says_are_not_averaged(
+    changes: dict[str, object], settings: str
+) -> None:
+    """Also without configurations, as in the studies."""
+    runs = [FinishedRun(result("plain", 0, 90.0)), FinishedRun(result("plain", 1, 92.0, **changes))]
+    rows = {str(row.settings): row for row in summarize(runs)}
+    assert len(rows) == 2
+    assert rows[settings].seeds == (1,)
+
+
+def test_other_weights_or_images_are_ranked_apart() -> None:
+    """An accuracy on a hundred images is no better than a lower one on ten thousand."""
+    other = [
+        result("small", 0, 99.0, evaluated_images=100),
+        result("smaller", 0, 98.0, evaluated_images=100),
+    ]
+    rows = summarize([*RUNS, *map(FinishedRun, other)])
+    assert {row.name for row in best(rows)} == {"better_w3a4", "small"}
+    # And the table says how many there were.
+    assert "| images |" in as_markdown(rows).splitlines()[0]
+    assert "| images |" not in as_markdown(summarize(RUNS)).splitlines()[0]
+
+
+def test_seconds_are_those_of_whole_runs_or_marked() -> None:
+    whole = {"synthesis": 100.0, "distillation": 10.0}
+    loaded = {"distillation": 10.0}
+    (mixed,) = summarize(
+        FinishedRun(result("plain", seed, 90.0, seconds_by_stage=seconds))
+        for seed, seconds in enumerate((loaded, whole))
+    )
+    assert mixed.seconds == Spread(110.0)
+    assert not mixed.without_synthesis
+    (row,) = summarize([FinishedRun(result("plain", 0, 90.0, seconds_by_stage=loaded))])
+    assert "| 10† |" in as_markdown([row])
+    assert r"10$\dagger$" in as_latex([row])
+    assert notes([row]) == ["† Without a synthesis: the images were there already."]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [({}, "-"), ({"synthesis": 0.26}, "0.3"), ({"synthesis": 1234.5}, "1234")]
+)
+def test_seconds_are_as_exact_as_they_are_long(seconds: dict[str, float], shown: str) -> None:
+    runs = [
+        FinishedRun(result("plain", 0, 90.0, seconds_by_stage=seconds)),
+        FinishedRun(result("other", 0, 90.0, seconds_by_stage={"synthesis": 10.0})),
+    ]
+    assert as_markdown(summarize(runs)).splitlines()[-1].endswith(f"| {shown} |")
+
+
+def test_versions_that_are_mixed_in_a_row_are_noted() -> None:
+    runs = [
+        FinishedRun(result("plain", seed, 90.0, versions={"torch": version}))
+        for seed, version in enumerate(("2.11", "2.12"))
+    ]
+    assert notes(summarize(runs)) == [
+        "Runs of several versions in one row: plain 3/4: torch 2.11, 2.12"
+    ]
+
+
+def test_runs_without_a_result_are_named_with_their_reason(tmp_path: Path) -> None:
+    result("plain", 0, 90.0).write(tmp_path / "0" / "result.json")
+    files = {
+        "0/config.yaml": "",
+        "1/config.yaml": "",
+        "1/failure.json": json.dumps(dataclasses.asdict(FAILURE)),
+        "2/config.yaml": "",
+        "2/failure.json": "{",
+        "3/job_failure.json": "{}",
     }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    named = unfinished([tmp_path])
+    assert named == [f"{tmp_path / '1'} (no memory)", str(tmp_path / "2"), str(tmp_path / "3")]
+    (note,) = notes([], named)
+    assert note.startswith("Left out, since they have no result: ")
+    with pytest.raises(DataError, match=r"no result.json; 1 of the runs there did not come to"):
+        collect([tmp_path / "1"])
+
+
+def test_studies_and_runs_below_one_folder_are_all_found(tmp_path: Path) -> None:
+    """Files of a study do not hide behind runs of another."""
+    RESULTS[0].write(tmp_path / "study" / "results" / "seed0.json")
+    RESULTS[1].write(tmp_path / "runs" / "1" / "result.json")
+    for names in ([tmp_path], [f"{tmp_path}/**"], [f"{tmp_path}/*/*"]):
+        assert len(collect(names)) == 2
+    assert len(collect([tmp_path / "study" / "results"])) == 1
+    assert len(collect([tmp_path / "study" / "results" / "seed0.json"])) == 1
+
+
+def test_a_pattern_takes_results_alone_and_brackets_are_names_too(tmp_path: Path) -> None:
+    RESULTS[0].write(tmp_path / "run[0]" / "result.json")
+    (tmp_path / "run[0]" / "origin.json").write_text("{}")
+    assert len(collect([tmp_path / "run[0]"])) == 1
+    assert len(collect([f"{tmp_path}/*/*"])) == 1
+
+
+def test_published_numbers_are_below_ours_of_the_same_bits() -> None:
+    ours = [Row("resnet20_cifar10", bits, "mine", seeds=(0,)) for bits in ((3, 3), (4, 4))]
+    rows = beside(ours, published(ours))
+    assert [row.bits for row in rows] == sorted(row.bits for row in rows)
+    first = [row.name for row in rows if row.bits == (4, 4)]
+    assert first[:2] == ["mine", "GDFQ"]
+    assert any("other teachers" in note for note in notes(rows))
+
+
+AWKWARD = r"50%_a&b{c}#$~^\|<>"
+
+
+def test_latex_escapes_every_special_character() -> None:
+    text = as_latex([Row("m", (3, 4), AWKWARD, seeds=(0,))])
+    assert (
+        r"50\%\_a\&b\{c\}\#\$\textasciitilde{}\textasciicircum{}\textbackslash{}"
+        r"\textbar{}\textless{}\textgreater{} &"
+    ) in text
+    assert as_latex([Row("m", (3, 4), "x")], ["50 %\nof"]).startswith("% 50 % of\n")
+
+
+def test_markdown_cells_stay_cells() -> None:
+    lines = as_markdown([Row("m", (3, 4), "a|b\n*c* <d>", seeds=(0,))]).splitlines()
+    assert lines[2] == r"| m | 3/4 | a\|b \*c\* \<d> | 0 |"
+
+
+def test_csv_is_quoted_and_holds_no_formula() -> None:
+    rows = [Row("m", (3, 4), name, seeds=(0,)) for name in ('a, "b"\nc', "=1+1", "@x", "plain")]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [row["name"] for row in read] == ['a, "b"\nc', "'=1+1", "'@x", "plain"]
+
+
+def test_a_single_run_is_a_table_without_bold_or_deviation() -> None:
+    text = as_markdown(summarize(RUNS[:1]))
+    assert "**" not in text and "±" not in text
+
+
+def test_a_table_in_html_has_its_header_marked() -> None:
+    text = as_html(summarize(RUNS))
+    assert text.count('<th scope="col">') == text.splitlines()[2].count("</th>") > 0
+    assert "<td>" not in text.splitlines()[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +14,17 @@ from rich.console import Console
 
 from hast_lightning.config import Config
 from hast_lightning.errors import StorageError
+from hast_lightning.reporting.comparison.notes import notes
 from hast_lightning.reporting.comparison.plots import plots
-from hast_lightning.reporting.comparison.rows import Row, published, summarize
-from hast_lightning.reporting.comparison.runs import collect, without_result
+from hast_lightning.reporting.comparison.published import beside, published
+from hast_lightning.reporting.comparison.rows import Row, summarize
+from hast_lightning.reporting.comparison.runs import collect, unfinished
 from hast_lightning.reporting.comparison.tables import as_csv, as_html, as_latex, as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}
-FOLDERS_SHOWN = 3
 NO_PLOTS = "No plots: they need matplotlib (pip install 'hast-lightning[plots]')"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>
@@ -32,8 +33,8 @@ PAGE = """<!doctype html>
 body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
 div {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: 0.9rem }}
-td {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; white-space: nowrap }}
-thead td {{ border-bottom: 2px solid #333; font-weight: 600 }}
+td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; white-space: nowrap }}
+th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left }}
 img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: block }}
 </style></head>
 <body>
@@ -55,13 +56,14 @@ def compare(config: Config) -> None:
     options = config.compare
     rows = summarize(collect(config.runs))
     if options.published:
-        rows += published(rows)
+        rows = beside(rows, published(rows))
+    remarks = notes(rows, unfinished(config.runs))
     drawable = find_spec("matplotlib") is not None
-    figures = plots(rows) if drawable and (options.plots or "html" in options.formats) else {}
+    figures = plots(rows) if drawable and options.plots else {}
     folder = Path(options.folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_tables(rows, figures, options.formats, folder)
+        _write_tables(rows, remarks, figures, options.formats, folder)
         for name, figure in figures.items():
             for picture in options.plots:
                 figure.savefig(folder / f"{name}.{picture}")
@@ -70,36 +72,24 @@ def compare(config: Config) -> None:
         raise StorageError(f"compare.folder={folder} {reason}: choose another folder") from error
     console = Console()
     # Markdown as it is: Rich would wrap its lines and read its brackets.
-    print(as_markdown(rows))
-    for line in _remarks(config.runs, rows):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    print(as_markdown(rows, remarks))
     if options.plots and not drawable:
         console.print(NO_PLOTS, markup=False)
     console.print(f"Everything is in {folder}", soft_wrap=True, markup=False)
 
 
-def _remarks(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
-    """What a reader of the table should know of it."""
-    if repeated := [row for row in rows if row.runs > len(row.seeds)]:
-        yield (
-            f"Runs of one seed count once, as their mean ({sum(row.runs for row in repeated)} runs "
-            f"in rows of {sum(len(row.seeds) for row in repeated)} seeds)."
-        )
-    if missing := without_result(names):
-        shown = ", ".join(map(str, missing[:FOLDERS_SHOWN]))
-        more = ", ..." if len(missing) > FOLDERS_SHOWN else ""
-        runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
-        yield f"Left out: {runs} without a result ({shown}{more})."
-
-
 def _write_tables(
-    rows: Sequence[Row], figures: Mapping[str, Figure], formats: Sequence[str], folder: Path
+    rows: Sequence[Row],
+    remarks: Sequence[str],
+    figures: Mapping[str, Figure],
+    formats: Sequence[str],
+    folder: Path,
 ) -> None:
     render = {
-        "markdown": lambda: as_markdown(rows),
+        "markdown": lambda: as_markdown(rows, remarks),
         "csv": lambda: as_csv(rows),
-        "latex": lambda: as_latex(rows),
-        "html": lambda: PAGE.format(table=as_html(rows), pictures=_pictures(figures)),
+        "latex": lambda: as_latex(rows, remarks),
+        "html": lambda: PAGE.format(table=as_html(rows, remarks), pictures=_pictures(figures)),
     }
     for name in formats:
         path = folder / f"comparison.{ENDINGS[name]}"

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hast_lightning.reporting.comparison.rows import BITS_IN_NAME, Row
+from hast_lightning.reporting.comparison.notes import WITHOUT_SYNTHESIS
+from hast_lightning.reporting.comparison.rows import BITS_IN_NAME, Row, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9.=-]+")
 PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
 PAPER_MARKERS = "sDv^<>ph*X"
+OUR_MARKERS = "os^Dv"
+"""Each for as many rows as there are colours."""
+WIDEST_SHIFT = 0.07
 LEGEND_CHARACTERS = 100
 TICK_CHARACTERS = 40
-FILE_CHARACTERS = 100
-TITLE_CHARACTERS = 70
+FILE_CHARACTERS = 120
 LINE_HEIGHT = 0.17
 """Of small print, in inches."""
 
@@ -39,21 +42,22 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
             ending = f"{model}{'' if ours[0].top1 else '_agreement'}"
             if len({row.bits for row in ours}) > 1:
                 made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
-            if len(ours) > 1:
-                made[f"seconds_{ending}"] = _against_seconds(ours)
-            for group in _ablations(ours):
-                first = group[0]
-                width = f"w{first.bits[0]}a{first.bits[1]}"
-                words = ("ablation", ending, first.name, width, first.others)
-                made["_".join(filter(None, words))] = _ablation_bars(group)
+            timed = [row for row in ours if row.seconds]
+            if len(timed) > 1:
+                made[f"seconds_{ending}"] = _against_seconds(timed)
+            for (recipe, bits, quantizer), group in _ablations(ours).items():
+                width = f"w{bits[0]}a{bits[1]}"
+                name = f"ablation_{recipe}_{ending}_{width}_{quantizer}"
+                made[name] = _ablation_bars(group)
     return {_file_name(name): figure for name, figure in made.items()}
 
 
 def _file_name(name: str) -> str:
-    """For any system, and short; what would be lost of a long name is in its last characters."""
-    clean = NOT_IN_FILE_NAMES.sub("_", name)
+    """Names of networks and recipes may hold what separates folders, and be of any length."""
+    clean = re.sub(r"[^\w.]+", "-", name).strip("-")
     if len(clean) <= FILE_CHARACTERS:
         return clean
+    # What tells two long names apart may be in their last characters.
     return f"{clean[:FILE_CHARACTERS]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -74,22 +78,31 @@ def _measure(row: Row) -> str:
 
 def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
     scores = [row.score for row in rows if row.score]
-    return [score.mean for score in scores], [score.deviation or 0.0 for score in scores]
+    return [score.mean for score in scores], [_bar(score) for score in scores]
+
+
+def _bar(spread: Spread) -> float:
+    """Half an error bar's length; a single seed has none, which is not one of length zero."""
+    return math.nan if spread.deviation is None else spread.deviation
 
 
 def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
     figure, axes = _figure(7.2, 4.2)
     measured = {row.bits for row in ours}
     widths = sorted(measured)
-    position = {bits: number for number, bits in enumerate(widths)}
+    position = {bits: float(number) for number, bits in enumerate(widths)}
     papers = [row for row in papers if row.bits in measured]
     for marker, (name, group) in zip(PAPER_MARKERS * 9, _series(papers).items(), strict=False):
         places = [position[row.bits] for row in group]
-        axes.plot(places, _points(group)[0], f"{marker}:", label=f"{name} (published)", **PAPER)
-    for name, group in _series(ours).items():
+        axes.plot(places, _points(group)[0], f"{marker}:", label=f"{name}, published", **PAPER)
+    series = _series(ours)
+    for number, ((name, group), shift) in enumerate(
+        zip(series.items(), _shifts(len(series)), strict=True)
+    ):
         means, deviations = _points(group)
-        places = [position[row.bits] for row in group]
-        axes.errorbar(places, means, deviations, marker="o", capsize=3, label=name)
+        places = [position[row.bits] + shift for row in group]
+        marker = OUR_MARKERS[number // 10 % len(OUR_MARKERS)]
+        axes.errorbar(places, means, deviations, marker=marker, capsize=3, label=name)
     _teacher_line(axes, ours, horizontal=True)
     axes.set_xticks(range(len(widths)), [f"{weights}/{acts}" for weights, acts in widths])
     axes.set(xlabel="bits of weights / activations", ylabel=_measure(ours[0]))
@@ -98,31 +111,39 @@ def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
     return figure
 
 
-def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in their bits alone, in the order of these.
+def _shifts(count: int) -> list[float]:
+    """Sideways, so that points of one width do not hide each other and their error bars."""
+    middle = (count - 1) / 2
+    return [WIDEST_SHIFT * (number - middle) / max(middle, 1) for number in range(count)]
 
-    A recipe often has a sibling for every width, which make a line together; two of them at one
-    width do not.
-    """
-    siblings: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.bits):
-        siblings[_label(row)].append(row)
+
+def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that differ in their bits alone, in the order of these."""
     found: dict[str, list[Row]] = defaultdict(list)
-    for label, group in siblings.items():
-        alone = len({row.bits for row in group}) == len(group)
-        for row in group:
-            found[
-                label if alone else label.replace(_family(row), row.recipe or row.name, 1)
-            ].append(row)
+    ordered = sorted(rows, key=lambda row: row.bits)
+    widths = Counter((_label(row), row.bits) for row in ordered)
+    # A recipe whose bits were swept meets the recipes of those bits: each is a line of its own.
+    shared = {label for (label, _), count in widths.items() if count > 1}
+    for row in ordered:
+        label = _label(row)
+        found[_labelled(row.recipe or row.name, row) if label in shared else label].append(row)
     return found
 
 
 def _label(row: Row) -> str:
-    return f"{_family(row)}: {row.settings}" if row.settings else _family(row)
+    return _labelled(BITS_IN_NAME.sub("", row.recipe or row.name), row)
 
 
-def _family(row: Row) -> str:
-    return BITS_IN_NAME.sub("", row.name)
+def _labelled(name: str, row: Row) -> str:
+    settings = str(row.settings)
+    return f"{name}: {settings}" if settings else name
+
+
+def _with_bits(row: Row) -> str:
+    """The name, with the bits where it does not tell them."""
+    if BITS_IN_NAME.search(row.recipe):
+        return row.name
+    return f"{row.name} W{row.bits[0]}A{row.bits[1]}"
 
 
 def _against_seconds(ours: Sequence[Row]) -> Figure:
@@ -130,19 +151,22 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
     for number, row in enumerate(ours):
         if row.seconds is None or row.score is None:
             continue
-        label = f"{_label(row)} W{row.bits[0]}A{row.bits[1]}"
+        mark = f" {WITHOUT_SYNTHESIS}" if row.without_synthesis else ""
         axes.errorbar(
             row.seconds.mean,
             row.score.mean,
-            row.score.deviation or 0.0,
-            row.seconds.deviation or 0.0,
-            marker="os^Dv"[number // 10 % 5],
+            _bar(row.score),
+            _bar(row.seconds),
+            marker=OUR_MARKERS[number // 10 % len(OUR_MARKERS)],
             linestyle="none",
             capsize=3,
-            label=label,
+            label=_labelled(_with_bits(row), row) + mark,
         )
     _teacher_line(axes, ours, horizontal=True)
-    axes.set(xlabel="seconds of a run", ylabel=_measure(ours[0]), title=ours[0].model)
+    axes.set(ylabel=_measure(ours[0]), title=ours[0].model)
+    marked = any(row.without_synthesis for row in ours)
+    note = f" ({WITHOUT_SYNTHESIS} without a synthesis)" if marked else ""
+    axes.set_xlabel(f"wall-clock time of a run, seconds{note}")
     axes.set_xlim(left=0)
     _legend_below(figure)
     return figure
@@ -161,24 +185,34 @@ def _wrapped(text: str, characters: int) -> str:
     return textwrap.fill(text, characters)
 
 
-def _ablations(ours: Sequence[Row]) -> list[list[Row]]:
-    """Rows that differ in the parts that are on, and in nothing else."""
-    groups: dict[object, list[Row]] = defaultdict(list)
+def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int], str], list[Row]]:
+    """The rows of each chart: of one recipe at one bit width with one quantizer."""
+    groups: dict[tuple[str, tuple[int, int], str], list[Row]] = defaultdict(list)
     for row in ours:
-        if row.parts is not None:
-            groups[row.recipe, row.bits, row.others].append(row)
-    return [group for group in groups.values() if len(group) > 1]
+        if row.settings.parts is not None:
+            groups[row.recipe, row.bits, _quantizer(row)].append(row)
+    return {
+        key: group
+        for key, group in groups.items()
+        if len({row.settings.parts for row in group}) > 1
+    }
+
+
+def _quantizer(row: Row) -> str:
+    """Its name, and what else of it the runs differ in."""
+    others = [word for word in row.settings.quantizer if not word.startswith("quantizer.name=")]
+    return ", ".join([row.quantizer, *others])
 
 
 def _ablation_bars(group: Sequence[Row]) -> Figure:
     """Bars from the fewest parts at the top to all of them at the bottom."""
-    rows = sorted(group, key=lambda row: (_count(row), row.settings))
-    names = [_wrapped(" + ".join(row.parts or ()) or "none", TICK_CHARACTERS) for row in rows]
+    rows = sorted(group, key=lambda row: (_parts(row), str(row.settings)))
+    names = [_wrapped(row.settings.beside_quantizer, TICK_CHARACTERS) for row in rows]
     lines = sum(name.count("\n") for name in names)
     figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
-    means, deviations = _points(rows)
-    colours = ["C0" if _count(row) == max(map(_count, rows)) else "0.7" for row in rows]
-    errors = deviations if any(deviations) else None
+    means, errors = _points(rows)
+    deviations = [0.0 if math.isnan(error) else error for error in errors]
+    colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
     axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
     for place, row in enumerate(rows):
         # In a column beside the axes, where no line crosses them.
@@ -200,14 +234,13 @@ def _ablation_bars(group: Sequence[Row]) -> Figure:
     note = f" (the axis begins at {start:g})" if start else ""
     first = rows[0]
     axes.set_xlabel(_measure(first) + note)
-    words = (first.name, first.model, f"W{first.bits[0]}A{first.bits[1]}", first.others)
-    title = _wrapped(", ".join(filter(None, words)), TITLE_CHARACTERS)
+    title = f"{_with_bits(first)}, {first.model}\nquantizer {_quantizer(first)}"
     axes.set_title(title, pad=16)  # above the name of the line
     return figure
 
 
-def _count(row: Row) -> int:
-    return len(row.parts or ())
+def _parts(row: Row) -> int:
+    return len(row.settings.parts or ())
 
 
 def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:
@@ -218,21 +251,21 @@ def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:
 
 
 def _teacher_line(axes: Axes, rows: Sequence[Row], horizontal: bool) -> None:
-    teacher = next((row.teacher for row in rows if row.teacher), None)
-    if teacher is None:
-        return
-    style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
-    if horizontal:
-        axes.axhline(teacher.mean, label="full precision", **style)
-    else:
-        axes.axvline(teacher.mean, **style)
-        axes.annotate(
-            "full precision",
-            (teacher.mean, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize="x-small",
-        )
+    """A line for each full-precision network that the rows are read against."""
+    # To the digits that are shown: other versions of torch differ in the last bits.
+    for top1 in sorted({round(row.teacher.mean, 2) for row in rows if row.teacher}):
+        style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
+        if horizontal:
+            axes.axhline(top1, label=f"full precision, {top1:.2f} %", **style)
+        else:
+            axes.axvline(top1, **style)
+            axes.annotate(
+                "full precision",
+                (top1, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+            )

@@ -1,33 +1,26 @@
-"""Many runs in one table: mean and deviation over seeds, beside published numbers."""
+"""Many runs in one table: mean and deviation over seeds."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from hast_lightning.reporting.comparison.runs import (
-    SWITCHES,
-    FinishedRun,
-    describe,
-    parts,
-    varied,
-)
+from hast_lightning.reporting.comparison.runs import FinishedRun
+from hast_lightning.reporting.comparison.settings import Settings, distinguish, quantizer_of
 from hast_lightning.reporting.result import Result
 
-PUBLISHED_FILE = "published.csv"
-FULL_PRECISION = (32, 32)
-BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?![0-9a-z])")
+BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
+SYNTHESIS_STAGES = {"synthesis", "warmup", "alternating"}
+# What a reader of numbers has to know to be the same: versions of the rest move them little.
+VERSIONS_SHOWN = ("hast_lightning", "torch")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample deviation of some seeds; of one value there is no deviation."""
+    """Mean and sample deviation of some seeds; the deviation is none of a single one."""
 
     mean: float
     deviation: float | None = None
@@ -45,47 +38,53 @@ class Row:
     Attributes:
         model: Name of the network.
         bits: Of weights and of activations.
-        name: The recipe, or the published method.
-        parts: The parts of the method that are on, in a recipe that switches some; none elsewhere.
-        others: What the runs of the recipe differ in beside that.
+        name: The recipe, with its bits where they are not the recipe's own; or the published
+            method.
+        recipe: The recipe alone.
+        settings: What the runs of the recipe differ in.
+        quantizer: Its name; empty where no configuration tells.
         seeds: Seeds that were run, each once; none of a published number.
-        runs: How many runs; more than there are seeds where some were run again.
         teacher: Top-1 of the full-precision network in percent.
         calibrated: Top-1 before the first student step.
         top1: Top-1 after the last student step.
         agreement: With the teacher.
+        images: Images that it was all measured on.
+        measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
+        stages: The stages that ``seconds`` hold.
         source: Where a published number is from.
-        recipe: The recipe's own name, whatever the bits.
-        basis: What the numbers of rows have to share so that one can be better.
+        repeats: Runs that repeat a seed of the row, and so do not count.
+        versions: Packages of which the row's runs had several versions.
     """
 
     model: str
     bits: tuple[int, int]
     name: str
-    parts: tuple[str, ...] | None = None
-    others: str = ""
+    recipe: str = ""
+    settings: Settings = field(default_factory=Settings)
+    quantizer: str = ""
     seeds: tuple[int, ...] = ()
-    runs: int = 0
     teacher: Spread | None = None
     calibrated: Spread | None = None
     top1: Spread | None = None
     agreement: Spread | None = None
+    images: int | None = None
+    measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
+    stages: tuple[str, ...] = ()
     source: str = ""
-    recipe: str = ""
-    basis: tuple[object, ...] = ()
-
-    @property
-    def settings(self) -> str:
-        """Parts and other settings in a few words; nothing where all runs are alike."""
-        words = [] if self.parts is None else [" + ".join(self.parts) or "none"]
-        return ", ".join([*words, *filter(None, [self.others])])
+    repeats: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
 
     @property
     def score(self) -> Spread | None:
         """What rows are ranked by: top-1, or the agreement where there are no labels."""
         return self.top1 or self.agreement
+
+    @property
+    def without_synthesis(self) -> bool:
+        """Whether the images were there already, so that the seconds are not of a whole run."""
+        return bool(self.stages) and not SYNTHESIS_STAGES & set(self.stages)
 
 
 def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
@@ -94,119 +93,106 @@ def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
     for run in runs:
         recipes[run.result.model, run.result.recipe].append(run)
     rows = [row for group in recipes.values() for row in _rows_of_recipe(group)]
-    rows = [replace(row, name=row.recipe) if _is_ambiguous(row, rows) else row for row in rows]
-    return sorted(rows, key=lambda row: (row.model, row.bits, row.name, row.settings))
+    return sorted(rows, key=lambda row: (row.model, row.bits, row.name, str(row.settings)))
 
 
-def _is_ambiguous(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether another recipe would have the same name at the same bits."""
-    place = (row.model, row.bits, row.name)
-    return any(
-        (other.model, other.bits, other.name) == place and other.recipe != row.recipe
-        for other in rows
+def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
+    groups: dict[tuple[int, int, Settings], list[FinishedRun]] = defaultdict(list)
+    for run, settings in zip(runs, distinguish(runs), strict=True):
+        groups[run.result.weight_bits, run.result.activation_bits, settings].append(run)
+    return [_row(settings, group) for (*_, settings), group in groups.items()]
+
+
+def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
+    counted = _first_of_each_seed(runs)
+    results = [run.result for run in counted]
+    first = results[0]
+    bits = (first.weight_bits, first.activation_bits)
+    stages = _most_stages(results)
+    return Row(
+        first.model,
+        bits,
+        title(first.recipe, bits),
+        first.recipe,
+        settings,
+        quantizer_of(counted[0].config),
+        tuple(sorted(result.seed for result in results)),
+        _same_for_all([result.teacher_top1 for result in results]),
+        spread([result.calibrated_top1 for result in results]),
+        spread([result.quantized_top1 for result in results]),
+        spread([result.teacher_agreement for result in results]),
+        first.evaluated_images,
+        (first.model_checksum, str(first.evaluated_images), first.agreement_on),
+        spread(
+            [
+                sum(result.seconds_by_stage.values())
+                for result in results
+                if stages and set(result.seconds_by_stage) == set(stages)
+            ]
+        ),
+        stages,
+        repeats=tuple(f"{run.name} (seed {run.result.seed})" for run in runs if run not in counted),
+        versions=_mixed_versions(results),
     )
 
 
 def title(recipe: str, bits: tuple[int, int]) -> str:
-    """The recipe's name, without bits in it that were changed in the run."""
+    """The recipe, and the bits where they were set to others than it is named after."""
     named = BITS_IN_NAME.search(recipe)
     if named is None or (int(named[1]), int(named[2])) == bits:
         return recipe
-    return BITS_IN_NAME.sub("", recipe)
+    return f"{recipe} at W{bits[0]}A{bits[1]}"
 
 
-def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
-    keys = varied(runs)
-    switched = any(key in SWITCHES for key in keys)
-    groups: dict[object, list[FinishedRun]] = defaultdict(list)
+def _first_of_each_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """A seed that was run twice is no second draw: averaged in, it would shrink the deviation."""
+    first: dict[int, FinishedRun] = {}
     for run in runs:
-        bits = (run.result.weight_bits, run.result.activation_bits)
-        groups[bits, parts(run) if switched else None, describe(run, keys)].append(run)
-    return [
-        _row(group, parts(group[0]) if switched else None, describe(group[0], keys))
-        for group in groups.values()
-    ]
+        first.setdefault(run.result.seed, run)
+    return list(first.values())
 
 
-def _row(runs: Sequence[FinishedRun], on: tuple[str, ...] | None, others: str) -> Row:
-    results = [run.result for run in runs]
-    bits = (results[0].weight_bits, results[0].activation_bits)
-    return Row(
-        results[0].model,
-        bits,
-        title(results[0].recipe, bits),
-        on,
-        others,
-        tuple(sorted({result.seed for result in results})),
-        len(results),
-        over_seeds(results, lambda result: result.teacher_top1),
-        over_seeds(results, lambda result: result.calibrated_top1),
-        over_seeds(results, lambda result: result.quantized_top1),
-        over_seeds(results, lambda result: result.teacher_agreement),
-        over_seeds(results, lambda result: sum(result.seconds_by_stage.values())),
-        recipe=results[0].recipe,
-        basis=tuple(runs[0].basis.values()),
+def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
+    """Those of the longest runs: one that loaded its images is not timed with whole ones."""
+    return max((tuple(result.seconds_by_stage) for result in results), key=len)
+
+
+def _mixed_versions(results: Sequence[Result]) -> tuple[str, ...]:
+    seen = {
+        package: {result.versions.get(package, "unknown") for result in results}
+        for package in VERSIONS_SHOWN
+    }
+    return tuple(
+        f"{package} {', '.join(sorted(versions))}"
+        for package, versions in seen.items()
+        if len(versions) > 1
     )
 
 
-def over_seeds(
-    results: Iterable[Result], measure: Callable[[Result], float | None]
-) -> Spread | None:
-    """Mean and deviation over seeds; runs of one seed count once, as their mean.
-
-    They would otherwise pass for independent ones, and make the deviation too small.
-    """
-    seeds: dict[int, list[float]] = defaultdict(list)
-    for result in results:
-        if (value := measure(result)) is not None:
-            seeds[result.seed].append(value)
-    return spread(map(statistics.fmean, seeds.values()))
-
-
-def spread(values: Iterable[float]) -> Spread | None:
+def spread(values: Iterable[float | None]) -> Spread | None:
     """Mean and deviation of what was measured; none where nothing was."""
-    known = list(values)
+    known = [value for value in values if value is not None]
     if not known:
         return None
-    if len(set(known)) == 1:  # of a single seed, or of the teacher, which is always the same
-        return Spread(known[0])
-    return Spread(statistics.mean(known), statistics.stdev(known))
+    return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
-def published(rows: Sequence[Row]) -> list[Row]:
-    """What papers report for the networks of ``rows``, at the same bit widths.
-
-    Their teachers differ from ours, and most chose the best epoch on the test labels: context,
-    not a competition on equal terms. The full-precision networks come along.
-    """
-    models = {row.model for row in rows}
-    wanted = {(row.model, row.bits) for row in rows}
-    wanted |= {(model, FULL_PRECISION) for model in models}
-    text = (resources.files(__package__) / PUBLISHED_FILE).read_text(encoding="utf-8")
-    found = map(_published_row, csv.DictReader(io.StringIO(text)))
-    return [row for row in found if (row.model, row.bits) in wanted]
-
-
-def _published_row(line: dict[str, str]) -> Row:
-    return Row(
-        line["model"],
-        (int(line["weight_bits"]), int(line["activation_bits"])),
-        line["method"],
-        top1=Spread(float(line["top1"])),
-        source=line["source"],
-    )
+def _same_for_all(values: Sequence[float | None]) -> Spread | None:
+    """Of the teacher, whom seeds do not change but in the last bits of a float."""
+    known = [value for value in values if value is not None]
+    return Spread(known[0]) if known and max(known) - min(known) < 0.005 else spread(known)
 
 
 def best(rows: Sequence[Row]) -> set[Row]:
     """The best rows of each network and bit width, all of them where several are; only ours.
 
-    Ranked are rows of one basis. Runs without labels are ranked among themselves, by agreement
-    with the teacher.
+    Runs without labels are ranked among themselves, by agreement with the teacher, and so are
+    runs on other weights or other images.
     """
-    groups: dict[object, list[Row]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.seeds and row.score is not None:
-            groups[row.model, row.bits, row.top1 is not None, row.basis].append(row)
+            groups[row.model, row.bits, row.top1 is not None, row.measured_on].append(row)
     return {
         row for group in groups.values() if len(group) > 1 for row in group if _leads(row, group)
     }

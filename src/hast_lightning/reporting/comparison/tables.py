@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+from hast_lightning.reporting.comparison.notes import WITHOUT_SYNTHESIS
 from hast_lightning.reporting.comparison.rows import Row, Spread, best
 
 Column = tuple[str, Callable[[Row], str]]
@@ -16,13 +18,12 @@ def _text(value: Spread | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _duration(value: Spread | None) -> str:
-    return "-" if value is None else f"{value.mean:.0f}"
-
-
-def _seeds(row: Row) -> str:
-    again = f" ({row.runs} runs)" if row.runs > len(row.seeds) else ""
-    return ", ".join(map(str, row.seeds)) + again if row.seeds else "-"
+def _duration(row: Row) -> str:
+    if row.seconds is None:
+        return "-"
+    mark = WITHOUT_SYNTHESIS if row.without_synthesis else ""
+    seconds = row.seconds.mean
+    return f"{seconds:.0f}{mark}" if seconds >= 10 else f"{seconds:.1f}{mark}"
 
 
 def _ranked_column(row: Row) -> str:
@@ -33,36 +34,53 @@ COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
     ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}"),
     ("recipe or method", lambda row: row.name),
-    ("settings", lambda row: row.settings or "-"),
-    ("seeds", _seeds),
+    ("settings", lambda row: str(row.settings) or "-"),
+    ("seeds", lambda row: ", ".join(map(str, row.seeds)) or "-"),
+    ("images", lambda row: "-" if row.images is None else str(row.images)),
     ("teacher", lambda row: _text(row.teacher)),
     ("calibrated", lambda row: _text(row.calibrated)),
     ("top-1, last step", lambda row: _text(row.top1)),
     ("agreement", lambda row: _text(row.agreement)),
-    ("seconds", lambda row: _duration(row.seconds)),
+    ("seconds", _duration),
     ("source", lambda row: row.source or "-"),
 )
+NUMBERS = ("images", "teacher", "calibrated", "top-1, last step", "agreement", "seconds")
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns of which some row has something to say."""
-    return [column for column in COLUMNS if any(column[1](row) != "-" for row in rows)]
+    return [
+        (name, cell)
+        for name, cell in COLUMNS
+        if any(cell(row) != "-" for row in rows) and (name != "images" or _differ(rows))
+    ]
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    """A table of pipes."""
-    return _table(
+def _differ(rows: Sequence[Row]) -> bool:
+    """Whether rows of one network were measured on different images."""
+    counts: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        if row.images is not None:
+            counts[row.model].add(row.images)
+    return any(len(found) > 1 for found in counts.values())
+
+
+def as_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """A table of pipes, and the notes as a list."""
+    table = _table(
         rows,
-        escape=lambda cell: cell.replace("|", "\\|"),
+        escape=_markdown,
         bold=lambda cell: f"**{cell}**",
         line=lambda cells: f"| {' | '.join(cells)} |",
         rule=lambda count: f"|{' --- |' * count}",
     )
+    listed = "".join(f"- {_markdown(note)}\n" for note in notes)
+    return f"{table}\n{listed}" if listed else table
 
 
-def as_latex(rows: Sequence[Row]) -> str:
-    """A ``tabular`` for the package booktabs."""
-    alignment = "".join("r" if _is_number(name) else "l" for name, _ in columns(rows))
+def as_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """A ``tabular`` for the package booktabs, and the notes as comments above it."""
+    alignment = "".join("r" if name in NUMBERS else "l" for name, _ in columns(rows))
     body = _table(
         rows,
         escape=_latex,
@@ -70,11 +88,13 @@ def as_latex(rows: Sequence[Row]) -> str:
         line=lambda cells: f"{' & '.join(cells)} \\\\",
         rule=lambda count: "\\midrule",
     )
-    return f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    comments = "".join(f"% {' '.join(note.split())}\n" for note in notes)
+    table = f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    return comments + table
 
 
-def as_html(rows: Sequence[Row]) -> str:
-    """A ``<table>``."""
+def as_html(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """A ``<table>``, and the notes as a list."""
     body = _table(
         rows,
         escape=html.escape,
@@ -82,7 +102,12 @@ def as_html(rows: Sequence[Row]) -> str:
         line=lambda cells: f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>",
         rule=lambda count: "</thead><tbody>",
     )
-    return f"<table>\n<thead>\n{body}</tbody>\n</table>\n"
+    # The first line is the header's.
+    first, rest = body.split("\n", 1)
+    first = first.replace("<td>", '<th scope="col">').replace("</td>", "</th>")
+    listed = "".join(f"<li>{html.escape(note)}</li>\n" for note in notes)
+    table = f"<table>\n<thead>\n{first}\n{rest}</tbody>\n</table>\n"
+    return f"{table}<ul>\n{listed}</ul>\n" if listed else table
 
 
 def _table(
@@ -101,18 +126,26 @@ def _table(
     return "\n".join([*lines, ""])
 
 
-def _is_number(name: str) -> bool:
-    return name in ("teacher", "calibrated", "top-1, last step", "agreement", "seconds")
+def _markdown(text: str) -> str:
+    """On one line, and without what would end a cell or begin markup."""
+    text = " ".join(text.split())
+    for special in "\\|*<":
+        text = text.replace(special, f"\\{special}")
+    return text
 
 
 def _latex(cell: str) -> str:
-    cell = cell.replace("\\", "\x00")
+    cell = " ".join(cell.split()).replace("\\", "\x00")
     for special in "&%$#_{}":
         cell = cell.replace(special, f"\\{special}")
-    named = {"\x00": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+    # The last three are other signs in LaTeX's oldest font encoding, which is its default.
+    named = {
+        **{"\x00": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"},
+        **{"<": "textless", ">": "textgreater", "|": "textbar"},
+    }
     for special, name in named.items():
         cell = cell.replace(special, f"\\{name}{{}}")
-    return cell.replace("±", "$\\pm$")
+    return cell.replace("±", "$\\pm$").replace(WITHOUT_SYNTHESIS, "$\\dagger$")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -121,14 +154,30 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("teacher", "calibrated", "top1", "agreement", "seconds")
     spreads = [f"{name}_{part}" for name in numbers for part in ("mean", "deviation")]
-    named = ["model", "weight_bits", "activation_bits", "name", "settings", "seeds", "runs"]
-    writer.writerow([*named, *spreads, "source"])
+    named = ["model", "weight_bits", "activation_bits", "name", "settings", "seeds", "images"]
+    writer.writerow([*named, *spreads, "stages", "repeated_runs", "source"])
     for row in rows:
-        values: list[float | str] = []
-        for name in numbers:
-            value: Spread | None = getattr(row, name)
-            values += ["", ""] if value is None else [value.mean, value.deviation or ""]
-        seeds = " ".join(map(str, row.seeds))
-        facts = (row.model, *row.bits, row.name, row.settings, seeds, row.runs or "")
-        writer.writerow([*facts, *values, row.source])
+        writer.writerow(
+            [
+                _inert(row.model),
+                *row.bits,
+                _inert(row.name),
+                _inert(str(row.settings)),
+                " ".join(map(str, row.seeds)),
+                row.images,
+                *(part for name in numbers for part in _parts(getattr(row, name))),
+                " ".join(row.stages),
+                len(row.repeats),
+                _inert(row.source),
+            ]
+        )
     return text.getvalue()
+
+
+def _parts(value: Spread | None) -> tuple[float | None, float | None]:
+    return (None, None) if value is None else (value.mean, value.deviation)
+
+
+def _inert(text: str) -> str:
+    """Text that spreadsheets do not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
