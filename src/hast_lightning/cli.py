@@ -207,7 +207,7 @@ def main() -> None:
         if not (failed and type(error) is ValueError):
             if defective:
                 raise
-            print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
+            print(f"hast-lightning: {one_line(error, sys.argv[1:])}", file=sys.stderr)
         refused = True
     else:
         failed = _list_failures()

@@ -114,20 +114,33 @@ def find_pictures(root: Path, origin: str) -> list[Path]:
     return found
 
 
-def shorter_side_and_centre(size: int, ratio: float) -> Callable[[Picture], Picture]:
-    """What a network expects to see of a photograph: resized, and its centre cropped.
+class Fitting:
+    """Brings pictures to a network's size, alike wherever pictures are read.
+
+    One of another size is resized and its centre cropped; one that has the size already, such as
+    those of CIFAR, is what the network was trained on and stays as it is, to the pixel.
 
     Args:
-        size: height and width of the result, in pixels.
-        ratio: the shorter side before the crop, as a multiple of ``size``.
+        height: of the result, in pixels.
+        width: of the result.
+        ratio: the shorter side before the crop, as a multiple of the longer side of the result.
     """
-    # Here, because torchvision takes a second to import and not every run needs it.
-    from torchvision import transforms
 
-    prepare: Callable[[Picture], Picture] = transforms.Compose(
-        [transforms.Resize(round(size * ratio)), transforms.CenterCrop(size)]
-    )
-    return prepare
+    def __init__(self, height: int, width: int, ratio: float) -> None:
+        # Here, because torchvision takes a second to import and not every run needs it.
+        from torchvision import transforms
+
+        self._size = (width, height)
+        self._fit: Callable[[Picture], Picture] = transforms.Compose(
+            [
+                transforms.Resize(round(max(height, width) * ratio)),
+                transforms.CenterCrop((height, width)),
+            ]
+        )
+
+    def __call__(self, picture: Picture) -> Picture:
+        """The picture in the size (height, width)."""
+        return picture if picture.size == self._size else self._fit(picture)
 
 
 def open_picture(path: str | Path, mode: str = "RGB") -> Picture:

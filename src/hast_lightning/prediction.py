@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artefact import Network, open_artefact
 from hast_lightning.export.description import Description
-from hast_lightning.pictures import MODES, find_pictures, open_picture
+from hast_lightning.pictures import MODES, Fitting, find_pictures, open_picture
 
 HEADER = ("file", "class_index", "class_name", "probability")
 BATCH = 32
@@ -146,21 +147,9 @@ def _preparation(description: Description) -> Any:
     channels, height, width = description.input_shape
     if channels not in MODES:
         raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
-    ratio = description.resize_ratio
-
-    def resize(image: Image.Image) -> Image.Image:
-        # An image that fits already is what the network was evaluated on, to the pixel.
-        if image.size == (width, height):
-            return image
-        resized: Image.Image = transforms.functional.resize(
-            image, [round(max(height, width) * ratio)]
-        )
-        return resized
-
     return transforms.Compose(
         [
-            resize,
-            transforms.CenterCrop((height, width)),
+            Fitting(height, width, description.resize_ratio),
             transforms.ToTensor(),
             transforms.Normalize(description.mean, description.std),
         ]
@@ -182,4 +171,5 @@ def _write(rows: Sequence[Row], target: Path | None) -> None:
     except OSError as error:
         raise StorageError(f"predictions={target} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)

@@ -88,6 +88,8 @@ def test_an_argument_of_the_wrong_kind_is_one_line(
         (nn.Identity, "network is the class Identity and no object of it"),
         (digits_network().state_dict(), "network is a mapping, perhaps the weights alone"),
         (None, "network is a NoneType; expected a torch.nn.Module or a name"),
+        ("digits/other", "network='digits/other' must be an option of the group model, or <lib"),
+        ("timm/", "network='timm/' must be an option of the group model"),
         ("", "network is a str"),
     ],
 )

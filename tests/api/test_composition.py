@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -24,6 +25,18 @@ from hast_lightning.errors import ConfigurationError
 )
 def test_any_text_arrives_as_it_is(text: str) -> None:
     assert composed(list(as_overrides({"recipe": text}))).recipe == text
+
+
+def test_what_a_script_was_called_with_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["script", "quantizer=foo"])
+    with pytest.raises(ConfigurationError, match=r"^trainer=5: 5 is no option of trainer"):
+        composed(["trainer=5"])
+
+
+def test_numbers_of_numpy_arrive() -> None:
+    values = {"trainer": {"compile": np.bool_(True)}, "seed": np.int64(3)}
+    config = composed(list(as_overrides(values)))
+    assert (config.trainer.compile, config.seed) == (True, 3)
 
 
 def test_nested_values_arrive() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import hast_lightning
 from hast_lightning import QuantizedModel, quantize
 from hast_lightning.config import ModelConfig
-from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
+from hast_lightning.errors import ConfigurationError, DataError, ModelError, StorageError, UserError
 from hast_lightning.models import zoo
 from tests.command_line import call
 from tests.small_calls import INPUT, SHORT
@@ -132,3 +134,23 @@ def test_the_readme_is_right(
     exec(snippet[1], names)
     assert float(capsys.readouterr().out.splitlines()[0]) > 10
     assert (tmp_path / "digits.safetensors").stat().st_size < 100_000
+
+
+def test_calls_in_two_threads_come_one_after_the_other(network: nn.Module) -> None:
+    """What is set for the process is set for both."""
+    output = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(quantize, network, 3, overrides=SHORT, **INPUT) for _ in range(2)]
+        one, other = (call.result() for call in calls)
+    assert sys.stdout is output
+    images = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(one.predict(images).logits, other.predict(images).logits)
+
+
+@pytest.mark.parametrize("name", ["a_file/network.safetensors", "x" * 250 + ".safetensors"])
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    quantized: QuantizedModel, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "a_file").write_text("mine")
+    with pytest.raises(StorageError, match="cannot be written: "):
+        quantized.save(tmp_path / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchvision.transforms.functional import to_pil_image
 
-from hast_lightning.config import ModelConfig
+from hast_lightning.config import DataConfig, ImagesConfig, ModelConfig
 from hast_lightning.data.given import BATCH_SIZE, GivenData
+from hast_lightning.data.image_folder import load_image_folder
 from hast_lightning.errors import DataError
 from hast_lightning.models import zoo
 from hast_lightning.models.pretrained import PretrainedNetwork
+from hast_lightning.prediction import picture_batches
+from hast_lightning.synthesis.own_images import read_own_images
+from tests.export.families import noise
+from tests.export.test_packed import DESCRIPTION
 
 COUNT = BATCH_SIZE + 44
 
@@ -130,6 +137,43 @@ def test_measuring_leaves_the_random_stream_alone(
     _, labels = whole(data)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(labels.sort().values, pair[1].sort().values)
+
+
+class Drawn(Dataset[tuple[Tensor, int]]):
+    """Images that are drawn when they are asked for, as random crops are."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1, 8, 8), 0
+
+
+def test_items_that_draw_are_not_all_the_same(network: PretrainedNetwork) -> None:
+    images, _ = whole(GivenData(Drawn(), network))
+    assert len({float(image.sum()) for image in images}) == 3
+
+
+def test_a_picture_of_the_networks_size_is_the_same_to_the_pixel_everywhere(
+    network: PretrainedNetwork, tmp_path: Path
+) -> None:
+    """Also for one that is not square."""
+    wide = replace(network, input_shape=(3, 8, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = (noise(3, 8, 16).sigmoid() * 255).to(torch.uint8)
+    picture = to_pil_image(pixels)
+    for label in range(network.num_classes):
+        (tmp_path / str(label)).mkdir()
+        picture.save(tmp_path / str(label) / "a.png")
+    given, _ = whole(GivenData([(picture, 0)], wide))
+    folder = load_image_folder(DataConfig(source="imagenet", path=str(tmp_path)), wide)
+    from_folder = next(iter(folder))[0][:1]
+    own = read_own_images(ImagesConfig(path=str(tmp_path)), wide)[:1]
+    description = replace(DESCRIPTION, input_shape=(3, 8, 16), mean=wide.mean, std=wide.std)
+    predicted = next(picture_batches([picture], description))
+    assert torch.equal(own[0], pixels)
+    expected = (pixels.float() / 255 - 0.5) / 0.5
+    for images in (given, from_folder, predicted):
+        torch.testing.assert_close(images[0], expected)
 
 
 def generator() -> Iterator[Any]:

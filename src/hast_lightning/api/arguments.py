@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from hast_lightning.api.composition import as_overrides, literal
@@ -17,6 +18,8 @@ from hast_lightning.errors import ConfigurationError, DataError
 
 InputShape = int | tuple[int, int, int]
 ARCHIVE_SUFFIX = ".npz"
+LIBRARIES = ("torchvision", "timm", "pytorchcv")
+"""Whose networks are named by the library and their own name."""
 
 
 def network_settings(
@@ -43,6 +46,11 @@ def network_settings(
         known = {"provider": "given", "name": type(network).__name__, **known}
     elif isinstance(network, str) and network:
         provider, slash, name = network.partition("/")
+        if slash and (provider not in LIBRARIES or not name):
+            raise ConfigurationError(
+                f"network={network!r} must be an option of the group model, or <library>/<name> "
+                f"with one of: {', '.join(LIBRARIES)}"
+            )
         yield f"model={literal(provider)}"
         known = {**({"name": name} if slash else {}), **known}
     else:
@@ -81,6 +89,8 @@ def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
         yield from ("data=none", "data.source=given", "data.holdout=0")
     elif data in _options_of_data():
         yield f"data={literal(data)}"
+    elif not os.fspath(data):  # which would be the working directory
+        raise DataError(f"data={data!r} is no path")
     else:
         yield from _data_in_files(Path(data).expanduser())
 
@@ -178,6 +188,7 @@ def _numbers(name: str, values: Any) -> list[float]:
 
 
 def _names(values: Any) -> list[str]:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         # Of a mapping nobody could say whether keys or values are meant.
         raise ConfigurationError(f"class_names={values!r} must be a list of names, one a class")

@@ -6,10 +6,10 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -41,7 +41,7 @@ def composed(overrides: Sequence[str]) -> Config:
             # Inside: resolving needs our own resolvers.
             return to_object(compose("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigurationError(one_line(error)) from error
+        raise ConfigurationError(one_line(error, overrides)) from error
 
 
 def as_overrides(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -65,15 +65,14 @@ def literal(value: Any) -> str:
     Raises:
         ConfigurationError: a configuration cannot hold it.
     """
+    if isinstance(value, np.generic):  # numpy's scalars show themselves in other words
+        value = value.item()
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    # Also numpy's, which show themselves in other words.
-    if isinstance(value, Integral):
-        return repr(int(value))
-    if isinstance(value, Real):
-        return repr(float(value))
+    if isinstance(value, int | float):
+        return repr(value)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{literal(child)}" for key, child in value.items()) + "}"
     if isinstance(value, list | tuple):

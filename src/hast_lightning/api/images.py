@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hast_lightning.data.given import network_input
+from hast_lightning.data.given import as_tensor, network_input
 from hast_lightning.errors import DataError
 from hast_lightning.export.description import Description
 from hast_lightning.prediction import Picture, picture_batches, picture_files
@@ -34,10 +34,11 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
     if pictures is not None:
         yield from picture_batches(pictures, wanted)
         return
-    ready = network_input(_with_batch(images), wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
-    if not len(ready):
+    numbers = as_tensor(_with_batch(images), ORIGIN)
+    if not len(numbers):
         raise DataError(f"{ORIGIN}: there are no images")
-    yield from torch.split(ready, BATCH_SIZE)
+    for part in torch.split(numbers, BATCH_SIZE):  # normalized, bytes take four times as much
+        yield network_input(part, wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
 
 
 def _pictures(images: Any) -> Sequence[Picture] | None:
@@ -56,14 +57,20 @@ def _is_picture(image: Any) -> bool:
 
 
 def _files(path: str | os.PathLike[str]) -> list[Path]:
+    if not os.fspath(path):  # which would be the working directory
+        raise DataError(f"{ORIGIN}: {path!r} is no path")
     return picture_files(Path(path).expanduser(), f"{ORIGIN}: {path}")
 
 
 def _with_batch(images: Any) -> Any:
     """A single image, or a list of them, as a batch."""
     if isinstance(images, list | tuple) and any(_dimensions(part) == 3 for part in images):
+        parts = [as_tensor(part, ORIGIN) for part in images]
+        pixels = [part.dtype == torch.uint8 for part in parts]
+        if any(pixels) and not all(pixels):  # the one would be taken for the other
+            raise DataError(f"{ORIGIN}: a list of images of several types, bytes and floats")
         try:
-            return torch.stack([torch.as_tensor(part) for part in images])
+            return torch.stack(parts)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{ORIGIN}: a list of images that are no batch: {reason}") from error

@@ -98,7 +98,7 @@ def _lost(text: str) -> str | None:
             "without folder=... a run leaves no files; pass it, or use save, export_onnx and "
             "export_program of what quantize returns"
         )
-    if concerns(text, "logger") and text.partition("=")[2].strip() == "tensorboard":
+    if concerns(text, "logger") and text.partition("=")[2].strip(" []") == "tensorboard":
         return "without folder=... a run leaves no files, so pass it"
     return None
 

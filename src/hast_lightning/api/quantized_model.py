@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,7 +170,7 @@ class QuantizedModel:
         path = _path(where)
         if path.suffix != suffix:
             raise ConfigurationError(f"{path}: the name of such a file ends in {suffix}")
-        partial = path.with_name(f".{path.stem}.partial{suffix}")
+        partial = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(self.network, self.description, partial)
@@ -178,7 +179,8 @@ class QuantizedModel:
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"{path} cannot be written: {reason}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error says more
+                partial.unlink(missing_ok=True)
         return path
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -22,14 +23,23 @@ SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 LIGHTNING_LOG = "lightning.pytorch"
 
 
+# What is set for the process is set for all of its threads.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextlib.contextmanager
 def undisturbed_process() -> Iterator[None]:
-    """Put back what a run sets for a whole process.
+    """Put back what a run sets for a whole process; of several threads one comes after the other.
 
     These are random streams, warning filters, the level of Lightning's log, torch's threads and
     its treatment of denormal numbers, and the variables by which Lightning hands on a seed. Inside,
     torch is as a new process has it, whatever the caller has chosen: see :func:`_plain_torch`.
     """
+    with _ONE_AT_A_TIME:
+        yield from _undisturbed()
+
+
+def _undisturbed() -> Iterator[None]:
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     log = logging.getLogger(LIGHTNING_LOG)
     level, seeds = log.level, {name: os.environ.get(name) for name in SEED_VARIABLES}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -41,11 +40,16 @@ EXTRAS = {
 }
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
     """An error as one line, with the choices where there are some.
 
     Hydra proposes to add every key that it does not know, and keeps the reason why a value
     does not fit in the error's cause.
+
+    Args:
+        error: Of composing a configuration, or any other.
+        arguments: What was asked for, since Hydra does not say which of it is the number that
+            it takes for a value and not for an option.
     """
     if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
         return reason
@@ -59,7 +63,7 @@ def one_line(error: BaseException) -> str:
         place, key = unknown[1] or "", unknown[2] or unknown[3]
         if not _is_optional_group(key) and (description := describe_unknown_key(key)):
             return place + description
-    if type(error) is ValueError and (description := _describe_unknown_option()):
+    if type(error) is ValueError and (description := _describe_unknown_option(arguments)):
         return description
     if _names_a_file(error):
         return f"the folder or file {error.filename} cannot be used: {error.strerror}"
@@ -111,9 +115,9 @@ def _is_optional_group(key: str) -> bool:
     return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
 
 
-def _describe_unknown_option() -> str | None:
-    """What to say of the first option on the command line that its group does not have."""
-    for argument in sys.argv[1:]:
+def _describe_unknown_option(arguments: Sequence[str]) -> str | None:
+    """What to say of the first option among the arguments that its group does not have."""
+    for argument in arguments:
         group, _, option = argument.lstrip("+").partition("=")
         options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
         if not group or group.startswith("hydra/"):
@@ -124,7 +128,7 @@ def _describe_unknown_option() -> str | None:
 
 
 def _no_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Those that were probably meant, and all there are unless that would fill the screen."""
+    """What was probably meant; all there are where nothing is like it, or where they are few."""
     close = difflib.get_close_matches(option, options)
     hint = f"; did you mean {', '.join(close)}" if close else ""
     if not close or len(options) <= MANY_OPTIONS:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from hast_lightning.errors import DataError
-from hast_lightning.pictures import MODES, shorter_side_and_centre
+from hast_lightning.pictures import MODES, Fitting
 
 if TYPE_CHECKING:
     from hast_lightning.models.zoo import PretrainedNetwork
@@ -91,7 +91,7 @@ def network_input(
     Raises:
         DataError: the type or the shape is another, or a value is NaN or infinite.
     """
-    tensor = _tensor(images, origin)
+    tensor = as_tensor(images, origin)
     if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape:
         expected = ", ".join(map(str, shape))
         raise DataError(
@@ -142,7 +142,7 @@ def _is_pair(given: Any) -> bool:
 
 def _split(images: Any, labels: Any) -> list[tuple[Tensor, Tensor]]:
     """Batches of a pair, as views: no image is copied before its turn."""
-    both = _tensor(images, "data"), _tensor(labels, "data")
+    both = as_tensor(images, "data"), as_tensor(labels, "data")
     if both[0].dim() != 4:
         raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected (N, C, H, W)")
     if len(both[0]) != len(both[1]):
@@ -190,13 +190,17 @@ class _Anew:
 def _without_trace(items: Iterable[Any]) -> Iterator[Any]:
     """The items, with torch's random stream as it was: measuring must not change the training.
 
-    A DataLoader draws a number at every pass, and many more where it shuffles.
+    A DataLoader draws a number at every pass, and many more where it shuffles. The items draw from
+    a stream of their own, which goes on from one to the next.
     """
-    with torch.random.fork_rng(devices=[]):
-        iterator = iter(items)
+    iterator: Iterator[Any] | None = None
+    stream = torch.get_rng_state()
     while True:
         with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(stream)
+            iterator = iterator or iter(items)
             item = next(iterator, _END)
+            stream = torch.get_rng_state()
         if item is _END:
             return
         yield item
@@ -233,18 +237,21 @@ def _is_single(image: Any) -> bool:
 def _image(given: Any, network: PretrainedNetwork) -> Tensor:
     """One image (C, H, W); a picture of another size is prepared as those of a folder are."""
     if not isinstance(given, Image.Image):
-        return _tensor(given, "data")
+        return as_tensor(given, "data")
     channels, height, width = network.input_shape
     if channels not in MODES:
         raise DataError(f"data: pictures have 1 or 3 channels; the network takes {channels}")
-    picture = given.convert(MODES[channels])
-    if picture.size != (width, height):
-        picture = shorter_side_and_centre(height, network.resize_ratio)(picture)
-    pixels = np.array(picture)
+    fitting = Fitting(height, width, network.resize_ratio)
+    pixels = np.array(fitting(given.convert(MODES[channels])))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 
-def _tensor(value: Any, origin: str) -> Tensor:
+def as_tensor(value: Any, origin: str) -> Tensor:
+    """Numbers as a tensor on the CPU, of at least one dimension.
+
+    Raises:
+        DataError: they are none; the message calls them ``origin``.
+    """
     try:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -255,7 +262,7 @@ def _tensor(value: Any, origin: str) -> Tensor:
 
 
 def _labels(given: Any, count: int, classes: int) -> Tensor:
-    labels = _tensor(given, "data")
+    labels = as_tensor(given, "data")
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not integers or labels.shape != (count,):
         raise DataError(

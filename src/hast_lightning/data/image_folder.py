@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hast_lightning.config import DataConfig
 from hast_lightning.errors import DataError
-from hast_lightning.pictures import open_picture, refuse_loops, shorter_side_and_centre
+from hast_lightning.pictures import Fitting, open_picture, refuse_loops
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -80,10 +80,9 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
             f"{network.input_shape[0]}"
         )
     refuse_loops(path, f"data.path={path}")
-    size = network.input_shape[1]
     transform = transforms.Compose(
         [
-            shorter_side_and_centre(size, network.resize_ratio),
+            Fitting(*network.input_shape[1:], network.resize_ratio),
             transforms.ToTensor(),
             transforms.Normalize(network.mean, network.std),
         ]

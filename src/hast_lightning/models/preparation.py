@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,8 +38,9 @@ def prepare(
             does something else when it is traced.
     """
     images = torch.randn(_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
-    expected = _logits(network, images, name)
-    plain = _with_plain_batch_norms(_without_parametrizations(network))
+    with _measured_batch_norms(network) as dimensions:
+        expected = _logits(network, images, name)
+    plain = _with_plain_batch_norms(_without_parametrizations(network), dimensions)
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
     graph_module, sized = _trace(copy.deepcopy(plain), input_shape)
     changed = functions_to_layers(graph_module, images)
@@ -93,19 +96,37 @@ def _without_parametrizations(network: nn.Module) -> nn.Module:
     return network
 
 
-def _with_plain_batch_norms(network: nn.Module) -> nn.Module:
+@contextmanager
+def _measured_batch_norms(network: nn.Module) -> Iterator[dict[str, int]]:
+    """Dimensions of what the synchronized BatchNorms take in, by name: they take any."""
+    found: dict[str, int] = {}
+    hooks = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+
+            def measure(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                found[name] = inputs[0].dim()
+
+            hooks.append(layer.register_forward_pre_hook(measure))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_plain_batch_norms(network: nn.Module, dimensions: Mapping[str, int]) -> nn.Module:
     """The network, or a copy without the BatchNorms that several devices trained together.
 
     In evaluation mode they compute what plain ones do.
     """
-    synchronized = [n for n, m in network.named_modules() if isinstance(m, nn.SyncBatchNorm)]
-    if not synchronized:
+    if not dimensions:
         return network
     network = copy.deepcopy(network)
-    for name in synchronized:
+    for name, count in dimensions.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.SyncBatchNorm)
-        plain = nn.BatchNorm2d(
+        plain = (nn.BatchNorm2d if count == 4 else nn.BatchNorm1d)(
             layer.num_features,
             layer.eps,
             layer.momentum,

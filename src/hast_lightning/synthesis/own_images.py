@@ -20,17 +20,15 @@ from hast_lightning.config import ImagesConfig
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.pictures import (
     MODES,
+    Fitting,
     decode,
     find_pictures,
     read_arrays,
     require_pixels,
-    shorter_side_and_centre,
 )
 from hast_lightning.ranks import rank, world_size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
     from hast_lightning.models.pretrained import PretrainedNetwork
 
 _log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def read_own_images(config: ImagesConfig, network: PretrainedNetwork) -> Tensor:
 def _from_folder(
     path: Path, limit: int, network: PretrainedNetwork, origin: str
 ) -> NDArray[np.uint8]:
-    channels = network.input_shape[0]
+    channels, height, width = network.input_shape
     if channels not in MODES:
         raise DataError(
             f"{origin} is a folder of pictures, which have 1 or 3 channels; the network takes "
@@ -81,7 +79,7 @@ def _from_folder(
         )
     paths = find_pictures(path, origin)
     kept = [paths[index] for index in _evenly(len(paths), limit, origin)]
-    return decode(kept, MODES[channels], _Preparation(network))
+    return decode(kept, MODES[channels], Fitting(height, width, network.resize_ratio))
 
 
 def _from_archive(
@@ -99,8 +97,8 @@ def _from_archive(
             f"width) and {channels} channels, which are not resized; the network takes "
             f"{height}x{width}"
         )
-    prepare = _Preparation(network)
-    resized = [prepare(Image.fromarray(image.squeeze())) for image in images]
+    fit = Fitting(height, width, network.resize_ratio)
+    resized = [fit(Image.fromarray(image.squeeze())) for image in images]
     return np.stack([np.asarray(image) for image in resized]).reshape(
         len(images), height, width, channels
     )
@@ -115,18 +113,6 @@ def _evenly(count: int, limit: int, origin: str) -> NDArray[np.int64]:
         )
     kept = min(count, limit)
     return np.arange(kept) * count // kept
-
-
-class _Preparation:
-    """Resizes and crops a picture to the network's size unless it has it already."""
-
-    def __init__(self, network: PretrainedNetwork) -> None:
-        _, height, width = network.input_shape
-        self._size = (width, height)
-        self._shrink = shorter_side_and_centre(height, network.resize_ratio)
-
-    def __call__(self, picture: Picture) -> Picture:
-        return picture if picture.size == self._size else self._shrink(picture)
 
 
 class OwnImages(nn.Module):
