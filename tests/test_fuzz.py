@@ -15,7 +15,7 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -48,6 +48,7 @@ from hast_lightning.reporting.result import Result
 from hast_lightning.run_folder import reopen
 from hast_lightning.synthesis.generator import ConditionalGenerator
 from hast_lightning.synthesis.image_bank import ImageBank
+from tests.reporting.test_table import make_result
 
 SHAPE = (3, 8, 8)
 BANK = ImageBankConfig(size=8, batch_size=4, iterations=1)
@@ -113,9 +114,7 @@ class Target:
 
 
 def _write_result(path: Path) -> None:
-    values: dict[str, Any] = {field.name: 1 for field in fields(Result)}
-    values.update(seconds_by_stage={"synthesis": 1.0}, versions={"torch": "2"})
-    Result(**values).write(path)
+    make_result((99.0, 60.0, 95.0)).write(path)
 
 
 def _write_run(path: Path) -> None:
