@@ -164,7 +164,7 @@ def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
     assert line.endswith("in all: python -m hast_lightning --help)")
     line = refused_unread("model=resnet34")
     assert "did you mean resnet50, resnet18; it has: " in line
-    assert line.endswith("by model=torchvision model.name=resnet34")
+    assert "by model=torchvision model.name=resnet34" in line
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,9 @@ def test_a_value_of_the_wrong_type_or_range(
     ("override", "reason"),
     [
         ("quantizer.weight_bits=[2", "no viable alternative at input '[2'"),
-        ("quantizer.weight_bits", "Error parsing override 'quantizer.weight_bits' missing EQUAL"),
+        ("quantizer.weight_bits", "'quantizer.weight_bits' is no setting: expected key=value"),
+        ("compare", "is no setting: expected key=value or group=option; did you mean command=comp"),
+        ("+schedule=two_stage", "schedule has an option already: schedule=... without the plus"),
         ("=3", "must be a string or a list"),
         ("quantizer.weight_bits=2,3", "To sweep over it, add --multirun"),
         ("experiment=digits_w3a3", "use +experiment=digits_w3a3"),

@@ -385,6 +385,36 @@ def test_asking_what_there_is_starts_nothing(tmp_path: Path, flags: tuple[str, .
 def test_the_version_is_the_packages_own(tmp_path: Path) -> None:
     finished = call("--version", folder=tmp_path)
     assert (finished.status, finished.out) == (0, f"hast-lightning {__version__}\n")
+    assert call("seed=1", "--version", folder=tmp_path) == finished
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (
+            type("TerminatedWorkerError", (Exception,), {})("a\nb"),
+            1,
+            "was killed, perhaps",
+        ),
+        (
+            RuntimeError('Could not detect "srun", are you on a cluster?'),
+            2,
+            "submitit_slurm: ",
+        ),
+    ],
+)
+def test_what_a_launcher_cannot_do_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, line: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_list_failures", list)
+    monkeypatch.setattr(cli.hydra, "main", lambda **_: lambda job: lambda: fail(job))
+    finished = call(folder=tmp_path)
+    assert finished.status == status
+    assert line in finished.err
+    assert len(finished.err.splitlines()) == 1
 
 
 def test_whoever_reads_only_the_first_lines_sees_no_complaint(tmp_path: Path) -> None:

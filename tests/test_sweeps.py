@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 from hast_lightning import cli, pipeline, sweeps
 from hast_lightning.config import Config
+from hast_lightning.reporting.result import Result
 from tests.command_line import TINY, call
 
 
@@ -115,3 +117,22 @@ def test_a_missing_plugin_is_named_with_its_extra(
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{name}.yaml")
     finished = call("-m", f"hydra/{group}={name}", "seed=1", folder=tmp_path)
     assert "pip install 'hast-lightning[sweeps]'" in finished.refusal()
+
+
+def test_the_words_of_a_job_start_that_job_alone() -> None:
+    words = ["+experiment=digits_w2a2", "sweep=search", "seed=1", "synthesis.hardness.beta=0.3"]
+    assert list(sweeps.own_words(words)) == [
+        *("+experiment=digits_w2a2", "data=none", "seed=1", "synthesis.hardness.beta=0.3")
+    ]
+    assert list(sweeps.own_words(["sweep=ablation", "seed=0"])) == ["seed=0"]
+
+
+def test_the_recorded_command_of_a_job_is_no_sweep(tmp_path: Path) -> None:
+    assert call(*TINY, "sweep=seeds", "hydra.sweep.dir=jobs", folder=tmp_path).status == 0
+    command = Result.read(tmp_path / "jobs" / "1" / "result.json").command
+    words = shlex.split(command)[3:]
+    assert "seed=1" in words
+    again = call(*words, "hydra.run.dir=again", folder=tmp_path)
+    assert again.status == 0
+    first = Result.read(tmp_path / "jobs" / "1" / "result.json")
+    assert Result.read(tmp_path / "again" / "result.json").quantized_top1 == first.quantized_top1

@@ -41,6 +41,14 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
 SWEEP_FLAGS = ("-m", "--multirun")
+# joblib's, and submitit's where the command that starts jobs is not there.
+KILLED_WORKER = "TerminatedWorkerError"
+WORKER_WAS_KILLED = (
+    "a process of the sweep was killed, perhaps for want of memory, and joblib ended the others "
+    "with it: jobs that are not listed may not have begun; hydra/launcher=submitit_local gives "
+    "every job processes of its own"
+)
+NO_SLURM = 'Could not detect "srun"'
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -139,7 +147,7 @@ def _command() -> str:
     """The command line of this job: what was typed, or the job's part of a sweep."""
     settings = HydraConfig.get()
     swept = sweeps.in_sweep()
-    arguments = list(settings.overrides.task) if swept else sys.argv[1:]
+    arguments = list(sweeps.own_words(settings.overrides.task)) if swept else sys.argv[1:]
     return shlex.join(["python", "-m", "hast_lightning", *arguments])
 
 
@@ -149,7 +157,7 @@ def main() -> None:
     What a user can mend ends in one line on standard error and exit status 2; with the
     environment variable HYDRA_FULL_ERROR=1 the stack trace is shown instead.
     """
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         # Hydra would answer with its own.
         print(f"hast-lightning {__version__}")
         return
@@ -201,6 +209,14 @@ def main() -> None:
         failed = _list_failures()
         if isinstance(error, BrokenPipeError):
             _end_where_nobody_reads()
+        if not full_error and type(error).__name__ == KILLED_WORKER:
+            print(f"hast-lightning: {WORKER_WAS_KILLED}", file=sys.stderr)
+            sys.exit(DEFECT_STATUS)
+        if not full_error and str(error).startswith(NO_SLURM):
+            print(
+                f"hast-lightning: hydra/launcher=submitit_slurm: {one_line(error)}", file=sys.stderr
+            )
+            sys.exit(USER_ERROR_STATUS)
         if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):
             raise
         # A search in which every trial failed has no best one, and says so by a ValueError.

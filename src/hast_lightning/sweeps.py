@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from hast_lightning.config import Config
+from hast_lightning.config import Config, config_folder
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.run_folder import JOB_FAILURE_FILE
 
@@ -217,6 +217,29 @@ def visible_devices() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def own_words(words: Iterable[str]) -> Iterator[str]:
+    """The words of a job without the sweep that it is part of: they start this job alone.
+
+    Args:
+        words: Of the job, as Hydra has them: those of the whole sweep and its own.
+
+    Yields:
+        In place of ``sweep=name`` what the sweep sets in all of its jobs, such as ``data=none``.
+    """
+    for word in words:
+        key, _, name = word.lstrip("+").partition("=")
+        if key != "sweep":
+            yield word
+            continue
+        path = config_folder() / "sweep" / f"{name}.yaml"
+        content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        for entry in content.get("defaults", []):
+            for group, option in entry.items() if isinstance(entry, dict) else ():
+                chosen = str(group).removeprefix("override ").removeprefix("/")
+                if not chosen.startswith("hydra/"):
+                    yield f"{chosen}={option}"
 
 
 def check_job(config: Config) -> None:

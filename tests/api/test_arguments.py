@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import hast_lightning
 from hast_lightning import quantize
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
 from tests.command_line import TINY
@@ -90,12 +92,39 @@ def test_an_argument_of_the_wrong_kind_is_one_line(
         (None, "network is a NoneType; expected a torch.nn.Module or a name"),
         ("digits/other", "network='digits/other' must be an option of the group model, or <lib"),
         ("timm/", "network='timm/' must be an option of the group model"),
+        ("weights.pt", "network='weights.pt' names a file: pass the module"),
         ("", "network is a str"),
     ],
 )
 def test_what_is_no_network_is_one_line(network: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         quantize(network, 3)
+
+
+def test_a_network_of_one_output_is_no_classifier() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 1))
+    with pytest.raises(ModelError, match="puts out 1 number an image; a classifier puts out one"):
+        quantize(network, 3, **INPUT)
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ConfigurationError, match=r"folder=.* already holds a run"):
+        quantize("digits", 3, folder=tmp_path)
+
+
+def test_the_report_has_the_call_that_makes_the_result_again(network: nn.Module) -> None:
+    pair = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    command = quantize(network, 3, overrides=SHORT, data=pair, **INPUT).result.command
+    assert command.endswith("  # network: a CifarResNet")
+    call = ast.parse(command, mode="eval").body
+    assert isinstance(call, ast.Call)
+    words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    assert ast.unparse(call.args[0]) == "network"
+    assert (words["bits"], words["data"]) == ("(3, 3)", "data")
+    assert (words["input_shape"], words["mean"]) == ("(1, 8, 8)", "[0.5]")
+    again = eval(command, {"hast_lightning": hast_lightning, "network": network, "data": pair})
+    assert again.result.command == command
 
 
 def test_a_named_network_has_an_input_of_its_own() -> None:

@@ -15,9 +15,11 @@ from hast_lightning.api.composition import as_overrides, literal
 from hast_lightning.api.overrides import concerns
 from hast_lightning.config import config_folder
 from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.run_folder import CONFIG_FILE
 
 InputShape = int | tuple[int, int, int]
 ARCHIVE_SUFFIX = ".npz"
+FILE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
 LIBRARIES = ("torchvision", "timm", "pytorchcv")
 """Whose networks are named by the library and their own name."""
 
@@ -45,6 +47,10 @@ def network_settings(
         yield "model=own"
         known = {"provider": "given", "name": type(network).__name__, **known}
     elif isinstance(network, str) and network:
+        if Path(network).suffix in FILE_SUFFIXES:
+            raise ConfigurationError(
+                f"network={network!r} names a file: pass the module, with its weights loaded"
+            )
         provider, slash, name = network.partition("/")
         if slash and (provider not in LIBRARIES or not name):
             raise ConfigurationError(
@@ -118,6 +124,8 @@ def surroundings_settings(
         raise ConfigurationError(f"folder={folder!r} must be the path of a folder")
     elif Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
         raise ConfigurationError(f"folder={folder} is a file; expected a folder, or a new name")
+    elif (Path(folder).expanduser() / CONFIG_FILE).exists():
+        raise ConfigurationError(f"folder={folder} already holds a run: choose another folder")
 
 
 def checked_input_shape(network: nn.Module | str, shape: InputShape | None) -> InputShape | None:

@@ -128,6 +128,7 @@ def quantize(
             *surroundings_settings(folder, seed, progress),
         ],
         overrides=texts[len(changes) :],
+        data=data,
         keeps_folder=keeps_folder,
     )
     with undisturbed_process(), run_folder(folder) as path:
@@ -180,6 +181,7 @@ class _Call:
     of_network: list[str]
     of_run: list[str]
     overrides: list[str]
+    data: Any
     keeps_folder: bool
 
     def plan(self) -> _Plan:
@@ -202,14 +204,28 @@ class _Call:
         return _Plan(self._composed(choice.recipe), pretrained, choice)
 
     def text(self, plan: _Plan) -> str:
-        """The call, for the report; what has no short form in Python is named alone."""
+        """The call, for the report; objects that have no short form are named alone."""
         config = plan.config
-        bits = config.quantizer.weight_bits, config.quantizer.activation_bits
-        recipe = plan.choice.recipe if plan.choice else self.recipe
-        return (
-            f"hast_lightning.quantize({config.model.name}, bits={bits}, recipe={recipe!r}, "
-            f"overrides={[*self.changes, *self.overrides]}, seed={config.seed})"
-        )
+        said: dict[str, object] = {
+            "bits": (config.quantizer.weight_bits, config.quantizer.activation_bits),
+            "recipe": plan.choice.recipe if plan.choice else self.recipe,
+            "overrides": [*self.changes, *self.overrides],
+            "seed": config.seed,
+        }
+        if isinstance(self.network, nn.Module):
+            pretrained = plan.pretrained
+            said |= {
+                "input_shape": pretrained.input_shape,
+                "mean": list(pretrained.mean),
+                "std": list(pretrained.std),
+            }
+        words = [f"{name}={value!r}" for name, value in said.items()]
+        if self.data is not None:
+            words.append("data=data" if is_handed_over(self.data) else f"data={str(self.data)!r}")
+        if isinstance(self.network, str):
+            return f"hast_lightning.quantize({self.network!r}, {', '.join(words)})"
+        kind = type(self.network).__name__
+        return f"hast_lightning.quantize(network, {', '.join(words)})  # network: a {kind}"
 
     def _composed(self, recipe: str | None) -> Config:
         chosen = [] if recipe is None else [f"+experiment={literal(recipe)}"]

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.folder import config_folder
-from hast_lightning.config.root import describe_unknown_key, describe_unknown_key_of_entry
+from hast_lightning.config.root import COMMANDS, describe_unknown_key, describe_unknown_key_of_entry
 
 # How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
 UNKNOWN_KEY = re.compile(
@@ -29,8 +29,11 @@ MISSING_OPTION = re.compile(
 )
 MANY_OPTIONS = 20
 NETWORKS_ELSEWHERE = (
-    "; networks of torchvision, timm and pytorchcv are named by model=torchvision model.name={}"
+    "; networks of torchvision, timm and pytorchcv are named by model=torchvision model.name={0}, "
+    "in Python by 'torchvision/{0}'"
 )
+NO_SETTING = re.compile(r"Error parsing override '([^=\n]*)'\s+missing EQUAL")
+ADDED_TWICE = re.compile(r"Multiple values for ([\w/]+)\.")
 EXTRAS = {
     "optuna": "sweeps",
     "joblib": "sweeps",
@@ -57,7 +60,7 @@ def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
         file, group, option, options = missing.groups()
         place = "" if file in (None, "config") or file.startswith("hydra/") else f"In '{file}': "
         return place + _no_option(group, option, options.split())
-    if description := _describe_entry(error):
+    if description := _describe_entry(error) or _describe_word(str(error)):
         return description
     if unknown := UNKNOWN_KEY.match(str(error)):
         place, key = unknown[1] or "", unknown[2] or unknown[3]
@@ -72,6 +75,17 @@ def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
         reason = joined_lines(error.__cause__)
         return line if reason in line else f"{line}: {reason}"
     return line
+
+
+def _describe_word(text: str) -> str | None:
+    """What to say of a word that is no setting, or that adds what is there; else none."""
+    if missing := NO_SETTING.match(text):
+        word = missing[1]
+        hint = f"; did you mean command={word}?" if word in COMMANDS else ""
+        return f"{word!r} is no setting: expected key=value or group=option{hint}"
+    if twice := ADDED_TWICE.search(text):
+        return f"{twice[1]} has an option already: {twice[1]}=... without the plus takes another"
+    return None
 
 
 def _describe_entry(error: BaseException) -> str | None:

@@ -113,6 +113,11 @@ def _check_channels(
 
 
 def _check_classes(config: ModelConfig, num_classes: int) -> None:
+    if num_classes < 2:
+        raise ModelError(
+            f"the network {config.name} puts out {num_classes} number an image; a classifier puts "
+            "out one for each of two classes at least"
+        )
     if config.num_classes not in (None, num_classes):
         raise ModelError(
             f"model.num_classes={config.num_classes}: the network {config.name} puts out "

@@ -67,7 +67,6 @@ def test_a_part_of_weight_zero_is_off() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["synthesis.load=a.safetensors"],
         ["trainer.threads=1"],
         ["callbacks=quiet"],
         ["synthesis.images.max_images=5"],
@@ -134,3 +133,21 @@ def test_a_key_that_an_older_version_lacks_has_its_default() -> None:
 def test_seeds_of_unequal_schedules_are_not_averaged() -> None:
     rows = summarize([run(), run("schedule.calibration_steps=9", seed=1)])
     assert sorted(row.seeds for row in rows) == [(0,), (1,)]
+
+
+def test_evaluation_data_of_other_names_are_other_data() -> None:
+    files = ("data=npz", "data.path=/a/e.npz"), ("data=npz", "data.path=/a/g.npz")
+    assert words(run(*files[0]), run(*files[1], seed=1)) == ["data.path=e.npz", "data.path=g.npz"]
+    elsewhere = ("data=npz", "data.path=/b/e.npz")
+    assert words(run(*files[0]), run(*elsewhere, seed=1)) == ["", ""]
+
+
+def test_one_seed_on_other_samples_is_another_experiment() -> None:
+    loads = [f"synthesis.load=bank{number}/samples.safetensors" for number in (5, 6)]
+    assert words(run(loads[0]), run(loads[1])) == [
+        "samples=bank5/samples.safetensors",
+        "samples=bank6/samples.safetensors",
+    ]
+    assert words(run(), run(loads[0])) == ["samples=own", "samples=bank5/samples.safetensors"]
+    # A bank for each seed, as a study has them.
+    assert words(run(loads[0]), run(loads[1], seed=1)) == ["", ""]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
@@ -25,12 +26,14 @@ PARTS: dict[str, tuple[str, str]] = {
 """The parts of the method that an ablation switches, in the order of the paper's table: the
 switch, and the number that leaves nothing of the part where it is zero."""
 NO_PARTS = "none"
+DATA_PATH = "data.path"
+SAMPLES = "synthesis.load"
 
 # What does not change the numbers, or has a column of its own.
 NOT_SETTINGS = (
     *("recipe", "command", "seed", "resume", "runs", "run", "compare", "logger", "callbacks"),
-    *("artefact", "images", "predictions", "export", "model.checkpoint", "data.path"),
-    *("data.batch_size", "synthesis.load"),
+    *("artefact", "images", "predictions", "export", "model.checkpoint", "data.batch_size"),
+    "synthesis.load",
     *("quantizer.weight_bits", "quantizer.activation_bits", "quantizer.bits"),
     # Devices and precision stay: they change the batch and the rounding.
     *("trainer.accelerator", "trainer.timeout_minutes", "trainer.channels_last"),
@@ -129,7 +132,35 @@ def distinguish(runs: Sequence[FinishedRun]) -> list[Settings]:
                 replace(settings, others=(*settings.others, _fact(run, fact)))
                 for run, settings in zip(runs, found, strict=True)
             ]
-    return found
+    return _with_samples(runs, found)
+
+
+def _with_samples(runs: Sequence[FinishedRun], found: Sequence[Settings]) -> list[Settings]:
+    """Tell runs of one seed apart that trained on other samples.
+
+    Seeds may load the samples of a run each, and are still seeds of one experiment.
+    """
+    loaded: dict[object, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    places = []
+    for run, settings in zip(runs, found, strict=True):
+        place = (run.result.weight_bits, run.result.activation_bits, settings)
+        places.append(place)
+        loaded[place][run.result.seed].add(_samples(run))
+    mixed = {
+        place for place, seeds in loaded.items() if any(len(names) > 1 for names in seeds.values())
+    }
+    return [
+        replace(settings, others=(*settings.others, f"samples={_samples(run)}"))
+        if place in mixed
+        else settings
+        for run, settings, place in zip(runs, found, places, strict=True)
+    ]
+
+
+def _samples(run: FinishedRun) -> str:
+    """The run's own, or those of another: the last two parts of their path."""
+    path = run.config.get(SAMPLES)
+    return "/".join(Path(str(path)).parts[-2:]) if path else "own"
 
 
 def quantizer_of(config: Flat) -> str:
@@ -142,6 +173,9 @@ def _counting(config: Flat) -> Flat:
     if not config:
         return {}
     whole = {**_defaults(), **config}
+    if whole.get(DATA_PATH):
+        # Other machines keep the same data elsewhere, under the same name.
+        whole[DATA_PATH] = Path(str(whole[DATA_PATH])).name
     idle = [*NOT_SETTINGS, *(key for key, holds in IDLE.items() if holds(whole))]
     return {key: value for key, value in whole.items() if not _is_in(key, idle)}
 
