@@ -119,6 +119,13 @@ def test_a_missing_plugin_is_named_with_its_extra(
     assert "pip install 'hast-lightning[sweeps]'" in finished.refusal()
 
 
+def test_a_sweep_does_not_repeat_what_makes_no_run(tmp_path: Path) -> None:
+    compared = ("command=compare", f"runs={tmp_path}", "hydra.sweep.dir=jobs")
+    finished = call("-m", "seed=0,1", *compared, folder=tmp_path)
+    assert finished.status == cli.USER_ERROR_STATUS
+    assert "command=compare makes no run, so a sweep would only repeat it" in finished.err
+
+
 def test_the_words_of_a_job_start_that_job_alone() -> None:
     words = ["+experiment=digits_w2a2", "sweep=search", "seed=1", "synthesis.hardness.beta=0.3"]
     assert list(sweeps.own_words(words)) == [

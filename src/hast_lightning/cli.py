@@ -64,6 +64,10 @@ def run_job(composed: DictConfig) -> float | None:
     """
     config = to_object(composed)
     refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
+    if sweeps.in_sweep() and config.command in WITHOUT_JOBS:
+        raise ConfigurationError(
+            f"command={config.command} makes no run, so a sweep would only repeat it"
+        )
     if config.command in WITHOUT_RUN:
         WITHOUT_RUN[config.command](config)
         return None
@@ -109,6 +113,8 @@ WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
     "dashboard": _dashboard,
 }
 """Commands that make no run."""
+WITHOUT_JOBS = ("compare", "dashboard", "predict")
+"""Commands that do the same whatever a sweep changes."""
 
 
 def _join_sweep(config: Config) -> None:

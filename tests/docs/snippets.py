@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
@@ -61,7 +62,7 @@ BUDGET = (
 )
 """What makes a run take a second. It stands before a command's own words, which so win."""
 AFTER = "after="
-WITHOUT_BUDGET = ("--help", "resume=", "command=compare", "command=export", "runs=")
+WITHOUT_BUDGET = ("--help", "resume=", "command=compare", "command=predict", "runs=")
 
 
 @dataclass(frozen=True)
@@ -237,10 +238,19 @@ def _save_images(path: Path) -> None:
     np.savez(path, x=images, y=draw.integers(0, 10, 8))
 
 
+def _save_photographs(folder: Path) -> None:
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(3):
+        pixels = draw.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
 MADE: dict[str, Callable[[Path], None]] = {
     "weights.safetensors": _save_resnet18,
     "resnet20-12fca82f.th": _save_resnet20,
     "cifar10_test.npz": _save_images,
+    "photographs": _save_photographs,
 }
 """Random weights and images under the names that the pages give to the reader's own."""
 
