@@ -61,7 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": PARTS | {"reporting"},
     "sweeps": BASE | {"run_folder"},
     "hydra_folder": set(),
-    "cli": BASE | {"pipeline", "inspection", "prediction", "reporting", "sweeps", "hydra_folder"},
+    "cli": BASE
+    | {"run_folder", "pipeline", "inspection", "prediction", "reporting", "sweeps", "hydra_folder"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.

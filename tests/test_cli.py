@@ -397,6 +397,11 @@ def test_the_version_is_the_packages_own(tmp_path: Path) -> None:
             "was killed, perhaps",
         ),
         (
+            type("UncompletedJobError", (Exception,), {})("a\nb"),
+            1,
+            "the others go on by themselves",
+        ),
+        (
             RuntimeError('Could not detect "srun", are you on a cluster?'),
             2,
             "submitit_slurm: ",

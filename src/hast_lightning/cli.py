@@ -31,6 +31,7 @@ from hast_lightning.config import (
 )
 from hast_lightning.errors import ConfigurationError, UserError
 from hast_lightning.hydra_folder import forget_made_folder, remove_made_folder
+from hast_lightning.run_folder import JOB_FAILURE_FILE
 
 if TYPE_CHECKING:
     from hast_lightning.reporting.result import Result
@@ -47,6 +48,12 @@ WORKER_WAS_KILLED = (
     "a process of the sweep was killed, perhaps for want of memory, and joblib ended the others "
     "with it: jobs that are not listed may not have begun; hydra/launcher=submitit_local gives "
     "every job processes of its own"
+)
+# submitit's.
+LOST_JOB = "UncompletedJobError"
+JOB_WAS_LOST = (
+    "a job of the sweep ended without a word: killed, or out of memory; the others go on by "
+    f"themselves, and {JOB_FAILURE_FILE} lies in the folder of each that has not come to its end"
 )
 NO_SLURM = 'Could not detect "srun"'
 DEFECT_STATUS = 1
@@ -212,6 +219,10 @@ def main() -> None:
         print("hast-lightning: terminated", file=sys.stderr)
         sys.exit(TERMINATED_STATUS)
     except Exception as error:
+        if not full_error and type(error).__name__ == LOST_JOB:
+            # The others are still running, so nobody can tell yet which of them fail.
+            print(f"hast-lightning: {sweeps.SweepFolder.current}: {JOB_WAS_LOST}", file=sys.stderr)
+            sys.exit(DEFECT_STATUS)
         failed = _list_failures()
         if isinstance(error, BrokenPipeError):
             _end_where_nobody_reads()
