@@ -42,19 +42,20 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
 SWEEP_FLAGS = ("-m", "--multirun")
-# joblib's, and submitit's where the command that starts jobs is not there.
+# What launchers raise, by name, since they are optional. joblib's:
 KILLED_WORKER = "TerminatedWorkerError"
 WORKER_WAS_KILLED = (
     "a process of the sweep was killed, perhaps for want of memory, and joblib ended the others "
     "with it: jobs that are not listed may not have begun; hydra/launcher=submitit_local gives "
     "every job processes of its own"
 )
-# submitit's.
+# submitit's:
 LOST_JOB = "UncompletedJobError"
 JOB_WAS_LOST = (
     "a job of the sweep ended without a word: killed, or out of memory; the others go on by "
     f"themselves, and {JOB_FAILURE_FILE} lies in the folder of each that has not come to its end"
 )
+# submitit's, where the command that starts jobs is not there:
 NO_SLURM = 'Could not detect "srun"'
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
