@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 RAY := .venv-ray
-COMPATIBILITY := tests/api tests/export/test_packed.py tests/export/test_versions.py tests/export/test_artefact.py \
+COMPATIBILITY := tests/api tests/export/test_packed.py tests/export/test_versions.py tests/export/test_artifact.py \
 	tests/quantization/test_convert.py
 
 PYTHON ?=

@@ -16,7 +16,7 @@ from benchmarks.plain import (
 )
 from benchmarks.product import Setting, build_run, fit, random_network, temporary_folder
 from hast_lightning.config import Config
-from hast_lightning.schedule import Schedule
+from hast_lightning.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

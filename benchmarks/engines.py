@@ -23,7 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.measure import Comparison, machine
-from hast_lightning.export.artefact import Network
+from hast_lightning.export.artifact import Network
 from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import freeze
 from hast_lightning.export.onnx_file import open_session, write_float_onnx, write_onnx

@@ -23,12 +23,12 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
 from benchmarks.product import temporary_folder
-from hast_lightning import pipeline
-from hast_lightning.assembly import build, prepare_torch
 from hast_lightning.config import Config, config_folder, register_schemas, to_object
-from hast_lightning.run_folder import Origin
-from hast_lightning.synthesis.image_bank import FILE_KIND
-from hast_lightning.synthesis.source import write_tensors
+from hast_lightning.records.folder import Origin
+from hast_lightning.runs import pipeline
+from hast_lightning.runs.assembly import build, prepare_torch
+from hast_lightning.sources.image_bank import FILE_KIND
+from hast_lightning.sources.source import write_tensors
 
 RECIPES = ("mobilenetv1_w4a4", "mobilenetv2_w4a4", "resnet18_w4a4", "resnet50_w4a4")
 STAGES = ("synthesis", "student")

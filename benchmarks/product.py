@@ -17,21 +17,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Clock, Comparison, finish, seconds_of
-from hast_lightning import pipeline
-from hast_lightning.assembly import Run, prepare_torch
 from hast_lightning.config import Config, config_folder, register_schemas, to_object
-from hast_lightning.models.zoo import PretrainedNetwork
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
-from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
     set_activation_mode,
 )
-from hast_lightning.reporting.loggers import build_loggers
-from hast_lightning.run_folder import Origin
-from hast_lightning.schedule import Schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.records.folder import Origin
+from hast_lightning.runs import pipeline
+from hast_lightning.runs.assembly import Run, prepare_torch
+from hast_lightning.sources.factory import build_source
+from hast_lightning.tracking.loggers import build_loggers
+from hast_lightning.training.module import ZeroShotQuantization
+from hast_lightning.training.schedule import Schedule
 
 EXPERIMENTS = {"resnet20": "cifar10_resnet20_w3a3_quick", "mobilenet_v2": "mobilenetv2_w3a3"}
 VARIANTS = {

@@ -24,11 +24,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measure import machine
-from hast_lightning import module as module_of_the_method
-from hast_lightning import pipeline
-from hast_lightning.assembly import Run
 from hast_lightning.config import config_folder, register_schemas, to_object
-from hast_lightning.ranks import average_gradients, rank
+from hast_lightning.runs import pipeline
+from hast_lightning.runs.assembly import Run
+from hast_lightning.runtime.ranks import average_gradients, rank
+from hast_lightning.training import module as module_of_the_method
 
 WARMUP = 5
 HEADER = (

@@ -26,9 +26,9 @@ from benchmarks.product import (
     set_ranges,
     temporary_folder,
 )
-from hast_lightning.assembly import Run
 from hast_lightning.config import Config
-from hast_lightning.schedule import Schedule
+from hast_lightning.runs.assembly import Run
+from hast_lightning.training.schedule import Schedule
 
 STUDENT_STEP_GOAL = 0.6
 """Largest wanted ratio of a student step, on two CPU cores."""

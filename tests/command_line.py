@@ -18,7 +18,7 @@ import torch
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
-from hast_lightning import cli
+from hast_lightning.cli import main as cli
 
 # A whole run in a second or two.
 TINY = (

@@ -7,12 +7,19 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from hast_lightning.config import Config, config_folder, register_schemas, to_object
+from hast_lightning.config import (
+    Config,
+    config_folder,
+    register_recipes,
+    register_schemas,
+    to_object,
+)
 
 
 def composed_raw(*overrides: str) -> DictConfig:
     """The configuration of ``python -m hast_lightning <overrides>``, not checked yet."""
     register_schemas()
+    register_recipes(overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 

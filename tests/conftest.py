@@ -16,7 +16,7 @@ LONGEST_FIRST = (
     "test_cli.py",
     "test_reliability.py",
     "test_sweeps.py",
-    "test_artefacts.py",
+    "test_artifacts.py",
     "test_any_network.py",
     "test_benchmarks.py",
     "test_wheel.py",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from hast_lightning import cli
+from hast_lightning.cli import main as cli
 
-LOADED_BEFOREHAND = ["hast_lightning.cli", "hast_lightning.pipeline"]
+LOADED_BEFOREHAND = ["hast_lightning.cli.main", "hast_lightning.runs.pipeline"]
 
 
 class Forked:

@@ -13,14 +13,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from hast_lightning.assembly import EXPECTED_WARNINGS
 from hast_lightning.config import Config, to_object
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.models import zoo
-from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.schedule import build_schedule
-from hast_lightning.synthesis.factory import source_for
-from hast_lightning.trainer import build_trainer
+from hast_lightning.runs.assembly import EXPECTED_WARNINGS
+from hast_lightning.runtime.trainer import build_trainer
+from hast_lightning.sources.factory import source_for
+from hast_lightning.training.module import ZeroShotQuantization
+from hast_lightning.training.schedule import build_schedule
 from tests.command_line import TINY
 from tests.composition import composed_raw
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from hast_lightning.export.artefact import FORMATS
-from hast_lightning.reporting.result import Result
+from hast_lightning.export.artifact import FORMATS
+from hast_lightning.records.result import Result
 from tests.command_line import TINY, call
 from tests.export.families import noise
 from tests.real_data import cifar10_folder
@@ -103,7 +103,7 @@ def walk(case: Case, pictures: Path, folder: Path) -> None:
     for name, record in result.exports.items():
         table = said(
             "command=predict",
-            f"artefact=run/{record['file']}",
+            f"artifact=run/{record['file']}",
             f"images={pictures}",
             folder=folder,
         )

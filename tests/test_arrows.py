@@ -17,58 +17,57 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MAX_LINES = 400
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc"}
 
-BASE = {"errors", "config"}
-PARTS = BASE | {"ranks", "models", "quantization", "synthesis", "distillation", "schedule"}
+LEAVES = {"errors", "core"}
+# What parts are made of: graphs, quantizers, files of samples, and averages over ranks.
+GROUND = LEAVES | {"graph", "quantization", "files", "runtime.ranks"}
+PARTS = {"sources", "terms", "transforms", "stages"}
+RECORDED = {"records", "tracking"}
 # Room -> what it may import, beside itself and the package's version. A name with
 # a dot opens one module of a room and not the others.
 ALLOWED: dict[str, set[str]] = {
     # Lazily: importing the package imports nothing, tests/api/test_import.py.
     "": {"api"},
-    "api": PARTS
-    | {"assembly", "artefacts", "data", "export", "pipeline", "reporting", "random_streams"}
-    | {"prediction", "run_folder"},
     "errors": set(),
-    "config": {"errors"},
-    "archives": set(),
-    "pictures": {"errors", "archives"},
-    "models": BASE | {"archives"},
-    "ranks": {"errors"},
-    "loss_scaling": set(),
-    "trainer": BASE | {"loss_scaling"},
-    "export": BASE | {"", "models", "quantization", "archives"},
-    "quantization": BASE | {"ranks", "models.graph", "models.operations"},
-    "synthesis": BASE | {"ranks", "models", "pictures"},
-    "distillation": BASE | {"models"},
-    "schedule": BASE,
-    "data": BASE | {"models", "pictures"},
-    "resumable": PARTS | {"random_streams", "loss_scaling"},
-    "module": PARTS | {"resumable", "loss_scaling"},
-    "evaluation": {"errors", "ranks"},
-    "callbacks": BASE
-    # Observing looks at images and at what the networks say; what it shows is made there.
-    | {"ranks", "quantization", "schedule", "evaluation", "distillation.terms", "synthesis.source"}
-    | {"reporting.loggers", "reporting.media"},
-    "reporting": PARTS | {"data", "run_folder"},
-    "report": PARTS | {"assembly", "module", "reporting", "run_folder"},
-    "assembly": PARTS | {"data", "module", "evaluation", "run_folder"},
-    "artefacts": PARTS | {"assembly", "export", "reporting"},
-    "prediction": {"errors", "export", "pictures"},
-    "pipeline": PARTS
-    | {"artefacts", "assembly", "data", "evaluation", "callbacks", "report", "reporting"}
-    | {"run_folder", "trainer"},
-    "run_folder": BASE,
-    "random_streams": set(),
-    "inspection": PARTS | {"reporting"},
-    "sweeps": BASE | {"run_folder"},
-    "hydra_folder": set(),
-    "cli": BASE
-    | {"run_folder", "pipeline", "inspection", "prediction", "reporting", "sweeps", "hydra_folder"},
+    "core": {"errors"},
+    "files": {"errors"},
+    "runtime": {"errors", "config"},
+    "graph": LEAVES,
+    "quantization": LEAVES | {"graph", "runtime.ranks"},
+    "models": LEAVES | {"config", "graph", "files"},
+    "sources": GROUND,
+    "terms": GROUND,
+    "transforms": GROUND,
+    # A stage puts the other parts to work.
+    "stages": GROUND,
+    # What one method alone has; nobody imports these files.
+    "methods": GROUND | PARTS,
+    # The schemas of what is no part; the parts are found by walking through their rooms.
+    "config": LEAVES | {"quantization.settings", "stages.learning_rate"},
+    "data": LEAVES | {"config", "models", "files"},
+    "export": LEAVES | {"", "config", "graph", "models", "quantization", "files"},
+    # Parts are known through core only.
+    "training": LEAVES
+    | {"config", "graph.network", "models", "quantization", "runtime", "tracking", "data"},
+    "records": LEAVES | {"config", "quantization", "runtime"},
+    "tracking": LEAVES
+    | {"config", "quantization", "records", "training.agenda", "terms.cross_entropy"},
+    "report": LEAVES
+    | {"config", "quantization", "records", "runs.assembly", "terms.cross_entropy"}
+    | {"tracking.facts", "training"},
+    "compare": LEAVES | {"config", "records", "tracking.facts"},
+    "runs": GROUND
+    | {"config", "data", "export", "models", "report", "runtime", "terms.cross_entropy"}
+    | {"training"}
+    | RECORDED,
+    "api": LEAVES
+    | {"config", "data", "export", "files", "models", "quantization", "records", "runs", "runtime"},
+    "cli": LEAVES | {"config", "records", "runs", "compare", "tracking", "quantization.settings"},
     "__main__": {"cli"},
 }
 # Inside quantization each of these may import only the ones before it.
 QUANTIZATION_ORDER = (
-    *("spec", "rounding", "ranges", "search", "lsq", "fake_quant", "learned", "placement"),
-    *("layer_bits", "convert"),
+    *("rounding", "ranges", "lsq", "fake_quant", "axes", "search", "learned", "placement"),
+    *("nearest", "settings", "layer_bits", "convert"),
 )
 
 
@@ -237,20 +236,20 @@ def test_the_arrows_of_the_package_are_seen() -> None:
 
 TREE = {
     "__init__.py": "__version__ = '0'",
-    "__main__.py": "from hast_lightning.cli import main",
+    "__main__.py": "from hast_lightning.cli.main import main",
     "errors.py": "class UserError(Exception): ...",
     "config.py": "from hast_lightning.errors import UserError",
     "schedule.py": "from . import config",
-    "models/__init__.py": "from hast_lightning.models.graph import trace",
+    "models/__init__.py": "from hast_lightning.graph.tracing import trace",
     "models/graph.py": "from ..errors import UserError\ndef trace(): ...",
     "models/zoo.py": "from hast_lightning import __version__, config\nfrom .graph import trace",
     "quantization/__init__.py": "",
     "quantization/spec.py": "import torch",
     "quantization/convert.py": "from hast_lightning.models import graph\nfrom .spec import Spec",
     "synthesis/__init__.py": "from hast_lightning.models import trace",
-    "distillation/__init__.py": "import hast_lightning.models.graph",
+    "distillation/__init__.py": "import hast_lightning.graph.tracing",
     "reporting/__init__.py": "def finish():\n    import wandb",
-    "pipeline.py": "from hast_lightning.reporting import finish\nimport hast_lightning.schedule",
+    "pipeline.py": "from hast_lightning.reporting import finish\nimport hast_lightning.training.schedule",
     "cli.py": "from hast_lightning import pipeline",
 }
 
@@ -271,7 +270,11 @@ def test_a_clean_tree_has_no_problem(tmp_path: Path) -> None:
     ("name", "text", "problem"),
     [
         ("errors.py", "import hast_lightning.config", "errors imports config"),
-        ("models/x.py", "from hast_lightning.schedule import S", "models.x imports schedule"),
+        (
+            "models/x.py",
+            "from hast_lightning.training.schedule import S",
+            "models.x imports schedule",
+        ),
         ("models/x.py", "from ..quantization import spec", "models.x imports quantization.spec"),
         ("quantization/x.py", "from ..models import zoo", "quantization.x imports models.zoo"),
         ("quantization/x.py", "import hast_lightning.models", "quantization.x imports models"),
@@ -286,7 +289,7 @@ def test_a_clean_tree_has_no_problem(tmp_path: Path) -> None:
         ("schedule.py", "from hast_lightning.models import zoo", "schedule imports models.zoo"),
         (
             "data/__init__.py",
-            "def f():\n    import hast_lightning.pipeline",
+            "def f():\n    import hast_lightning.runs.pipeline",
             "data imports pipeline",
         ),
         ("reporting/x.py", "from hast_lightning import cli", "reporting.x imports cli"),

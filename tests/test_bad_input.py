@@ -19,12 +19,13 @@ from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hast_lightning import assembly, cli
-from hast_lightning.cli import USER_ERROR_STATUS
+from hast_lightning.cli import main as cli
+from hast_lightning.cli.main import USER_ERROR_STATUS
 from hast_lightning.errors import ConfigurationError, UserError
 from hast_lightning.models.resnet import CifarResNet
-from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.reporting.result import Result
+from hast_lightning.records.result import Result
+from hast_lightning.runs import assembly
+from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import CALIBRATION_STEPS, SYNTHESIS_STEPS, TINY, call, content
 from tests.composition import options
 
@@ -100,7 +101,7 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: artefact, callbacks, command, compare, data, distillation, export, images, "
+    "the root has: artifact, callbacks, command, compare, data, distillation, export, images, "
     "logger, model, predictions, quantizer, recipe, resume, run, runs, schedule, seed, "
     "synthesis, trainer"
 )

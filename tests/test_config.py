@@ -339,7 +339,7 @@ def test_a_mistyped_key_is_refused(key: str) -> None:
     [
         ("+quantizer.wait_bits=3", "quantizer.wait_bits is no key of the configuration; quantizer"),
         ("+synthesis.bank.sice=3", "synthesis.bank.sice is no key of the configuration; synth"),
-        ("+epochs=3", "epochs is no key of the configuration; the root has: artefact, ca"),
+        ("+epochs=3", "epochs is no key of the configuration; the root has: artifact, ca"),
         ("+foo={a: 1}", "foo is no key of the configuration"),
     ],
 )

@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hast_lightning import cli, pipeline
-from hast_lightning.assembly import Run
-from hast_lightning.ranks import rank
-from hast_lightning.reporting.failure import read_failure
+from hast_lightning.cli import main as cli
+from hast_lightning.records.failure import read_failure
+from hast_lightning.runs import pipeline
+from hast_lightning.runs.assembly import Run
+from hast_lightning.runtime.ranks import rank
 from tests.command_line import call
 from tests.processes import Forked
 
@@ -286,7 +287,9 @@ import os
 import signal
 import sys
 
-from hast_lightning import cli, evaluation, pipeline
+from hast_lightning.cli import main as cli
+from hast_lightning.training import evaluation
+from hast_lightning.runs import pipeline
 
 fit = pipeline.fit
 

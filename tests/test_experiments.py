@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.sources.factory import build_source
+from hast_lightning.training.schedule import Action, build_schedule
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
 
-from hast_lightning import assembly, pipeline
 from hast_lightning.config import (
     Config,
     ModelConfig,
@@ -22,16 +24,14 @@ from hast_lightning.config import (
     register_schemas,
     to_object,
 )
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.graph.blocks import find_taps
+from hast_lightning.graph.tracing import trace
 from hast_lightning.models import zoo
-from hast_lightning.models.graph import trace
-from hast_lightning.models.pretrained import PretrainedNetwork
-from hast_lightning.models.taps import find_taps
-from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
-from hast_lightning.quantization.spec import QuantizationSpec
-from hast_lightning.schedule import Action, build_schedule
-from hast_lightning.synthesis.factory import build_source
+from hast_lightning.runs import assembly, pipeline
+from hast_lightning.training.module import ZeroShotQuantization
 from tests.composition import composed, options
 
 EXPERIMENTS = options("experiment")

@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from safetensors.torch import save_file
+from tests.reporting.test_table import make_result
 from torch import nn
 
-from hast_lightning.callbacks.checkpoint import last_whole_checkpoint
 from hast_lightning.config import (
     Config,
     DataConfig,
@@ -39,16 +39,16 @@ from hast_lightning.config import (
     register_schemas,
     to_object,
 )
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.evaluation import load_evaluation_data
 from hast_lightning.errors import DataError, UserError
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.resnet import CifarResNet
-from hast_lightning.models.zoo import PretrainedNetwork
-from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import reopen
-from hast_lightning.synthesis.generator import ConditionalGenerator
-from hast_lightning.synthesis.image_bank import ImageBank
-from tests.reporting.test_table import make_result
+from hast_lightning.records.folder import reopen
+from hast_lightning.records.result import Result
+from hast_lightning.sources.generator import ConditionalGenerator
+from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.training.callbacks.checkpoint import last_whole_checkpoint
 
 SHAPE = (3, 8, 8)
 BANK = ImageBankConfig(size=8, batch_size=4, iterations=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hast_lightning import cli
+from hast_lightning.cli import main as cli
 from hast_lightning.config import config_folder, to_object
 from hast_lightning.config.root import COMMANDS
 from tests.command_line import Finished, call
@@ -96,7 +96,7 @@ COMP_CWORD=$2
 hydra_bash_completion
 printf '%s\\n' "${COMPREPLY[@]}"
 """
-ENTRY_POINT = f"#!{sys.executable}\nfrom hast_lightning.cli import main\n\nmain()\n"
+ENTRY_POINT = f"#!{sys.executable}\nfrom hast_lightning.cli.main import main\n\nmain()\n"
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def completed(typed: str, path: str, folder: Path) -> list[str]:
         # Of a plain key the value that it has, whatever else it may have.
         ("command=", ["command=run"]),
         ("+experiment=digits_w2a2 quantizer.weight_bits=", ["quantizer.weight_bits=2"]),
-        ("artefact=./o", ["artefact=./outputs"]),
-        ("artefact=o", []),
+        ("artifact=./o", ["artifact=./outputs"]),
+        ("artifact=o", []),
     ],
 )
 def test_bash_completes(typed: str, offered: list[str], bash_path: str, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ import pytest
 from hydra.core.singleton import Singleton
 from omegaconf import OmegaConf
 
-from hast_lightning import cli, pipeline, sweeps
+from hast_lightning.cli import main as cli
+from hast_lightning.cli import sweeps
 from hast_lightning.config import Config, one_line
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.runs import pipeline
 from tests.command_line import TINY, call
 
 ARRAY = 4711

@@ -47,7 +47,7 @@ distribution = metadata.Distribution.from_name
 metadata.Distribution.from_name = from_others
 PathFinder.find_spec = find_others
 sys.argv[0] = "hast-lightning"
-from hast_lightning.cli import main
+from hast_lightning.cli.main import main
 
 main()
 loaded = set({OPTIONAL}) & set(sys.modules)

@@ -22,14 +22,10 @@ from torch.utils.data import DataLoader
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.data.ticker import StepTicker
-from hast_lightning.distillation.alignment import alignment_loss, channel_attention
-from hast_lightning.distillation.kd import kl_divergence
-from hast_lightning.distillation.promotion import promote
+from hast_lightning.graph.blocks import find_taps
+from hast_lightning.graph.tracing import expose, trace
 from hast_lightning.models import zoo
-from hast_lightning.models.graph import expose, trace
-from hast_lightning.models.taps import find_taps
 from hast_lightning.models.teacher import FrozenTeacher
-from hast_lightning.module import ZeroShotQuantization
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (
     WeightQuantizer,
@@ -39,8 +35,12 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.ranges import affine_parameters
 from hast_lightning.quantization.rounding import fake_quantize
 from hast_lightning.quantization.spec import QuantizationSpec
-from hast_lightning.schedule import Schedule
-from hast_lightning.synthesis.objectives import SynthesisObjective, difficulty
+from hast_lightning.terms.channel_attention import alignment_loss, channel_attention
+from hast_lightning.terms.kl import kl_divergence
+from hast_lightning.terms.synthesis import SynthesisObjective, difficulty
+from hast_lightning.training.module import ZeroShotQuantization
+from hast_lightning.training.schedule import Schedule
+from hast_lightning.transforms.promotion import promote
 from tests.composition import composed
 from tests.real_data import cifar10_folder, reference_file
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from hast_lightning import assembly, pipeline
-from hast_lightning.callbacks import checkpoint as checkpoint_module
-from hast_lightning.callbacks.checkpoint import LastCheckpoint
-from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.run_folder import GRID_FILE, REPORT_FILE, RESULT_FILE
+from hast_lightning.records.folder import GRID_FILE, REPORT_FILE, RESULT_FILE
+from hast_lightning.runs import assembly, pipeline
+from hast_lightning.training.callbacks import checkpoint as checkpoint_module
+from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
+from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import SYNTHESIS_STEPS, TINY, call, content
 from tests.composition import composed
 

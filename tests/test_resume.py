@@ -20,11 +20,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hast_lightning import cli
-from hast_lightning.callbacks.checkpoint import last_whole_checkpoint
+from hast_lightning.cli import main as cli
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
-from hast_lightning.pipeline import resume
-from hast_lightning.run_folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
+from hast_lightning.records.folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
+from hast_lightning.runs.pipeline import resume
+from hast_lightning.training.callbacks.checkpoint import last_whole_checkpoint
 from tests.command_line import TINY, call
 from tests.processes import Forked
 

@@ -119,7 +119,7 @@ def test_the_metadata_names_version_licence_and_entry_point(wheel: Path) -> None
     assert "Typing :: Typed" in fields.get_all("Classifier", [])
     assert fields["Description-Content-Type"] == "text/markdown"
     assert str(fields.get_payload()).startswith("# hast-lightning")
-    assert "hast-lightning = hast_lightning.cli:main" in metadata(wheel, "entry_points.txt")
+    assert "hast-lightning = hast_lightning.cli.main:main" in metadata(wheel, "entry_points.txt")
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
 
 

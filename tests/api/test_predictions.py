@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hast_lightning import Prediction, QuantizedModel
 from hast_lightning.errors import DataError, UserError
-from hast_lightning.prediction import predict
+from hast_lightning.runs.prediction import predict
 
 COUNT = 40
 """More than the pictures of one batch."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from hast_lightning import Prediction, QuantizedModel, quantize
-from hast_lightning.reporting.result import Result
+from hast_lightning.records.result import Result
 
 
 def smaller(network: nn.Module, folder: Path) -> float | None:

@@ -14,9 +14,9 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 from hast_lightning.config import DataConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.evaluation import EvaluationData, digits, load_evaluation_data
 from hast_lightning.errors import DataError
-from hast_lightning.models.zoo import PretrainedNetwork
 from tests.real_data import cifar10_folder
 
 CIFAR_MEAN = (0.485, 0.456, 0.406)

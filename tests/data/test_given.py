@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 from hast_lightning.config import DataConfig, ImagesConfig, ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import BATCH_SIZE, GivenData
 from hast_lightning.data.image_folder import load_image_folder
 from hast_lightning.errors import DataError
 from hast_lightning.models import zoo
-from hast_lightning.models.pretrained import PretrainedNetwork
-from hast_lightning.prediction import picture_batches
-from hast_lightning.synthesis.own_images import read_own_images
+from hast_lightning.runs.prediction import picture_batches
+from hast_lightning.sources.own_images import read_own_images
 from tests.export.families import noise
 from tests.export.test_packed import DESCRIPTION
 

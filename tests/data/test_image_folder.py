@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from hast_lightning.config import DataConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.evaluation import load_evaluation_data
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import DataError
-from hast_lightning.models.zoo import PretrainedNetwork
 
 COLOURS = {"n01": (255, 0, 0), "n02": (0, 255, 0)}
 

@@ -36,7 +36,7 @@ from hast_lightning.api import quantization
 from hast_lightning.api.composition import composed
 from hast_lightning.config import Config, to_object
 from hast_lightning.models.resnet import CifarResNet
-from hast_lightning.run_folder import RESULT_FILE
+from hast_lightning.records.folder import RESULT_FILE
 from tests.command_line import call
 from tests.composition import composed_raw
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hast_lightning.errors import ModelError
-from hast_lightning.export.artefact import FORMATS, open_artefact, write_artefact
+from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.frozen import freeze
 from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import SHAPE, calibrated, family, noise
@@ -29,13 +29,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     network = freeze(calibrated(family("cifar_resnet"), QuantizationSpec(4, 4)))
     paths = {name: folder / f"student{kind.suffix}" for name, kind in FORMATS.items()}
     for name, path in paths.items():
-        write_artefact(name, network, DESCRIPTION, path)
+        write_artifact(name, network, DESCRIPTION, path)
     return paths
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        network, _ = open_artefact(path)
+        network, _ = open_artifact(path)
         network(noise(1, *SHAPE))
     line = str(caught.value)
     assert "\n" not in line
@@ -66,7 +66,7 @@ def test_changed_bytes_are_refused_or_change_numbers_alone(
             data[rng.randrange(len(data))] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            network, _ = open_artefact(path)
+            network, _ = open_artifact(path)
             logits = network(noise(1, *SHAPE))
         except ModelError as error:
             assert "\n" not in str(error)
@@ -168,7 +168,7 @@ def test_pickled_example_inputs_are_never_loaded(good: dict[str, Path], tmp_path
         return pickle.dumps(Payload(harm)) if name.startswith("data/sample_inputs") else content
 
     path = rewritten(good["program"], tmp_path / "student.pt2", change)
-    network, _ = open_artefact(path)
+    network, _ = open_artifact(path)
     assert torch.isfinite(network(noise(1, *SHAPE))).all()
     assert not harm.exists()
 

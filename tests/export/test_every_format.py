@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hast_lightning.config import FORMATS as FORMATS_OF_CONFIGURATION
-from hast_lightning.export.artefact import FORMATS, open_artefact, write_artefact
+from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.frozen import freeze
 from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import FAMILIES, SHAPE, calibrated, family, noise
@@ -44,11 +44,11 @@ def check_onnx(
 ) -> None:
     student = calibrated(family(name), QuantizationSpec(bits, bits, **options))
     path = folder / "student.onnx"
-    write_artefact("onnx", freeze(student), DESCRIPTION, path, opset)
+    write_artifact("onnx", freeze(student), DESCRIPTION, path, opset)
     images = noise(IMAGES, *SHAPE, seed=5)
     with torch.no_grad():
         expected = student(images)
-    found = open_artefact(path)[0](images)
+    found = open_artifact(path)[0](images)
     deviation = deviations(found, expected)
     assert deviation.median() < (MEDIAN_DEVIATION if bits < 8 else MEDIAN_DEVIATION_IN_INTEGERS)
     # Random weights leave some images undecided; those that are decided stay so.
@@ -107,11 +107,11 @@ def test_a_program_computes_exactly_what_the_student_does(
 ) -> None:
     student = calibrated(family(name), QuantizationSpec(bits, bits))
     path = tmp_path / "student.pt2"
-    write_artefact("program", freeze(student), DESCRIPTION, path)
+    write_artifact("program", freeze(student), DESCRIPTION, path)
     images = noise(5, *SHAPE, seed=5)
     with torch.no_grad():
         expected = student(images)
-    torch.testing.assert_close(open_artefact(path)[0](images), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(open_artifact(path)[0](images), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["onnx", "program"])
@@ -123,11 +123,11 @@ def test_ranges_without_zero_are_not_passed_on_wrong(name: str, tmp_path: Path) 
         quantizer.set_range(torch.tensor(low), torch.tensor(high))
         assert not 0 <= float(quantizer.zero_point) <= 15
     path = tmp_path / f"student{FORMATS[name].suffix}"
-    write_artefact(name, freeze(student), DESCRIPTION, path)
+    write_artifact(name, freeze(student), DESCRIPTION, path)
     images = noise(IMAGES, *SHAPE, seed=5)
     with torch.no_grad():
         expected = student(images)
-    assert deviations(open_artefact(path)[0](images), expected).median() < 1e-4
+    assert deviations(open_artifact(path)[0](images), expected).median() < 1e-4
 
 
 def _quantizers(student: torch.nn.Module) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def test_four_bits_take_four_and_integer_engines_find_what_they_fuse(tmp_path: P
     from onnx import TensorProto
 
     student = calibrated(family("cifar_resnet"), QuantizationSpec(4, 4))
-    write_artefact("onnx", freeze(student), DESCRIPTION, tmp_path / "w4.onnx")
+    write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w4.onnx")
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "w4.onnx").graph.initializer}
     assert {TensorProto.INT4, TensorProto.UINT4} & types
 
     student = calibrated(family("cifar_resnet"), QuantizationSpec(8, 8, **DEPLOY))
-    write_artefact("onnx", freeze(student), DESCRIPTION, tmp_path / "w8.onnx")
+    write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w8.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3

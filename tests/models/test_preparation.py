@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from hast_lightning.models.graph import batch_norm_inputs, trace
+from hast_lightning.graph.tracing import batch_norm_inputs, trace
 from hast_lightning.models.preparation import prepare
 from hast_lightning.models.resnet import CifarResNet
 from tests.export.families import as_if_trained, noise

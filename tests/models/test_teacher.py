@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.models.graph import trace
+from hast_lightning.graph.blocks import find_taps
+from hast_lightning.graph.tracing import trace
 from hast_lightning.models.resnet import CifarResNet
-from hast_lightning.models.taps import find_taps
 from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new, channel_statistics
 
 IMAGES = (4, 3, 16, 16)

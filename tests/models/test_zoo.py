@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hast_lightning.config import PROVIDERS, ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models import zoo
-from hast_lightning.models.zoo import PretrainedNetwork, load
+from hast_lightning.models.zoo import load
 
 
 def test_every_provider_of_the_configuration_has_a_loader() -> None:

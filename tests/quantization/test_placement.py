@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from hast_lightning.models.graph import trace
-from hast_lightning.models.operations import layer_of, rearranges
+from hast_lightning.graph.operations import layer_of, rearranges
+from hast_lightning.graph.tracing import trace
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (

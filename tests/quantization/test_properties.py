@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from hast_lightning.config import QuantizerConfig
-from hast_lightning.models.graph import trace
+from hast_lightning.graph.tracing import trace
 from hast_lightning.quantization.convert import activation_quantizer, convert, weight_quantizer
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hast_lightning import pipeline
-from hast_lightning.reporting.result import Result
+from hast_lightning.records.result import Result
+from hast_lightning.runs import pipeline
 from tests.command_line import undisturbed_torch
 from tests.small_runs import small
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
+from hast_lightning.records.results_table import HeadlineRow
 from hast_lightning.report.content import (
     ConfusionTable,
     Curve,
@@ -18,7 +19,6 @@ from hast_lightning.report.content import (
     Switch,
     Tile,
 )
-from hast_lightning.reporting.table import HeadlineRow
 
 DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"

@@ -13,9 +13,9 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
+from hast_lightning.records.folder import REPORT_FILE
+from hast_lightning.records.result import Result
 from hast_lightning.report import page
-from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import REPORT_FILE
 from tests.report.pages import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from hast_lightning import artefacts
 from hast_lightning.errors import ExportError
-from hast_lightning.module import ZeroShotQuantization
+from hast_lightning.records.failure import FAILURE_FILE
+from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
 from hast_lightning.report import page
-from hast_lightning.reporting.failure import FAILURE_FILE
-from hast_lightning.run_folder import REPORT_FILE, RESULT_FILE
+from hast_lightning.runs import exporting as artifacts
+from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import CALIBRATION_STEPS, SYNTHESIS_STEPS, TINY, call
 from tests.report.pages import Page
 
@@ -77,7 +77,7 @@ def test_an_export_that_fails_stands_above_the_whole_result(
     def refuse(*_: Any) -> None:
         raise ExportError("the packed file is not the student")
 
-    monkeypatch.setattr(artefacts, "_prove", refuse)
+    monkeypatch.setattr(artifacts, "_prove", refuse)
     assert call(*RUN, folder=tmp_path).status == 2
     assert (tmp_path / "run" / RESULT_FILE).exists()
     found = Page((tmp_path / "run" / REPORT_FILE).read_text(encoding="utf-8"))

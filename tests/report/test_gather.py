@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from pytest import approx
 
-from hast_lightning import assembly, pipeline
-from hast_lightning.assembly import Run
 from hast_lightning.quantization.fake_quant import ActivationMode, set_activation_mode
+from hast_lightning.records.folder import REPORT_FILE
+from hast_lightning.records.result import Result
 from hast_lightning.report import write_report
 from hast_lightning.report.content import RunReport
 from hast_lightning.report.gather import TILES, gather
 from hast_lightning.report.samples import FEWEST, MOST, look_at, sample_count
-from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import REPORT_FILE
-from hast_lightning.synthesis.objectives import difficulty
+from hast_lightning.runs import assembly, pipeline
+from hast_lightning.runs.assembly import Run
+from hast_lightning.terms.synthesis import difficulty
 from tests.command_line import STUDENT_STEPS, undisturbed_torch
 from tests.report.pages import Page
 from tests.small_runs import small

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from hast_lightning.assembly import Run
 from hast_lightning.report import page
 from hast_lightning.report.content import RunReport
+from hast_lightning.runs.assembly import Run
 from tests.report.pages import DOT, Page, report
 
 HOSTILE = "<script>document.title='run'</script>\"'><img src=x onerror=alert(1)>&{{ 7*7 }}"

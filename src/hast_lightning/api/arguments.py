@@ -15,7 +15,7 @@ from hast_lightning.api.composition import as_overrides, literal
 from hast_lightning.api.overrides import concerns
 from hast_lightning.config import config_folder
 from hast_lightning.errors import ConfigurationError, DataError
-from hast_lightning.run_folder import CONFIG_FILE
+from hast_lightning.records.folder import CONFIG_FILE
 
 InputShape = int | tuple[int, int, int]
 ARCHIVE_SUFFIX = ".npz"

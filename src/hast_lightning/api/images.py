@@ -14,7 +14,7 @@ from torch import Tensor
 from hast_lightning.data.given import as_tensor, network_input
 from hast_lightning.errors import DataError
 from hast_lightning.export.description import Description
-from hast_lightning.prediction import Picture, picture_batches, picture_files
+from hast_lightning.runs.prediction import Picture, picture_batches, picture_files
 
 BATCH_SIZE = 256
 ORIGIN = "predict"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hast_lightning.errors import ModelError
-from hast_lightning.export.artefact import FORMATS
+from hast_lightning.export.artifact import FORMATS
 from hast_lightning.export.packed import packed_files
 
 PACKED = FORMATS["packed"].suffix
@@ -28,7 +28,7 @@ def packed_file(path: Path) -> Path:
     if path.is_file() and path.suffix in _EXPORTS:
         raise ModelError(
             f"{path} is {_EXPORTS[path.suffix]} or `hast-lightning command=predict "
-            f"artefact={path}`; QuantizedModel.load reads the packed checkpoint ({PACKED}) that "
+            f"artifact={path}`; QuantizedModel.load reads the packed checkpoint ({PACKED}) that "
             "save writes"
         )
     if path.is_file() and path.suffix == CHECKPOINT:

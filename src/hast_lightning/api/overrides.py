@@ -12,7 +12,7 @@ Overrides = str | Sequence[str] | Mapping[str, Any]
 
 # Keys that only the command line follows.
 _SWEEPS = ("sweep",)
-_COMMANDS = ("command", "resume", "artefact", "images", "predictions", "runs", "compare")
+_COMMANDS = ("command", "resume", "artifact", "images", "predictions", "runs", "compare")
 # What the module itself, or the call, says instead.
 _OF_NAMED_NETWORKS = ("provider", "factory", "pretrained", "checkpoint", "depth", "input_size")
 

@@ -25,17 +25,18 @@ from hast_lightning.api.overrides import Overrides, as_texts, concerns, key_of, 
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.recipes import Choice, choose
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
-from hast_lightning.artefacts import describe
-from hast_lightning.assembly import Run
 from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.export.frozen import freeze
 from hast_lightning.models import zoo
 from hast_lightning.models.providers import given
-from hast_lightning.pipeline import carry_out
-from hast_lightning.reporting.result import Result
-from hast_lightning.reporting.table import results_table
+from hast_lightning.records.result import Result
+from hast_lightning.records.results_table import results_table
+from hast_lightning.runs.assembly import Run
+from hast_lightning.runs.exporting import describe
+from hast_lightning.runs.pipeline import carry_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,7 +160,7 @@ class _Plan:
     """
 
     config: Config
-    pretrained: zoo.PretrainedNetwork
+    pretrained: PretrainedNetwork
     choice: Choice | None
 
 
@@ -235,7 +236,7 @@ class _Call:
         _check(config, self.keeps_folder)
         return config
 
-    def _pretrained(self, model: ModelConfig) -> zoo.PretrainedNetwork:
+    def _pretrained(self, model: ModelConfig) -> PretrainedNetwork:
         if isinstance(self.network, nn.Module):
             return given.accept(self.network, model, self.input_shape)
         return zoo.load(model)

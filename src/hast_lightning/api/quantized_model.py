@@ -20,8 +20,8 @@ from hast_lightning.export.onnx_file import write_onnx
 from hast_lightning.export.onnx_graph import WRITING, require_packages
 from hast_lightning.export.packed import read_packed, write_packed
 from hast_lightning.export.program import write_program
-from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import RESULT_FILE
+from hast_lightning.records.folder import RESULT_FILE
+from hast_lightning.records.result import Result
 
 Writer = Callable[[fx.GraphModule, Description, Path], None]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hast_lightning.random_streams import random_streams, set_random_streams
+from hast_lightning.runtime.random_streams import random_streams, set_random_streams
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 LIGHTNING_LOG = "lightning.pytorch"

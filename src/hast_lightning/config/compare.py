@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hast_lightning.config.checks import require_choice
+from hast_lightning.core.checks import require_choice
 
 TABLE_FORMATS = ("markdown", "csv", "latex", "html")
 PICTURE_FORMATS = ("png", "svg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hast_lightning.config.checks import require_choice, require_range
+from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 FORMATS = ("packed", "onnx", "program")

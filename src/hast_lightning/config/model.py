@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from hast_lightning.config.checks import expand_home, require_choice, require_range
+from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own", "given")

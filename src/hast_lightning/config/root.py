@@ -7,16 +7,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from hast_lightning.config.checks import expand_home, require_choice, require_range
 from hast_lightning.config.compare import CompareConfig
-from hast_lightning.config.distillation import DistillationConfig
 from hast_lightning.config.export import ExportConfig
+from hast_lightning.config.method import MethodConfig
 from hast_lightning.config.model import ModelConfig
-from hast_lightning.config.quantizer import QuantizerConfig
 from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
     CallbacksConfig,
@@ -24,11 +20,13 @@ from hast_lightning.config.surroundings import (
     LoggerConfig,
     TrainerConfig,
 )
-from hast_lightning.config.synthesis import SynthesisConfig
+from hast_lightning.core.checks import expand_home, require_choice, require_range
+from hast_lightning.core.source import Source
+from hast_lightning.core.stage import Stage
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.quantization.settings import QuantizerConfig
 
-COMMANDS = ("run", "inspect", "predict", "compare", "dashboard")
-STAGES = ("synthesize", "distill", "evaluate", "export", "report")
+COMMANDS = ("run", "inspect", "methods", "predict", "compare", "dashboard")
 
 
 @dataclass
@@ -42,21 +40,22 @@ class Config:
     recipe: str = MISSING
     """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the agenda, ``inspect`` the network (a table of what would be quantized),
-    ``predict`` (classify ``images`` with an exported network), ``compare`` the results of
-    ``runs``, or build the ``dashboard`` of the project at wandb."""
+    """``run`` the stages, ``inspect`` the network (a table of what would be quantized), list the
+    ``methods``, ``predict`` (classify ``images`` with an exported network), ``compare`` the results
+    of ``runs``, or build the ``dashboard`` of the project at wandb."""
     seed: int = 0
     """Seed of every random number of the run."""
-    run: list[str] = field(default_factory=lambda: list(STAGES))
-    """The agenda: which of the stages run, always in their natural order."""
     resume: str | None = None
     """Folder of an unfinished run to go on with; it brings its own configuration."""
-    artefact: str | None = None
+    modules: list[str] = field(default_factory=list)
+    """Your own modules with parts, imported before the configuration is composed. They have to be
+    named on the command line, also to resume a run: a file cannot have code imported."""
+    artifact: str | None = None
     """``command=predict``: an exported file; it says itself what images it takes."""
     images: str | None = None
     """``command=predict``: a folder of images, or one of them."""
     predictions: str | None = None
-    """``command=predict``: the CSV file that is written; none: standard output."""
+    """``command=predict``: the CSV file that is written; null: standard output."""
     # OmegaConf has no such union: what it is in words, for the reference.
     runs: Annotated[Any, "text, list (text) or null"] = None
     """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
@@ -64,8 +63,17 @@ class Config:
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
-    synthesis: SynthesisConfig = MISSING
-    distillation: DistillationConfig = MISSING
+    method: MethodConfig = MISSING
+    sources: dict[str, Source] = field(default_factory=dict)
+    """Where batches come from, by name."""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    """The stages that the method has, by name."""
+    order: list[str] = field(default_factory=list)
+    """Which of the stages run, in this order."""
+    evaluate: bool = True
+    """Measure the student after the last stage. Without, no file is exported."""
+    report: bool = True
+    """Leave report.html and a picture of samples in the run folder."""
     data: DataConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
@@ -75,15 +83,46 @@ class Config:
     def __post_init__(self) -> None:
         require_choice("command", self.command, COMMANDS)
         require_range("seed", self.seed, 0, 2**32 - 1)
-        for stage in self.run:
-            require_choice("run", stage, STAGES)
         self._check_runs()
-        self._check_agenda()
-        self._check_source_and_schedule()
-        self._check_images()
-        self._check_batches()
+        self._check_order()
         self._check_data()
+        self._check_overlap()
         self._check_prediction()
+
+    @property
+    def ordered(self) -> dict[str, Stage]:
+        """Return the stages that run, in their order."""
+        return {name: self.stages[name] for name in self.order}
+
+    @property
+    def trains(self) -> bool:
+        """Return whether there is a student in the end that is worth evaluating."""
+        return any(stage.calibrates or stage.trains_student for stage in self.ordered.values())
+
+    @property
+    def main_source(self) -> str:
+        """Return the name of the source that the last stage reads or improves."""
+        for stage in reversed(self.ordered.values()):
+            if names := (*stage.reads, *stage.improves):
+                return names[0]
+        raise ConfigurationError(f"order={self.order}: none of these stages has a source")
+
+    def _check_order(self) -> None:
+        if not self.order:
+            raise ConfigurationError("order=[] names no stage: nothing would be done")
+        for name in self.order:
+            if name not in self.stages:
+                raise ConfigurationError(
+                    f"order: {name!r} is no stage of this method; it has: "
+                    f"{', '.join(self.stages) or 'none'}"
+                )
+        if len(set(self.order)) < len(self.order):
+            raise ConfigurationError(f"order={self.order} names a stage twice")
+        if self.export.formats and self.trains and not self.evaluate:
+            raise ConfigurationError(
+                "evaluate=false with export.formats: every file is compared with the student on "
+                "what it is evaluated on; choose export=none"
+            )
 
     def _check_runs(self) -> None:
         named = [self.runs] if isinstance(self.runs, str) else self.runs or []
@@ -96,51 +135,15 @@ class Config:
             )
         self.runs = named
 
-    def _check_agenda(self) -> None:
-        if not {"synthesize", "distill"} & set(self.run):
-            raise ConfigurationError(
-                f"run={list(self.run)} has neither synthesize nor distill: nothing would be done"
-            )
-        given = self.synthesis.load is not None or self.synthesis.source == "images"
-        if "synthesize" not in self.run and not given:
-            raise ConfigurationError(
-                f"run={list(self.run)} has no synthesize and synthesis.load is not set: there "
-                "would be no images to train on"
-            )
-        if "synthesize" in self.run and "distill" not in self.run and given:
-            what = (
-                "synthesis.source=images"
-                if self.synthesis.source == "images"
-                else f"synthesis.load={self.synthesis.load}"
-            )
-            raise ConfigurationError(
-                f"run={list(self.run)} with {what}: nothing would be done; the samples are there "
-                "already"
-            )
-
-        alternating = self.schedule.name == "alternating" and "distill" in self.run
-        if alternating and "synthesize" not in self.run:
-            raise ConfigurationError(
-                f"run={list(self.run)}: schedule.name=alternating synthesizes in every "
-                "iteration; add synthesize, or choose schedule=two_stage"
-            )
-
-        lacking = [stage for stage in ("distill", "evaluate") if stage not in self.run]
-        if "export" in self.run and lacking:
-            raise ConfigurationError(
-                f"run={list(self.run)}: export needs {' and '.join(lacking)}; every file is "
-                "compared with the trained student, and result.json says how they agree"
-            )
-
     def _check_prediction(self) -> None:
-        for key in ("artefact", "images", "predictions"):
+        for key in ("artifact", "images", "predictions"):
             value = expand_home(getattr(self, key))
             setattr(self, key, value)
             if self.command != "predict" and value is not None:
                 raise ConfigurationError(f"{key}={value} is for command=predict alone")
             if self.command == "predict" and value is None and key != "predictions":
                 raise ConfigurationError(
-                    f"{key} is not set: command=predict artefact=<exported file> images=<folder>"
+                    f"{key} is not set: command=predict artifact=<exported file> images=<folder>"
                 )
 
     def _check_data(self) -> None:
@@ -151,118 +154,21 @@ class Config:
                 "(integers), or choose data=none"
             )
 
-    def _check_batches(self) -> None:
-        """What the generator has just made is what the student sees: one batch size for both."""
-        made, seen = self.synthesis.generator.batch_size, self.distillation.batch_size
-        shared = self.schedule.name == "alternating" and self.synthesis.source == "generator"
-        if shared and made != seen:
-            raise ConfigurationError(
-                f"distillation.batch_size={seen} differs from synthesis.generator.batch_size="
-                f"{made}: with schedule.name=alternating both steps see the same batch"
-            )
-
-    def _check_images(self) -> None:
-        """Pictures are there already, and are not those that the result is measured on."""
-        path = self.synthesis.images.path
-        if self.synthesis.source != "images":
-            return
-        if self.schedule.name == "alternating":
-            raise ConfigurationError(
-                "synthesis.source=images with schedule.name=alternating: there is nothing to "
-                "synthesize in every iteration; choose schedule=two_stage"
-            )
-        if self.schedule.synthesis_steps is not None:
-            raise ConfigurationError(
-                f"schedule.synthesis_steps={self.schedule.synthesis_steps} with "
-                "synthesis.source=images: there is nothing to synthesize; leave it out"
-            )
-        if self.command == "run" and path is None:
-            raise ConfigurationError(
-                "synthesis.images.path is not set: point it at a folder of pictures or an .npz "
-                "file with x (uint8 N,H,W,C)"
-            )
-        if path is not None and self.data.path is not None and _overlap(path, self.data.path):
-            raise ConfigurationError(
-                f"synthesis.images.path={path} and data.path={self.data.path} overlap: the result "
-                "would be measured on what the student was trained on"
-            )
-
-    def _check_source_and_schedule(self) -> None:
-        # Without distill there is nothing to alternate with: only the synthesis is planned.
-        stage_of_its_own = self.schedule.name == "two_stage" or "distill" not in self.run
-        endless = self.schedule.synthesis_steps is None and self.synthesis.load is None
-        if self.synthesis.source == "generator" and stage_of_its_own and endless:
-            raise ConfigurationError(
-                "schedule.synthesis_steps is not set: a generator has no natural end; say how "
-                "many steps it gets before the student starts"
-            )
+    def _check_overlap(self) -> None:
+        """Refuse pictures to train on that the result is measured on."""
+        for name, source in self.sources.items():
+            path = getattr(source, "path", None)
+            if path is not None and self.data.path is not None and _overlap(path, self.data.path):
+                raise ConfigurationError(
+                    f"sources.{name}.path={path} and data.path={self.data.path} overlap: the "
+                    "result would be measured on what the student was trained on"
+                )
 
 
 def _overlap(first: str, second: str) -> bool:
-    """Whether two paths are the same, or one lies in the other."""
+    """Return whether two paths are the same, or one lies in the other."""
     one, other = Path(first).resolve(), Path(second).resolve()
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def register_schemas() -> None:
-    """Make the root schema known to Hydra as ``schema``, and the two resolvers; idempotent."""
-    OmegaConf.register_new_resolver("first", _first, replace=True)
-    OmegaConf.register_new_resolver("folder_of_command", _folder_of_command, replace=True)
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
-def _folder_of_command(command: str) -> str | None:
-    """The folder of a command that writes nothing, for which Hydra would make a new one."""
-    return None if command == "run" else "."
-
-
-def _first(*values: Any) -> Any:
-    """The first of the values that is set."""
-    return next((value for value in values if value is not None), None)
-
-
-def to_object(config: DictConfig) -> Config:
-    """Resolve the composed configuration and run every check.
-
-    Raises:
-        ConfigurationError: a value is missing, of the wrong type or out of range.
-    """
-    _refuse_added_keys(config)
-    try:
-        result: Any = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(str(error).splitlines()[0]) from error
-    assert isinstance(result, Config)
-    return result
-
-
-def _refuse_added_keys(group: DictConfig, prefix: str = "") -> None:
-    """Refuse what the schema does not have: Hydra's ``+key=value`` adds it all the same."""
-    schema = OmegaConf.get_type(group)
-    assert schema is not None
-    known = {field.name for field in fields(schema)}
-    for key in map(str, group):
-        if key not in known:
-            raise ConfigurationError(_no_such_key(prefix, key, known))
-        _refuse_value_for_group(group, key, f"{prefix}{key}")
-        if not OmegaConf.is_missing(group, key) and isinstance(group[key], DictConfig):
-            _refuse_added_keys(group[key], f"{prefix}{key}.")
-
-
-def _refuse_value_for_group(group: DictConfig, key: str, name: str) -> None:
-    """Refuse an interpolation that puts a value where a group of keys belongs."""
-    schema: Any = get_type_hints(OmegaConf.get_type(group))[key]
-    if not is_dataclass(schema) or OmegaConf.is_missing(group, key):
-        return
-    try:
-        value = group[key]
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(str(error).splitlines()[0]) from error
-    if OmegaConf.get_type(value) is not schema:
-        raise ConfigurationError(
-            f"{name}={value!r} is not a group of keys; {name} has: "
-            f"{', '.join(sorted(field.name for field in fields(schema)))}"
-        )
 
 
 def describe_unknown_key(key: str) -> str | None:
@@ -272,7 +178,7 @@ def describe_unknown_key(key: str) -> str | None:
     for name in key.split("."):
         known = get_type_hints(schema) if is_dataclass(schema) else {}
         if name not in known:
-            return _no_such_key(prefix, name, known)
+            return no_such_key(prefix, name, known)
         schema = known[name]
         prefix = f"{prefix}{name}."
     return None
@@ -301,7 +207,8 @@ def _lists_of_groups(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", get_args(hint)[0]
 
 
-def _no_such_key(prefix: str, key: str, known: Collection[str]) -> str:
+def no_such_key(prefix: str, key: str, known: Collection[str]) -> str:
+    """Return what to say of a ``key`` behind ``prefix`` that is not among those ``known``."""
     group = prefix.rstrip(".") or "the root"
     return (
         f"{prefix}{key} is no key of the configuration; {group} has: "

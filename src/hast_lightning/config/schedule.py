@@ -1,66 +1,43 @@
-"""The ``schedule`` group."""
+"""The ``schedule`` group: the budget of a run, in numbers that every method understands."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from hast_lightning.config.checks import require_choice, require_range
-from hast_lightning.errors import ConfigurationError
-
-SCHEDULES = ("alternating", "two_stage")
-LEARNING_RATE_POLICIES = ("constant", "multistep", "cosine")
-
-
-@dataclass
-class LearningRateConfig:
-    """How the student's learning rate moves over its steps."""
-
-    policy: str = "multistep"
-    """``constant``, ``multistep`` (falls at the milestones) or ``cosine`` (falls to zero)."""
-    milestones: list[int] = field(default_factory=list)
-    """Student steps after which the rate is multiplied by ``factor`` (multistep)."""
-    factor: float = 0.1
-    """What the rate is multiplied by at a milestone."""
-    warmup_steps: int = 0
-    """Student steps of linear warm-up from zero (any policy)."""
-
-    def __post_init__(self) -> None:
-        require_choice("schedule.learning_rate.policy", self.policy, LEARNING_RATE_POLICIES)
-        require_range("schedule.learning_rate.factor", self.factor, 0, 1, open_minimum=True)
-        require_range("schedule.learning_rate.warmup_steps", self.warmup_steps, 0)
-        for milestone in self.milestones:
-            require_range("schedule.learning_rate.milestones", milestone, 0)
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ConfigurationError(
-                f"schedule.learning_rate.milestones={list(self.milestones)} must increase"
-            )
+from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.stages.learning_rate import POLICIES
 
 
 @dataclass
 class ScheduleConfig:
-    """Which step comes when."""
+    """The budget of a run. What is null is the method's own, as it was released."""
 
-    name: str = MISSING
-    """``two_stage``: all synthesis, then all distillation; ``alternating``: a step of both in each
-    iteration."""
-    synthesis_steps: int | None = None
-    """Steps of the sample source; none: as many as the image bank needs to be filled once."""
-    calibration_steps: int = MISSING
-    """Steps that only observe activation ranges; the ranges are frozen after them."""
-    student_steps: int = MISSING
+    name: str = "released"
+    """What the budget is called."""
+    images: int | None = None
+    """Images of a bank."""
+    image_batch: int | None = None
+    """Images that are made together."""
+    image_steps: int | None = None
+    """Steps that each batch of images gets."""
+    generator_steps: int | None = None
+    """Steps of a generator in a stage of its own."""
+    calibration_steps: int | None = None
+    """Steps that observe activation ranges."""
+    student_steps: int | None = None
     """Steps that train the student."""
-    learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
+    student_batch: int | None = None
+    """Samples of a student step."""
+    learning_rate: str | None = None
+    """How the student's learning rate moves: ``constant``, ``multistep`` or ``cosine``."""
 
     def __post_init__(self) -> None:
-        require_choice("schedule.name", self.name, SCHEDULES)
-        if self.synthesis_steps is not None:
-            require_range("schedule.synthesis_steps", self.synthesis_steps, 1)
-            if self.name == "alternating":
-                raise ConfigurationError(
-                    f"schedule.synthesis_steps={self.synthesis_steps}: schedule.name=alternating "
-                    "synthesizes once in every iteration"
-                )
-        require_range("schedule.calibration_steps", self.calibration_steps, 1)
-        require_range("schedule.student_steps", self.student_steps, 0)
+        least = {"student_steps": 0}
+        for name in (
+            *("images", "image_batch", "image_steps", "generator_steps", "calibration_steps"),
+            *("student_steps", "student_batch"),
+        ):
+            if getattr(self, name) is not None:
+                require_range(f"schedule.{name}", getattr(self, name), least.get(name, 1))
+        if self.learning_rate is not None:
+            require_choice("schedule.learning_rate", self.learning_rate, POLICIES)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from hast_lightning.config.checks import expand_home, require_choice, require_range
+from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
 DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none", "given")

@@ -16,10 +16,10 @@ from torch import Tensor
 from hast_lightning.config import DataConfig
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
 from hast_lightning.errors import DataError
-from hast_lightning.pictures import read_arrays, require_pixels
+from hast_lightning.files.pictures import read_arrays, require_pixels
 
 if TYPE_CHECKING:
-    from hast_lightning.models.zoo import PretrainedNetwork
+    from hast_lightning.core.network import PretrainedNetwork
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 """Images (N, H, W, C) and labels (N,), as read and not yet checked."""

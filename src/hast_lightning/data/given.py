@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from hast_lightning.errors import DataError
-from hast_lightning.pictures import MODES, Fitting
+from hast_lightning.files.pictures import MODES, Fitting
 
 if TYPE_CHECKING:
-    from hast_lightning.models.zoo import PretrainedNetwork
+    from hast_lightning.core.network import PretrainedNetwork
 
 BATCH_SIZE = 256
 WHITE = 255

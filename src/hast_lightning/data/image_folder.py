@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hast_lightning.config import DataConfig
 from hast_lightning.errors import DataError
-from hast_lightning.pictures import Fitting, open_picture, refuse_loops
+from hast_lightning.files.pictures import Fitting, open_picture, refuse_loops
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-    from hast_lightning.models.zoo import PretrainedNetwork
+    from hast_lightning.core.network import PretrainedNetwork
 
 LAYOUT = "one folder a class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
 CHANNELS = 3

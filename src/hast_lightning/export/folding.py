@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.export.frozen import FrozenConv2d, FrozenWeight
-from hast_lightning.models.graph import batch_norm_affine, foldable_batch_norms
+from hast_lightning.graph.tracing import batch_norm_affine, foldable_batch_norms
 
 
 @torch.no_grad()

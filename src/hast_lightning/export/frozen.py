@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.export.arguments import arguments_of
-from hast_lightning.models.operations import is_stochastic_depth, layer_of
+from hast_lightning.graph.operations import is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
     QuantConv2d,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hast_lightning.errors import ExportError
-from hast_lightning.export.artefact import Network
+from hast_lightning.export.artifact import Network
 
 REPEATS = 7
 PERCENT_DIGITS = 4

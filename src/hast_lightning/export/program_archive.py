@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hast_lightning.archives import require_bounded
 from hast_lightning.errors import ModelError
+from hast_lightning.files.archives import require_bounded
 
 _MODEL = "models/model.json"
 _EXAMPLES = "data/sample_inputs/model.pt"

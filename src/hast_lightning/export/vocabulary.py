@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hast_lightning.models.operations import ACTIVATION_LAYERS
+from hast_lightning.graph.operations import ACTIVATION_LAYERS
 
 LAYERS: dict[str, type[nn.Module]] = {
     kind.__name__: kind

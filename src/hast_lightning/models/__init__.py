@@ -1,1 +1,1 @@
-"""Pretrained networks: where they come from, their graphs, and the frozen teacher."""
+"""PretrainedNetwork networks: where they come from, their graphs, and the frozen teacher."""

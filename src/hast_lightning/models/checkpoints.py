@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hast_lightning.archives import require_bounded
 from hast_lightning.errors import ModelError
+from hast_lightning.files.archives import require_bounded
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep a network's weights in a larger dictionary."""

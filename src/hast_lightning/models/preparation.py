@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from hast_lightning.errors import ModelError
-from hast_lightning.models.functional_layers import functions_to_layers
-from hast_lightning.models.graph import innermost_place, trace
-from hast_lightning.models.sized_tracing import trace_sized
+from hast_lightning.graph.functional_layers import functions_to_layers
+from hast_lightning.graph.sized_tracing import trace_sized
+from hast_lightning.graph.tracing import innermost_place, trace
 
 _IMAGES = 2
 _TOLERANCE = 1e-3

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import RESIZE_RATIO, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.preparation import prepare
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESIZE_RATIO = 256 / 224
-
-
-@dataclass(frozen=True)
-class PretrainedNetwork:
-    """A full-precision network in evaluation mode, and the input that it expects.
-
-    Attributes:
-        network: the network itself, in float32, as its own class or as its graph.
-        name: its name in reports.
-        input_shape: (channels, height, width).
-        num_classes: length of the output.
-        mean: per channel, what pixels in [0, 1] are normalized with.
-        std: per channel.
-        checksum: SHA-256 of the state dict as the provider gives it, in hexadecimal.
-        resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
-            crop's side; 256 / 224 is the usual one (He et al., 2016).
-        class_names: one a class, in the order of the output; none where they are not known.
-    """
-
-    network: nn.Module
-    name: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    checksum: str
-    resize_ratio: float = RESIZE_RATIO
-    class_names: tuple[str, ...] | None = None
 
 
 def describe(
@@ -87,6 +58,7 @@ def describe(
         checksum=checksum(network),
         resize_ratio=resize_ratio,
         class_names=tuple(names) if names and len(names) == num_classes else None,
+        taps=None if config.taps is None else tuple(config.taps),
     )
 
 

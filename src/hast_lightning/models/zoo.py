@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.models.pretrained import PretrainedNetwork
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.providers import (
     bundled,
     given,
@@ -12,8 +12,6 @@ from hast_lightning.models.providers import (
     timm_registry,
     torchvision_builders,
 )
-
-__all__ = ["PretrainedNetwork", "load"]
 
 _LOADERS = {
     "digits": bundled.load_digits,

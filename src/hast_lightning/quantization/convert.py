@@ -8,45 +8,36 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.models.graph import trace
-from hast_lightning.models.operations import (
+from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
     PRODUCTS_WITH_WEIGHTS,
     calls,
     layer_of,
 )
+from hast_lightning.graph.tracing import trace
 from hast_lightning.quantization.fake_quant import (
-    ActivationQuantizer,
     QuantConv2d,
     QuantLinear,
-    WeightQuantizer,
 )
 from hast_lightning.quantization.layer_bits import plan_bits
-from hast_lightning.quantization.learned import (
-    LearnedActivationQuantizer,
-    LearnedWeightQuantizer,
-)
-from hast_lightning.quantization.placement import activation_outputs, stored_values
-from hast_lightning.quantization.search import range_finder
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.settings import QuantizerConfig
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
 
-def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
+def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     """A student of ``network``: a copy with fake-quantized weights and activations.
 
     Every convolution and linear layer gets quantized weights, the first and the last
     included; every output of an activation function gets its own quantizer, also where one
     module is called several times. The input image, biases, BatchNorm and the outputs of linear
     bottlenecks stay in floating point (methods of ZeroQ, GDFQ, IntraQ and HAST, whose networks
-    have ReLU and ReLU6 only). A deployable student has quantizers where
-    :func:`~hast_lightning.quantization.placement.stored_values` says instead.
+    have ReLU and ReLU6 only); another placement says so itself.
 
     Args:
         network: Left as it is.
-        spec: Bit widths and options.
+        settings: Bit widths and options.
 
     Returns:
         A graph module in evaluation mode whose parameters have the names that they have in
@@ -56,40 +47,21 @@ def convert(network: nn.Module, spec: QuantizationSpec) -> fx.GraphModule:
     Raises:
         ModelError: the network cannot be traced, has nothing to quantize, or has weights that
             would stay unquantized.
-        ConfigurationError: an override of ``spec`` matches nothing.
+        ConfigurationError: an override of ``settings`` matches nothing.
     """
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
-    nodes = stored_values(student) if spec.deployable else activation_outputs(student)
-    plan = plan_bits(student, nodes, spec)
+    nodes = settings.placement.values(student)
+    plan = plan_bits(student, nodes, settings)
     if not plan.weights or not plan.activations:
         missing = "convolution or linear layer" if not plan.weights else "activation function"
         raise ModelError(f"the network has no {missing}, so there is nothing to quantize")
-    _quantize_weights(student, spec, plan.weights)
-    _insert_activation_quantizers(student, spec, plan.activations)
+    _quantize_weights(student, settings, plan.weights)
+    _insert_activation_quantizers(student, settings, plan.activations)
     student.graph.lint()
     student.recompile()
     student.requires_grad_(True)
     return student.eval()
-
-
-def weight_quantizer(spec: QuantizationSpec, bits: int, weight: Tensor) -> WeightQuantizer:
-    """The quantizer of one layer's ``weight``, (out_channels, ...), that ``spec`` asks for."""
-    if spec.ranges == "lsq":
-        return LearnedWeightQuantizer(bits, weight, spec.gradient)
-    return WeightQuantizer(
-        bits,
-        spec.include_zero,
-        symmetric=spec.deployable,
-        find=range_finder(spec.ranges, spec.percentile),
-        gradient=spec.gradient,
-    )
-
-
-def activation_quantizer(spec: QuantizationSpec, bits: int) -> ActivationQuantizer:
-    """A quantizer of one activation tensor that ``spec`` asks for."""
-    quantizer = LearnedActivationQuantizer if spec.ranges == "lsq" else ActivationQuantizer
-    return quantizer(spec, bits)
 
 
 def _refuse_unsupported(student: fx.GraphModule) -> None:
@@ -133,13 +105,15 @@ def _attribute(student: fx.GraphModule, name: str) -> object:
 
 
 def _quantize_weights(
-    student: fx.GraphModule, spec: QuantizationSpec, bits: Mapping[str, int]
+    student: fx.GraphModule, settings: QuantizerConfig, bits: Mapping[str, int]
 ) -> None:
     """Replace convolutions and linear layers."""
     for name, bits_of_layer in bits.items():
         layer = student.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        quantizer = weight_quantizer(spec, bits_of_layer, layer.weight)
+        quantizer = settings.rounding.weight_quantizer(
+            settings.ranges, bits_of_layer, layer.weight, settings
+        )
         if isinstance(layer, nn.Conv2d):
             student.set_submodule(name, QuantConv2d.from_float(layer, quantizer))
         else:
@@ -147,7 +121,7 @@ def _quantize_weights(
 
 
 def _insert_activation_quantizers(
-    student: fx.GraphModule, spec: QuantizationSpec, bits: Mapping[fx.Node, int]
+    student: fx.GraphModule, settings: QuantizerConfig, bits: Mapping[fx.Node, int]
 ) -> None:
     """Put a quantizer behind every node of ``bits``."""
     quantizers = nn.ModuleDict()
@@ -155,7 +129,7 @@ def _insert_activation_quantizers(
     for node, bits_of_node in bits.items():
         # A value may be called what a dictionary's method is called, such as values.
         key = f"{node.name}_" if hasattr(quantizers, node.name) else node.name
-        quantizers[key] = activation_quantizer(spec, bits_of_node)
+        quantizers[key] = settings.ranges.activation_quantizer(bits_of_node, settings)
         with student.graph.inserting_after(_last_before(node)):
             quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{key}", (node,))
         node.replace_all_uses_with(quantized, _is_other(quantized))

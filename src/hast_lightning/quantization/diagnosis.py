@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from hast_lightning.models.operations import layer_of
+from hast_lightning.graph.operations import layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     ActivationQuantizer,

@@ -24,9 +24,7 @@ from hast_lightning.quantization.rounding import (
     quantize_dequantize,
     substitute,
 )
-from hast_lightning.quantization.search import range_finder
-from hast_lightning.quantization.spec import QuantizationSpec
-from hast_lightning.ranks import averaged
+from hast_lightning.runtime.ranks import averaged
 
 
 class ActivationMode(Enum):
@@ -158,8 +156,11 @@ class ActivationQuantizer(nn.Module):
     (as in ZeroQ and its heirs).
 
     Args:
-        spec: Bits and options.
-        bits: Bits of this tensor; none: those of ``spec``.
+        bits: 2 to 8.
+        gradient: ``pass_through`` or ``clipped`` to the range.
+        momentum: Of the moving average of ranges.
+        include_zero: Extend every range to contain zero.
+        find: Minimum and maximum of a batch, or another way to find its range.
 
     Attributes:
         scale: Scale of the frozen range, a float32 scalar. NaN until the range is frozen: a
@@ -170,15 +171,22 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, spec: QuantizationSpec, bits: int | None = None) -> None:
+    def __init__(
+        self,
+        bits: int,
+        *,
+        gradient: str = "pass_through",
+        momentum: float = 0.9,
+        include_zero: bool = False,
+        find: RangeFinder = extremes,
+    ) -> None:
         super().__init__()
-        self.bits = spec.activation_bits if bits is None else bits
-        self.gradient = spec.gradient
-        self.include_zero = spec.include_zero
+        self.bits = bits
+        self.gradient = gradient
+        self.include_zero = include_zero
         self.mode = ActivationMode.FLOAT
-        self.grid = Grid(self.bits, spec.include_zero)
-        find = range_finder(spec.ranges, spec.percentile)
-        self.moving_range = MovingRange(spec.momentum, self.grid, find)
+        self.grid = Grid(bits, include_zero)
+        self.moving_range = MovingRange(momentum, self.grid, find)
         self._allocate()
 
     def _allocate(self) -> None:

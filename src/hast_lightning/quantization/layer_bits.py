@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import fx, nn
 
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.models.operations import layer_of
-from hast_lightning.quantization.spec import LayerBits, QuantizationSpec
+from hast_lightning.graph.operations import layer_of
+from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 
 QUANTIZABLE = (nn.Conv2d, nn.Linear)
 MOST_NAMES = 6
@@ -25,7 +25,7 @@ class BitPlan(NamedTuple):
 
 
 def plan_bits(
-    student: fx.GraphModule, nodes: Collection[fx.Node], spec: QuantizationSpec
+    student: fx.GraphModule, nodes: Collection[fx.Node], settings: QuantizerConfig
 ) -> BitPlan:
     """Follow the specification's overrides, layer by layer.
 
@@ -35,24 +35,24 @@ def plan_bits(
     Args:
         student: Its layers are not replaced yet.
         nodes: Whose values are quantized.
-        spec: Bits, switch and overrides.
+        settings: Bits, switch and overrides.
 
     Raises:
         ConfigurationError: an override matches no layer, or asks for bits of a value that is
             not quantized.
     """
     names = _layer_names(student)
-    entries = [*_first_and_last(student, spec), *spec.overrides]
-    weights = dict.fromkeys(names, spec.weight_bits)
-    inputs = dict.fromkeys(names, spec.activation_bits)
+    entries = [*_first_and_last(student, settings), *settings.overrides]
+    weights = dict.fromkeys(names, settings.weight_bits)
+    inputs = dict.fromkeys(names, settings.activation_bits)
     for entry in entries:
         for name in _matching(entry, names):
             weights[name] = entry.weight_bits or weights[name]
             inputs[name] = entry.activation_bits or inputs[name]
     taken_in = {node: set(_takers(node, student, nodes)) for node in nodes}
-    _refuse_ineffective(spec.overrides, names, taken_in)
+    _refuse_ineffective(settings.overrides, names, taken_in)
     activations = {
-        node: max((inputs[name] for name in takers), default=spec.activation_bits)
+        node: max((inputs[name] for name in takers), default=settings.activation_bits)
         for node, takers in taken_in.items()
     }
     return BitPlan(weights, activations)
@@ -68,9 +68,9 @@ def _is_layer(node: fx.Node, student: fx.GraphModule) -> bool:
     return isinstance(layer_of(node, student), QUANTIZABLE)
 
 
-def _first_and_last(student: fx.GraphModule, spec: QuantizationSpec) -> Iterator[LayerBits]:
+def _first_and_last(student: fx.GraphModule, settings: QuantizerConfig) -> Iterator[LayerBits]:
     """Layers before which there is no other, and layers after which there is none."""
-    if not spec.first_and_last_8bit:
+    if not settings.first_and_last_8bit:
         return
     nodes = list(student.graph.nodes)
     before: set[fx.Node] = set()
@@ -101,7 +101,7 @@ def _takers(node: fx.Node, student: fx.GraphModule, nodes: Collection[fx.Node]) 
 
 
 def _refuse_ineffective(
-    overrides: tuple[LayerBits, ...], names: list[str], taken_in: dict[fx.Node, set[str]]
+    overrides: Sequence[LayerBits], names: list[str], taken_in: dict[fx.Node, set[str]]
 ) -> None:
     for entry in overrides:
         matching = set(_matching(entry, names))

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.quantization.axes import QuantizerSettings
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     ActivationQuantizer,
@@ -20,7 +23,7 @@ from hast_lightning.quantization.lsq import (
     positive,
 )
 from hast_lightning.quantization.ranges import AffineParameters
-from hast_lightning.quantization.search import least_squares
+from hast_lightning.quantization.search import LeastSquares, least_squares
 
 LR_MULTIPLIER = "lr_multiplier"
 """Key of an optimizer's parameter group: what its learning rate is multiplied by."""
@@ -40,6 +43,7 @@ class LearnedWeightQuantizer(WeightQuantizer):
     """
 
     first_step_size: Tensor
+    lr_multiplier = 1.0
 
     def __init__(self, bits: int, weight: Tensor, gradient: str = "clipped") -> None:
         super().__init__(
@@ -78,6 +82,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
     relative_step_size: nn.Parameter
     relative_offset: nn.Parameter
     first_step_size: Tensor
+    lr_multiplier = 1.0
 
     def _allocate(self) -> None:
         # They exist before their values are known: optimizers are built before calibration.
@@ -130,17 +135,55 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         return AffineParameters(scale, zero_point)
 
 
+@part("ranges", "lsq")
+class LSQ(LeastSquares):
+    """Step sizes that are learned with the student, from the least squared error on.
+
+    Source: LSQ (Esser et al., ICLR 2020) for weights and behind ReLU, LSQ+ (Bhalgat et al., CVPR
+    Workshops 2020) for the offset of activations of both signs.
+    """
+
+    lr_multiplier: float = 1.0
+    """Learning rate of step sizes, as a multiple of the student's.
+
+    Step sizes are learned in units of what they are at first, so that with Adam a rate of 1e-3 is
+    a thousandth of each a step."""
+
+    def __post_init__(self) -> None:
+        require_range("lr_multiplier", self.lr_multiplier, 0, open_minimum=True)
+
+    def weight_quantizer(
+        self, bits: int, weight: Tensor, settings: QuantizerSettings
+    ) -> WeightQuantizer:
+        """Return a symmetric quantizer with a learned step size per output channel."""
+        quantizer = LearnedWeightQuantizer(bits, weight, settings.gradient)
+        quantizer.lr_multiplier = self.lr_multiplier
+        return quantizer
+
+    def activation_quantizer(self, bits: int, settings: QuantizerSettings) -> ActivationQuantizer:
+        """Return a quantizer with a learned step size and offset."""
+        quantizer = LearnedActivationQuantizer(
+            bits,
+            gradient=settings.gradient,
+            momentum=settings.momentum,
+            include_zero=settings.include_zero,
+            find=self.find,
+        )
+        quantizer.lr_multiplier = self.lr_multiplier
+        return quantizer
+
+
+LEARNED = (LearnedWeightQuantizer, LearnedActivationQuantizer)
+
+
 def step_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The learned step sizes and offsets of ``network``, in registration order."""
-    learned = (LearnedWeightQuantizer, LearnedActivationQuantizer)
-    quantizers = [module for module in network.modules() if isinstance(module, learned)]
+    """Return the learned step sizes and offsets of ``network``, in registration order."""
+    quantizers = [module for module in network.modules() if isinstance(module, LEARNED)]
     return [parameter for quantizer in quantizers for parameter in quantizer.parameters()]
 
 
-def parameter_groups(
-    student: nn.Module, weight_decay: float, step_lr_multiplier: float = 1.0
-) -> list[dict[str, Any]]:
-    """The parameters of ``student`` as groups for an optimizer.
+def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters of ``student`` as groups for an optimizer.
 
     Step sizes are a group of their own, without weight decay, which would pull their ranges
     shut. A student that learns none is one group, in the order of ``student.parameters()``.
@@ -148,13 +191,12 @@ def parameter_groups(
     Args:
         student: A converted network.
         weight_decay: Of all other parameters.
-        step_lr_multiplier: Learning rate of the step sizes, as a multiple of the student's; the
-            group carries it as :data:`LR_MULTIPLIER`.
     """
     steps = step_parameters(student)
     learned = {id(parameter) for parameter in steps}
     others = [parameter for parameter in student.parameters() if id(parameter) not in learned]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": weight_decay}]
     if steps:
-        groups.append({"params": steps, "weight_decay": 0.0, LR_MULTIPLIER: step_lr_multiplier})
+        multiple = next(m.lr_multiplier for m in student.modules() if isinstance(m, LEARNED))
+        groups.append({"params": steps, "weight_decay": 0.0, LR_MULTIPLIER: multiple})
     return groups

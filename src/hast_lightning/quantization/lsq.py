@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hast_lightning.config import MAX_BITS
 from hast_lightning.quantization.ranges import SMALLEST_WIDTH
 from hast_lightning.quantization.rounding import quantize_dequantize, substitute
 
+MAX_BITS = 8
 SMALLEST_STEP = SMALLEST_WIDTH / 2**MAX_BITS
 """Step sizes that an optimizer has pushed below this are taken as this: they stay positive.
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from hast_lightning.models.operations import (
+from hast_lightning.core.part import part
+from hast_lightning.graph.operations import (
     CONCATENATIONS,
     LAYERS_WITH_PRODUCTS,
     calls,
@@ -16,6 +17,7 @@ from hast_lightning.models.operations import (
     rearranges,
     values_of,
 )
+from hast_lightning.quantization.axes import Placement
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -73,3 +75,24 @@ def _uses(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
             yield from _uses(user, student)
         else:
             yield user
+
+
+@part("placement", "simulated")
+class Simulated(Placement):
+    """What activation functions put out, as the papers simulate it (ZeroQ, GDFQ, IntraQ, HAST)."""
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the outputs of activation functions."""
+        return activation_outputs(student)
+
+
+@part("placement", "integer")
+class Integer(Placement):
+    """What an integer engine stores, weights symmetric (Jacob et al., CVPR 2018, section 3)."""
+
+    symmetric_weights = True
+    needs_zero = True
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the values that an engine stores."""
+        return stored_values(student)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
-from hast_lightning.quantization.ranges import AffineParameters, Grid, RangeFinder, extremes
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.quantization.axes import Ranges
+from hast_lightning.quantization.ranges import AffineParameters, Grid, extremes
 from hast_lightning.quantization.rounding import quantize_dequantize
 
 SHRINK_FACTORS = tuple(1 - i / 20 for i in range(17))
@@ -18,18 +20,6 @@ VALUES_AT_ONCE = 2**17
 """Numbers that one pass of the search works on, so that memory does not grow with the factors."""
 SAMPLED_VALUES = 2**16
 """Values of a row that errors are measured on, evenly spaced: activations have millions."""
-
-
-def range_finder(ranges: str, percentile: float) -> RangeFinder:
-    """What ``ranges`` stands for: ``minmax``, ``mse``, ``percentile`` or ``lsq``.
-
-    Learned step sizes start from the least squared error.
-    """
-    if ranges == "minmax":
-        return extremes
-    if ranges == "percentile":
-        return functools.partial(percentiles, percentile=percentile)
-    return least_squares
 
 
 def percentiles(rows: Tensor, grid: Grid, percentile: float) -> tuple[Tensor, Tensor]:
@@ -104,3 +94,35 @@ def _squared_error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -
     error = quantize_dequantize(rows, scale, zero_point, bits).sub_(rows)
     result: Tensor = torch.linalg.vecdot(error, error)
     return result.unsqueeze(-1)
+
+
+@part("ranges", "minmax")
+class MinMax(Ranges):
+    """Minimum and maximum: of a channel's weights as they are, of activations averaged."""
+
+    # The function itself: quantizers know by it that no weight lies outside of its range.
+    find = staticmethod(extremes)
+
+
+@part("ranges", "mse")
+class LeastSquares(Ranges):
+    """Ranges that end where the squared rounding error is least."""
+
+    def find(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return the best of shrunken ranges of each row."""
+        return least_squares(rows, grid)
+
+
+@part("ranges", "percentile")
+class Percentile(Ranges):
+    """Ranges that leave out the farthest values of either end."""
+
+    percentile: float = 99.9
+    """Where ranges end in percent of the values; 100: at the extremes."""
+
+    def __post_init__(self) -> None:
+        require_range("percentile", self.percentile, 50, 100, open_minimum=True)
+
+    def find(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return the values at the percentile and at its mirror image."""
+        return percentiles(rows, grid, self.percentile)

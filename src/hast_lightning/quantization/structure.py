@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from hast_lightning.models.operations import (
+from hast_lightning.graph.operations import (
     CONCATENATIONS,
     calls,
     is_activation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hast_lightning.quantization.diagnosis import LayerDiagnosis
-from hast_lightning.reporting.table import HeadlineRow
+from hast_lightning.records.results_table import HeadlineRow
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class RunReport:
         hard: The hardest of them, the hardest first.
         looked_at: How many images ``easy`` and ``hard`` are from.
         difficulties: By network.
-        eps: Size of the promotion's step; none where promotion is off.
-        promotion: The student's loss on the same images before and after; none where it is off.
+        promotion: The student's loss on the last step's images before and after promotion.
         layers: Every quantized tensor.
         confusion: None without an evaluation.
         exports: Rows of a table of exported files and how they compare, by column.
@@ -184,7 +183,6 @@ class RunReport:
     hard: tuple[Tile, ...] = ()
     looked_at: int = 0
     difficulties: tuple[Difficulties, ...] = ()
-    eps: float | None = None
     promotion: tuple[float, float] | None = None
     layers: tuple[LayerDiagnosis, ...] = ()
     confusion: ConfusionTable | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from hast_lightning.report.content import Curve, Panel
@@ -13,34 +14,35 @@ MAX_POINTS = 300
 """More than a chart has pixels for; of longer curves neighbours are averaged."""
 MAX_BLOCKS = 6
 """Curves by block in one chart, at most: of more, evenly spaced ones are shown."""
-STAGES = ("synthesis", "calibration", "distillation", "evaluation")
 PROMOTED = "_promoted"
 NAMES = {
-    "bns": "BatchNorm statistics loss",
-    "hard_cross_entropy": "Cross-entropy, weighted by hardness",
-    "kd": "Distillation loss (KL)",
-    "alignment": "Feature alignment loss",
-    "cross_entropy": "Cross-entropy",
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm",
     "student_top1": "Top-1 accuracy of the student, %",
     "agreement": "Agreement with the teacher, %",
 }
+"""What is measured beside terms, which say themselves what their curves are called."""
 Points = list[tuple[float, float]]
 
 
-def read_panels(path: Path) -> tuple[Panel, ...]:
-    """The charts of a ``metrics.csv``, stage by stage; none where there is no such file."""
+def read_panels(path: Path, titles: Mapping[str, str]) -> tuple[Panel, ...]:
+    """Return the charts of a ``metrics.csv``, group by group; none where there is no such file.
+
+    Args:
+        path: The file.
+        titles: What the curves of terms are called, by ``group/name``.
+    """
     if not path.is_file():
         return ()
     groups: dict[tuple[str, str], dict[str, Points]] = defaultdict(dict)
     for column, points in _columns(path).items():
         stage, _, name = column.partition("/")
-        if stage in STAGES and name:
+        if name:
             measure, curve = _split(name)
             groups[stage, measure][curve] = points
-    ordered = sorted(groups, key=lambda key: (STAGES.index(key[0]), "/" in key[1]))
-    return tuple(_panel(*key, groups[key]) for key in ordered)
+    stages = list(dict.fromkeys(stage for stage, _ in groups))
+    ordered = sorted(groups, key=lambda key: (stages.index(key[0]), "/" in key[1]))
+    return tuple(_panel(*key, groups[key], titles) for key in ordered)
 
 
 def _columns(path: Path) -> dict[str, Points]:
@@ -74,8 +76,8 @@ def _split(name: str) -> tuple[str, str]:
     return (f"{base}/", block) if slash else (measure, promoted)
 
 
-def _panel(stage: str, measure: str, curves: dict[str, Points]) -> Panel:
-    title, names, notes = _title(measure), list(curves), []
+def _panel(stage: str, measure: str, curves: dict[str, Points], titles: Mapping[str, str]) -> Panel:
+    title, names, notes = _title(stage, measure, titles), list(curves), []
     if len(names) > MAX_BLOCKS:
         last = len(names) - 1
         kept = [names[round(i * last / (MAX_BLOCKS - 1))] for i in range(MAX_BLOCKS)]
@@ -87,9 +89,10 @@ def _panel(stage: str, measure: str, curves: dict[str, Points]) -> Panel:
     return Panel(stage, title, thin, "; ".join(notes))
 
 
-def _title(measure: str) -> str:
+def _title(stage: str, measure: str, titles: Mapping[str, str]) -> str:
     base = measure.rstrip("/").removesuffix(PROMOTED)
-    title = NAMES.get(base, base.replace("_", " ").capitalize())
+    known = titles.get(f"{stage}/{base}") or NAMES.get(base)
+    title = known or base.replace("_", " ").capitalize()
     if measure.endswith("/"):
         title += " by block"
     return title + ", promoted images" * measure.endswith(f"{PROMOTED}/")

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import fx
 
-from hast_lightning.assembly import Run
+from hast_lightning.core.stage import Stage
 from hast_lightning.quantization.diagnosis import diagnose
+from hast_lightning.records.failure import read_failure
+from hast_lightning.records.folder import METRICS_FILE
+from hast_lightning.records.result import Result
+from hast_lightning.records.results_table import headline
 from hast_lightning.report.confusion import confusion_table
 from hast_lightning.report.content import Difficulties, RunReport, Seconds, Tile
 from hast_lightning.report.curves import read_panels
-from hast_lightning.report.description import (
+from hast_lightning.report.pictures import data_addresses
+from hast_lightning.report.samples import Harder, Samples, harder_batch, look_at
+from hast_lightning.report.settings import (
     describe,
     early_end,
     exports,
@@ -21,12 +26,7 @@ from hast_lightning.report.description import (
     origin,
     switches,
 )
-from hast_lightning.report.pictures import data_addresses
-from hast_lightning.report.samples import Samples, look_at, sample_count
-from hast_lightning.reporting.failure import read_failure
-from hast_lightning.reporting.result import Result
-from hast_lightning.reporting.table import headline
-from hast_lightning.run_folder import METRICS_FILE
+from hast_lightning.runs.assembly import Run
 
 TILES = 12
 """Images in each of the two grids, at most."""
@@ -42,9 +42,8 @@ def gather(run: Run, result: Result | None) -> RunReport:
         result: What was measured; none where nothing was evaluated.
     """
     names = class_names(run)
-    module, promotion = run.module, run.config.distillation.promotion
-    assert isinstance(module.student, fx.GraphModule)
-    samples = look_at(module, *module.source.preview(sample_count(run.network.input_shape)))
+    module = run.module
+    samples, harder = look_at(module), harder_batch(module.outcome)
     easy, hard = _tiles(run, samples, names)
     return replace(
         outline(run, result),
@@ -54,9 +53,8 @@ def gather(run: Run, result: Result | None) -> RunReport:
         easy=easy,
         hard=hard,
         looked_at=len(samples.images),
-        difficulties=_difficulties(samples),
-        eps=promotion.eps if promotion.enabled and samples.student is not None else None,
-        promotion=samples.losses,
+        difficulties=_difficulties(samples, harder),
+        promotion=None if harder is None else harder.losses,
         layers=tuple(diagnose(module.student)) if module.ranges_frozen else (),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
         exports=exports(result),
@@ -76,11 +74,22 @@ def outline(run: Run, result: Result | None) -> RunReport:
         failure=early_end(run, read_failure(run.folder)),
         facts=describe(run),
         switches=switches(config),
-        panels=read_panels(run.folder / METRICS_FILE),
+        panels=read_panels(run.folder / METRICS_FILE, _titles(run)),
         origin=origin(run, result),
         command=run.origin.command,
         versions=run.origin.versions,
     )
+
+
+def _titles(run: Run) -> dict[str, str]:
+    """Return what the curves of terms are called, by ``group/name``."""
+    stages = [stage for stage in run.module.stages.values() if isinstance(stage, Stage)]
+    return {
+        f"{group}/{name}": term.title
+        for stage in stages
+        for group, terms in stage.all_terms.items()
+        for name, term in terms.items()
+    }
 
 
 def _exceptions(run: Run) -> str:
@@ -104,17 +113,19 @@ def _seconds(result: Result | None) -> tuple[Seconds, ...]:
     return tuple(Seconds(name, seconds) for name, seconds in stages.items())
 
 
-def _difficulties(samples: Samples) -> tuple[Difficulties, ...]:
-    columns = {
-        "student": (samples.of_student, samples.promoted_of_student),
-        "teacher": (samples.of_teacher, samples.promoted_of_teacher),
-    }
-    return tuple(
-        Difficulties(
-            network, tuple(before.tolist()), () if after is None else tuple(after.tolist())
+def _difficulties(samples: Samples, harder: Harder | None) -> tuple[Difficulties, ...]:
+    """Return those of the last step's batch, before and after; else those of some samples."""
+    if harder is not None:
+        pairs = {"student": harder.of_student, "teacher": harder.of_teacher}
+        return tuple(
+            Difficulties(network, tuple(before.tolist()), tuple(after.tolist()))
+            for network, (before, after) in pairs.items()
         )
-        for network, (before, after) in columns.items()
-        if before is not None
+    columns = {"student": samples.of_student, "teacher": samples.of_teacher}
+    return tuple(
+        Difficulties(network, tuple(values.tolist()))
+        for network, values in columns.items()
+        if values is not None
     )
 
 

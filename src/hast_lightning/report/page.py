@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hast_lightning.assembly import Run
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
+from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
+from hast_lightning.records.result import Result
 from hast_lightning.report import charts
 from hast_lightning.report.content import RunReport
-from hast_lightning.report.description import duration
 from hast_lightning.report.gather import gather, outline
-from hast_lightning.reporting.result import Result
-from hast_lightning.run_folder import REPORT_FILE, RESULT_FILE
+from hast_lightning.report.settings import duration
+from hast_lightning.runs.assembly import Run
 
 TEMPLATE = "report.html.j2"
 

@@ -1,22 +1,21 @@
-"""What the networks make of some synthetic images, before and after their promotion."""
+"""What the networks make of some samples, and what the last student step kept."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from hast_lightning.distillation.promotion import promote
-from hast_lightning.distillation.terms import DistillationPair, distillation_loss
-from hast_lightning.models.graph import expose
-from hast_lightning.module import ZeroShotQuantization
-from hast_lightning.quantization.fake_quant import held_weights
-from hast_lightning.synthesis.objectives import difficulty
+from hast_lightning.core.batch import Answers
+from hast_lightning.core.stage import Outcome
+from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.training.module import ZeroShotQuantization
 
 FEWEST, MOST = 32, 512
 MOST_VALUES = 2**21
 """Images are looked at as long as their pixels are no more than this."""
+AT_ONCE = 64
 
 
 class Samples(NamedTuple):
@@ -24,16 +23,11 @@ class Samples(NamedTuple):
 
     Attributes:
         images: (N, C, H, W), normalized.
-        labels: (N,), int64.
+        labels: (N,), int64; the teacher's answers where the source gives none.
         teacher: Classes that the teacher predicts (N,).
-        student: Classes that the student predicts (N,); none where it is not calibrated.
         of_teacher: Difficulty for the teacher (N,).
+        student: Classes that the student predicts (N,); none where it is not calibrated.
         of_student: Difficulty for the student (N,).
-        promoted_of_teacher: Difficulty of the promoted images for the teacher (N,); none
-            without promotion.
-        promoted_of_student: The same for the student.
-        loss: The student's loss on the batch, a scalar repeated for each image (N,).
-        promoted_loss: The same on the promoted batch.
     """
 
     images: Tensor
@@ -42,89 +36,69 @@ class Samples(NamedTuple):
     of_teacher: Tensor
     student: Tensor | None = None
     of_student: Tensor | None = None
-    promoted_of_teacher: Tensor | None = None
-    promoted_of_student: Tensor | None = None
-    loss: Tensor | None = None
-    promoted_loss: Tensor | None = None
 
-    @property
-    def losses(self) -> tuple[float, float] | None:
-        """The mean loss as the images are and promoted; none without promotion."""
-        if self.loss is None or self.promoted_loss is None:
-            return None
-        return float(self.loss.mean()), float(self.promoted_loss.mean())
+
+class Harder(NamedTuple):
+    """What a transform by gradient did to the batch of the last student step.
+
+    Attributes:
+        of_student: Difficulty for the student before and after, (N,) each.
+        of_teacher: The same for the teacher.
+        losses: The student's loss before and after.
+    """
+
+    of_student: tuple[Tensor, Tensor]
+    of_teacher: tuple[Tensor, Tensor]
+    losses: tuple[float, float]
 
 
 def sample_count(input_shape: tuple[int, int, int]) -> int:
-    """How many images are looked at: fewer of large ones, so that it takes seconds."""
+    """Return how many images are looked at: fewer of large ones, so that it takes seconds."""
     channels, height, width = input_shape
     return max(FEWEST, min(MOST, MOST_VALUES // (channels * height * width)))
 
 
-def look_at(module: ZeroShotQuantization, images: Tensor, labels: Tensor) -> Samples:
-    """Ask teacher and student, and promote as a student step would.
+@torch.no_grad()
+def look_at(module: ZeroShotQuantization) -> Samples:
+    """Ask teacher and student about samples of the main source.
 
-    Changes neither of them and draws no random numbers.
+    Changes none of them and draws no random numbers.
 
     Args:
         module: After its run.
-        images: (N, C, H, W), normalized.
-        labels: (N,), int64.
     """
-    size = module.micro_batch or module.config.distillation.batch_size
-    batches = zip(torch.split(images.detach(), size), torch.split(labels, size), strict=True)
-    assert isinstance(module.student, fx.GraphModule)
-    exposed = expose(module.student, module.taps)
-    with held_weights(module.student):
-        parts = [_look_at_batch(module, exposed, *batch) for batch in batches]
-    columns = zip(Samples._fields, zip(*parts, strict=True), strict=True)
-    # What is none in one batch is in all of them.
-    joined = {name: torch.cat(values) for name, values in columns if values[0] is not None}
-    return Samples(**joined)
-
-
-def _look_at_batch(
-    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
-) -> Samples:
-    with torch.no_grad():
-        of_teacher = module.teacher(images)
-        seen = Samples(images, labels, of_teacher.argmax(1), difficulty(of_teacher, labels))
-        if not module.ranges_frozen:
-            return seen
-        of_student = module.student(images)
-    student = {"student": of_student.argmax(1), "of_student": difficulty(of_student, labels)}
-    seen = seen._replace(**student)
-    if not module.config.distillation.promotion.enabled:
+    count = sample_count(module.teacher.pretrained.input_shape)
+    batch = module.source.preview(count)
+    parts = [part.inputs for part in batch.split(AT_ONCE)]
+    teacher = torch.cat([module.teacher(part) for part in parts])
+    labels = teacher.argmax(dim=1) if batch.labels is None else batch.labels
+    seen = Samples(batch.inputs, labels, teacher.argmax(dim=1), difficulty(teacher, labels))
+    if not module.ranges_frozen:
         return seen
-    return seen._replace(**_promoted(module, exposed, images, labels))
+    student = torch.cat([module.student(part) for part in parts])
+    return seen._replace(student=student.argmax(dim=1), of_student=difficulty(student, labels))
 
 
-def _promoted(
-    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
-) -> dict[str, Tensor]:
-    """What a step up the student's loss, as HAST trains on it, does to a batch."""
-    images = images.detach().requires_grad_()
-    with torch.enable_grad():
-        loss, _ = _loss(module, exposed, images, labels)
-    (gradient,) = torch.autograd.grad(loss, images)
-    harder = promote(images, gradient, module.config.distillation.promotion.eps)
-    with torch.no_grad():
-        promoted_loss, pair = _loss(module, exposed, harder, labels)
-    return {
-        "promoted_of_teacher": difficulty(pair.teacher_logits, labels),
-        "promoted_of_student": difficulty(pair.student_logits, labels),
-        # Every term is a mean over images, so the mean of all batches is that of all images.
-        "loss": loss.detach().expand(len(labels)),
-        "promoted_loss": promoted_loss.expand(len(labels)),
-    }
+def harder_batch(outcome: Outcome) -> Harder | None:
+    """Return what the last student step trained on beside its batch; none where it did not."""
+    mark = next((mark for mark in outcome.answers if mark), None)
+    if mark is None or "" not in outcome.answers:
+        return None
+    before, after = _joined(outcome.answers[""]), _joined(outcome.answers[mark])
+    marked = {name for name in outcome.scalars if name.endswith(mark)}
+    plain = {name.removesuffix(mark) for name in marked}
+    losses = tuple(sum(float(outcome.scalars[n]) for n in names) for names in (plain, marked))
+    return Harder((before[0], after[0]), (before[1], after[1]), (losses[0], losses[1]))
 
 
-def _loss(
-    module: ZeroShotQuantization, exposed: fx.GraphModule, images: Tensor, labels: Tensor
-) -> tuple[Tensor, DistillationPair]:
-    teacher_logits, teacher_features = module.teacher.features(images)
-    student_logits, student_features = exposed(images)
-    pair = DistillationPair(
-        student_logits, teacher_logits, student_features, teacher_features, labels
-    )
-    return distillation_loss(module.terms, pair).total, pair
+def _joined(parts: list[Answers]) -> tuple[Tensor, Tensor]:
+    """Return the difficulty for student and teacher, of all parts of a batch."""
+    found = []
+    for part in parts:
+        answers = part.teacher_logits.argmax(dim=1)
+        labels = answers if part.batch.labels is None else part.batch.labels
+        found.append(
+            (difficulty(part.student_logits, labels), difficulty(part.teacher_logits, labels))
+        )
+    student, teacher = zip(*found, strict=True)
+    return torch.cat(student), torch.cat(teacher)

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.resnet import CifarResNet
-from hast_lightning.models.zoo import PretrainedNetwork, load
+from hast_lightning.models.zoo import load
 from tests.real_data import cifar10_folder
 from tests.refusals import message_of
 

@@ -16,8 +16,9 @@ from pytorchcv.models.common import model_store
 from torch import nn
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.checkpoints import checksum
-from hast_lightning.models.zoo import PretrainedNetwork, load
+from hast_lightning.models.zoo import load
 from tests.malicious import Payload
 from tests.refusals import message_of
 

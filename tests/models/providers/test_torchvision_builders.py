@@ -14,8 +14,9 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.checkpoints import checksum
-from hast_lightning.models.zoo import PretrainedNetwork, load
+from hast_lightning.models.zoo import load
 from tests.malicious import Payload
 from tests.refusals import message_of
 

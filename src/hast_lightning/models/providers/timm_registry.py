@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.checkpoints import load_weights, read_state_dict
-from hast_lightning.models.pretrained import PretrainedNetwork, describe
+from hast_lightning.models.pretrained import describe
 from hast_lightning.models.providers.refusals import (
     failed_download,
     missing_package,

@@ -10,8 +10,9 @@ import torch
 from torchvision import models as torchvision_models
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.checkpoints import load_weights, read_state_dict
-from hast_lightning.models.pretrained import PretrainedNetwork, describe
+from hast_lightning.models.pretrained import describe
 from hast_lightning.models.providers.refusals import (
     failed_download,
     require_published_classes,

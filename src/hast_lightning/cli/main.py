@@ -1,0 +1,319 @@
+"""The command line: finds the configuration, composes it with Hydra, and reports errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
+
+from hast_lightning import __version__
+from hast_lightning.cli import sweeps
+from hast_lightning.cli.hydra_folder import forget_made_folder, remove_made_folder
+from hast_lightning.config import (
+    Config,
+    config_folder,
+    joined_lines,
+    named_modules,
+    one_line,
+    refuse_two_ways_of_bits,
+    register_recipes,
+    register_schemas,
+    spelled_modules,
+    to_object,
+)
+from hast_lightning.errors import ConfigurationError, UserError
+from hast_lightning.records.folder import JOB_FAILURE_FILE
+
+if TYPE_CHECKING:
+    from hast_lightning.records.result import Result
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+# What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
+# run folder that cannot be made.
+HYDRA_ERRORS = (ValueError, OSError)
+SWEEP_FLAGS = ("-m", "--multirun")
+# What launchers raise, by name, since they are optional. joblib's:
+KILLED_WORKER = "TerminatedWorkerError"
+WORKER_WAS_KILLED = (
+    "a process of the sweep was killed, perhaps for want of memory, and joblib ended the others "
+    "with it: jobs that are not listed may not have begun; hydra/launcher=submitit_local gives "
+    "every job processes of its own"
+)
+# submitit's:
+LOST_JOB = "UncompletedJobError"
+JOB_WAS_LOST = (
+    "a job of the sweep ended without a word: killed, or out of memory; the others go on by "
+    f"themselves, and {JOB_FAILURE_FILE} lies in the folder of each that has not come to its end"
+)
+# submitit's, where the command that starts jobs is not there:
+NO_SLURM = 'Could not detect "srun"'
+DEFECT_STATUS = 1
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+TERMINATED_STATUS = 143
+BROKEN_PIPE_STATUS = 141
+
+
+def run_job(composed: DictConfig) -> float | None:
+    """One job: check the configuration, run it, return the objective for a sweeper.
+
+    The objective is the top-1 accuracy where there are labels, the agreement with the
+    teacher on held-out synthetic images where there are none.
+    """
+    config = to_object(composed)
+    refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
+    if sweeps.in_sweep() and config.command in WITHOUT_JOBS:
+        raise ConfigurationError(
+            f"command={config.command} makes no run, so a sweep would only repeat it"
+        )
+    if config.command in WITHOUT_RUN:
+        WITHOUT_RUN[config.command](config)
+        return None
+    if sweeps.in_sweep():
+        sweeps.check_job(config)
+    result = _resume(config.resume) if config.resume is not None else _run(config)
+    if result is None:
+        return None
+    return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
+
+
+def _inspect(config: Config) -> None:
+    from hast_lightning.runs.inspection import inspect
+
+    inspect(config)
+
+
+def _predict(config: Config) -> None:
+    from hast_lightning.runs.prediction import predict
+
+    assert config.artifact is not None
+    assert config.images is not None
+    target = None if config.predictions is None else Path(config.predictions)
+    predict(Path(config.artifact), Path(config.images), target)
+
+
+def _dashboard(config: Config) -> None:
+    from hast_lightning.tracking.dashboard import save_dashboard
+
+    print(f"The dashboard is at {save_dashboard(config.logger)}")
+
+
+def _compare(config: Config) -> None:
+    from hast_lightning.compare.command import compare
+
+    compare(config)
+
+
+WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
+    "inspect": _inspect,
+    "predict": _predict,
+    "compare": _compare,
+    "dashboard": _dashboard,
+}
+"""Commands that make no run."""
+WITHOUT_JOBS = ("compare", "dashboard", "predict")
+"""Commands that do the same whatever a sweep changes."""
+
+
+def _join_sweep(config: Config) -> None:
+    """Have loggers show the jobs of a sweep together, under the name of its folder."""
+    if sweeps.in_sweep():
+        folder = Path(HydraConfig.get().sweep.dir)
+        config.logger.group = config.logger.group or "/".join(folder.parts[-2:])
+        differences = sweeps.differences()
+        config.logger.tags = [*config.logger.tags, "sweep", *differences]
+        name = f"{config.recipe}/{HydraConfig.get().job.num} {' '.join(differences)}".strip()
+        config.logger.run_name = config.logger.run_name or name
+
+
+def _run(config: Config) -> Result | None:
+    _join_sweep(config)
+    # Imported late, so that a mistyped option is refused before torch has been loaded.
+    from hast_lightning.runs.pipeline import run
+
+    return run(config, Path(HydraConfig.get().runtime.output_dir), _command())
+
+
+def _resume(folder: str) -> Result | None:
+    """Go on with a run, whose configuration is in its folder and cannot be changed."""
+    words = HydraConfig.get().overrides.task
+    others = [text for text in words if text.partition("=")[0] not in ("resume", "modules")]
+    if others:
+        raise ConfigurationError(
+            f"resume={folder} takes its configuration from that folder: leave out "
+            f"{', '.join(others)}"
+        )
+    from hast_lightning.runs.pipeline import resume
+
+    return resume(Path(folder).expanduser())
+
+
+def _command() -> str:
+    """The command line of this job: what was typed, or the job's part of a sweep."""
+    settings = HydraConfig.get()
+    swept = sweeps.in_sweep()
+    arguments = list(sweeps.own_words(settings.overrides.task)) if swept else sys.argv[1:]
+    return shlex.join(["python", "-m", "hast_lightning", *arguments])
+
+
+def main() -> None:
+    """Entry point of ``hast-lightning`` and ``python -m hast_lightning``.
+
+    What a user can mend ends in one line on standard error and exit status 2; with the
+    environment variable HYDRA_FULL_ERROR=1 the stack trace is shown instead.
+    """
+    if "--version" in sys.argv[1:]:
+        # Hydra would answer with its own.
+        print(f"hast-lightning {__version__}")
+        return
+    full_error = os.environ.get(FULL_ERROR, "0") not in ("", "0")
+    # Hydra then raises instead of printing its own report and exiting.
+    os.environ[FULL_ERROR] = "1"
+    # argparse takes all overrides from one side of a flag.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
+    sweeps.SweepFolder.current = None
+    forget_made_folder()
+    try:
+        modules = named_modules(sys.argv[1:])
+        register_schemas(modules)
+        sys.argv[1:] = spelled_modules(sys.argv[1:])
+        register_recipes(sys.argv[1:])
+    except ConfigurationError as error:
+        if full_error:
+            raise
+        print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+    refused = defective = False
+
+    def job(composed: DictConfig) -> float | None:
+        nonlocal refused, defective
+        # Parallel launchers begin in a process that has not been through main.
+        register_schemas(modules)
+        try:
+            return _run_recorded(composed)
+        except Exception as error:
+            mendable = _is_mendable(error)
+            defective |= not mendable
+            if mendable:
+                remove_made_folder()
+            if full_error or not (mendable or sweeps.in_sweep()):
+                raise
+            if isinstance(error, sweeps.FolderNotSharedError):
+                # No record reaches the command line, so Hydra has to carry it.
+                raise
+            # Raised, it would reach Hydra, which prints a line of its own and, of the jobs of a
+            # sweep, reports only the first that failed.
+            refused = True
+            print(_report_of(error), file=sys.stderr)
+            return None
+
+    start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+    try:
+        start(job)()
+    except KeyboardInterrupt:
+        print("hast-lightning: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
+    except SystemExit as end:
+        # Lightning's, which has no status: whoever ended the run would take it for a success.
+        if type(end).__name__ != "SIGTERMException":
+            raise
+        print("hast-lightning: terminated", file=sys.stderr)
+        sys.exit(TERMINATED_STATUS)
+    except Exception as error:
+        if not full_error and type(error).__name__ == LOST_JOB:
+            # The others are still running, so nobody can tell yet which of them fail.
+            print(f"hast-lightning: {sweeps.SweepFolder.current}: {JOB_WAS_LOST}", file=sys.stderr)
+            sys.exit(DEFECT_STATUS)
+        failed = _list_failures()
+        if isinstance(error, BrokenPipeError):
+            _end_where_nobody_reads()
+        if not full_error and type(error).__name__ == KILLED_WORKER:
+            print(f"hast-lightning: {WORKER_WAS_KILLED}", file=sys.stderr)
+            sys.exit(DEFECT_STATUS)
+        if not full_error and str(error).startswith(NO_SLURM):
+            print(
+                f"hast-lightning: hydra/launcher=submitit_slurm: {one_line(error)}", file=sys.stderr
+            )
+            sys.exit(USER_ERROR_STATUS)
+        if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):
+            raise
+        # A search in which every trial failed has no best one, and says so by a ValueError.
+        if not (failed and type(error) is ValueError):
+            if defective:
+                raise
+            print(f"hast-lightning: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+        refused = True
+    else:
+        failed = _list_failures()
+    if any(not failure.mendable for failure in failed):
+        sys.exit(DEFECT_STATUS)
+    if refused or failed:
+        sys.exit(USER_ERROR_STATUS)
+
+
+def _end_where_nobody_reads() -> None:
+    """End without a word behind ``| head``, which closes the pipe; other pipes may break, too."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        # Python would flush once more at the exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE_STATUS)
+
+
+def _run_recorded(composed: DictConfig) -> float | None:
+    """Run a job; of a sweep's, the folder tells how it ended, whichever process ran it."""
+    if not sweeps.in_sweep():
+        return run_job(composed)
+    sweeps.begin_job()
+    try:
+        objective = run_job(composed)
+    except Exception as error:
+        mendable = _is_mendable(error)
+        message = one_line(error) if mendable else f"{type(error).__name__}: {joined_lines(error)}"
+        lines = None if mendable else "".join(traceback.format_exception(error)).splitlines()
+        sweeps.fail_job(message, mendable, lines)
+        raise
+    sweeps.end_job()
+    return objective
+
+
+def _report_of(error: Exception) -> str:
+    if _is_mendable(error):
+        return f"hast-lightning: {_job_name()}{one_line(error)}"
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return f"{trace}\nhast-lightning: {_job_name()}failed; the other jobs go on"
+
+
+def _list_failures() -> list[sweeps.Failure]:
+    """Print which jobs of a sweep failed, and return them."""
+    failed = sweeps.failures()
+    if failed:
+        print(f"hast-lightning: {sweeps.summary(failed)}", file=sys.stderr)
+    return failed
+
+
+def _is_mendable(error: BaseException) -> bool:
+    """Whether it is for the user to mend: of the system's errors only that the disk is full."""
+    if isinstance(error, USER_ERRORS):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _job_name() -> str:
+    """Which job of a sweep this is; nothing for a run that stands alone."""
+    return f"job {HydraConfig.get().job.num}: " if sweeps.in_sweep() else ""

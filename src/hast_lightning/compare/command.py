@@ -1,0 +1,107 @@
+"""``command=compare``: from folders of runs to one table and its plots."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from hast_lightning.compare.notes import notes
+from hast_lightning.compare.plots import plots
+from hast_lightning.compare.published import beside, published
+from hast_lightning.compare.rows import Row, summarize
+from hast_lightning.compare.runs import collect, unfinished
+from hast_lightning.compare.tables import as_csv, as_html, as_latex, as_markdown
+from hast_lightning.config import Config
+from hast_lightning.errors import StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}
+NO_PLOTS = "No plots: they need matplotlib (pip install 'hast-lightning[plots]')"
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
+div {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: 0.9rem }}
+td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; white-space: nowrap }}
+th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left }}
+img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: block }}
+</style></head>
+<body>
+<h1>Comparison of runs</h1>
+<div>
+{table}</div>
+{pictures}
+</body></html>
+"""
+
+
+def compare(config: Config) -> None:
+    """Write the tables and plots of ``runs`` into ``compare.folder``, and show the table.
+
+    Raises:
+        DataError: there are no results, or a file is none.
+        StorageError: the folder cannot be written to.
+    """
+    options = config.compare
+    rows = summarize(collect(config.runs))
+    if options.published:
+        rows = beside(rows, published(rows))
+    remarks = notes(rows, unfinished(config.runs))
+    drawable = find_spec("matplotlib") is not None
+    figures = plots(rows) if drawable and options.plots else {}
+    folder = Path(options.folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tables(rows, remarks, figures, options.formats, folder)
+        for name, figure in figures.items():
+            for picture in options.plots:
+                figure.savefig(folder / f"{name}.{picture}")
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})"
+        raise StorageError(f"compare.folder={folder} {reason}: choose another folder") from error
+    console = Console()
+    # Markdown as it is: Rich would wrap its lines and read its brackets.
+    print(as_markdown(rows, remarks))
+    if options.plots and not drawable:
+        console.print(NO_PLOTS, markup=False)
+    console.print(f"Everything is in {folder}", soft_wrap=True, markup=False)
+
+
+def _write_tables(
+    rows: Sequence[Row],
+    remarks: Sequence[str],
+    figures: Mapping[str, Figure],
+    formats: Sequence[str],
+    folder: Path,
+) -> None:
+    render = {
+        "markdown": lambda: as_markdown(rows, remarks),
+        "csv": lambda: as_csv(rows),
+        "latex": lambda: as_latex(rows, remarks),
+        "html": lambda: PAGE.format(table=as_html(rows, remarks), pictures=_pictures(figures)),
+    }
+    for name in formats:
+        path = folder / f"comparison.{ENDINGS[name]}"
+        path.write_text(render[name](), encoding="utf-8")
+
+
+def _pictures(figures: Mapping[str, Figure]) -> str:
+    """The plots inside the page, so that it can be sent as one file."""
+    shown = []
+    for name, figure in figures.items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        data = base64.b64encode(content.getvalue()).decode("ascii")
+        shown.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
+    return "\n".join(shown)

@@ -1,0 +1,39 @@
+"""What a reader of a comparison has to know beside its numbers: a line each, below the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hast_lightning.compare.rows import Row
+
+WITHOUT_SYNTHESIS = "†"
+"""Marks seconds of runs whose images were there already."""
+PAPERS = (
+    "Published numbers are of other teachers, and mostly of the epoch that was best on the test "
+    "labels; ours are of the last step."
+)
+NO_SYNTHESIS = f"{WITHOUT_SYNTHESIS} Without a synthesis: the images were there already."
+
+
+def notes(rows: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
+    """The notes that apply to ``rows`` and to the folders of runs that left no result."""
+    repeats = [name for row in rows for name in row.repeats]
+    mixed = [f"{_label(row)}: {', '.join(row.versions)}" for row in rows if row.versions]
+    found = []
+    if repeats:
+        start = "A seed counts once in a row, the run that is found first. Left out: "
+        found.append(start + ", ".join(repeats))
+    if unfinished:
+        found.append(f"Left out, since they have no result: {', '.join(unfinished)}")
+    if mixed:
+        found.append(f"Runs of several versions in one row: {'; '.join(mixed)}")
+    if any(row.without_synthesis for row in rows):
+        found.append(NO_SYNTHESIS)
+    if any(not row.seeds for row in rows):
+        found.append(PAPERS)
+    return found
+
+
+def _label(row: Row) -> str:
+    bits = f"{row.bits[0]}/{row.bits[1]}"
+    return " ".join(part for part in (row.name, bits, str(row.settings)) if part)

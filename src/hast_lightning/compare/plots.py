@@ -1,0 +1,271 @@
+"""A comparison as plots: accuracy against bits and against seconds, and ablation bars."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
+from hast_lightning.compare.rows import BITS_IN_NAME, Row, Spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
+PAPER_MARKERS = "sDv^<>ph*X"
+OUR_MARKERS = "os^Dv"
+"""Each for as many rows as there are colours."""
+WIDEST_SHIFT = 0.07
+LEGEND_CHARACTERS = 100
+TICK_CHARACTERS = 40
+FILE_CHARACTERS = 120
+LINE_HEIGHT = 0.17
+"""Of small print, in inches."""
+
+
+def plots(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures that the rows are enough for, by file name without its ending."""
+    made: dict[str, Figure] = {}
+    for model in sorted({row.model for row in rows if row.seeds}):
+        own = [row for row in rows if row.model == model and row.seeds and row.score]
+        papers = [row for row in rows if row.model == model and not row.seeds and row.bits[0] < 32]
+        # Accuracies and agreements have no axis in common.
+        for ours in ([row for row in own if row.top1], [row for row in own if not row.top1]):
+            if not ours:
+                continue
+            ending = f"{model}{'' if ours[0].top1 else '_agreement'}"
+            if len({row.bits for row in ours}) > 1:
+                made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
+            timed = [row for row in ours if row.seconds]
+            if len(timed) > 1:
+                made[f"seconds_{ending}"] = _against_seconds(timed)
+            for (recipe, bits, quantizer), group in _ablations(ours).items():
+                width = f"w{bits[0]}a{bits[1]}"
+                name = f"ablation_{recipe}_{ending}_{width}_{quantizer}"
+                made[name] = _ablation_bars(group)
+    return {_file_name(name): figure for name, figure in made.items()}
+
+
+def _file_name(name: str) -> str:
+    """Names of networks and recipes may hold what separates folders, and be of any length."""
+    clean = re.sub(r"[^\w.]+", "-", name).strip("-")
+    if len(clean) <= FILE_CHARACTERS:
+        return clean
+    # What tells two long names apart may be in their last characters.
+    return f"{clean[:FILE_CHARACTERS]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _measure(row: Row) -> str:
+    return "top-1 of the last step, %" if row.top1 else "agreement with the teacher, %"
+
+
+def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    scores = [row.score for row in rows if row.score]
+    return [score.mean for score in scores], [_bar(score) for score in scores]
+
+
+def _bar(spread: Spread) -> float:
+    """Half an error bar's length; a single seed has none, which is not one of length zero."""
+    return math.nan if spread.deviation is None else spread.deviation
+
+
+def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
+    figure, axes = _figure(7.2, 4.2)
+    measured = {row.bits for row in ours}
+    widths = sorted(measured)
+    position = {bits: float(number) for number, bits in enumerate(widths)}
+    papers = [row for row in papers if row.bits in measured]
+    for marker, (name, group) in zip(PAPER_MARKERS * 9, _series(papers).items(), strict=False):
+        places = [position[row.bits] for row in group]
+        axes.plot(places, _points(group)[0], f"{marker}:", label=f"{name}, published", **PAPER)
+    series = _series(ours)
+    for number, ((name, group), shift) in enumerate(
+        zip(series.items(), _shifts(len(series)), strict=True)
+    ):
+        means, deviations = _points(group)
+        places = [position[row.bits] + shift for row in group]
+        marker = OUR_MARKERS[number // 10 % len(OUR_MARKERS)]
+        axes.errorbar(places, means, deviations, marker=marker, capsize=3, label=name)
+    _teacher_line(axes, ours, horizontal=True)
+    axes.set_xticks(range(len(widths)), [f"{weights}/{acts}" for weights, acts in widths])
+    axes.set(xlabel="bits of weights / activations", ylabel=_measure(ours[0]))
+    axes.set_title(ours[0].model)
+    _legend_below(figure)
+    return figure
+
+
+def _shifts(count: int) -> list[float]:
+    """Sideways, so that points of one width do not hide each other and their error bars."""
+    middle = (count - 1) / 2
+    return [WIDEST_SHIFT * (number - middle) / max(middle, 1) for number in range(count)]
+
+
+def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that differ in their bits alone, in the order of these."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    ordered = sorted(rows, key=lambda row: row.bits)
+    widths = Counter((_label(row), row.bits) for row in ordered)
+    # A recipe whose bits were swept meets the recipes of those bits: each is a line of its own.
+    shared = {label for (label, _), count in widths.items() if count > 1}
+    for row in ordered:
+        label = _label(row)
+        found[_labelled(row.recipe or row.name, row) if label in shared else label].append(row)
+    return found
+
+
+def _label(row: Row) -> str:
+    return _labelled(BITS_IN_NAME.sub("", row.recipe or row.name), row)
+
+
+def _labelled(name: str, row: Row) -> str:
+    settings = str(row.settings)
+    return f"{name}: {settings}" if settings else name
+
+
+def _with_bits(row: Row) -> str:
+    """The name, with the bits where it does not tell them."""
+    if BITS_IN_NAME.search(row.recipe):
+        return row.name
+    return f"{row.name} W{row.bits[0]}A{row.bits[1]}"
+
+
+def _against_seconds(ours: Sequence[Row]) -> Figure:
+    figure, axes = _figure(7.2, 4.2)
+    for number, row in enumerate(ours):
+        if row.seconds is None or row.score is None:
+            continue
+        mark = f" {WITHOUT_SYNTHESIS}" if row.without_synthesis else ""
+        axes.errorbar(
+            row.seconds.mean,
+            row.score.mean,
+            _bar(row.score),
+            _bar(row.seconds),
+            marker=OUR_MARKERS[number // 10 % len(OUR_MARKERS)],
+            linestyle="none",
+            capsize=3,
+            label=_labelled(_with_bits(row), row) + mark,
+        )
+    _teacher_line(axes, ours, horizontal=True)
+    axes.set(ylabel=_measure(ours[0]), title=ours[0].model)
+    marked = any(row.without_synthesis for row in ours)
+    note = f" ({WITHOUT_SYNTHESIS} without a synthesis)" if marked else ""
+    axes.set_xlabel(f"wall-clock time of a run, seconds{note}")
+    axes.set_xlim(left=0)
+    _legend_below(figure)
+    return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """A column of wrapped labels, for which the figure grows: settings may be long."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    labels = [_wrapped(label, LEGEND_CHARACTERS) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * lines)
+    figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize="small")
+
+
+def _wrapped(text: str, characters: int) -> str:
+    return textwrap.fill(text, characters)
+
+
+def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int], str], list[Row]]:
+    """The rows of each chart: of one recipe at one bit width with one quantizer."""
+    groups: dict[tuple[str, tuple[int, int], str], list[Row]] = defaultdict(list)
+    for row in ours:
+        if row.settings.parts is not None:
+            groups[row.recipe, row.bits, _quantizer(row)].append(row)
+    return {
+        key: group
+        for key, group in groups.items()
+        if len({row.settings.parts for row in group}) > 1
+    }
+
+
+def _quantizer(row: Row) -> str:
+    """Its name, and what else of it the runs differ in."""
+    others = [word for word in row.settings.quantizer if not word.startswith("quantizer.name=")]
+    return ", ".join([row.quantizer, *others])
+
+
+def _ablation_bars(group: Sequence[Row]) -> Figure:
+    """Bars from the fewest parts at the top to all of them at the bottom."""
+    rows = sorted(group, key=lambda row: (_parts(row), str(row.settings)))
+    names = [_wrapped(row.settings.beside_quantizer, TICK_CHARACTERS) for row in rows]
+    lines = sum(name.count("\n") for name in names)
+    figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
+    means, errors = _points(rows)
+    deviations = [0.0 if math.isnan(error) else error for error in errors]
+    colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
+    axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
+    for place, row in enumerate(rows):
+        # In a column beside the axes, where no line crosses them.
+        axes.annotate(
+            str(row.score),
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize="small",
+        )
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    start = _cut(means, deviations)
+    top = max([mean + deviation for mean, deviation in zip(means, deviations, strict=True)])
+    teacher = rows[0].teacher.mean if rows[0].teacher else top
+    axes.set_xlim(start, max(top, teacher) + 0.04 * (max(top, teacher) - start))
+    _teacher_line(axes, rows, horizontal=False)
+    note = f" (the axis begins at {start:g})" if start else ""
+    first = rows[0]
+    axes.set_xlabel(_measure(first) + note)
+    title = f"{_with_bits(first)}, {first.model}\nquantizer {_quantizer(first)}"
+    axes.set_title(title, pad=16)  # above the name of the line
+    return figure
+
+
+def _parts(row: Row) -> int:
+    return len(row.settings.parts or ())
+
+
+def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:
+    """Where an axis begins that shows differences of a point; a multiple of five."""
+    lowest = min(mean - spread for mean, spread in zip(means, deviations, strict=True))
+    room = max(max(means) - lowest, 2.0)
+    return max(0.0, 5 * ((lowest - room) // 5))
+
+
+def _teacher_line(axes: Axes, rows: Sequence[Row], horizontal: bool) -> None:
+    """A line for each full-precision network that the rows are read against."""
+    # To the digits that are shown: other versions of torch differ in the last bits.
+    for top1 in sorted({round(row.teacher.mean, 2) for row in rows if row.teacher}):
+        style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
+        if horizontal:
+            axes.axhline(top1, label=f"full precision, {top1:.2f} %", **style)
+        else:
+            axes.axvline(top1, **style)
+            axes.annotate(
+                "full precision",
+                (top1, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+            )

@@ -1,0 +1,42 @@
+"""Published numbers, each with its source, beside ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from importlib import resources
+
+from hast_lightning.compare.rows import Row, Spread
+
+PUBLISHED_FILE = "published.csv"
+FULL_PRECISION = (32, 32)
+
+
+def published(rows: Sequence[Row]) -> list[Row]:
+    """What papers report for the networks of ``rows``, at the same bit widths.
+
+    Their teachers differ from ours, and most chose the best epoch on the test labels: context,
+    not a competition on equal terms. The full-precision networks come along.
+    """
+    models = {row.model for row in rows}
+    wanted = {(row.model, row.bits) for row in rows}
+    wanted |= {(model, FULL_PRECISION) for model in models}
+    text = (resources.files(__package__) / PUBLISHED_FILE).read_text(encoding="utf-8")
+    found = map(_published_row, csv.DictReader(io.StringIO(text)))
+    return [row for row in found if (row.model, row.bits) in wanted]
+
+
+def beside(ours: Sequence[Row], papers: Sequence[Row]) -> list[Row]:
+    """Published rows below ours of the same network and bit width, in the order of the papers."""
+    return sorted([*ours, *papers], key=lambda row: (row.model, row.bits))
+
+
+def _published_row(line: dict[str, str]) -> Row:
+    return Row(
+        line["model"],
+        (int(line["weight_bits"]), int(line["activation_bits"])),
+        line["method"],
+        top1=Spread(float(line["top1"])),
+        source=line["source"],
+    )

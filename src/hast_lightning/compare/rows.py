@@ -1,0 +1,207 @@
+"""Many runs in one table: mean and deviation over seeds."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hast_lightning.compare.runs import FinishedRun
+from hast_lightning.compare.settings import Settings, distinguish, quantizer_of
+from hast_lightning.records.result import Result
+
+BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
+SYNTHESIS_STAGES = {"synthesis", "warmup", "alternating"}
+# What a reader of numbers has to know to be the same: versions of the rest move them little.
+VERSIONS_SHOWN = ("hast_lightning", "torch")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample deviation of some seeds; the deviation is none of a single one."""
+
+    mean: float
+    deviation: float | None = None
+
+    def __str__(self) -> str:
+        if self.deviation is None:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on one network at one bit width, or one published number.
+
+    Attributes:
+        model: Name of the network.
+        bits: Of weights and of activations.
+        name: The recipe, with its bits where they are not the recipe's own; or the published
+            method.
+        recipe: The recipe alone.
+        settings: What the runs of the recipe differ in.
+        quantizer: Its name; empty where no configuration tells.
+        seeds: Seeds that were run, each once; none of a published number.
+        teacher: Top-1 of the full-precision network in percent.
+        calibrated: Top-1 before the first student step.
+        top1: Top-1 after the last student step.
+        agreement: With the teacher.
+        images: Images that it was all measured on.
+        measured_on: Weights and images: rows are ranked among those of the same.
+        seconds: Wall-clock time of a run, all stages.
+        stages: The stages that ``seconds`` hold.
+        source: Where a published number is from.
+        repeats: Runs that repeat a seed of the row, and so do not count.
+        versions: Packages of which the row's runs had several versions.
+    """
+
+    model: str
+    bits: tuple[int, int]
+    name: str
+    recipe: str = ""
+    settings: Settings = field(default_factory=Settings)
+    quantizer: str = ""
+    seeds: tuple[int, ...] = ()
+    teacher: Spread | None = None
+    calibrated: Spread | None = None
+    top1: Spread | None = None
+    agreement: Spread | None = None
+    images: int | None = None
+    measured_on: tuple[str, ...] = ()
+    seconds: Spread | None = None
+    stages: tuple[str, ...] = ()
+    source: str = ""
+    repeats: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> Spread | None:
+        """What rows are ranked by: top-1, or the agreement where there are no labels."""
+        return self.top1 or self.agreement
+
+    @property
+    def without_synthesis(self) -> bool:
+        """Whether the images were there already, so that the seconds are not of a whole run."""
+        return bool(self.stages) and not SYNTHESIS_STAGES & set(self.stages)
+
+
+def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
+    """One row for each network, bit width, recipe and set of settings, ordered by them."""
+    recipes: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
+    for run in runs:
+        recipes[run.result.model, run.result.recipe].append(run)
+    rows = [row for group in recipes.values() for row in _rows_of_recipe(group)]
+    return sorted(rows, key=lambda row: (row.model, row.bits, row.name, str(row.settings)))
+
+
+def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
+    groups: dict[tuple[int, int, Settings], list[FinishedRun]] = defaultdict(list)
+    for run, settings in zip(runs, distinguish(runs), strict=True):
+        groups[run.result.weight_bits, run.result.activation_bits, settings].append(run)
+    return [_row(settings, group) for (*_, settings), group in groups.items()]
+
+
+def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
+    counted = _first_of_each_seed(runs)
+    results = [run.result for run in counted]
+    first = results[0]
+    bits = (first.weight_bits, first.activation_bits)
+    stages = _most_stages(results)
+    return Row(
+        first.model,
+        bits,
+        title(first.recipe, bits),
+        first.recipe,
+        settings,
+        quantizer_of(counted[0].config),
+        tuple(sorted(result.seed for result in results)),
+        _same_for_all([result.teacher_top1 for result in results]),
+        spread([result.calibrated_top1 for result in results]),
+        spread([result.quantized_top1 for result in results]),
+        spread([result.teacher_agreement for result in results]),
+        first.evaluated_images,
+        (first.model_checksum, str(first.evaluated_images), first.agreement_on),
+        spread(
+            [
+                sum(result.seconds_by_stage.values())
+                for result in results
+                if stages and set(result.seconds_by_stage) == set(stages)
+            ]
+        ),
+        stages,
+        repeats=tuple(f"{run.name} (seed {run.result.seed})" for run in runs if run not in counted),
+        versions=_mixed_versions(results),
+    )
+
+
+def title(recipe: str, bits: tuple[int, int]) -> str:
+    """The recipe, and the bits where they were set to others than it is named after."""
+    named = BITS_IN_NAME.search(recipe)
+    if named is None or (int(named[1]), int(named[2])) == bits:
+        return recipe
+    return f"{recipe} at W{bits[0]}A{bits[1]}"
+
+
+def _first_of_each_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """A seed that was run twice is no second draw: averaged in, it would shrink the deviation."""
+    first: dict[int, FinishedRun] = {}
+    for run in runs:
+        first.setdefault(run.result.seed, run)
+    return list(first.values())
+
+
+def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
+    """Those of the longest runs: one that loaded its images is not timed with whole ones."""
+    return max((tuple(result.seconds_by_stage) for result in results), key=len)
+
+
+def _mixed_versions(results: Sequence[Result]) -> tuple[str, ...]:
+    seen = {
+        package: {result.versions.get(package, "unknown") for result in results}
+        for package in VERSIONS_SHOWN
+    }
+    return tuple(
+        f"{package} {', '.join(sorted(versions))}"
+        for package, versions in seen.items()
+        if len(versions) > 1
+    )
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and deviation of what was measured; none where nothing was."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+
+def _same_for_all(values: Sequence[float | None]) -> Spread | None:
+    """Of the teacher, whom seeds do not change but in the last bits of a float."""
+    known = [value for value in values if value is not None]
+    return Spread(known[0]) if known and max(known) - min(known) < 0.005 else spread(known)
+
+
+def best(rows: Sequence[Row]) -> set[Row]:
+    """The best rows of each network and bit width, all of them where several are; only ours.
+
+    Runs without labels are ranked among themselves, by agreement with the teacher, and so are
+    runs on other weights or other images.
+    """
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.seeds and row.score is not None:
+            groups[row.model, row.bits, row.top1 is not None, row.measured_on].append(row)
+    return {
+        row for group in groups.values() if len(group) > 1 for row in group if _leads(row, group)
+    }
+
+
+def _leads(row: Row, group: Sequence[Row]) -> bool:
+    return _shown(row) == max(map(_shown, group))
+
+
+def _shown(row: Row) -> float:
+    """To the digits that tables show: what looks the same is equally good."""
+    return round(row.score.mean, 2) if row.score else 0.0

@@ -1,0 +1,127 @@
+"""Runs that are compared: found by folder or pattern, and read."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
+
+from hast_lightning.errors import DataError
+from hast_lightning.records.failure import read_failure
+from hast_lightning.records.folder import CONFIG_FILE, JOB_FAILURE_FILE, RESULT_FILE
+from hast_lightning.records.result import Result
+
+STUDY_FOLDER = "results"
+"""Where a study keeps one JSON file a run, of any name."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A result, and the flat configuration beside it; an empty one where there is none."""
+
+    result: Result
+    config: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder of the run, or the file of a study."""
+        if self.file is None:
+            return "a run"
+        return str(self.file.parent if self.file.name == RESULT_FILE else self.file)
+
+
+def collect(names: Iterable[str | Path]) -> list[FinishedRun]:
+    """The runs in some folders, below them, or where a pattern leads, in this order.
+
+    A folder ``results`` may hold the JSON files of a study, named as they like.
+
+    Raises:
+        DataError: nothing is there, or a file is no result.
+    """
+    # A folder may be named twice, or by two paths: the first counts.
+    found: dict[Path, Path] = {}
+    for name in names:
+        for file in _result_files(str(name)):
+            found.setdefault(file.resolve(), file)
+    return [_read(file) for file in found.values()]
+
+
+def unfinished(names: Iterable[str | Path]) -> list[str]:
+    """The folders of runs that left no result, each with its reason where there is one."""
+    places = [place for name in names for place in _places(str(name)) if place.is_dir()]
+    folders = {
+        file.parent
+        for place in places
+        for name in (CONFIG_FILE, JOB_FAILURE_FILE)
+        for file in place.rglob(name)
+        if not file.with_name(RESULT_FILE).exists()
+    }
+    return [_with_reason(folder) for folder in sorted(folders)]
+
+
+def _with_reason(folder: Path) -> str:
+    try:
+        failure = read_failure(folder)
+    except ValueError:  # the folder is named all the same
+        failure = None
+    return str(folder) if failure is None else f"{folder} ({failure.reason})"
+
+
+def _places(name: str) -> list[Path]:
+    """What a name or a pattern stands for; a folder may have a bracket in its name."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return [path]
+    return [Path(place) for place in sorted(glob.glob(str(path), recursive=True))]
+
+
+def _result_files(name: str) -> list[Path]:
+    places = _places(name)
+    if not places:
+        raise DataError(f"{name} does not exist; expected runs, folders of runs, or a pattern")
+    named = Path(name).expanduser().is_file()
+    files = [file for place in places for file in ([place] if named else _below(place))]
+    if not files:
+        left = len(unfinished([name]))
+        hint = f"; {left} of the runs there did not come to an end" if left else ""
+        raise DataError(f"{name} holds no {RESULT_FILE}{hint}")
+    return files
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """The results in a folder; a file that a pattern leads to counts by its name."""
+    files = [place] if place.is_file() else sorted(place.rglob("*.json"))
+    return (file for file in files if _is_result(file))
+
+
+def _is_result(file: Path) -> bool:
+    in_study = file.suffix == ".json" and file.absolute().parent.name == STUDY_FOLDER
+    return file.name == RESULT_FILE or in_study
+
+
+def _read(file: Path) -> FinishedRun:
+    path = file.with_name(CONFIG_FILE)
+    result = Result.read(file)
+    if file.name != RESULT_FILE or not path.is_file():
+        return FinishedRun(result, file=file)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return FinishedRun(result, dict(flat(content)), file)
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested configuration by dotted key."""
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from flat(child, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value

@@ -1,0 +1,213 @@
+"""From a composed configuration to objects, and from a saved one back to a composed one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hast_lightning.config.root import Config, no_such_key
+from hast_lightning.core.part import Part, part_class, parts
+from hast_lightning.errors import ConfigurationError
+
+ROOMS = ("sources", "terms", "transforms", "stages", "quantization", "methods")
+"""Rooms of the package that parts are in; every module there is imported."""
+
+
+def register_schemas(modules: Collection[str] = ()) -> None:
+    """Make the schemas of the root and of every part known to Hydra; idempotent.
+
+    Args:
+        modules: The user's own modules with parts.
+
+    Raises:
+        ConfigurationError: one of the modules cannot be imported.
+    """
+    import_parts(modules)
+    OmegaConf.register_new_resolver("first", _first, replace=True)
+    OmegaConf.register_new_resolver("folder_of_command", _folder_of_command, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, classes in parts().items():
+        for name, cls in classes.items():
+            store.store(group=group, name=name, node=cls)
+
+
+def import_parts(modules: Collection[str] = ()) -> None:
+    """Import the package's own parts and the user's.
+
+    Raises:
+        ConfigurationError: one of the user's modules cannot be imported.
+    """
+    for room in ROOMS:
+        package = importlib.import_module(f"hast_lightning.{room}")
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ConfigurationError:
+            raise
+        # The user's own code may raise anything.
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigurationError(
+                f"modules: {name} cannot be imported: {type(error).__name__}: {reason}"
+            ) from error
+
+
+def _first(*values: Any) -> Any:
+    """Return the first of the values that is set."""
+    return next((value for value in values if value is not None), None)
+
+
+def _folder_of_command(command: str) -> str | None:
+    """Return the folder of a command that writes nothing, for which Hydra would make a new one."""
+    return None if command == "run" else "."
+
+
+def to_object(config: DictConfig) -> Config:
+    """Resolve the composed configuration and run every check.
+
+    Raises:
+        ConfigurationError: a value is missing, of the wrong type or out of range.
+    """
+    result = _build(config, "", inside_part=False)
+    assert isinstance(result, Config)
+    return result
+
+
+def _build(node: Any, key: str, *, inside_part: bool) -> Any:
+    """Return the object of a node, whose key is ``key``; its fields first."""
+    if isinstance(node, ListConfig):
+        return [
+            _build(_get(node, i, f"{key}.{i}"), key, inside_part=inside_part)
+            for i in range(len(node))
+        ]
+    if not isinstance(node, DictConfig):
+        return node
+    schema: Any = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return {
+            str(name): _build(
+                _get(node, name, _dotted(key, name)), _dotted(key, name), inside_part=inside_part
+            )
+            for name in node
+        }
+    is_part = isinstance(schema, type) and issubclass(schema, Part)
+    inside_part = inside_part or is_part
+    _refuse_added_keys(node, schema, key)
+    values = {}
+    for each in fields(schema):
+        name = _dotted(key, each.name)
+        value = _get(node, each.name, name)
+        _refuse_value_for_group(value, schema, each.name, name)
+        values[each.name] = _build(value, name, inside_part=inside_part)
+    expected = getattr(schema, "kind", "")
+    if is_part and values["kind"] != expected:
+        raise ConfigurationError(
+            f"{key}.kind={values['kind']}: it is of kind {expected}; choose another part by its "
+            f"group, such as term@{key}={values['kind']}"
+        )
+    make: Any = schema
+    try:
+        return make(**values)
+    except ConfigurationError as error:
+        # A part does not know where in the configuration it stands.
+        raise ConfigurationError(f"{key}.{error}" if inside_part else str(error)) from error
+
+
+def _dotted(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _get(node: Any, name: Any, key: str) -> Any:
+    """Return a value of a node, resolved.
+
+    Raises:
+        ConfigurationError: it is not set, or of the wrong type.
+    """
+    if OmegaConf.is_missing(node, name):
+        raise ConfigurationError(f"{key} is not set")
+    try:
+        return node[name]
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_added_keys(node: DictConfig, schema: Any, key: str) -> None:
+    """Refuse what the schema does not have: Hydra's ``+key=value`` adds it all the same."""
+    known = {field.name for field in fields(schema)}
+    for name in map(str, node):
+        if name not in known:
+            raise ConfigurationError(no_such_key(f"{key}." if key else "", name, known))
+
+
+def _refuse_value_for_group(value: Any, schema: Any, field: str, key: str) -> None:
+    """Refuse a value that an interpolation puts where a group of keys belongs."""
+    hint: Any = get_type_hints(schema)[field]
+    if is_dataclass(hint) and not (
+        isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value))
+    ):
+        raise ConfigurationError(
+            f"{key}={value!r} is not a group of keys; {key} has: "
+            f"{', '.join(sorted(each.name for each in fields(hint)))}"
+        )
+
+
+def from_saved(saved: Any) -> DictConfig:
+    """Return the composed configuration that a saved one is; parts are found by their ``kind``.
+
+    Raises:
+        ConfigurationError: it is no configuration, or a part is not known here.
+    """
+    if not isinstance(saved, Mapping):
+        raise ConfigurationError("it is no mapping of keys to values")
+    import_parts()
+    node = OmegaConf.structured(Config)
+    _fill(node, saved, Config)
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def _fill(node: DictConfig, saved: Mapping[Any, Any], schema: Any) -> None:
+    """Set the values of a node of ``schema``."""
+    hints = get_type_hints(schema)
+    for name, value in saved.items():
+        hint = hints.get(str(name))
+        if hint is None:
+            raise ConfigurationError(no_such_key("", str(name), hints))
+        node[str(name)] = _typed(hint, value)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Return a value as a node of its type; parts of the type that their ``kind`` names."""
+    arguments = [each for each in get_args(hint) if each is not type(None)]
+    if value is not None and get_origin(hint) is dict and isinstance(value, Mapping):
+        return {name: _typed(arguments[1], each) for name, each in value.items()}
+    if get_origin(hint) is None or value is None:
+        wanted = hint
+    else:
+        wanted = next((each for each in arguments if is_dataclass(each)), hint)
+    if not (is_dataclass(wanted) and isinstance(value, Mapping)):
+        return value
+    schema: Any = wanted
+    if issubclass(schema, Part):
+        schema = part_class(_group_of(schema), str(value.get("kind")))
+    node = OmegaConf.structured(schema)
+    _fill(node, value, schema)
+    return node
+
+
+def _group_of(base: type[Part]) -> str:
+    """Return the group of the parts that are subclasses of ``base``."""
+    for group, classes in parts().items():
+        if any(issubclass(cls, base) for cls in classes.values()):
+            return group
+    return base.__name__.lower()

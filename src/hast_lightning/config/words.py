@@ -1,0 +1,70 @@
+"""What of the command line's words has to be known before Hydra composes the configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from hast_lightning.config.folder import config_folder
+from hast_lightning.errors import ConfigurationError
+
+MODULES = "modules"
+BITS_IN_NAME = re.compile(r"(?P<head>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<tail>_.+)?")
+
+
+def named_modules(words: Iterable[str]) -> list[str]:
+    """Return the modules that ``modules=package.module`` or ``modules=[one,other]`` names.
+
+    Raises:
+        ConfigurationError: what it names is no list of module names.
+    """
+    word = next((w for w in words if w.lstrip("+").partition("=")[0] == MODULES), None)
+    if word is None:
+        return []
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except HydraException as error:
+        raise ConfigurationError(f"{word}: {str(error).splitlines()[0]}") from error
+    named = [value] if isinstance(value, str) else value
+    if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+        raise ConfigurationError(f"{word} is no list of modules, such as modules=[package.module]")
+    return named
+
+
+def spelled_modules(words: Sequence[str]) -> list[str]:
+    """Return the words with ``modules=one`` written as the list that the schema has."""
+    names = named_modules(words)
+    return [
+        f"{MODULES}=[{','.join(names)}]" if w.lstrip("+").partition("=")[0] == MODULES else w
+        for w in words
+    ]
+
+
+def register_recipes(words: Iterable[str]) -> None:
+    """Make recipes known whose name says the bits of a family: ``mobilenetv2_w3a3``.
+
+    A family is one file, ``experiment/mobilenetv2.yaml``; a name that has a file of its own is
+    that file. Idempotent.
+
+    Args:
+        words: Of the command line; those that name an experiment count.
+    """
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        for name in value.split(",") if key == "experiment" else ():
+            _register(name.strip("'\""))
+
+
+def _register(name: str) -> None:
+    found = BITS_IN_NAME.fullmatch(name)
+    folder = config_folder() / "experiment"
+    if found is None or (folder / f"{name}.yaml").is_file():
+        return
+    family = found["head"] + (found["tail"] or "")
+    bits = {"weight_bits": int(found["weights"]), "activation_bits": int(found["activations"])}
+    node = {"defaults": [family, "_self_"], "recipe": name, "quantizer": bits}
+    ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")

@@ -1,0 +1,108 @@
+"""What travels through a step: a batch, what the networks make of it, and what a term sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Inputs and what is known of them.
+
+    Attributes:
+        inputs: (N, ...), normalized as the network expects.
+        targets: Hard labels (N,) int64, soft labels (N, classes) float, or none.
+        weights: Weight of each sample (N,), float; none: all alike.
+    """
+
+    inputs: Tensor
+    targets: Tensor | None = None
+    weights: Tensor | None = None
+
+    def detach(self) -> Batch:
+        """Return the batch without a graph."""
+        return self._replace(inputs=self.inputs.detach())
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield parts of at most ``size`` samples, in order."""
+        for start in range(0, len(self.inputs), size):
+            yield Batch(*(None if x is None else x[start : start + size] for x in self))  # type: ignore[arg-type]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Return hard labels (N,): those there are, or the likeliest of the soft ones."""
+        if self.targets is None or self.targets.dim() == 1:
+            return self.targets
+        return self.targets.argmax(dim=1)
+
+
+class Trace(NamedTuple):
+    """One pass of a network.
+
+    Attributes:
+        logits: (N, classes), or what the network puts out.
+        values: The values of the nodes that were asked for, by name.
+    """
+
+    logits: Tensor
+    values: Mapping[str, Tensor]
+
+
+class Progress(NamedTuple):
+    """Where a run stands: ``step`` of ``total`` steps (counted from 1) of ``stage``."""
+
+    stage: str
+    step: int
+    total: int
+
+
+class Needs(NamedTuple):
+    """What a term wants to see, said before anything is computed.
+
+    Attributes:
+        teacher: Names of nodes of the teacher's graph.
+        student: Names of nodes of the student's graph; none: the student itself is not needed,
+            and a synthesis step need not run it.
+        labels: ``hard``, ``some`` (hard or soft), or ``none`` (not needed).
+        batch_norms: The teacher's BatchNorms must not be folded into convolutions: the values
+            at their inputs are wanted.
+    """
+
+    teacher: tuple[str, ...] = ()
+    student: tuple[str, ...] | None = None
+    labels: str = "none"
+    batch_norms: bool = False
+
+
+class Seen(NamedTuple):
+    """What a term may look at.
+
+    Attributes:
+        batch: The inputs as the networks saw them.
+        teacher: The teacher's pass.
+        student: The student's; none in a synthesis step whose terms do not ask for it.
+        progress: Where the run stands.
+    """
+
+    batch: Batch
+    teacher: Trace
+    student: Trace | None
+    progress: Progress
+
+
+class Answers(NamedTuple):
+    """Both networks' logits (N, classes) in a student step, without gradient, and the batch."""
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    batch: Batch
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of ``values`` (N,), each counted by its weight (N,) where there are some."""
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -1,0 +1,97 @@
+"""Parts: one class is the schema of its settings, their documentation and the computation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, dataclass_transform
+
+from torch import nn
+
+from hast_lightning.errors import ConfigurationError
+
+P = TypeVar("P", bound="Part")
+_PARTS: dict[str, dict[str, type[Part]]] = {}
+
+
+@dataclass(eq=False, repr=False)
+class Part(nn.Module):
+    """A dataclass whose fields are settings, and a module that may have state.
+
+    Checks of single values belong into ``__post_init__`` (``hast_lightning.core.checks``).
+    What a part holds in parameters, buffers and extra state is in every checkpoint.
+    """
+
+    kind: str = ""
+    """Name of the part within its group, from which a saved configuration is read again."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        """Make a module before the generated ``__init__`` sets the fields."""
+        instance = super().__new__(cls)
+        nn.Module.__init__(instance)
+        return instance
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep fields plain: a part in a field is a setting, which ``nn.Module`` would register."""
+        if name in self.__dataclass_fields__:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first paragraph of the docstring, in one line."""
+        return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
+def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
+    """Make a class a part: a dataclass that YAML names as ``name`` of ``group``.
+
+    Args:
+        group: ``term``, ``source``, ``transform``, ``stage``, ``hook``, or one of the quantizer's
+            axes ``ranges``, ``rounding`` and ``placement``.
+        name: In YAML, and the value of ``kind``.
+
+    Raises:
+        ConfigurationError: another class has that name.
+    """
+
+    def register(cls: type[P]) -> type[P]:
+        cls.__annotations__ = {**inspect.get_annotations(cls), "kind": "str"}
+        cls.kind = name
+        made = dataclass(eq=False, repr=False)(cls)
+        known = _PARTS.setdefault(group, {}).get(name)
+        if known is not None and _place(known) != _place(made):
+            raise ConfigurationError(
+                f"{group}={name} is the name of two parts: {_place(known)} and {_place(made)}"
+            )
+        _PARTS[group][name] = made
+        return made
+
+    return register
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def parts() -> Mapping[str, Mapping[str, type[Part]]]:
+    """Return the classes that were imported so far, by group and name."""
+    return _PARTS
+
+
+def part_class(group: str, name: str) -> type[Part]:
+    """Return the class of a part.
+
+    Raises:
+        ConfigurationError: no module that was imported has it.
+    """
+    found = _PARTS.get(group, {}).get(name)
+    if found is None:
+        raise ConfigurationError(
+            f"{group}={name} is no part that is known here; if it is one of your own, name its "
+            f"module: modules=[package.module]. Known: {', '.join(sorted(_PARTS.get(group, {})))}"
+        )
+    return found

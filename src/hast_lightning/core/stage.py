@@ -1,0 +1,193 @@
+"""A stage: a stretch of the schedule with steps of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
+
+from hast_lightning.core.batch import Answers, Batch
+from hast_lightning.core.network import Network
+from hast_lightning.core.part import Part
+from hast_lightning.core.source import Source
+from hast_lightning.core.term import Term
+
+
+class Stepper(Protocol):
+    """Named optimizers of one loss, with all that a step takes: loss scale and precision.
+
+    Attributes:
+        optimizers: By name; they step together.
+        scaled: Losses are scaled, as float16 needs it.
+    """
+
+    optimizers: Mapping[str, Optimizer]
+    scaled: bool
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``, scaled where the precision needs it."""
+
+    def unscale(self) -> None:
+        """Give the gradients their true length; once, before they are looked at."""
+
+    def step(self) -> None:
+        """Move the parameters, or leave the step out where a gradient is infinite."""
+
+    def scalars(self, group: str) -> dict[str, float]:
+        """Return the loss scale and the steps left out; empty where nothing is scaled."""
+        ...
+
+
+class Bench(Protocol):
+    """What a stage works with.
+
+    Attributes:
+        teacher: The frozen network.
+        learner: The student as a network whose nodes can be read.
+        student: The student itself, whose parameters train.
+        sources: By name.
+        micro_batch: Samples that go through the networks at once in a student step; none: all.
+        halve_on_out_of_memory: Lower ``micro_batch`` where memory is too small, and go on.
+        ranges_frozen: The student is calibrated; while stages are bound: it will be by then.
+    """
+
+    teacher: Network
+    learner: Network
+    student: fx.GraphModule
+    sources: Mapping[str, Source]
+    micro_batch: int | None
+    halve_on_out_of_memory: bool
+    ranges_frozen: bool
+
+    def stepper(self, name: str, make: Callable[[], Mapping[str, Optimizer]]) -> Stepper:
+        """Return the optimizers of that name, made when they are first asked for."""
+        ...
+
+    def layout(self, inputs: Tensor) -> Tensor:
+        """Return ``inputs`` in the memory format of the run."""
+        ...
+
+    def freeze_ranges(self) -> None:
+        """Fix the student's activation ranges, and quantize from now on."""
+
+    def require_finite(self, loss: Tensor, what: str) -> float:
+        """Return the value of a loss.
+
+        Raises:
+            DivergenceError: it is NaN or infinite.
+        """
+        ...
+
+    def diverged(self, what: str) -> Exception:
+        """Return the error that says where training stopped making sense."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a step measured and kept; the logger, the report and the progress bar show it.
+
+    Attributes:
+        scalars: Losses and rates, by ``group/name``.
+        parts: Of terms that are sums, the weighted summands, by the same name.
+        answers: What the networks said in a student step to the batch ("") and to what
+            transforms by gradient made of it, by their mark.
+        batch: What the next step may use, detached.
+    """
+
+    scalars: dict[str, Tensor | float] = field(default_factory=dict)
+    parts: dict[str, tuple[Sequence[str], Tensor]] = field(default_factory=dict)
+    answers: dict[str, list[Answers]] = field(default_factory=dict)
+    batch: Batch | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Stage(Part, ABC):
+    """A stretch of the schedule.
+
+    Attributes:
+        name: What it is called, and the group of its metrics.
+        key: Where it stands in the configuration, for messages.
+        calibrates: The student's ranges are frozen when it ends.
+        trains_student: Its steps change the student's parameters.
+    """
+
+    calibrates: ClassVar[bool] = False
+    trains_student: ClassVar[bool] = False
+
+    name: ClassVar[str] = ""
+    key: ClassVar[str] = ""
+
+    def place(self, name: str, key: str) -> None:
+        """Tell the stage what it is called and where it stands in the configuration."""
+        vars(self).update(name=name, key=key)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the sources whose samples it uses."""
+        return ()
+
+    @property
+    def improves(self) -> tuple[str, ...]:
+        """Return the names of the sources whose samples it makes better."""
+        return ()
+
+    @abstractmethod
+    def bind(self, bench: Bench) -> None:
+        """Check that everything fits together, before anything is computed.
+
+        Raises:
+            UserError: it does not.
+        """
+
+    @abstractmethod
+    def length(self, bench: Bench) -> int:
+        """Return the number of steps; 0: there is nothing to do."""
+
+    def begin(self, bench: Bench) -> None:
+        """Prepare the first step; not called again where a run is resumed inside of the stage."""
+
+    @abstractmethod
+    def step(self, bench: Bench, index: int) -> Outcome:
+        """Do one step, ``index`` from 0."""
+
+    def end(self, bench: Bench) -> None:
+        """Be told that the last step is done."""
+
+    @property
+    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
+        """Return its terms by the group of metrics that they are logged in."""
+        return {}
+
+    def memory_key(self, bench: Bench) -> tuple[str, int]:
+        """Return the setting to lower where memory is too small, and the samples at once."""
+        return "trainer.micro_batch", bench.micro_batch or 0
+
+
+@dataclass(eq=False, repr=False)
+class Hook(Part, ABC):
+    """Acts between the backward pass of a student step and the step itself."""
+
+    def bind(self, bench: Bench) -> None:
+        """Check that it fits the networks, before anything is computed."""
+
+    def groups(self, student: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the groups of parameters that the optimizer gets."""
+        return groups
+
+    @abstractmethod
+    def forward(self, student: fx.GraphModule, stepper: Stepper, rate: float) -> dict[str, float]:
+        """Change gradients or rates before the step; returns scalars for the log.
+
+        Args:
+            student: With its gradients, unscaled and averaged over ranks.
+            stepper: Its optimizer.
+            rate: Learning rate of this step.
+        """

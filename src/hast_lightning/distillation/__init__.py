@@ -1,1 +1,0 @@
-"""Distillation: knowledge distillation, feature alignment, sample difficulty promotion."""

@@ -1,0 +1,120 @@
+"""Any exported file: its format, writing it, and opening it without knowing what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from hast_lightning.config import DEFAULT_OPSET
+from hast_lightning.errors import ModelError
+from hast_lightning.export.description import Description
+from hast_lightning.export.onnx_file import read_onnx, write_onnx
+from hast_lightning.export.packed import read_packed, write_packed
+from hast_lightning.export.program import read_program, write_program
+
+Network = Callable[[Tensor], Tensor]
+"""From normalized images (N, C, H, W), float32, to logits (N, classes), both on the CPU."""
+
+
+class Format(NamedTuple):
+    """One kind of file: its suffix, and how it is written and read."""
+
+    suffix: str
+    write: Callable[[fx.GraphModule, Description, Path], None]
+    read: Callable[[Path], tuple[Network, Description]]
+
+
+FORMATS = {
+    "packed": Format(".safetensors", write_packed, read_packed),
+    "onnx": Format(".onnx", write_onnx, read_onnx),
+    "program": Format(".pt2", write_program, read_program),
+}
+"""By the name that ``export.formats`` has for it."""
+
+
+def write_artifact(
+    name: str,
+    network: fx.GraphModule,
+    description: Description,
+    path: Path,
+    opset: int = DEFAULT_OPSET,
+) -> None:
+    """Write a frozen network in the format ``name``, a key of :data:`FORMATS`.
+
+    Args:
+        name: ``packed``, ``onnx`` or ``program``.
+        network: From :func:`~hast_lightning.export.frozen.freeze`.
+        description: What the file says of itself.
+        path: Ends in the format's suffix.
+        opset: Of ONNX; the others have none.
+
+    Raises:
+        ConfigurationError: a package that the format needs is not installed.
+        ModelError: the format cannot hold the network.
+    """
+    if name == "onnx":
+        write_onnx(network, description, path, opset)
+    else:
+        FORMATS[name].write(network, description, path)
+
+
+def open_artifact(path: Path) -> tuple[Network, Description]:
+    """The network in an exported file, ready to run on the CPU, and the file's description.
+
+    The suffix says which format it is. Nothing in the file is executed, whoever made it.
+
+    Args:
+        path: What :func:`~hast_lightning.export.packed.write_packed`,
+            :func:`~hast_lightning.export.onnx_file.write_onnx` or
+            :func:`~hast_lightning.export.program.write_program` wrote.
+
+    Returns:
+        A function that maps normalized images (N, C, H, W), float32, to logits (N, classes),
+        without gradients; and the description, which says what images it expects.
+
+    Raises:
+        ConfigurationError: a package that the format needs is not installed.
+        ModelError: the file is missing, damaged, from elsewhere, or has another suffix. Calling
+            the function raises it where the file turns out to be damaged only then.
+    """
+    read = _format_of(path).read
+    network, description = read(path)
+    return _checked(network, description, path), description
+
+
+def _format_of(path: Path) -> Format:
+    for kind in FORMATS.values():
+        if path.suffix == kind.suffix:
+            return kind
+    suffixes = ", ".join(kind.suffix for kind in FORMATS.values())
+    raise ModelError(f"{path} is no exported network: its name ends in none of {suffixes}")
+
+
+def _checked(network: Network, description: Description, path: Path) -> Network:
+    """The network, which never returns anything but logits of the promised shape."""
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                logits = network(images)
+        except Exception as error:  # whatever an engine raises about a graph that does not fit
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ModelError(f"{path} fails on images of {_shape(images)}: {reason}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (
+            len(images),
+            description.num_classes,
+        ):
+            raise ModelError(
+                f"{path} is damaged: it does not put out {description.num_classes} logits an image"
+            )
+        return logits
+
+    return run
+
+
+def _shape(images: Tensor) -> str:
+    return "x".join(map(str, images.shape))

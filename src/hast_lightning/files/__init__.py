@@ -1,0 +1,1 @@
+"""Reading files that somebody else may have made: archives, pictures, tensors."""

@@ -1,0 +1,220 @@
+"""Pictures from strangers: archives and folders of them, read to pixels or refused in one line."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hast_lightning.errors import DataError
+from hast_lightning.files.archives import require_bounded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are read, as torchvision's ImageFolder has them."""
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name of pictures with so many channels."""
+DECODERS = 4
+"""Threads that decode: Pillow lets go of the interpreter meanwhile."""
+AHEAD = 64
+"""Pictures that are decoded before the first of them is stored."""
+
+
+def read_arrays(path: Path, names: tuple[str, ...], origin: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of an .npz file; pickled Python objects in it are never loaded.
+
+    Args:
+        path: the file.
+        names: of the arrays that are wanted; others are not read.
+        origin: key and value that brought the file here, for messages.
+
+    Raises:
+        DataError: it is no such file, it is damaged, lacks an array or holds Python objects.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{origin} is not an .npz file, or it is truncated")
+        require_bounded(path)
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            if missing:
+                raise DataError(
+                    f"{origin} has no array {' and no array '.join(map(repr, missing))}; "
+                    f"it has: {', '.join(archive.files) or 'nothing'}"
+                )
+            return tuple(archive[name] for name in names)
+    except DataError:
+        raise
+    # Damaged archives raise a dozen types, from zlib's to MemoryError; each means the same here.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "Object arrays" in reason:
+            reason = "it holds Python objects, which are refused since loading them can run code"
+        raise DataError(f"{origin} cannot be read: {reason}") from error
+
+
+def require_pixels(images: NDArray[Any], channels: int, origin: str) -> None:
+    """Refuse an array ``x`` that is not uint8 of shape (N, H, W, channels), N at least 1.
+
+    Raises:
+        DataError: it is not.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(f"{origin}: x has type {images.dtype}; allowed: uint8 (pixels 0 to 255)")
+    if images.ndim != 4:
+        raise DataError(
+            f"{origin}: x has shape {images.shape}; allowed: (images, height, width, channels)"
+        )
+    if not len(images):
+        raise DataError(f"{origin}: x is empty; at least one image is needed")
+    if images.shape[3] != channels:
+        raise DataError(f"{origin}: x has {images.shape[3]} channels; the network takes {channels}")
+
+
+def refuse_loops(root: Path, origin: str) -> None:
+    """Refuse links to a folder above them: whoever follows links would go on without end.
+
+    Raises:
+        DataError: there is one.
+    """
+    for folder, children, _ in os.walk(root):
+        for child in children:
+            link = Path(folder) / child
+            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+                raise DataError(f"{origin} contains itself: {link} links to a folder above")
+
+
+def find_pictures(root: Path, origin: str) -> list[Path]:
+    """Every picture below a folder, at any depth and behind links, in sorted order.
+
+    Other files are passed over: lists and notes often lie beside pictures.
+
+    Raises:
+        DataError: there is none, or the folder contains itself.
+    """
+    refuse_loops(root, origin)
+    found = sorted(
+        Path(folder) / name
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.lower().endswith(EXTENSIONS)
+    )
+    if not found:
+        raise DataError(f"{origin} has no pictures; allowed endings: {', '.join(EXTENSIONS)}")
+    return found
+
+
+class Fitting:
+    """Brings pictures to a network's size, alike wherever pictures are read.
+
+    One of another size is resized and its centre cropped; one that has the size already, such as
+    those of CIFAR, is what the network was trained on and stays as it is, to the pixel.
+
+    Args:
+        height: of the result, in pixels.
+        width: of the result.
+        ratio: the shorter side before the crop, as a multiple of the longer side of the result.
+    """
+
+    def __init__(self, height: int, width: int, ratio: float) -> None:
+        # Here, because torchvision takes a second to import and not every run needs it.
+        from torchvision import transforms
+
+        self._size = (width, height)
+        self._fit: Callable[[Picture], Picture] = transforms.Compose(
+            [
+                transforms.Resize(round(max(height, width) * ratio)),
+                transforms.CenterCrop((height, width)),
+            ]
+        )
+
+    def __call__(self, picture: Picture) -> Picture:
+        """The picture in the size (height, width)."""
+        return picture if picture.size == self._size else self._fit(picture)
+
+
+def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
+    """A whole picture in memory.
+
+    Args:
+        path: the file.
+        mode: Pillow's, one of :data:`MODES`.
+
+    Raises:
+        DataError: it is no picture, damaged, or has more pixels than Pillow trusts.
+    """
+    try:
+        # Opening a named pipe would wait for whoever writes to it.
+        if not Path(path).is_file():
+            raise DataError(f"{path} is not a file")
+        with Image.open(path) as picture:
+            _require_size(path, picture)
+            return picture.convert(mode)
+    except DataError:
+        raise
+    # Pillow's readers raise a dozen types where a file is damaged in an odd way.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} is not a readable picture: {reason}") from error
+
+
+def _require_size(path: str | Path, picture: Picture) -> None:
+    """Pillow itself only warns up to twice its limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and picture.width * picture.height > limit:
+        raise DataError(
+            f"{path} has {picture.width}x{picture.height} pixels; at most {limit} are decoded"
+        )
+
+
+def decode(paths: list[Path], mode: str, prepare: Callable[[Picture], Picture]) -> NDArray[Any]:
+    """Pixels of files, in order: uint8 (N, H, W, C).
+
+    Only what ``prepare`` returns is kept, so memory is that of the result and of a few whole
+    pictures.
+
+    Args:
+        paths: the files.
+        mode: Pillow's, one of :data:`MODES`.
+        prepare: brings every picture to one size.
+
+    Raises:
+        DataError: a file is no picture, damaged, or has more pixels than Pillow trusts.
+    """
+
+    def pixels(path: Path) -> NDArray[Any]:
+        prepared = np.asarray(prepare(open_picture(path, mode)))
+        return prepared[..., None] if prepared.ndim == 2 else prepared
+
+    with ThreadPoolExecutor(DECODERS) as pool, warnings.catch_warnings():
+        # Which comes before the refusal, and says the same.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return _stacked(_in_order(pool, pixels, paths), len(paths))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Path], NDArray[Any]], paths: list[Path]
+) -> Iterator[NDArray[Any]]:
+    """As ``pool.map``, a few files ahead and not as many as there are."""
+    for start in range(0, len(paths), AHEAD):
+        yield from pool.map(work, paths[start : start + AHEAD])
+
+
+def _stacked(parts: Iterator[NDArray[Any]], count: int) -> NDArray[Any]:
+    """The parts in one array, without holding them twice."""
+    first = next(parts)
+    whole = np.empty((count, *first.shape), np.uint8)
+    whole[0] = first
+    for number, part in enumerate(parts, start=1):
+        whole[number] = part
+    return whole

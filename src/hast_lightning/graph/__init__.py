@@ -1,0 +1,1 @@
+"""A network as its graph: tracing, operations, blocks."""

@@ -1,0 +1,175 @@
+"""Feature taps: the nodes of a network's graph at which teacher and student are aligned.
+
+HAST (Li et al., CVPR 2023) aligns features at every block: at the residual body before the
+addition, at the BatchNorm of the pointwise convolution of a depthwise-separable block, and at
+the projection convolution of an inverted residual. Here the blocks are found in the graph, so
+that a network needs no list of names.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torchvision.ops import StochasticDepth, stochastic_depth
+
+from hast_lightning.core.network import Network
+from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import CONVOLUTIONS, calls, is_activation, layer_of
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+_IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d, stochastic_depth)
+
+
+def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) -> list[str]:
+    """Names of the nodes to align, in order of execution.
+
+    Args:
+        graph_module: the network's graph.
+        patterns: shell-style patterns of node names or of dotted layer names; none: the blocks
+            that :func:`find_taps` finds, which may be no block at all.
+
+    Raises:
+        ModelError: a pattern matches nothing.
+    """
+    if patterns is None:
+        return find_taps(graph_module)
+    names = {
+        node.name: (node.name, str(node.target) if node.op == "call_module" else node.name)
+        for node in graph_module.graph.nodes
+        if node.op.startswith("call_")
+    }
+    for pattern in patterns:
+        if not any(_matches(pattern, both) for both in names.values()):
+            raise ModelError(_describe_unmatched(pattern, [both[1] for both in names.values()]))
+    return [name for name, both in names.items() if any(_matches(p, both) for p in patterns)]
+
+
+def require_taps(network: Network, term: str) -> tuple[str, ...]:
+    """Return the names of the nodes that a term aligns, in order of execution; at least one.
+
+    Raises:
+        ModelError: no block was found, or a pattern of ``model.taps`` matches nothing.
+    """
+    taps = select_taps(network.graph_module, network.pretrained.taps)
+    if not taps:
+        raise ModelError(
+            "no feature taps were found in the network (no residual additions or "
+            f"depthwise-separable blocks), which the term {term} needs: name them with "
+            "model.taps, or switch the term off (enabled=false)"
+        )
+    return tuple(taps)
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _describe_unmatched(pattern: str, names: Sequence[str]) -> str:
+    some = ", ".join(names[:: max(1, len(names) // 6)][:6])
+    return f"model.taps: {pattern!r} matches nothing in the network; some of its names: {some}"
+
+
+def find_taps(graph_module: fx.GraphModule) -> list[str]:
+    """Names of the nodes that end a block, in order of execution; empty where there is none.
+
+    The residual bodies of additions and the pointwise ends of depthwise-separable blocks, each
+    once (ResNet-20: the 9 second BatchNorms of its blocks; MobileNetV2: the 17 BatchNorms of its
+    projections). The sources are the places that HAST's released code hooks.
+    """
+    ends = _residual_bodies(graph_module) | _pointwise_ends(graph_module)
+    return [node.name for node in graph_module.graph.nodes if node in ends]
+
+
+def _residual_bodies(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """At each addition, the operand with more convolutions since the two parted."""
+    ancestors = _ancestors(graph_module.graph)
+    bodies = set()
+    for node in graph_module.graph.nodes:
+        operands = _operands(node) if calls(node, _ADDITIONS) else []
+        if len(operands) != 2:
+            continue
+        left, right = ({operand} | ancestors[operand] for operand in operands)
+        # Without a common ancestor one of the two is a constant, such as a position encoding.
+        if not left & right:
+            continue
+        counts = [_count_convolutions(own, graph_module) for own in (left - right, right - left)]
+        if counts[0] != counts[1]:
+            body = operands[0] if counts[0] > counts[1] else operands[1]
+            bodies.add(_skip_identities(body, graph_module))
+    return bodies
+
+
+def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """For each node, all nodes that its value depends on."""
+    ancestors: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        ancestors[node] = set(sources).union(*(ancestors[source] for source in sources))
+    return ancestors
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The operands of a binary operation that are values of the graph."""
+    given = [*node.args[:2], node.kwargs.get("input"), node.kwargs.get("other")]
+    return [operand for operand in given if isinstance(operand, fx.Node)]
+
+
+def _count_convolutions(nodes: Iterable[fx.Node], graph_module: fx.GraphModule) -> int:
+    return sum(
+        isinstance(layer_of(node, graph_module), _ConvNd) or calls(node, CONVOLUTIONS)
+        for node in nodes
+    )
+
+
+def _skip_identities(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """Back over what does nothing in evaluation mode, so that a block ends in one place."""
+    while isinstance(layer_of(node, graph_module), _IDENTITIES) or calls(node, _IDENTITY_FUNCTIONS):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """The BatchNorm (or else the convolution) that ends each depthwise-separable block."""
+    ends = set()
+    for node in graph_module.graph.nodes:
+        layer = layer_of(node, graph_module)
+        if _is_pointwise(layer) and _is_fed_by_depthwise(node, graph_module):
+            followers = [
+                user
+                for user in node.users
+                if isinstance(layer_of(user, graph_module), nn.BatchNorm2d)
+            ]
+            ends.add(followers[0] if followers else node)
+    return ends
+
+
+def _is_pointwise(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
+def _is_depthwise(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a depthwise convolution comes before, with at most element-wise layers between.
+
+    Products are looked through as well: squeeze-and-excitation scales the channels there.
+    """
+    for source in node.all_input_nodes:
+        layer = layer_of(source, graph_module)
+        if _is_depthwise(layer):
+            return True
+        passes = isinstance(layer, (nn.BatchNorm2d, *_IDENTITIES))
+        passes = passes or is_activation(source, graph_module) or calls(source, _PRODUCTS)
+        if passes and _is_fed_by_depthwise(source, graph_module):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""One file a method, for what only that method has; nothing imports these files."""

@@ -1,0 +1,88 @@
+"""The three independent axes of a quantizer: ranges, rounding, placement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, fx
+
+from hast_lightning.core.part import Part
+from hast_lightning.quantization.fake_quant import ActivationQuantizer, WeightQuantizer
+from hast_lightning.quantization.ranges import Grid
+
+
+class QuantizerSettings(Protocol):
+    """What the axes have in common.
+
+    Attributes:
+        gradient: ``pass_through`` or ``clipped`` straight-through gradients.
+        momentum: Of the moving average of activation ranges.
+        include_zero: Extend every range to contain zero.
+        placement: Which values are stored, and in which form.
+    """
+
+    gradient: str
+    momentum: float
+    include_zero: bool
+    placement: Placement
+
+
+@dataclass(eq=False, repr=False)
+class Ranges(Part, ABC):
+    """How the ranges of weights and activations are found or learned."""
+
+    @abstractmethod
+    def find(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper ends, (rows, 1) each, of rows of values (rows, n)."""
+
+    def weight_quantizer(
+        self, bits: int, weight: Tensor, settings: QuantizerSettings
+    ) -> WeightQuantizer:
+        """Return a quantizer of a layer's ``weight``, (out_channels, ...)."""
+        return WeightQuantizer(
+            bits,
+            settings.include_zero,
+            symmetric=settings.placement.symmetric_weights,
+            find=self.find,
+            gradient=settings.gradient,
+        )
+
+    def activation_quantizer(self, bits: int, settings: QuantizerSettings) -> ActivationQuantizer:
+        """Return a quantizer of one activation tensor."""
+        return ActivationQuantizer(
+            bits,
+            gradient=settings.gradient,
+            momentum=settings.momentum,
+            include_zero=settings.include_zero,
+            find=self.find,
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Rounding(Part, ABC):
+    """How weights are rounded to the integers of their range."""
+
+    @abstractmethod
+    def weight_quantizer(
+        self, ranges: Ranges, bits: int, weight: Tensor, settings: QuantizerSettings
+    ) -> WeightQuantizer:
+        """Return a quantizer of a layer's ``weight``, (out_channels, ...)."""
+
+
+@dataclass(eq=False, repr=False)
+class Placement(Part, ABC):
+    """Which values of a network are quantized.
+
+    Attributes:
+        symmetric_weights: Weights have signed integers with zero in the middle.
+        needs_zero: Every range has to contain zero.
+    """
+
+    symmetric_weights: ClassVar[bool] = False
+    needs_zero: ClassVar[bool] = False
+
+    @abstractmethod
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the nodes whose values are quantized, in order of execution."""

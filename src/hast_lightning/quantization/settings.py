@@ -1,0 +1,125 @@
+"""The ``quantizer`` group: bit widths, the three axes, and what they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING
+
+from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.quantization.axes import Placement, Ranges, Rounding
+from hast_lightning.quantization.nearest import Nearest
+from hast_lightning.quantization.placement import Simulated
+from hast_lightning.quantization.search import MinMax
+
+MIN_BITS, MAX_BITS = 2, 8
+GRADIENTS = ("pass_through", "clipped")
+
+
+@dataclass
+class LayerBits:
+    """Bits of the layers whose name matches a pattern; what is not set stays as it is."""
+
+    layers: str = MISSING
+    """Shell-style pattern of the names of convolutions and linear layers."""
+    weight_bits: int | None = None
+    """Bits of the layers' weights."""
+    activation_bits: int | None = None
+    """Bits of what the layers take in."""
+
+    def __post_init__(self) -> None:
+        if self.weight_bits is None and self.activation_bits is None:
+            raise ConfigurationError(
+                f"quantizer.overrides: {self.layers!r} sets neither weight_bits nor activation_bits"
+            )
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if bits is not None:
+                key = f"quantizer.overrides: {self.layers!r}: {name}"
+                require_range(key, bits, MIN_BITS, MAX_BITS)
+
+
+@dataclass
+class QuantizerConfig:
+    """Fake quantization of the student."""
+
+    bits: int | None = None
+    """Bits of weights and activations alike, in place of the two below."""
+    weight_bits: int = 3
+    """Bits of the weights of convolutions and linear layers."""
+    activation_bits: int = 3
+    """Bits of the activations."""
+    ranges: Ranges = MISSING
+    """How ranges are found or learned; ``minmax`` in Python."""
+    rounding: Rounding = MISSING
+    """How weights are rounded; to ``nearest`` in Python."""
+    placement: Placement = MISSING
+    """Which values are quantized; ``simulated`` in Python."""
+    gradient: str = "pass_through"
+    """Straight-through estimator: ``pass_through`` (the paper's) or ``clipped`` to the range."""
+    momentum: float = 0.9
+    """Momentum of the exponential moving average of activation ranges while calibrating."""
+    include_zero: bool = False
+    """Extend every range to contain zero, as integer engines require."""
+    first_and_last_8bit: bool = False
+    """Weights and inputs of the first and of the last layer at 8 bits."""
+    overrides: list[LayerBits] = field(default_factory=list)
+    """Bits of single layers; of several entries that match a layer the last one counts, and each
+    counts more than ``first_and_last_8bit``."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ranges, str):
+            self.ranges = MinMax()
+        if isinstance(self.rounding, str):
+            self.rounding = Nearest()
+        if isinstance(self.placement, str):
+            self.placement = Simulated()
+        if self.bits is not None:
+            require_range("quantizer.bits", self.bits, MIN_BITS, MAX_BITS)
+            self.weight_bits = self.activation_bits = self.bits
+        require_range("quantizer.weight_bits", self.weight_bits, MIN_BITS, MAX_BITS)
+        require_range("quantizer.activation_bits", self.activation_bits, MIN_BITS, MAX_BITS)
+        require_choice("quantizer.gradient", self.gradient, GRADIENTS)
+        require_range("quantizer.momentum", self.momentum, 0, 0.9999)
+        if self.placement.needs_zero and not self.include_zero:
+            raise ConfigurationError(
+                "quantizer.include_zero=false: the integer engines that "
+                f"placement={self.placement.kind} is for pad with zeros, which every range must "
+                "contain"
+            )
+
+    @property
+    def name(self) -> str:
+        """Return what reports call the quantizer: its ranges, and what differs from the papers."""
+        others = [
+            axis.kind
+            for axis, usual in ((self.rounding, "nearest"), (self.placement, "simulated"))
+            if axis.kind != usual
+        ]
+        return " ".join([self.ranges.kind, *others])
+
+
+def refuse_two_ways_of_bits(overrides: Sequence[str]) -> None:
+    """Refuse ``quantizer.bits`` beside another number for weights or activations.
+
+    A recipe's numbers give way to ``quantizer.bits`` in silence, as they should; what the same
+    person asks for in the same breath does not.
+
+    Args:
+        overrides: What was asked for, in the words of the command line.
+
+    Raises:
+        ConfigurationError: two of them contradict each other.
+    """
+    wanted = OverridesParser.create().parse_overrides(list(overrides))
+    plain = [override for override in wanted if not override.is_sweep_override()]
+    values = {override.key_or_group: override.value() for override in plain}
+    bits = values.get("quantizer.bits")
+    for name in ("quantizer.weight_bits", "quantizer.activation_bits"):
+        if bits is not None and values.get(name, bits) != bits:
+            raise ConfigurationError(
+                f"quantizer.bits={bits} {name}={values[name]}: bits is both; leave one of them out"
+            )

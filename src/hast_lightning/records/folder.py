@@ -1,0 +1,163 @@
+"""The folder of a run: its files, whose it is, and what a resumed run reads from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
+
+from hast_lightning.config import Config, from_saved, to_object
+from hast_lightning.errors import ConfigurationError, StorageError
+
+RESULT_FILE = "result.json"
+CONFIG_FILE = "config.yaml"
+ORIGIN_FILE = "origin.json"
+CHECKPOINT_FILE = "last.ckpt"
+SAMPLES_FILE = "samples.safetensors"
+GRID_FILE = "samples.png"
+METRICS_FILE = "metrics.csv"
+REPORT_FILE = "report.html"
+JOB_FAILURE_FILE = "job_failure.json"
+"""What a job of a sweep leaves that did not come to its end."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made by, as it was when the run began.
+
+    Attributes:
+        command: What the user typed.
+        git_commit: Commit of the source, none where it is installed.
+        versions: Version of Python and of every package that can change the numbers.
+        resumes: How often the run was taken up again.
+    """
+
+    command: str
+    git_commit: str | None
+    versions: dict[str, str]
+    resumes: int = 0
+
+
+def refuse_used(folder: Path) -> None:
+    """Leave an earlier run as it is, also one without a result: its samples, its checkpoint.
+
+    Raises:
+        ConfigurationError: there is one in ``folder``.
+    """
+    for name in (RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE, CONFIG_FILE):
+        if (folder / name).exists():
+            raise _used(folder, name)
+
+
+def _used(folder: Path, name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder, or go on "
+        f"with that run by resume={folder}"
+    )
+
+
+def was_requeued(folder: Path) -> bool:
+    """Whether SLURM has started this job again after a pre-emption, and it left a run here."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    unfinished = (folder / CONFIG_FILE).exists() and not (folder / RESULT_FILE).exists()
+    return restarts not in ("", "0") and unfinished
+
+
+def drop_interrupted_steps(folder: Path) -> None:
+    """Remove what Lightning's SLURM plugin saved when the signal came: the middle of a step.
+
+    The plugin would prefer it to the run's own checkpoint, which is of a whole step.
+    """
+    for file in folder.glob("hpc_ckpt_*.ckpt"):
+        file.unlink()
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files of a run occupy."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def claim(folder: Path, config: Config, origin: Origin) -> None:
+    """Make the folder and take it for this run alone, with its configuration and origin.
+
+    Raises:
+        ConfigurationError: another run took it first.
+        StorageError: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made ({error.strerror})"
+        raise StorageError(f"hydra.run.dir={folder} {reason}: choose another folder") from error
+    try:
+        with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
+            OmegaConf.save(OmegaConf.create(asdict(config)), file)
+    except FileExistsError as error:  # of a run that began in the same second
+        raise _used(folder, CONFIG_FILE) from error
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})"
+        raise StorageError(f"hydra.run.dir={folder} {reason}: choose another folder") from error
+    write_origin(folder, origin)
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Replace the record of what made the run, in one move."""
+    temporary = folder / f".{ORIGIN_FILE}.tmp"
+    temporary.write_text(json.dumps(asdict(origin), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / ORIGIN_FILE)
+
+
+def reopen(folder: Path, versions: Mapping[str, str]) -> tuple[Config, Origin]:
+    """The configuration and the origin of an unfinished run.
+
+    Args:
+        folder: The folder of the run.
+        versions: The versions that are installed now; where they differ from those that the
+            run began with, a warning names them.
+
+    Raises:
+        ConfigurationError: there is no run, or it came to its end, or its files are damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigurationError(f"resume={folder}: there is no run ({CONFIG_FILE} is missing)")
+    if (folder / RESULT_FILE).exists():
+        raise ConfigurationError(f"resume={folder}: the run came to its end ({RESULT_FILE})")
+    config, origin = _read_config(folder), _read_origin(folder)
+    for name in sorted(origin.versions.keys() | versions.keys()):
+        before, now = origin.versions.get(name), versions.get(name)
+        if before != now:
+            _log.warning("resume: %s was %s when the run began and is %s now", name, before, now)
+    return config, replace(origin, resumes=origin.resumes + 1)
+
+
+def _read_config(folder: Path) -> Config:
+    path = folder / CONFIG_FILE
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"resume: {path} cannot be read: {reason}") from error
+    try:
+        return to_object(from_saved(saved))
+    except (ConfigurationError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"resume: {path} cannot be read: {reason}") from error
+
+
+def _read_origin(folder: Path) -> Origin:
+    path = folder / ORIGIN_FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Origin(**{field.name: content[field.name] for field in fields(Origin)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"resume: {path} cannot be read: {error}") from error

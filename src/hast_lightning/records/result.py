@@ -1,0 +1,225 @@
+"""The result of one run, as it is written to ``result.json``.
+
+``docs/result.md`` explains the same fields to readers of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+
+from hast_lightning.errors import DataError
+
+RETIRED = ("synthesis_steps", "calibration_steps")
+"""Fields of results of versions before 0.2, which had two schedules."""
+
+
+class ExportRecord(TypedDict):
+    """What running an exported file showed, before it got its name."""
+
+    file: str
+    """Its name in the run folder."""
+    bytes: int
+    """Its size."""
+    images: int
+    """Images that it was run on, beside the student."""
+    agreement: float
+    """Percent of them on which it predicts the student's class."""
+    largest_logit_difference: float
+    """From the student's, over all images and classes."""
+    engine: str
+    """What ran it, on the CPU, with its version."""
+    milliseconds: float
+    """For one image; median."""
+    float_milliseconds: float
+    """The same of the full-precision network in the same engine, measured in turns."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of one run and what is needed to obtain them again.
+
+    Accuracies and agreements are in percent and belong to the *last* student step: without
+    data there are no labels to choose a better step by. Accuracies are none when there is no
+    labelled evaluation data.
+    """
+
+    recipe: str
+    """Name of the recipe."""
+    seed: int
+    """Seed of every random number of the run."""
+    model: str
+    """Name of the pretrained network."""
+    model_checksum: str
+    """SHA-256 of its weights, in hexadecimal."""
+    weight_bits: int
+    """Bits of a quantized weight."""
+    activation_bits: int
+    """Bits of a quantized activation."""
+    teacher_top1: float | None
+    """Top-1 accuracy of the full-precision network."""
+    calibrated_top1: float | None
+    """Top-1 accuracy of the student before its first step: calibrated ranges, untouched weights."""
+    quantized_top1: float | None
+    """Top-1 accuracy of the quantized student after its last step: the result of the run."""
+    teacher_agreement: float
+    """Share of the evaluated images on which the student and the teacher predict one class."""
+    agreement_on: str
+    """What the agreements were measured on: evaluation or held-out synthetic images."""
+    calibrated_agreement: float | None
+    """The same agreement before the first student step; none if it was not measured."""
+    evaluated_images: int
+    """Number of images behind every accuracy and agreement."""
+    seconds_by_stage: dict[str, float]
+    """Wall-clock seconds of each stage."""
+    peak_memory_bytes: int | None
+    """Peak memory in bytes: allocated tensors on CUDA, else the resident set of the process."""
+    disk_bytes: int | None
+    """Size of all files of the run folder in bytes at the last evaluation; none: not recorded."""
+    device: str
+    """Name of the device."""
+    versions: dict[str, str]
+    """Version of Python and of every package that can change the numbers."""
+    teacher_bytes: int
+    """Size of the teacher's parameters in bytes, in float32."""
+    quantized_bytes: int
+    """Size of the student in bytes: weights packed at their bits, scales, and the float rest."""
+    best_on_test_top1: float | None
+    """Best of the periodic evaluations, chosen on test labels: never a result; none without."""
+    status: str
+    """``complete``; a run that has not come to its end writes no result."""
+    resumes: int
+    """How often the run was taken up again from a checkpoint; 0 if it ran in one go."""
+    git_commit: str | None
+    """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
+    command: str
+    """Command line that makes the result again; of a job of a sweep, the job's own."""
+    method: str = ""
+    """Name of the method; empty in results of versions that had one method only."""
+    budget: str = ""
+    """Name of the schedule, which is the budget of the run; empty likewise."""
+    steps_by_stage: dict[str, int] = field(default_factory=dict)
+    """Steps of each stage, in order."""
+    student_steps: int = 0
+    """Steps that trained the student."""
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
+    """What was exported, by format; empty in results of versions that exported nothing."""
+
+    def write(self, path: str | Path) -> None:
+        """Write the result as JSON, whole or not at all.
+
+        Raises:
+            ValueError: a number is NaN or infinite; nothing is written then.
+        """
+        content = asdict(self)
+        for name, number in _numbers(content):
+            if not math.isfinite(number):
+                raise ValueError(f"result field {name} is {number}")
+        _write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """Read a result that :meth:`write` wrote.
+
+        Raises:
+            DataError: the file is missing, is not JSON, lacks or adds a field, or has one of
+                another type.
+        """
+        try:
+            content = json.loads(
+                Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant
+            )
+        except OSError as error:
+            raise DataError(f"cannot read the result {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"the result {path} is not valid JSON: {error}") from error
+        content = _with_steps_by_stage(content)
+        _check_fields(content, path)
+        _check_types(content, path)
+        return cls(**content)
+
+
+def _with_steps_by_stage(content: Any) -> Any:
+    """Return the content of a result, whose steps may be in the fields of versions before 0.2."""
+    if not isinstance(content, dict) or "synthesis_steps" not in content:
+        return content
+    kept = {name: value for name, value in content.items() if name not in RETIRED}
+    old = (("synthesis", "synthesis_steps"), ("calibration", "calibration_steps"))
+    steps = {stage: content.get(name, 0) for stage, name in old}
+    steps["distillation"] = content.get("student_steps", 0)
+    return {**kept, "steps_by_stage": {name: value for name, value in steps.items() if value}}
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every float inside ``value`` with its dotted name."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _numbers(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, float):
+        yield name, value
+
+
+def _refuse_constant(constant: str) -> None:
+    """Refuse ``NaN`` and ``Infinity``, which Python reads although they are not JSON."""
+    raise ValueError(f"{constant} is not a number")
+
+
+def _check_fields(content: Any, path: str | Path) -> None:
+    if not isinstance(content, dict):
+        raise DataError(f"the result {path} holds no fields")
+    required = {
+        entry.name
+        for entry in fields(Result)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    known = {entry.name for entry in fields(Result)}
+    for problem, names in (
+        ("lacks", required - content.keys()),
+        ("has unknown fields", content.keys() - known),
+    ):
+        if names:
+            raise DataError(f"the result {path} {problem}: {', '.join(sorted(names))}")
+
+
+def _check_types(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse what would only be noticed where someone computes with it."""
+    for name, hint in get_type_hints(Result).items():
+        if name in content and not _is_a(content[name], hint):
+            kind = hint.__name__ if type(hint) is type else hint
+            raise DataError(f"the result {path}: {name}={content[name]!r} is not of type {kind}")
+    for name, number in _numbers(content):
+        if not math.isfinite(number):  # 1e999 is JSON, and too large for a float
+            raise DataError(f"the result {path}: {name} is {number}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is_a(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is dict:
+        kind = get_args(hint)[1]
+        return isinstance(value, dict) and all(_is_a(child, kind) for child in value.values())
+    if is_typeddict(hint):
+        return isinstance(value, dict)
+    # JSON has one kind of number, and to Python true is an integer.
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

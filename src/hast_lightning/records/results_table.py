@@ -1,0 +1,76 @@
+"""The closing table of a run: full precision, calibrated only, quantized."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from hast_lightning.records.result import Result
+
+FULL_PRECISION_BITS = "32/32"
+
+
+def results_table(result: Result) -> Table:
+    """Table that sets the quantized network beside the one it came from.
+
+    Without labelled data there is no accuracy and the column is left out; the agreement with
+    the full-precision network stands for it.
+    """
+    labelled = result.quantized_top1 is not None
+    table = Table(
+        title=f"{result.recipe}, seed {result.seed}",
+        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step",
+        # Narrow, so that five columns fit into 80 characters.
+        box=box.SIMPLE_HEAVY,
+    )
+    table.add_column("network", no_wrap=True)
+    for name in ("top-1 %",) * labelled + ("agreement %", "bits W/A", "size (smaller)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for style, name, top1, agreement, *cells in headline(result):
+        accuracies = (_percent(top1),) * labelled
+        table.add_row(name, *accuracies, _percent(agreement), *cells, style=style)
+    return table
+
+
+class HeadlineRow(NamedTuple):
+    """One of the three networks: style in a terminal, name, percentages, bits W/A, size."""
+
+    style: str
+    name: str
+    top1: float | None
+    agreement: float | None
+    bits: str
+    size: str
+
+
+def headline(result: Result) -> tuple[HeadlineRow, ...]:
+    """The three networks that a run compares, as numbers and text.
+
+    The names hold for every recipe; the recipe itself is in the title.
+    """
+    bits = f"{result.weight_bits}/{result.activation_bits}"
+    ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
+    float_size = readable_size(result.teacher_bytes)
+    size = f"{readable_size(result.quantized_bytes)} ({ratio:.1f}x)"
+    before, after = result.calibrated_top1, result.quantized_top1
+    agreed_before, agreed_after = result.calibrated_agreement, result.teacher_agreement
+    full = ("full precision", result.teacher_top1, None, FULL_PRECISION_BITS, float_size)
+    return (
+        HeadlineRow("", *full),
+        HeadlineRow("", "calibrated ranges only", before, agreed_before, bits, size),
+        HeadlineRow("bold", "calibrated and trained", after, agreed_after, bits, size),
+    )
+
+
+def readable_size(size: int) -> str:
+    """``size`` bytes in B, KB or MB, in powers of 1000: ``1_234_567`` is ``1.23 MB``."""
+    if size < 1000:
+        return f"{size} B"
+    value, unit = (size / 1e3, "KB") if size < 999_950 else (size / 1e6, "MB")
+    return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,92 @@
+"""The tables of ``command=inspect``: a network step by step, and what quantizing it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from hast_lightning.quantization.structure import Step
+from hast_lightning.records.results_table import readable_size
+
+_SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_NONE = "-"
+
+
+def structure_table(title: str, steps: Sequence[Step]) -> Table:
+    """One row a step; what follows a layer directly is in the layer's row.
+
+    Args:
+        title: Names the network and the bits.
+        steps: In order of execution.
+    """
+    table = Table(
+        title=title,
+        caption="bits: W weights, in input, out output; 32 and - are floating point",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        # Narrow, so that nine columns fit into 80 characters.
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer", overflow="fold", min_width=16)
+    table.add_column("operations", overflow="fold", min_width=12)
+    for name in ("output", "params", "MACs", "W", "in", "out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("tap", no_wrap=True)
+    for step in steps:
+        table.add_row(*_cells(step))
+    return table
+
+
+def _cells(step: Step) -> list[str]:
+    weighted = step.weight_bits is not None
+    return [
+        step.name,
+        " ".join(step.operations),
+        "x".join(map(str, step.output_shape)),
+        readable_count(step.parameters) if step.parameters else "",
+        readable_count(step.multiplications) if weighted else "",
+        str(step.weight_bits) if weighted else "",
+        str(step.input_bits) if weighted else "",
+        _NONE if step.output_bits is None else str(step.output_bits),
+        "tap" if step.tap else "",
+    ]
+
+
+def totals_table(
+    steps: Sequence[Step], parameters: int, float_bytes: int, quantized_bytes: int
+) -> Table:
+    """Full precision beside the quantized network: parameters, MACs, bit-operations, size.
+
+    Args:
+        steps: In order of execution.
+        parameters: Of the whole network.
+        float_bytes: Size in full precision.
+        quantized_bytes: Size with weights in their bits.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("one image", no_wrap=True)
+    for name in ("full precision", "quantized"):
+        table.add_column(name, justify="right", no_wrap=True)
+    multiplications = readable_count(sum(step.multiplications for step in steps))
+    before = sum(step.float_bit_operations for step in steps)
+    after = sum(step.bit_operations for step in steps)
+    operations = f"{readable_count(after)} ({before / max(after, 1):.1f}x fewer)"
+    size = f"{readable_size(quantized_bytes)} ({float_bytes / quantized_bytes:.1f}x smaller)"
+    table.add_row("parameters", readable_count(parameters), "the same")
+    table.add_row("multiply-accumulates", multiplications, "the same")
+    table.add_row("bit-operations", readable_count(before), operations)
+    table.add_row("size", readable_size(float_bytes), size)
+    return table
+
+
+def readable_count(count: int) -> str:
+    """``count`` with three digits and a suffix: ``1_234_567`` is ``1.23M``."""
+    for unit, suffix in _SUFFIXES:
+        # What would be rounded up to the next unit belongs to it.
+        if count >= 0.9995 * unit:
+            value = count / unit
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f}{suffix}"
+    return str(count)

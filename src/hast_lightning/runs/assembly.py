@@ -1,0 +1,201 @@
+"""The parts of one run, put together and checked before anything expensive."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from torch import Tensor, nn
+
+from hast_lightning.config import Config
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site, Source, TrainedSource
+from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
+from hast_lightning.data.given import GivenData
+from hast_lightning.data.image_folder import ImageFolderData
+from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
+from hast_lightning.graph.tracing import trace
+from hast_lightning.models.teacher import batch_norms_are_new
+from hast_lightning.models.zoo import load as load_network
+from hast_lightning.records.folder import Origin
+from hast_lightning.runtime.ranks import rank, world_size
+from hast_lightning.training.agenda import Agenda
+from hast_lightning.training.evaluation import Confusion, Evaluation, evaluate
+from hast_lightning.training.module import ZeroShotQuantization
+
+_log = logging.getLogger(__name__)
+
+EXPECTED_WARNINGS = (
+    # The ticker is an iterable of step numbers: there is nothing for workers to load.
+    ".*does not have many workers.*",
+    # Student and teacher stay in evaluation mode by design.
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    # config.yaml is in the run folder before the first metrics are.
+    ".*Experiment logs directory .* exists and is not empty.*",
+    # Lightning's own use of torch, not ours.
+    ".*LeafSpec.*is deprecated.*",
+    # Stages make their optimizers when they begin.
+    ".*configure_optimizers.* returned `None`.*",
+)
+HELD_OUT_IMAGES = 1024
+"""Held-out images that agreement is measured on, at most."""
+
+
+@dataclass
+class Run:
+    """The parts of one run, put together and checked, before anything expensive.
+
+    Attributes:
+        confusion: What the last evaluation counted, (classes, classes) int64: the teacher's
+            class by the student's.
+    """
+
+    config: Config
+    folder: Path
+    origin: Origin
+    network: PretrainedNetwork
+    data: EvaluationData | ImageFolderData | GivenData | None
+    module: ZeroShotQuantization
+    confusion: Tensor | None = None
+
+    def evaluate(self) -> Evaluation | None:
+        """Student against teacher, on the evaluation data or else on held-out samples.
+
+        Raises:
+            DivergenceError: the student's weights or logits are NaN or infinite.
+        """
+        self.module.require_finite_weights()
+        batches = self._batches()
+        if batches is None:
+            return None
+        counts = Confusion(self.network.num_classes).to(self.module.device)
+        try:
+            found = evaluate(
+                self.module.teacher,
+                self.module.student,
+                batches,
+                self.network.num_classes,
+                self.module.device,
+                counts,
+            )
+        except DivergenceError as error:
+            raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+        self.confusion = counts.compute().cpu()
+        return found
+
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """This rank's share of the batches."""
+        batches = self.all_batches()
+        return None if batches is None else islice(batches, rank(), None, world_size())
+
+    def all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """Images and labels to evaluate on, of every rank; none where there are none yet."""
+        if self.data is not None:
+            return self.data
+        try:
+            batch = self.module.source.held_out(HELD_OUT_IMAGES)
+        except DataError:
+            # An alternating run is calibrated before its image bank is full.
+            return None
+        size = self.config.data.batch_size
+        return [(part.inputs, _labels_of(part, self.module.teacher)) for part in batch.split(size)]
+
+
+def _labels_of(batch: Batch, teacher: nn.Module) -> Tensor:
+    """Return the labels of a batch; the teacher's answers where it has none."""
+    if batch.labels is not None:
+        return batch.labels
+    with torch.no_grad():
+        answers: Tensor = teacher(batch.inputs)
+    return answers.argmax(dim=1)
+
+
+def prepare_torch(config: Config) -> None:
+    """Set what belongs to the process: seeds, threads, denormals, expected warnings."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    # torch's CPU kernels are many times slower on denormal numbers, and the gradients of
+    # well-fitted images are full of them.
+    torch.set_flush_denormal(True)
+    if torch.cuda.is_available():
+        # Jobs of a sweep share a process; the peak is to be this run's.
+        torch.cuda.reset_peak_memory_stats()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+
+
+def build(
+    config: Config,
+    folder: Path,
+    origin: Origin,
+    network: PretrainedNetwork | None = None,
+    data: GivenData | None = None,
+) -> Run:
+    """Load the network and the evaluation data; build the source, the schedule and the module.
+
+    Nothing is written, and nothing is computed that takes more than seconds. A ``network`` or
+    ``data`` that are handed over take the place of those that ``config`` describes.
+
+    Raises:
+        UserError: something handed in is wrong or does not fit together.
+    """
+    network = network or load_network(config.model)
+    if config.model.pretrained and batch_norms_are_new(trace(network.network)):
+        _log.warning(
+            "the BatchNorms of %s have the statistics of a new network (mean 0, variance 1): was "
+            "it trained, and were its weights loaded?",
+            network.name,
+        )
+    evaluation_data = data or load_evaluation_data(config.data, network)
+    module = ZeroShotQuantization(config, network, build_sources(config, network))
+    _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
+    return Run(config, folder, origin, network, evaluation_data, module)
+
+
+def build_sources(config: Config, network: PretrainedNetwork) -> dict[str, Source]:
+    """Build the sources that the stages of a run use, in the order in which they are named.
+
+    Raises:
+        UserError: a source does not fit the network, or its files cannot be read.
+    """
+    stages = config.ordered.values()
+    used = {name for stage in stages for name in (*stage.reads, *stage.improves)}
+    processes = config.trainer.devices * config.trainer.num_nodes
+    built = {}
+    for name, source in config.sources.items():
+        if name in used:
+            built[name] = copy.deepcopy(source)
+            holdout = config.data.holdout if name == config.main_source else 0.0
+            built[name].build(Site(network, holdout, processes, f"sources.{name}"))
+    return built
+
+
+def _require_samples(
+    agenda: Agenda, sources: nn.ModuleDict, config: Config, *, held_out: bool
+) -> None:
+    """Refuse a run that would train on noise, or could not be evaluated in the end."""
+    for name, source in sources.items():
+        if not isinstance(source, TrainedSource) or source.filled_by_loading:
+            continue
+        planned = agenda.synthesis_steps(name, agenda.iterations)
+        if planned < source.steps_to_start:
+            raise ConfigurationError(
+                f"sources.{name}: the first samples are finished after {source.steps_to_start} "
+                f"synthesis steps, and the stages of this run have {planned}"
+            )
+        if held_out and name == config.main_source and planned < (source.steps_to_fill or 0):
+            raise ConfigurationError(
+                f"data=none measures on the last samples of sources.{name}, which takes "
+                f"{source.steps_to_fill} synthesis steps to fill; the stages of this run have "
+                f"{planned}"
+            )

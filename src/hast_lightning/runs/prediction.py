@@ -1,0 +1,175 @@
+"""``command=predict``: classify images with an exported file, which is all that it needs.
+
+How pictures are prepared for a network is the same in Python.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hast_lightning.errors import DataError, StorageError
+from hast_lightning.export.artifact import Network, open_artifact
+from hast_lightning.export.description import Description
+from hast_lightning.files.pictures import MODES, Fitting, find_pictures, open_picture
+
+HEADER = ("file", "class_index", "class_name", "probability")
+BATCH = 32
+_NAMES_SHOWN = 3
+
+Row = tuple[str, int, str, str]
+Picture = Image.Image | Path
+"""A picture in memory, or the file of one."""
+_P = TypeVar("_P", bound=Picture)
+
+
+def predict(artifact: Path, images: Path, target: Path | None) -> None:
+    """Write a CSV table with the predicted class of every image.
+
+    Images that cannot be read are left out; the others are written, and then an error names
+    what is missing.
+
+    Args:
+        artifact: An exported file; its description says how images are prepared.
+        images: A folder, which is searched with all below it, or one image.
+        target: The CSV file, replaced in one move; none: standard output.
+
+    Raises:
+        UserError: the artifact cannot be used, there are no images, some cannot be read, or the
+            table cannot be written.
+    """
+    network, description = open_artifact(artifact)
+    files = picture_files(images, f"images={images}")
+    unreadable: list[str] = []
+    rows = list(_rows(network, description, files, images, unreadable))
+    _write(rows, target)
+    if unreadable:
+        shown = ", ".join([*unreadable[:_NAMES_SHOWN], *["..."] * (len(unreadable) > _NAMES_SHOWN)])
+        raise DataError(
+            f"{len(unreadable)} of {len(files)} files in images={images} could not be read as "
+            f"images: {shown}; {_rest(len(rows))}"
+        )
+
+
+def _rest(count: int) -> str:
+    """What became of the images that could be read."""
+    if count == 0:
+        return "the table has no rows"
+    return "the other one is in the table" if count == 1 else f"the other {count} are in the table"
+
+
+def picture_files(images: Path, origin: str) -> list[Path]:
+    """The picture at ``images``, or all below the folder there, in sorted order.
+
+    Raises:
+        DataError: there is nothing, or no picture in the folder.
+    """
+    if images.is_file():
+        return [images]
+    if not images.is_dir():
+        raise DataError(f"{origin} does not exist; expected a folder of images, or an image")
+    return find_pictures(images, origin)
+
+
+def picture_batches(pictures: Sequence[Picture], description: Description) -> Iterator[Tensor]:
+    """Pictures as the network takes them: normalized, (B, C, H, W) float32, in order.
+
+    Raises:
+        DataError: one cannot be read, or the network takes none.
+    """
+    prepare = _preparation(description)
+    mode = MODES[description.input_shape[0]]
+    for chunk in _batches(pictures):
+        yield torch.stack([prepare(_opened(picture, mode)) for picture in chunk])
+
+
+def _opened(picture: Picture, mode: str) -> Image.Image:
+    if isinstance(picture, Path):
+        return open_picture(picture, mode)
+    try:
+        return picture.convert(mode)
+    # Pillow reads a file only now, and raises a dozen types where it is damaged.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"a picture of mode {picture.mode} cannot be read: {reason}") from error
+
+
+def _rows(
+    network: Network,
+    description: Description,
+    files: Sequence[Path],
+    root: Path,
+    unreadable: list[str],
+) -> Iterator[Row]:
+    """A row for every image that can be read; the names of the others go to ``unreadable``."""
+    names = description.class_names
+    prepare = _preparation(description)
+    mode = MODES[description.input_shape[0]]
+    for chunk in _batches(files):
+        tensors: dict[str, Tensor] = {}
+        for path in chunk:
+            name = path.name if path == root else str(path.relative_to(root))
+            try:
+                tensors[name] = prepare(open_picture(path, mode))
+            except DataError:
+                unreadable.append(name)
+        if tensors:
+            logits = network(torch.stack(list(tensors.values())))
+            probabilities, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
+            for name, index, probability in zip(tensors, classes, probabilities, strict=True):
+                yield name, index, names[index] if names else "", f"{probability:.6f}"
+
+
+def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
+    for start in range(0, len(pictures), BATCH):
+        yield pictures[start : start + BATCH]
+
+
+def _preparation(description: Description) -> Any:
+    """From a Pillow image to a normalized tensor (C, H, W), as in the evaluation of the run.
+
+    Raises:
+        DataError: images of so many channels are not in files.
+    """
+    # Here, because torchvision takes a second to import.
+    from torchvision import transforms
+
+    channels, height, width = description.input_shape
+    if channels not in MODES:
+        raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
+    return transforms.Compose(
+        [
+            Fitting(height, width, description.resize_ratio),
+            transforms.ToTensor(),
+            transforms.Normalize(description.mean, description.std),
+        ]
+    )
+
+
+def _write(rows: Sequence[Row], target: Path | None) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(rows)
+    if target is None:
+        sys.stdout.write(text.getvalue())
+        return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"predictions={target} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What a run runs on: processes, devices, precision, random streams."""

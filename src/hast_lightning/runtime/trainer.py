@@ -1,0 +1,100 @@
+"""Lightning's trainer, as a run needs it: one epoch of ticks, on one device or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from hast_lightning.config import TrainerConfig
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.runtime.loss_scaling import PRECISION as FLOAT16
+from hast_lightning.runtime.loss_scaling import LossScaling
+
+
+class RankParallel(DDPStrategy):
+    """One process a device, whose module averages its gradients itself.
+
+    The wrapper of PyTorch's DistributedDataParallel is left out. It expects one backward pass a
+    forward pass and every parameter in each, where a student step here has two of both and a
+    generator step trains other parameters; and it would make rank 0's buffers win, so the
+    activation ranges of all others would be lost.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+
+def build_trainer(
+    options: TrainerConfig,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    folder: Path = Path(),
+) -> Trainer:
+    """The trainer of a run."""
+    parallel = options.devices * options.num_nodes > 1
+    timeout = timedelta(minutes=options.timeout_minutes)
+    scaled = options.precision == FLOAT16
+    return Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=RankParallel(timeout=timeout) if parallel else "auto",
+        # A plugin takes the place of the name: Lightning would quietly make bfloat16 of float16
+        # on a CPU.
+        plugins=[LossScaling(_device_type(options))] if scaled else None,
+        precision=None if scaled else options.precision,  # type: ignore[arg-type]  # of the schema
+        # One epoch of as many ticks as the schedule has iterations: max_steps would count
+        # every optimizer's steps together.
+        max_epochs=1,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=options.log_every_n_steps,
+    )
+
+
+def _device_type(options: TrainerConfig) -> str:
+    """Where the networks will run: what the trainer makes of ``auto``, without starting one."""
+    if options.accelerator in ("cpu", "mps"):
+        return options.accelerator
+    if options.accelerator in ("gpu", "cuda") or torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files of the run, known before the processes have met."""
+    # Lightning's own reading of the launchers' environment variables.
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+def require_device(options: TrainerConfig) -> None:
+    """Have the trainer look for the device before anything is loaded.
+
+    Raises:
+        ConfigurationError: there is no such device, or it cannot do what is asked for.
+    """
+    try:
+        build_trainer(options)
+    # What Lightning raises for options it does not know, a device that is not there, or one whose
+    # package is not installed.
+    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"trainer.accelerator={options.accelerator} trainer.devices={options.devices} "
+            f"trainer.precision={options.precision}: {reason}"
+        ) from error

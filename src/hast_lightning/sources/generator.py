@@ -1,0 +1,221 @@
+"""The conditional generator network of GDFQ (Xu et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.source import HELD_OUT_SEED, Site, TrainedSource
+from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.files.tensors import read_tensors, write_tensors
+
+CONDITIONINGS = ("embedding", "batch_norm")
+FILE_KIND = "generator"
+WIDTHS = (128, 128, 64)
+"""Channels of the feature maps at a quarter, half and the whole of the image's size."""
+HELD_OUT_CHUNK = 32
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """BatchNorm whose scale and shift depend on the label (de Vries et al., 2017)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.normalize = nn.BatchNorm2d(channels, affine=False)
+        self.scale = nn.Embedding(num_classes, channels)
+        self.shift = nn.Embedding(num_classes, channels)
+        # Classes start slightly apart, so that the label matters from the first step.
+        nn.init.normal_(self.scale.weight, mean=1.0, std=0.02)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Normalize ``features`` (N, C, H, W) by the statistics of the batch."""
+        scale = self.scale(labels)[:, :, None, None]
+        shift = self.shift(labels)[:, :, None, None]
+        normalized: Tensor = self.normalize(features)
+        return torch.addcmul(shift, normalized, scale)
+
+
+class PlainBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that is given the labels, too, and ignores them."""
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Normalize ``features`` (N, C, H, W)."""
+        return super().forward(features)
+
+
+@part("source", "generator")
+class ConditionalGenerator(TrainedSource):
+    """The conditional generator network of GDFQ, which makes images from noise and labels.
+
+    Noise ``z ~ N(0, I)`` is projected to 128 maps at a quarter of the image's size, twice doubled
+    in size and convolved; tanh and a BatchNorm without affine parameters give the output unit
+    variance, as normalized pixels have. The label enters by multiplying ``z`` with a learned
+    embedding (GDFQ on CIFAR), or through class-conditional BatchNorm (GDFQ on ImageNet).
+
+    Source: Xu et al., ECCV 2020.
+    """
+
+    latent_dim: int = 100
+    """Length of the noise vector that an image is made of."""
+    conditioning: str = "embedding"
+    """How the label enters: latent times ``embedding``, or class-conditional ``batch_norm``."""
+    batch_size: int = 64
+    """Images of a generator step."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    beta1: float = 0.5
+    """Decay of Adam's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+
+    shared = True
+    hands_on = True
+
+    def __post_init__(self) -> None:
+        require_choice("conditioning", self.conditioning, CONDITIONINGS)
+        require_range("latent_dim", self.latent_dim, 1)
+        require_range("batch_size", self.batch_size, 1)
+        require_range("lr", self.lr, 0, MAX_RATE, open_minimum=True)
+        require_range("beta1", self.beta1, 0, 0.9999)
+        require_range("beta2", self.beta2, 0, 0.9999)
+
+    def build(self, site: Site) -> None:
+        """Draw the weights, or read a saved generator.
+
+        Raises:
+            ConfigurationError: height or width is not divisible by four.
+            DataError: the file is missing, unreadable, or of another network.
+        """
+        super().build(site)
+        channels, height, width = site.pretrained.input_shape
+        if height % 4 or width % 4:
+            raise ConfigurationError(
+                f"model.input_size={height}x{width}: {site.key} makes only images whose height "
+                "and width are divisible by 4"
+            )
+        self.num_classes = site.pretrained.num_classes
+        self.coarse_size = (height // 4, width // 4)
+        self.conditional = self.conditioning == "batch_norm"
+        if not self.conditional:
+            self.embedding = nn.Embedding(self.num_classes, self.latent_dim)
+        self.project = nn.Linear(self.latent_dim, WIDTHS[0] * height * width // 16)
+        self.norm0 = self._norm(WIDTHS[0])
+        self.conv1 = nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, padding=1)
+        self.norm1 = self._norm(WIDTHS[1])
+        self.conv2 = nn.Conv2d(WIDTHS[1], WIDTHS[2], 3, padding=1)
+        self.norm2 = self._norm(WIDTHS[2])
+        self.conv3 = nn.Conv2d(WIDTHS[2], channels, 3, padding=1)
+        self.norm3 = nn.BatchNorm2d(channels, affine=False)
+        self.enlarge = nn.Upsample(scale_factor=2)
+        self.activation = nn.LeakyReLU(0.2, inplace=True)
+        if self.load is not None:
+            self._read(self.load)
+
+    def _norm(self, channels: int) -> nn.Module:
+        if self.conditional:
+            return ConditionalBatchNorm2d(channels, self.num_classes)
+        return PlainBatchNorm2d(channels)
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Return images (N, C, H, W) of ``noise`` (N, latent_dim) and ``labels`` (N,)."""
+        if not self.conditional:
+            noise = noise * self.embedding(labels)
+        maps = self.project(noise).unflatten(1, (WIDTHS[0], *self.coarse_size))
+        maps = self.enlarge(self.norm0(maps, labels))
+        maps = self.activation(self.norm1(self.conv1(maps), labels))
+        maps = self.enlarge(maps)
+        maps = self.activation(self.norm2(self.conv2(maps), labels))
+        images: Tensor = self.norm3(torch.tanh(self.conv3(maps)))
+        return images
+
+    def _draw(self, count: int) -> Batch:
+        """Return images of fresh noise and uniform labels."""
+        device = self.project.weight.device
+        noise = torch.randn(count, self.latent_dim, device=device)
+        labels = torch.randint(self.num_classes, (count,), device=device)
+        return Batch(self(noise, labels), labels)
+
+    def propose(self) -> Batch:
+        """Return a batch to improve, differentiable in the network's parameters."""
+        return self._draw(self.batch_size)
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """Return Adam over the network's parameters."""
+        betas = (self.beta1, self.beta2)
+        return {"adam": torch.optim.Adam(self.parameters(), lr=self.lr, betas=betas)}
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Batch:
+        """Return fresh images (count, C, H, W) and their labels.
+
+        They are normalized by their own statistics, as while training, but leave no trace in
+        the running ones: these make the held-out images, which must not drift while only the
+        student trains.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            return self._draw(count)
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
+
+    @torch.no_grad()
+    def held_out(self, count: int) -> Batch:
+        """Return images of fixed noise and labels, made with the running statistics.
+
+        So they depend on the weights and ``count`` alone, and asking for them
+        leaves no trace: neither in running statistics nor in the random numbers
+        of the training. Labels go through the classes in turn.
+        """
+        seeded = torch.Generator().manual_seed(HELD_OUT_SEED)
+        device = self.project.weight.device
+        labels = torch.arange(count) % self.num_classes
+        noise = torch.randn(count, self.latent_dim, generator=seeded)
+        labels, noise = labels.to(device), noise.to(device)
+        training = self.training
+        self.eval()
+        try:
+            # In chunks: at 224 pixels the inner activations of one image take 40 MB.
+            parts = (torch.split(tensor, HELD_OUT_CHUNK) for tensor in (noise, labels))
+            images = torch.cat([self(*chunk) for chunk in zip(*parts, strict=True)])
+            return Batch(images, labels)
+        finally:
+            self.train(training)
+
+    def _shape_header(self) -> dict[str, str]:
+        """What must agree between a file and the network that it is loaded into."""
+        return {
+            "conditioning": self.conditioning,
+            "latent_dim": str(self.latent_dim),
+            "num_classes": str(self.num_classes),
+            "input_shape": "x".join(map(str, self.site.pretrained.input_shape)),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights to a safetensors file."""
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_tensors(path, FILE_KIND, tensors, self._shape_header())
+
+    def _read(self, path: str) -> None:
+        """Take the weights of a saved generator."""
+        origin = f"{self.site.key}.load={path}"
+        tensors, header = read_tensors(path, FILE_KIND, f"{self.site.key}.load")
+        for key, expected in self._shape_header().items():
+            if header.get(key) != expected:
+                raise DataError(f"{origin}: {key} is {header.get(key)}, expected {expected}")
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise DataError(f"{origin}: some weights are NaN or infinite")
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise DataError(f"{origin}: the weights do not fit the network") from error

@@ -1,0 +1,354 @@
+"""A bank of images that are themselves the parameters (HAST's released form).
+
+One batch at a time is optimized, starting from noise; when it has had its
+steps it is written to the bank and replaced by fresh noise. Once the bank is
+full, the oldest batch is the next to be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.checks import MAX_RATE, require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.source import Site, TrainedSource
+from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.files.tensors import read_tensors, write_tensors
+from hast_lightning.runtime.ranks import gathered
+
+FILE_KIND = "image-bank"
+COUNTERS = ("iteration", "position", "filled", "available", "cursor")
+FRESH_PLATEAU: dict[str, float] = {
+    "best": float("inf"),
+    "num_bad_epochs": 0,
+    "cooldown_counter": 0,
+    "last_epoch": 0,
+}
+"""The part of a ReduceLROnPlateau that changes, as it is before its first step."""
+
+
+@part("source", "image_bank")
+class ImageBank(TrainedSource):
+    """Images that are themselves the parameters, optimized batch by batch from noise (HAST).
+
+    Every rank fills the bank with batches of its own; all have the whole bank in the end. The
+    last images of the bank are those that are held out.
+
+    Source: released HAST (Li et al., CVPR 2023): N(0, 1), Adam at 0.5 reduced on plateaus, 1,000
+    iterations a batch of 256, 5,120 images, uniform labels.
+    """
+
+    size: int = 5120
+    """Images in the bank."""
+    batch_size: int = 256
+    """Images that are optimized together."""
+    iterations: int = 1000
+    """Optimizer steps that each batch of images gets."""
+    lr: float = 0.5
+    """Learning rate of Adam, in normalized pixel units a step."""
+    patience: int = 50
+    """Steps without a lower loss after which the rate falls."""
+    factor: float = 0.1
+    """What the rate is then multiplied by."""
+    min_lr: float = 1e-4
+    """The rate does not fall below this."""
+
+    images: ClassVar[Tensor]
+    labels: ClassVar[Tensor]
+    active_labels: ClassVar[Tensor]
+    permutation: ClassVar[Tensor]
+
+    def __post_init__(self) -> None:
+        require_range("size", self.size, 1)
+        require_range("batch_size", self.batch_size, 1)
+        require_range("iterations", self.iterations, 1)
+        require_range("lr", self.lr, 0, MAX_RATE, open_minimum=True)
+        require_range("patience", self.patience, 0)
+        require_range("factor", self.factor, 0, 1, open_minimum=True)
+        require_range("min_lr", self.min_lr, 0, MAX_RATE)
+        if self.size % self.batch_size:
+            raise ConfigurationError(
+                f"size={self.size} must be a multiple of batch_size={self.batch_size}"
+            )
+
+    def build(self, site: Site) -> None:
+        """Draw the first batch, or read a saved bank, whose file decides its size.
+
+        Raises:
+            ConfigurationError: the hold-out leaves no image to train on, or the bank cannot be
+                divided among the ranks.
+            DataError: the file is missing, unreadable, or does not fit the network.
+        """
+        super().build(site)
+        loaded = self._read(site) if self.load is not None else None
+        count = self.size if loaded is None else len(loaded[0])
+        # A loaded bank is not divided: every rank reads all of it.
+        processes = site.processes if loaded is None else 1
+        if count % (self.batch_size * processes):
+            raise ConfigurationError(
+                f"{site.key}.size={count} must be a multiple of "
+                f"{site.key}.batch_size={self.batch_size} times the {processes} processes"
+            )
+        self.count, self.processes = count, processes
+        self.held_out_count = max(1, round(site.holdout * count)) if site.holdout > 0 else 0
+        self.trainable_count = count - self.held_out_count
+        if self.trainable_count < 1:
+            raise ConfigurationError(
+                f"data.holdout={site.holdout} leaves nothing to train on of {site.key}.size={count}"
+            )
+        shape, classes = site.pretrained.input_shape, site.pretrained.num_classes
+        self.active = nn.Parameter(torch.randn(self.batch_size, *shape))
+        self.register_buffer("active_labels", torch.randint(classes, (self.batch_size,)))
+        empty = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
+        for name, tensor in zip(("images", "labels"), loaded or empty, strict=True):
+            self.register_buffer(name, tensor)
+        # Of fixed length, so that checkpoints of any moment fit; the first `available` count.
+        self.register_buffer("permutation", torch.zeros(self.trainable_count, dtype=torch.int64))
+        self.iteration = 0  # optimizer steps that the active batch has had
+        self.position = 0  # where in the bank the active batch will be written
+        self.filled = count if loaded else 0  # images written to the bank
+        self.available = 0  # images that the current epoch of sample() shuffles
+        self.cursor = 0  # how many of them it has given
+        self._plateau = dict(FRESH_PLATEAU)
+
+    def _read(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of ``load``."""
+        tensors, _ = read_tensors(str(self.load), FILE_KIND, f"{site.key}.load")
+        images, labels = _checked(f"{site.key}.load={self.load}", tensors, site)
+        if len(images) % self.batch_size:
+            raise DataError(
+                f"{site.key}.load={self.load}: holds {len(images)} images, not a multiple of "
+                f"{site.key}.batch_size={self.batch_size}"
+            )
+        return images, labels
+
+    @property
+    def steps_to_fill(self) -> int:
+        """Optimizer steps after which every image of the bank was made once."""
+        batches = self.count // (self.batch_size * self.processes)
+        return batches * self.iterations
+
+    @property
+    def steps_to_start(self) -> int:
+        """Optimizer steps after which the first batch is finished; zero if one was loaded."""
+        return 0 if self.filled else self.iterations
+
+    @property
+    def full(self) -> bool:
+        """Whether every image of the bank was made."""
+        return self.filled == self.count
+
+    def propose(self) -> Batch:
+        """Return the active batch: images (B, C, H, W), a parameter, and labels (B,)."""
+        return Batch(self.active, self.active_labels)
+
+    @torch.no_grad()
+    def part_ways(self) -> None:
+        """Draw the active batch afresh, from this rank's streams."""
+        self.active.normal_()
+        self.active_labels.random_(self.site.pretrained.num_classes)
+
+    def own_state(self) -> dict[str, Any]:
+        """The active batch, its plateau, and where this rank is in its epoch."""
+        return {
+            "active": self.active.detach().cpu(),
+            "labels": self.active_labels.cpu(),
+            "permutation": self.permutation.cpu(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "plateau": dict(self._plateau),
+        }
+
+    @torch.no_grad()
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`own_state` returned."""
+        self.active.copy_(state["active"])
+        self.active_labels.copy_(state["labels"])
+        self.permutation.copy_(state["permutation"])
+        for name in COUNTERS:
+            setattr(self, name, int(state["counters"][name]))
+        self._plateau = dict(state["plateau"])
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """Return Adam over the active batch, which stays the same parameter throughout."""
+        return {"adam": torch.optim.Adam([self.active], lr=self.lr)}
+
+    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> None:
+        """Reduce the learning rate on a plateau, and move on when the batch had its steps.
+
+        Raises:
+            FloatingPointError: the batch had its steps and is NaN or infinite; it is not stored.
+        """
+        optimizer = optimizers["adam"]
+        self._step_plateau(loss, optimizer)
+        self.iteration += 1
+        if self.iteration == self.iterations:
+            self._store_active_batch()
+            self._start_fresh_batch(optimizer)
+
+    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
+        if self.factor == 1:  # torch refuses it; it means a constant rate
+            return
+        # Rebuilt from plain numbers at every step: they are what a checkpoint can hold.
+        plateau = ReduceLROnPlateau(
+            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+        )
+        plateau.load_state_dict(self._plateau)
+        plateau.step(loss)
+        state = plateau.state_dict()
+        self._plateau = {name: state[name] for name in FRESH_PLATEAU}
+
+    @torch.no_grad()
+    def _store_active_batch(self) -> None:
+        # Every rank finishes a batch in the same step.
+        images, labels = gathered(self.active), gathered(self.active_labels)
+        if not bool(images.isfinite().all()):
+            raise FloatingPointError("finished images are NaN or infinite")
+        end = self.position + len(images)
+        # Once they are there, held-out images stay: what is measured on them must compare.
+        last = min(end, self.trainable_count) if self.full else end
+        count = max(last - self.position, 0)
+        self.images[self.position : self.position + count].copy_(images[:count])
+        self.labels[self.position : self.position + count].copy_(labels[:count])
+        self.filled = max(self.filled, end)
+        self.position = end % self.count
+
+    @torch.no_grad()
+    def _start_fresh_batch(self, optimizer: Optimizer) -> None:
+        self.active.normal_()
+        self.active.grad = None
+        self.active_labels.random_(self.site.pretrained.num_classes)
+        self.iteration = 0
+        self._plateau = dict(FRESH_PLATEAU)
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Batch:
+        """Return images (count, C, H, W) and labels, in shuffled epochs.
+
+        Every available image is given once before any is given again. They are
+        the bank's finished images without the held-out ones; before any is
+        finished, the active batch as it stands.
+        """
+        index = self._next_indices(count)
+        if self.filled:
+            return Batch(self.images[index], self.labels[index])
+        return Batch(self.active.detach()[index], self.active_labels[index])
+
+    def _next_indices(self, count: int) -> Tensor:
+        # Where the active batch is the first and only one it holds held-out images, too.
+        available = min(self.filled or self.batch_size, self.trainable_count)
+        if available != self.available:
+            self._shuffle(available)
+        parts = []
+        while count > 0:
+            if self.cursor == self.available:
+                self._shuffle(available)
+            end = min(self.cursor + count, self.available)
+            # A copy, since shuffling again for the next part overwrites the buffer.
+            parts.append(self.permutation[self.cursor : end].clone())
+            count -= end - self.cursor
+            self.cursor = end
+        return torch.cat(parts)
+
+    def _shuffle(self, available: int) -> None:
+        order = torch.randperm(available, device=self.permutation.device)
+        self.permutation[:available] = order
+        self.available = available
+        self.cursor = 0
+
+    def held_out(self, count: int) -> Batch:
+        """Return at most ``count`` of the held-out images (N, C, H, W) and labels, not copied.
+
+        Raises:
+            ConfigurationError: nothing is held out.
+            DataError: the bank is not full yet.
+        """
+        if not self.held_out_count:
+            raise ConfigurationError("data.holdout=0 holds no synthetic image out")
+        if not self.full:
+            raise DataError(
+                f"held-out images are not synthesized yet: {self.filled} of {self.count} "
+                f"are; they take {self.steps_to_fill} synthesis steps"
+            )
+        chosen = slice(self.trainable_count, self.trainable_count + max(count, 0))
+        return Batch(self.images[chosen], self.labels[chosen])
+
+    @torch.no_grad()
+    def preview(self, count: int) -> Batch:
+        """Return images (N, C, H, W) and labels from all of a full bank, evenly spaced.
+
+        Before that, of the active batch as it stands, or of the one that was finished in the
+        last step, whose place noise has taken.
+        """
+        if self.full:
+            # As whole numbers: float32 has too few digits for the places of a large bank.
+            number = min(count, self.filled)
+            index = torch.arange(number, device=self.labels.device) * self.filled // number
+            return Batch(self.images[index], self.labels[index])
+        if self.filled and not self.iteration:
+            start = self.filled - self.batch_size
+            chosen = slice(start, min(start + count, self.filled))
+            return Batch(self.images[chosen], self.labels[chosen])
+        return Batch(self.active.detach()[:count].clone(), self.active_labels[:count])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return counters and plateau state as plain numbers, for ``state_dict``."""
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return {**counters, "plateau": dict(self._plateau)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        for name in COUNTERS:
+            setattr(self, name, int(state[name]))
+        self._plateau = dict(state["plateau"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the finished images and their labels to a safetensors file.
+
+        Raises:
+            DataError: no image is finished yet.
+        """
+        if not self.filled:
+            raise DataError(f"{path}: the image bank has no finished image to save yet")
+        finished = {"images": self.images[: self.filled], "labels": self.labels[: self.filled]}
+        write_tensors(path, FILE_KIND, finished)
+
+
+def _checked(origin: str, tensors: dict[str, Tensor], site: Site) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a file, or say what is wrong with them."""
+    if set(tensors) != {"images", "labels"}:
+        raise DataError(f"{origin}: holds {sorted(tensors)}, not images and labels")
+    shape, classes = tuple(site.pretrained.input_shape), site.pretrained.num_classes
+    images, labels = tensors["images"], tensors["labels"]
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
+        raise DataError(
+            f"{origin}: images have shape {tuple(images.shape)}, the network takes {('N', *shape)}"
+        )
+    if images.dtype != torch.float32 or labels.dtype != torch.int64:
+        raise DataError(
+            f"{origin}: images are {images.dtype} and labels {labels.dtype}, "
+            "not torch.float32 and torch.int64"
+        )
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{origin}: labels have shape {tuple(labels.shape)}, not {tuple(images.shape[:1])}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{origin}: labels lie in [{labels.min()}, {labels.max()}], "
+            f"the network has classes 0 to {classes - 1}"
+        )
+    # In parts: a mask of the whole bank would take a quarter of its memory again.
+    if not all(bool(part.isfinite().all()) for part in torch.split(images, 256)):
+        raise DataError(f"{origin}: some pixels are NaN or infinite")
+    return images, labels

@@ -1,0 +1,32 @@
+"""Gaussian noise: the lower end of every comparison of sources."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.part import part
+from hast_lightning.core.source import Site, Source
+
+
+@part("source", "noise")
+class Noise(Source):
+    """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis."""
+
+    place: ClassVar[Tensor]
+
+    def build(self, site: Site) -> None:
+        """Remember the device that samples are drawn on."""
+        super().build(site)
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+
+    def sample(self, count: int) -> Batch:
+        """Return fresh noise (count, ...) and labels (count,)."""
+        device = self.place.device
+        inputs = torch.randn(count, *self.site.pretrained.input_shape, device=device)
+        return Batch(
+            inputs, torch.randint(self.site.pretrained.num_classes, (count,), device=device)
+        )

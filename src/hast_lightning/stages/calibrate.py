@@ -1,0 +1,114 @@
+"""The stage that calibrates: the student's activation ranges observe batches and are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+
+import torch
+from omegaconf import MISSING
+
+from hast_lightning.core.batch import Batch, Progress
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.source import TrainedSource
+from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    held_weights,
+    set_activation_mode,
+)
+from hast_lightning.stages.loss import active_terms
+from hast_lightning.stages.synthesize import Synthesize, require_source
+
+
+@part("stage", "calibrate")
+class Calibrate(Stage):
+    """Lets the student's activation ranges observe batches; they are frozen when it ends.
+
+    With terms, the source is improved by a step before each observation: released HAST calibrates
+    on the images of a generator that is trained meanwhile, and GDFQ warms its generator up so.
+    """
+
+    source: str = MISSING
+    """Name of the source that is observed."""
+    steps: int = 800
+    """Steps, each of one batch."""
+    batch_size: int = 16
+    """Samples of a step; a generator that is improved meanwhile shows what it has just made."""
+    terms: dict[str, Term] = field(default_factory=dict)
+    """What the source is improved for meanwhile; none: it stays as it is."""
+    transforms: dict[str, Transform] = field(default_factory=dict)
+    """What changes the samples before the teacher sees them, where the source is improved."""
+
+    calibrates = True
+
+    def __post_init__(self) -> None:
+        require_range("steps", self.steps, 1)
+        require_range("batch_size", self.batch_size, 1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the name of the source."""
+        return (self.source,)
+
+    @property
+    def improves(self) -> tuple[str, ...]:
+        """Return the name of the source where there are terms."""
+        return (self.source,) if active_terms(self.terms) else ()
+
+    @property
+    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
+        """Return the terms that count."""
+        return {self.name: active_terms(self.terms)}
+
+    def bind(self, bench: Bench) -> None:
+        """Check the source, and the terms where there are some.
+
+        Raises:
+            UserError: there is no such source, or a term does not fit.
+        """
+        require_source(bench, self.source, f"stages.{self.name}")
+        self._synthesis: Synthesize | None = None
+        if self.improves:
+            synthesis = Synthesize(
+                source=self.source, steps=self.steps, terms=self.terms, transforms=self.transforms
+            )
+            synthesis.name = self.name  # type: ignore[misc]
+            synthesis.bind(bench)
+            self._synthesis = synthesis
+
+    def length(self, bench: Bench) -> int:
+        """Return the steps."""
+        return self.steps
+
+    def step(self, bench: Bench, index: int) -> Outcome:
+        """Observe one batch, of a source that may be improved first."""
+        outcome = Outcome()
+        if self._synthesis is not None:
+            outcome = self._synthesis.improve(bench, Progress(self.name, index + 1, self.steps))
+        batch = next_batch(bench, self.source, outcome.batch, self.batch_size)
+        set_activation_mode(bench.student, ActivationMode.OBSERVE)
+        with torch.no_grad(), held_weights(bench.student):
+            bench.student(bench.layout(batch.inputs))
+        return outcome
+
+    def end(self, bench: Bench) -> None:
+        """Freeze the ranges."""
+        bench.freeze_ranges()
+
+    def memory_key(self, bench: Bench) -> tuple[str, int]:
+        """Return the batch size of the stage, or of the source that it improves."""
+        if self._synthesis is not None:
+            return self._synthesis.memory_key(bench)
+        return f"stages.{self.name}.batch_size", self.batch_size
+
+
+def next_batch(bench: Bench, source: str, proposed: Batch | None, count: int) -> Batch:
+    """Return what the source has just proposed where it hands that on, else a sample."""
+    given = bench.sources[source]
+    if proposed is not None and isinstance(given, TrainedSource) and given.hands_on:
+        return proposed
+    return given.sample(count)

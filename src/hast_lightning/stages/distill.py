@@ -1,0 +1,250 @@
+"""The stage that trains the student: transforms, terms, and a hook before the step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import field
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn, optim
+
+from hast_lightning.core.batch import Answers, Batch, Needs, Progress
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.stage import Bench, Hook, Outcome, Stage, Stepper
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.quantization.fake_quant import held_weights
+from hast_lightning.quantization.learned import LR_MULTIPLIER, parameter_groups
+from hast_lightning.runtime.ranks import average_gradients
+from hast_lightning.stages.calibrate import next_batch
+from hast_lightning.stages.learning_rate import LearningRate
+from hast_lightning.stages.loss import (
+    Loss,
+    active_terms,
+    active_transforms,
+    bind_terms,
+    see,
+    transformed,
+    weighted_loss,
+)
+from hast_lightning.stages.optimizer import Optimizer
+from hast_lightning.stages.synthesize import require_source
+
+_log = logging.getLogger(__name__)
+
+
+@part("stage", "distill")
+class Distill(Stage):
+    """Trains the student on batches of a source, and on what transforms by gradient make of them.
+
+    One backward pass gives both the gradient of the inputs, which such a transform is made from,
+    and the first half of the parameters' gradients.
+    """
+
+    source: str = MISSING
+    """Name of the source that the student learns from."""
+    steps: int = 29400
+    """Student steps; 0: none."""
+    batch_size: int = 64
+    """Samples of a step, on each device."""
+    terms: dict[str, Term] = field(default_factory=dict)
+    """What the student is trained for."""
+    transforms: dict[str, Transform] = field(default_factory=dict)
+    """What changes the samples, in order."""
+    optimizer: Optimizer = MISSING
+    learning_rate: LearningRate = MISSING
+    hook: Hook | None = None
+    """What acts between the backward pass and the step; null: nothing."""
+
+    trains_student = True
+
+    def __post_init__(self) -> None:
+        require_range("steps", self.steps, 0)
+        require_range("batch_size", self.batch_size, 1)
+        if not active_terms(self.terms):
+            raise ConfigurationError("terms: none has a weight, so that nothing would be learned")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the name of the source."""
+        return (self.source,)
+
+    @property
+    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
+        """Return the terms that count."""
+        return {self.name: active_terms(self.terms)}
+
+    def bind(self, bench: Bench) -> None:
+        """Check the source, and what terms, transforms and the hook need.
+
+        Raises:
+            UserError: something does not fit together.
+        """
+        key = f"stages.{self.name}"
+        require_source(bench, self.source, key)
+        if not bench.ranges_frozen:
+            raise ConfigurationError(
+                f"order: {self.name} trains the student, which no stage before it calibrates"
+            )
+        terms, transforms = active_terms(self.terms), active_transforms(self.transforms)
+        for transform in transforms.values():
+            transform.bind(bench.teacher, bench.learner)
+        needs = bind_terms(
+            terms, bench.teacher, bench.learner, bench.sources[self.source], f"{key}.terms"
+        )
+        self._needs: Needs = needs._replace(student=needs.student or ())
+        self._terms, self._transforms = terms, transforms
+        if self.hook is not None:
+            self.hook.bind(bench)
+        # Registered, so that what they hold moves to the device and into checkpoints.
+        hooks = [] if self.hook is None else [self.hook]
+        self._parts = nn.ModuleList([*terms.values(), *transforms.values(), *hooks])
+
+    def length(self, bench: Bench) -> int:
+        """Return the steps."""
+        return self.steps
+
+    def step(self, bench: Bench, index: int) -> Outcome:
+        """Train on one batch."""
+        return self.train_on(bench, index, self.steps, None)
+
+    def train_on(self, bench: Bench, index: int, total: int, proposed: Batch | None) -> Outcome:
+        """Train on what was just proposed, where its source hands it on, or on a sample.
+
+        Args:
+            bench: Networks and sources.
+            index: Number of the step, from 0.
+            total: Steps in all, which the learning rate follows.
+            proposed: What a synthesis step has just proposed.
+        """
+        batch = next_batch(bench, self.source, proposed, self.batch_size)
+        batch = transformed(batch, self._transforms)
+        batch = batch._replace(inputs=bench.layout(batch.inputs).detach())
+        stepper = bench.stepper(self.name, lambda: self._optimizers(bench))
+        outcome = self._accumulate(bench, batch, stepper, Progress(self.name, index + 1, total))
+        rate = self.optimizer.lr * self.learning_rate.multiple(index, total)
+        for group in stepper.optimizers["student"].param_groups:
+            group["lr"] = rate * group.get(LR_MULTIPLIER, 1.0)
+        outcome.scalars[f"{self.name}/learning_rate"] = rate
+        average_gradients(bench.student.parameters())
+        stepper.unscale()
+        if self.optimizer.clip_norm is not None:
+            outcome.scalars[f"{self.name}/gradient_norm"] = nn.utils.clip_grad_norm_(
+                bench.student.parameters(), self.optimizer.clip_norm
+            )
+        if self.hook is not None:
+            found = self.hook(bench.student, stepper, rate)
+            outcome.scalars.update({f"{self.name}/{name}": value for name, value in found.items()})
+        stepper.step()
+        outcome.scalars.update(stepper.scalars(self.name))
+        return outcome
+
+    def _optimizers(self, bench: Bench) -> Mapping[str, optim.Optimizer]:
+        groups = parameter_groups(bench.student, self.optimizer.weight_decay)
+        if self.hook is not None:
+            groups = self.hook.groups(bench.student, groups)
+        return {"student": self.optimizer.build(groups)}
+
+    def _accumulate(
+        self, bench: Bench, batch: Batch, stepper: Stepper, progress: Progress
+    ) -> Outcome:
+        """Gather the gradients of the whole batch, by as many samples as there is room for.
+
+        Every term of the loss is a mean over samples, so the parts add up to the whole.
+        """
+        count = len(batch.inputs)
+        size = min(bench.micro_batch or count, count)
+        outcome = Outcome()
+        stepper.zero_grad()
+        try:
+            with held_weights(bench.student):
+                for some in batch.split(size):
+                    share = _share(some, batch)
+                    self._backward_all(bench, some, share, stepper, progress, outcome)
+        except torch.OutOfMemoryError:
+            if not bench.halve_on_out_of_memory or size == 1:
+                raise
+            bench.micro_batch = (size + 1) // 2
+            _log.warning("out of memory with %d images: going on with %d", size, bench.micro_batch)
+            # Nothing of an attempt that memory was too small for counts.
+            return self._accumulate(bench, batch, stepper, progress)
+        return outcome
+
+    def _backward_all(
+        self,
+        bench: Bench,
+        batch: Batch,
+        share: float,
+        stepper: Stepper,
+        progress: Progress,
+        outcome: Outcome,
+    ) -> None:
+        """Add the gradients on some samples and on what transforms by gradient make of them."""
+        by_gradient = [t for t in self._transforms.values() if t.by_gradient]
+        inputs = batch.inputs.detach().requires_grad_(bool(by_gradient))
+        batch = batch._replace(inputs=inputs)
+        self._backward(bench, batch, share, stepper, progress, outcome, "")
+        for transform in by_gradient:
+            assert inputs.grad is not None
+            if stepper.scaled and not bool(inputs.grad.isfinite().all()):
+                # It also comes through the teacher; the student's gradients may be finite.
+                spoil_gradients(bench.student)
+                return
+            harder = transform(batch, inputs.grad)
+            self._backward(bench, harder, share, stepper, progress, outcome, transform.mark)
+
+    def _backward(
+        self,
+        bench: Bench,
+        batch: Batch,
+        share: float,
+        stepper: Stepper,
+        progress: Progress,
+        outcome: Outcome,
+        mark: str,
+    ) -> None:
+        """Add ``share`` times the gradients of the student's loss to those already there."""
+        # The teacher's graph is needed only where the gradient goes on to the inputs.
+        with torch.set_grad_enabled(batch.inputs.requires_grad):
+            seen = see(batch, self._needs, bench.teacher, None, progress)
+        student = bench.learner.trace(batch.inputs, self._needs.student or ())
+        seen = seen._replace(student=student)
+        loss = weighted_loss(self._terms, seen)
+        bench.require_finite(loss.total, self.name)
+        self._measure(loss, share, mark, outcome)
+        answers = Answers(student.logits.detach(), seen.teacher.logits.detach(), batch.detach())
+        outcome.answers.setdefault(mark, []).append(answers)
+        stepper.backward(loss.total if share == 1 else share * loss.total)
+
+    def _measure(self, loss: Loss, share: float, mark: str, outcome: Outcome) -> None:
+        """Add ``share`` times the parts of a loss to those of the step."""
+        for name, value in loss.values.items():
+            key = f"{self.name}/{name}{mark}"
+            outcome.scalars[key] = outcome.scalars.get(key, 0.0) + share * value
+        for name, (names, summands) in loss.parts.items():
+            key = f"{self.name}/{name}{mark}"
+            before: Tensor | float = outcome.parts[key][1] if key in outcome.parts else 0.0
+            outcome.parts[key] = (names, before + share * summands)
+
+    def memory_key(self, bench: Bench) -> tuple[str, int]:
+        """Return the micro-batch."""
+        return "trainer.micro_batch", bench.micro_batch or self.batch_size
+
+
+def _share(some: Batch, batch: Batch) -> float:
+    """Return the share of a batch's loss that some of its samples have."""
+    if batch.weights is None or some.weights is None:
+        return len(some.inputs) / len(batch.inputs)
+    return float(some.weights.sum() / batch.weights.sum())
+
+
+def spoil_gradients(module: nn.Module) -> None:
+    """Have the step left out that these gradients are for, on every rank that averages them."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.fill_(float("inf"))
+            return

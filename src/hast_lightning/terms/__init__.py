@@ -1,0 +1,1 @@
+"""Terms that several methods share: weighted, differentiable losses."""

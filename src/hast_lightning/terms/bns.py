@@ -1,0 +1,148 @@
+"""Batch-norm statistics: how far a batch's are from those the teacher met in its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.network import Network
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+from hast_lightning.errors import ModelError
+from hast_lightning.graph.tracing import batch_norm_inputs
+
+
+class BatchNormStatistics(NamedTuple):
+    """What one BatchNorm layer meets in a batch, and what it met in the teacher's training.
+
+    Four tensors of shape (channels,). ``mean`` and ``var`` are the batch's, over images, rows
+    and columns, the variance biased; the running ones are the layer's own.
+    """
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+
+class _ChannelStatistics(torch.autograd.Function):
+    """Mean and biased variance per channel, with a backward of a single pass.
+
+    With M values a channel, ``d mean / dx = 1 / M`` and ``d var / dx = 2 (x - mean) / M``, so
+    that the gradient is affine in x: ``x * a_c + b_c``. Autograd's own takes several passes over
+    an activation, which matters at every BatchNorm of every synthesis step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        mean, var = _mean_and_variance(wide)
+        ctx.save_for_backward(features, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        features, mean = ctx.saved_tensors
+        grad_mean, grad_var = gradients
+        count = features.numel() // features.shape[1]
+        slope = grad_var * (2.0 / count)
+        offset = grad_mean / count - slope * mean
+        gradient = torch.addcmul(_per_channel(offset), features, _per_channel(slope))
+        return gradient.to(features.dtype)
+
+
+def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
+    if features.device.type != "cpu":
+        var, mean = torch.var_mean(features, (0, 2, 3), correction=0)
+        return mean, var
+    # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
+    mean = features.mean((0, 2, 3))
+    centered = features - _per_channel(mean)
+    return mean, centered.square_().mean((0, 2, 3))
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[None, :, None, None]
+
+
+def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel, over images, rows and columns.
+
+    Computed in float32 whatever precision the network runs in (float64 stays float64).
+
+    Args:
+        features: (N, C, H, W).
+
+    Returns:
+        Two tensors of shape (C,), differentiable once in ``features``.
+    """
+    mean, var = _ChannelStatistics.apply(features)
+    return mean, var
+
+
+def batch_norm_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
+    """Return ``mean over layers of [MSE(mean, running_mean) + MSE(var, running_var)]``.
+
+    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
+    2023).
+
+    Args:
+        statistics: For each BatchNorm layer four tensors of shape (channels,).
+
+    Returns:
+        A scalar, zero when every layer's statistics match.
+    """
+    layers = [
+        F.mse_loss(layer.mean, layer.running_mean) + F.mse_loss(layer.var, layer.running_var)
+        for layer in statistics
+    ]
+    return torch.stack(layers).mean()
+
+
+@part("term", "bns")
+class BNS(Term):
+    """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
+
+    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
+    2023).
+    """
+
+    title = "BatchNorm statistics loss"
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Find the BatchNorms.
+
+        Raises:
+            ModelError: the teacher has none with running statistics.
+        """
+        inputs = batch_norm_inputs(teacher.graph_module)
+        if not inputs:
+            raise ModelError(
+                f"the network {teacher.pretrained.name} has no BatchNorm2d with running "
+                "statistics, which the term bns matches synthetic images to"
+            )
+        # In a tuple of plain pairs, so that the teacher's layers are not registered here.
+        self._layers = tuple(
+            (node, (teacher.graph_module.get_submodule(layer),)) for node, layer in inputs
+        )
+        return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
+
+    def statistics(self, seen: Seen) -> list[BatchNormStatistics]:
+        """Return the statistics at each BatchNorm, in order of execution."""
+        found = []
+        for node, (layer,) in self._layers:
+            assert isinstance(layer, nn.BatchNorm2d)
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            measured = channel_statistics(seen.teacher.values[node])
+            found.append(BatchNormStatistics(*measured, layer.running_mean, layer.running_var))
+        return found
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss."""
+        return batch_norm_statistics_loss(self.statistics(seen))

@@ -1,0 +1,114 @@
+"""Feature alignment between the blocks of student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.network import Network
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+from hast_lightning.graph.blocks import require_taps
+
+
+class _MeanSquare(torch.autograd.Function):
+    """Mean of squares over H and W, in one pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        area = features.shape[2] * features.shape[3]
+        norms: Tensor = torch.linalg.vector_norm(features, dim=(2, 3), dtype=torch.float32)
+        return norms.square_().div_(area)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        area = features.shape[2] * features.shape[3]
+        slope = (gradients[0] * (2 / area)).to(features.dtype)
+        gradient: Tensor = features * slope[:, :, None, None]
+        return gradient
+
+
+def channel_attention(features: Tensor) -> Tensor:
+    """``normalize_2(mean over H, W of features^2)``, the attention over channels.
+
+    Source: HAST (Li et al., CVPR 2023), feature alignment.
+
+    Args:
+        features: (N, C, H, W).
+
+    Returns:
+        (N, C), float32, every row of Euclidean length 1 (0 where all features are 0).
+    """
+    mean_square: Tensor = _MeanSquare.apply(features)
+    return F.normalize(mean_square, dim=1)
+
+
+def alignment_losses(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+) -> Tensor:
+    """``MSE(a_S, a_T)`` of the channel attentions at every block.
+
+    Source: HAST (Li et al., CVPR 2023), without the weight lambda.
+
+    Args:
+        student_features: One (N, C_l, H_l, W_l) a block.
+        teacher_features: The same blocks of the teacher; at least one.
+
+    Returns:
+        (blocks,), float32.
+    """
+    losses = [
+        F.mse_loss(channel_attention(student), channel_attention(teacher))
+        for student, teacher in zip(student_features, teacher_features, strict=True)
+    ]
+    return torch.stack(losses)
+
+
+def alignment_loss(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+) -> Tensor:
+    """The sum of :func:`alignment_losses` over the blocks: HAST's, without the weight lambda.
+
+    Returns:
+        Scalar, float32.
+    """
+    return alignment_losses(student_features, teacher_features).sum()
+
+
+@part("term", "channel_attention")
+class ChannelAttention(Term):
+    """Feature alignment: the channels that teacher and student attend to, at every block.
+
+    ``sum over blocks of MSE(a_S, a_T)`` with ``a = normalize_2(mean over H, W of f^2)``.
+
+    Source: HAST (Li et al., CVPR 2023), feature alignment.
+    """
+
+    weight: float = 1000.0
+    """The paper's lambda."""
+
+    title = "Feature alignment loss"
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Find the ends of blocks.
+
+        Raises:
+            ModelError: there are none, and ``model.taps`` names none.
+        """
+        self.name_parts(taps := require_taps(teacher, "channel_attention"))
+        return Needs(teacher=taps, student=taps)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the loss of each block, (blocks,)."""
+        assert seen.student is not None
+        student = [seen.student.values[name] for name in self.parts]
+        return alignment_losses(student, [seen.teacher.values[name] for name in self.parts])

@@ -1,0 +1,153 @@
+"""Cross-entropy against the labels of a batch: plain, and weighted by the samples' difficulty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hast_lightning.core.batch import Needs, Seen, weighted_mean
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import Network
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+
+
+def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """``log(p_y / (1 - p_y))`` of shape (N,): the label's logit against all others together.
+
+    Both ``p_y`` and ``1 - p_y`` are sigmoids of it, so neither is found by
+    subtracting from one, which would lose all digits of a confident sample.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    index = labels.unsqueeze(1)
+    others = logits.scatter(1, index, float("-inf")).logsumexp(dim=1)
+    return logits.gather(1, index).squeeze(1) - others
+
+
+def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difficulty of each sample, ``d(x) = 1 - p_y(x)`` (HAST, hard sample synthesis).
+
+    Args:
+        logits: the teacher's outputs, shape (N, classes) with at least two classes.
+        labels: shape (N,), int64.
+
+    Returns:
+        Shape (N,), in [0, 1]; accurate also where ``p_y`` rounds to one.
+    """
+    return torch.sigmoid(-_log_odds(logits, labels))
+
+
+def hardness_weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy that weighs hard samples more, ``mean[d^gamma * CE]`` (HAST).
+
+    The gradient flows through the weight ``d^gamma`` too. The weight is taken
+    as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is
+    infinite at zero, but that of the exponential stays finite even where ``d``
+    itself underflows.
+
+    Args:
+        logits: the teacher's outputs, shape (N, classes) with at least two classes.
+        labels: shape (N,), int64.
+        gamma: zero gives the plain cross-entropy.
+        weights: of the samples, (N,); none: all alike.
+
+    Returns:
+        A scalar, never negative.
+    """
+    log_odds = _log_odds(logits, labels)
+    cross_entropy = -F.logsigmoid(log_odds)
+    weight = torch.exp(gamma * F.logsigmoid(-log_odds))
+    return weighted_mean(weight * cross_entropy, weights)
+
+
+@part("term", "hard_cross_entropy")
+class HardCrossEntropy(Term):
+    """The teacher's cross-entropy, weighted by difficulty: ``mean[d^gamma * CE]``.
+
+    Source: HAST (Li et al., CVPR 2023), hard sample synthesis.
+    """
+
+    gamma: float = 2.0
+    """Exponent of the difficulty d = 1 - p_y: the larger, the less easy samples count."""
+    by_difficulty: bool = True
+    """False: every sample weighs the same (gamma = 0), the plain cross-entropy of the ablation."""
+
+    title = "Cross-entropy, weighted by difficulty"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("gamma", self.gamma, 0)
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Ask for hard labels."""
+        return Needs(labels="hard")
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss of the teacher's logits."""
+        labels = seen.batch.targets
+        assert labels is not None
+        gamma = self.gamma if self.by_difficulty else 0.0
+        return hardness_weighted_cross_entropy(
+            seen.teacher.logits, labels, gamma, seen.batch.weights
+        )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy, float32.
+
+    Args:
+        logits: (N, classes).
+        targets: Hard labels (N,) int64, or soft ones (N, classes).
+        weights: Of the samples, (N,); none: all alike.
+    """
+    if weights is None:
+        return F.cross_entropy(logits.float(), targets)
+    return weighted_mean(F.cross_entropy(logits.float(), targets, reduction="none"), weights)
+
+
+@part("term", "teacher_cross_entropy")
+class TeacherCrossEntropy(Term):
+    """The teacher's cross-entropy against the labels, which images are synthesized for.
+
+    Source: GDFQ (Xu et al., ECCV 2020), equation 4.
+    """
+
+    title = "Cross-entropy of the teacher"
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Ask for labels of either kind."""
+        return Needs(labels="some")
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss."""
+        targets = seen.batch.targets
+        assert targets is not None
+        if targets.dim() == 1:
+            # The same value as F.cross_entropy, by way of the log-odds as HAST's weights need it.
+            return hardness_weighted_cross_entropy(
+                seen.teacher.logits, targets, 0.0, seen.batch.weights
+            )
+        return cross_entropy(seen.teacher.logits, targets, seen.batch.weights)
+
+
+@part("term", "cross_entropy")
+class CrossEntropy(Term):
+    """The student's cross-entropy against the labels of the batch.
+
+    Source: GDFQ (Xu et al., ECCV 2020), equation 7.
+    """
+
+    title = "Cross-entropy of the student"
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Ask for the student's logits and labels of either kind."""
+        return Needs(student=(), labels="some")
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss."""
+        assert seen.student is not None
+        assert seen.batch.targets is not None
+        return cross_entropy(seen.student.logits, seen.batch.targets, seen.batch.weights)

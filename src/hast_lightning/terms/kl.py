@@ -1,0 +1,84 @@
+"""Knowledge distillation: the divergence of the student's softened answers from the teacher's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hast_lightning.core.batch import Needs, Seen, weighted_mean
+from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.core.network import Network
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+
+REDUCTIONS = ("batchmean", "mean")
+
+
+def kl_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    reduction: str = "batchmean",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """``temperature^2 * KL(T || S)`` of the softened predictions.
+
+    Source: Hinton et al., 2015; HAST (Li et al., CVPR 2023) with temperature 20.
+
+    Args:
+        student_logits: (N, classes).
+        teacher_logits: (N, classes).
+        temperature: What both logits are divided by.
+        reduction: ``batchmean`` averages over the batch; ``mean`` over the classes too, as
+            the released code of GDFQ does.
+        weights: Of the samples, (N,); none: all alike.
+
+    Returns:
+        Scalar, float32, zero where the two agree.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    if weights is None:
+        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    else:
+        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+        divergence = weighted_mean(each, weights)
+    if reduction == "mean":
+        # Not kl_div's own "mean", which PyTorch has announced to redefine.
+        divergence = divergence / student_logits.shape[1]
+    return temperature**2 * divergence
+
+
+@part("term", "kl")
+class KL(Term):
+    """Knowledge distillation: ``temperature^2 * KL(T || S)``.
+
+    Source: Hinton et al., 2015; GDFQ (Xu et al., ECCV 2020) and HAST (Li et al., CVPR 2023).
+    """
+
+    temperature: float = 20.0
+    """What both networks' logits are divided by."""
+    reduction: str = "batchmean"
+    """``batchmean`` as HAST's; ``mean`` averages over classes too, as GDFQ's released code."""
+
+    title = "Distillation loss (KL)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("temperature", self.temperature, 0, open_minimum=True)
+        require_choice("reduction", self.reduction, REDUCTIONS)
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        """Ask for the student's logits."""
+        return Needs(student=())
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss."""
+        assert seen.student is not None
+        return kl_divergence(
+            seen.student.logits,
+            seen.teacher.logits,
+            self.temperature,
+            self.reduction,
+            seen.batch.weights,
+        )

@@ -1,0 +1,1 @@
+"""Loggers: csv, wandb, TensorBoard, and what they are shown."""

@@ -1,0 +1,97 @@
+"""What a run is called and what is said of it where many runs are shown together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hast_lightning.config import Config
+from hast_lightning.core.stage import Stage
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
+
+MAX_TAG = 64
+"""Characters of a tag that wandb takes."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """How a run is found again among others.
+
+    Attributes:
+        name: Of this run.
+        group: Runs of one group are shown together.
+        tags: What to filter by.
+        settings: The resolved configuration, with ablation switches and origin.
+    """
+
+    name: str
+    group: str
+    tags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def describe(
+    config: Config, folder: Path, origin: Mapping[str, Any], teacher_checksum: str
+) -> Description:
+    """Describe a run.
+
+    Args:
+        config: Its configuration.
+        folder: Its folder, which gives it the second half of its name.
+        origin: ``command``, ``git_commit`` and ``versions`` that the run is made by.
+        teacher_checksum: SHA-256 of the full-precision network's weights.
+    """
+    facts = {
+        "switches": switches(config),
+        "git_commit": origin["git_commit"],
+        "command_line": origin["command"],
+        "versions": dict(origin["versions"]),
+        "teacher_checksum": teacher_checksum,
+        "folder": str(folder),
+    }
+    return Description(
+        name=config.logger.run_name or f"{config.recipe}/{folder.name}",
+        group=config.logger.group or config.recipe,
+        tags=_tags(config),
+        settings={**asdict(config), **facts},
+    )
+
+
+def switches(config: Config) -> dict[str, bool]:
+    """Return which terms and transforms of the stages that run are switched on, by their place."""
+    found = {}
+    for place, part in switched_parts(config):
+        found[place] = part.active if isinstance(part, Term) else part.enabled
+    return found
+
+
+def switched_parts(config: Config) -> Iterator[tuple[str, Term | Transform]]:
+    """Yield the terms and transforms of the stages that run, with their place in ``stages``."""
+    for name, stage in config.ordered.items():
+        yield from _parts_of(stage, name)
+
+
+def _parts_of(stage: Stage, place: str) -> Iterator[tuple[str, Term | Transform]]:
+    for field in fields(stage):
+        value = getattr(stage, field.name)
+        if isinstance(value, Stage):
+            yield from _parts_of(value, f"{place}.{field.name}")
+        for name, part in value.items() if isinstance(value, dict) else ():
+            yield f"{place}.{field.name}.{name}", part
+
+
+def _tags(config: Config) -> tuple[str, ...]:
+    """The user's own first; then what one usually filters by."""
+    quantizer = config.quantizer
+    found = (
+        *config.logger.tags,
+        config.recipe,
+        config.method.name,
+        config.model.name,
+        f"W{quantizer.weight_bits}A{quantizer.activation_bits}",
+        quantizer.name,
+    )
+    return tuple(dict.fromkeys(tag[:MAX_TAG] for tag in found if tag))

@@ -1,0 +1,147 @@
+"""What there is to see of a run beside numbers: pictures, histograms, the table of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hast_lightning.core.batch import Answers
+from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
+from hast_lightning.records.grid import draw_grid
+from hast_lightning.terms.cross_entropy import difficulty
+
+HISTOGRAM_BINS = 32
+"""Bins between 0 and 1: always the same, so that histograms of different steps compare."""
+LAYER_COLUMNS = ("layer", "kind", "bits", "low", "high", "scale", "error")
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a logger is to show of one moment.
+
+    Attributes:
+        pictures: By the name that a metric would have.
+        histograms: Values in [0, 1], (N,), by name.
+        layers: Empty where the student is not of interest.
+        ends_stage: The moment is the end of a stage: what is large is shown then alone.
+    """
+
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Sequence[LayerDiagnosis] = ()
+    ends_stage: bool = True
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.pictures or self.histograms or self.layers)
+
+
+@runtime_checkable
+class MediaLogger(Protocol):
+    """A logger that shows more than numbers."""
+
+    def log_media(self, media: Media, iteration: int) -> None:
+        """Show ``media`` at the place of ``iteration`` (from 0)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Synthetic images and what the teacher makes of them.
+
+    Attributes:
+        images: Normalized, (N, C, H, W) with one or three channels to be drawn.
+        labels: (N,) int64.
+        teacher_logits: (N, classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+    teacher_logits: Tensor
+
+
+def sample_pictures(
+    samples: Samples, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Image.Image]:
+    """The grid of images, from easy to hard; none of images that have no color.
+
+    Args:
+        samples: What to draw, all of it.
+        mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
+        std: Per-channel standard deviation of the same.
+    """
+    if samples.images.shape[1] not in (1, 3):
+        return {}
+    logits = samples.teacher_logits
+    hardness = difficulty(logits, samples.labels)
+    predicted = logits.argmax(dim=1)
+    grid = draw_grid(samples.images, samples.labels, hardness, mean, std, predicted)
+    return {"synthesis/images": grid}
+
+
+def sample_histograms(samples: Samples) -> dict[str, Tensor]:
+    """Difficulty ``1 - p(label)`` of the images, and the teacher's largest probability."""
+    probabilities = samples.teacher_logits.float().softmax(dim=1)
+    return {
+        "synthesis/difficulty": difficulty(samples.teacher_logits, samples.labels),
+        "synthesis/teacher_confidence": probabilities.amax(dim=1),
+    }
+
+
+def promotion_histograms(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Tensor]:
+    """Difficulty of a step's images for both networks, before and after promotion.
+
+    Args:
+        answers: What the networks said to the batch, by ``""``, and to what transforms by gradient
+            made of it, by their mark, in parts.
+    """
+    found = {}
+    for suffix, parts in answers.items():
+        student = torch.cat([part.student_logits for part in parts])
+        teacher = torch.cat([part.teacher_logits for part in parts])
+        given = [part.batch.labels for part in parts]
+        known = [labels for labels in given if labels is not None]
+        labels = torch.cat(known) if known else teacher.argmax(dim=1)
+        found[f"distillation/difficulty/student{suffix}"] = difficulty(student, labels)
+        found[f"distillation/difficulty/teacher{suffix}"] = difficulty(teacher, labels)
+    return found
+
+
+def mean_scalars(histograms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of every histogram, which most of one bin says little without."""
+    return {f"{name}_mean": float(values.float().mean()) for name, values in histograms.items()}
+
+
+def layer_scalars(layers: Sequence[LayerDiagnosis]) -> dict[str, float]:
+    """What moves of every layer: errors of weights and ends of activation ranges, by name."""
+    found = {}
+    for layer in layers:
+        if layer.kind == WEIGHT and layer.error is not None:
+            found[f"quantization/weight_error/{layer.name}"] = layer.error
+        if layer.kind == ACTIVATION and layer.low is not None and layer.high is not None:
+            found[f"quantization/activation_low/{layer.name}"] = layer.low
+            found[f"quantization/activation_high/{layer.name}"] = layer.high
+    return found
+
+
+def layer_rows(layers: Sequence[LayerDiagnosis]) -> list[list[str | int | float | None]]:
+    """A row of :data:`LAYER_COLUMNS` for every quantized tensor, in order of execution."""
+    return [
+        [layer.name, layer.kind, layer.bits, layer.low, layer.high, layer.scale, layer.error]
+        for layer in layers
+    ]
+
+
+def layer_markdown(layers: Sequence[LayerDiagnosis]) -> str:
+    """The same rows as a Markdown table."""
+    lines = [LAYER_COLUMNS, ("---",) * len(LAYER_COLUMNS), *map(_cells, layer_rows(layers))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Sequence[str | int | float | None]) -> list[str]:
+    return [f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in row]

@@ -1,0 +1,1 @@
+"""The LightningModule, what a checkpoint holds, and callbacks."""

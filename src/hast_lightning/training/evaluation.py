@@ -1,0 +1,120 @@
+"""Accuracy and agreement of student and teacher, measured with torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from hast_lightning.errors import DivergenceError, ModelError
+from hast_lightning.runtime.ranks import answered
+
+PERCENT_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a set of images found, in percent.
+
+    Attributes:
+        teacher_top1: Share of the images that the teacher classifies as labelled.
+        student_top1: The same of the student.
+        agreement: Share of the images on which both predict the same class.
+        images: How many images were seen.
+    """
+
+    teacher_top1: float
+    student_top1: float
+    agreement: float
+    images: int
+
+
+def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
+    """A metric's state on every rank: as torchmetrics gathers, but a lost rank is told as such."""
+    with answered():
+        return gather_all_tensors(state, group)
+
+
+class Confusion(Metric):
+    """How often the student said one class where the teacher said another.
+
+    torchmetrics' own counts in a mode that deterministic algorithms make very slow with a
+    thousand classes.
+
+    Args:
+        num_classes: Classes of both networks.
+    """
+
+    counts: Tensor
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(dist_sync_fn=_gathered)
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("counts", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, of_student: Tensor, of_teacher: Tensor) -> None:
+        """Count a batch of predicted classes, (N,) int64 each."""
+        one = torch.ones_like(of_teacher)
+        self.counts.index_put_((of_teacher, of_student), one, accumulate=True)
+
+    def compute(self) -> Tensor:
+        """Images by the teacher's class (rows) and the student's, (classes, classes) int64."""
+        return self.counts
+
+
+@torch.no_grad()
+def evaluate(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+    confusion: Confusion | None = None,
+) -> Evaluation:
+    """Compare both networks on ``batches`` of (images, labels).
+
+    Both networks are called as they are: put them in evaluation mode first. ``confusion``, where
+    it is given, counts which class became which.
+
+    Raises:
+        ModelError: the teacher puts out NaN or infinite logits.
+        DivergenceError: the student does.
+        LostProcessError: another process has ended, or does not answer.
+    """
+    # With several processes each sees its share; computing adds up what all have seen.
+    metrics = [
+        MulticlassAccuracy(num_classes, average="micro", dist_sync_fn=_gathered).to(device)
+        for _ in range(3)
+    ]
+    images_seen = SumMetric(dist_sync_fn=_gathered).to(device)
+    for images, labels in batches:
+        of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
+        _require_finite(of_teacher, of_student)
+        predicted_by_teacher, predicted_by_student = of_teacher.argmax(1), of_student.argmax(1)
+        metrics[0].update(predicted_by_teacher, labels.to(device))
+        metrics[1].update(predicted_by_student, labels.to(device))
+        metrics[2].update(predicted_by_student, predicted_by_teacher)
+        images_seen.update(len(images))
+        if confusion is not None:
+            confusion.update(predicted_by_student, predicted_by_teacher)
+    teacher_top1, student_top1, agreement = (
+        # torchmetrics computes in float32, which has no more true digits than these.
+        round(100 * float(metric.compute()), PERCENT_DIGITS)
+        for metric in metrics
+    )
+    return Evaluation(teacher_top1, student_top1, agreement, int(images_seen.compute()))
+
+
+def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:
+    """A class number would be read off NaN all the same, and look like a result."""
+    if not bool(of_teacher.isfinite().all()):
+        raise ModelError("the pretrained network puts out NaN or infinite logits")
+    if not bool(of_student.isfinite().all()):
+        raise DivergenceError("the student puts out NaN or infinite logits")

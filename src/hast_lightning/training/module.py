@@ -1,0 +1,316 @@
+"""The LightningModule: goes through the stages of a run, and knows what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hast_lightning.config import Config
+from hast_lightning.core.batch import Progress
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Source
+from hast_lightning.core.stage import Outcome, Stage
+from hast_lightning.errors import ConfigurationError, DivergenceError, MemoryLimitError
+from hast_lightning.graph.network import Learner
+from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    freeze_ranges,
+    set_activation_mode,
+)
+from hast_lightning.runtime.loss_scaling import LossScaling
+from hast_lightning.runtime.random_streams import random_streams, set_random_streams
+from hast_lightning.runtime.ranks import (
+    broadcast_parameters,
+    gathered_objects,
+    rank,
+    rank_seed,
+    world_size,
+)
+from hast_lightning.training.agenda import Agenda
+from hast_lightning.training.stepper import TrainerStepper
+
+
+class ZeroShotQuantization(LightningModule):
+    """Goes through the stages of a method, one iteration a training step.
+
+    It is the bench that stages work at (:class:`hast_lightning.core.stage.Bench`): it has the
+    networks, the sources and the named optimizers. Student and teacher stay in evaluation mode
+    throughout; sources and the student's parameters are all that trains. Checkpoints hold all
+    that changes in a run, on every rank, and not the teacher.
+
+    Args:
+        config: A checked configuration.
+        pretrained: The full-precision network; it becomes the teacher and, converted, the
+            student.
+        sources: Where batches come from, by name, built.
+
+    Attributes:
+        iteration: Iterations done.
+        ranges_frozen: Whether the student is calibrated.
+        outcome: What the last step measured and kept.
+
+    Raises:
+        UserError: the network cannot be quantized, or parts do not fit together.
+    """
+
+    def __init__(
+        self, config: Config, pretrained: PretrainedNetwork, sources: Mapping[str, Source]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # The teacher is not in checkpoints, so its keys are missing when one is loaded.
+        self.strict_loading = False
+        self.config, self.teacher_checksum = config, pretrained.checksum
+        self.student = convert(pretrained.network, config.quantizer)
+        self.learner = Learner(self.student, pretrained)
+        self.teacher = FrozenTeacher(pretrained)
+        self.sources = nn.ModuleDict(sources)
+        self.stages = nn.ModuleDict(self._bound(config))
+        self.agenda = Agenda.of(self.stages, self)  # type: ignore[arg-type]
+        self.micro_batch = config.trainer.micro_batch
+        self.halve_on_out_of_memory = config.trainer.halve_on_out_of_memory
+        if config.trainer.channels_last:
+            self.student.to(memory_format=torch.channels_last)
+            self.teacher.to(memory_format=torch.channels_last)
+        if config.trainer.compile:
+            self.teacher.compile_passes()
+            self.learner.passes.compiled = True
+        self.iteration = 0
+        self.ranges_frozen = False
+        self.outcome = Outcome()
+        self._steppers: dict[str, TrainerStepper] = {}
+        # What a checkpoint holds of the optimizers until they are made again.
+        self._saved_steppers: dict[str, Any] = {}
+        # What it holds of this rank, until the first step after it takes it up.
+        self._own: dict[str, Any] | None = None
+
+    def _bound(self, config: Config) -> dict[str, Stage]:
+        """Return copies of the stages, bound in their order."""
+        bound = {}
+        self.ranges_frozen = False
+        for name, stage in config.ordered.items():
+            bound[name] = copy.deepcopy(stage)
+            bound[name].place(name, f"stages.{name}")
+            bound[name].bind(self)  # type: ignore[arg-type]
+            self.ranges_frozen |= stage.calibrates
+        return bound
+
+    @property
+    def source(self) -> Source:
+        """Return the source that the last stage uses: what is shown, saved and held out."""
+        found = self.sources[self.config.main_source]
+        assert isinstance(found, Source)
+        return found
+
+    @property
+    def progress(self) -> Progress:
+        """Return stage and step of the iteration that was just done (or is being done)."""
+        last = self.agenda.iterations - 1
+        return self.agenda.progress(min(max(self.iteration - 1, 0), last))
+
+    # -- Lightning ------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> ZeroShotQuantization:
+        """Keep student and teacher in evaluation mode, whatever Lightning asks for."""
+        super().train(mode)
+        self.student.eval()
+        self.teacher.eval()
+        return self
+
+    def configure_optimizers(self) -> None:
+        """Make none: stages make theirs when they begin."""
+
+    def on_fit_start(self) -> None:
+        """Give every rank noise and labels of its own, and all of them the same weights."""
+        self.learner.passes.forget()
+        if world_size() == 1:
+            return
+        torch.manual_seed(rank_seed(self.config.seed))
+        for source in self._sources():
+            source.part_ways()
+        broadcast_parameters(self.student)
+        for source in self._sources():
+            if source.shared:
+                broadcast_parameters(source)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Do one iteration: a step of the stage whose turn it is."""
+        self._continue_own_state()
+        name, step, total = self.agenda.progress(self.iteration)
+        stage = self.stages[name]
+        assert isinstance(stage, Stage)
+        try:
+            if step == 1:
+                stage.begin(self)  # type: ignore[arg-type]
+            self.outcome = stage.step(self, step - 1)  # type: ignore[arg-type]
+            if step == total:
+                stage.end(self)  # type: ignore[arg-type]
+        except FloatingPointError as error:
+            raise self.divergence(str(error), self.iteration) from error
+        except torch.OutOfMemoryError as error:
+            key, size = stage.memory_key(self)  # type: ignore[arg-type]
+            raise MemoryLimitError(
+                f"out of memory at step {step} of {total} of stage {name} with {size} images at "
+                f"once: lower {key}"
+            ) from error
+        self._log_scalars()
+        self.iteration += 1
+
+    def _log_scalars(self) -> None:
+        """The one place that logs: everything that was measured, at the run's own counter."""
+        outcome, every = self.outcome, self.config.trainer.log_every_n_steps
+        if not (outcome.scalars and self.agenda.is_logged(self.iteration, every)):
+            return
+        scalars = {name: float(value) for name, value in outcome.scalars.items()}
+        for name, (parts, values) in outcome.parts.items():
+            scalars |= {f"{name}/{t}": v for t, v in zip(parts, values.tolist(), strict=True)}
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.iteration)
+
+    # -- The bench ------------------------------------------------------------------------
+
+    def stepper(self, name: str, make: Callable[[], Mapping[str, Optimizer]]) -> TrainerStepper:
+        """Return the optimizers of that name, made when they are first asked for."""
+        if name not in self._steppers:
+            self._steppers[name] = TrainerStepper(self, name, make())
+            saved = self._saved_steppers.pop(name, None)
+            if saved is not None:
+                self._steppers[name].load_state_dict(saved)
+        return self._steppers[name]
+
+    def layout(self, inputs: Tensor) -> Tensor:
+        """Return ``inputs`` in the memory format of the run."""
+        if self.config.trainer.channels_last and inputs.dim() == 4:
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def freeze_ranges(self) -> None:
+        """Fix the student's activation ranges, and quantize from now on."""
+        freeze_ranges(self.student)
+        self.ranges_frozen = True
+
+    def require_finite(self, loss: Tensor, what: str) -> float:
+        """Return the value of a loss.
+
+        Raises:
+            DivergenceError: it is NaN or infinite.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self.divergence(f"the {what} loss became {value}", self.iteration)
+        return value
+
+    # -- Checkpoints ----------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the teacher, which the run loads from its own file; add what changes.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite; the checkpoint before stays then.
+        """
+        self.require_finite_weights()
+        # Without the loops a resumed run is an epoch of the ticks that are left.
+        checkpoint.pop("loops", None)
+        # The trainer's own number counts from the resume only.
+        checkpoint["global_step"] = self.iteration
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("teacher.")]:
+            del state[key]
+        checkpoint["teacher_checksum"] = self.teacher_checksum
+        made = {name: stepper.state_dict() for name, stepper in self._steppers.items()}
+        checkpoint["optimizers"] = {**self._saved_steppers, **made}
+        checkpoint["ranks"] = gathered_objects(self._own_state())
+        checkpoint["iteration"] = self.iteration
+        checkpoint["ranges_frozen"] = self.ranges_frozen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters and what they imply.
+
+        Raises:
+            ConfigurationError: as many processes as there were are not there.
+        """
+        if len(checkpoint["ranks"]) != world_size():
+            raise ConfigurationError(
+                f"the checkpoint was made by {len(checkpoint['ranks'])} processes and cannot be "
+                f"continued by {world_size()}"
+            )
+        self._own = checkpoint["ranks"][rank()]
+        self._saved_steppers = {**checkpoint["optimizers"], **self._own["optimizers"]}
+        self.iteration = int(checkpoint["iteration"])
+        self.ranges_frozen = bool(checkpoint["ranges_frozen"])
+        if self.ranges_frozen:
+            set_activation_mode(self.student, ActivationMode.QUANTIZE)
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of every rank, beside what all have in common."""
+        own: dict[str, Any] = {"random_streams": random_streams(), "sources": {}, "optimizers": {}}
+        if world_size() > 1:
+            own["loss_scaling"] = self.loss_scaling.state_dict() if self.loss_scaling else None
+            for name, source in self.sources.items():
+                if isinstance(source, Source) and not source.shared:
+                    own["sources"][name] = source.own_state()
+                    if name in self._steppers:
+                        own["optimizers"][name] = self._steppers[name].state_dict()
+        return own
+
+    def _continue_own_state(self) -> None:
+        """Not before the first step: the trainer draws numbers of its own on its way there."""
+        own, self._own = self._own, None
+        if own is None:
+            return
+        for name, state in own["sources"].items():
+            source = self.sources[name]
+            assert isinstance(source, Source)
+            source.set_own_state(state)
+        if self.loss_scaling is not None and own.get("loss_scaling"):
+            self.loss_scaling.load_state_dict(own["loss_scaling"])
+        set_random_streams(own["random_streams"])
+
+    @property
+    def loss_scaling(self) -> LossScaling | None:
+        """Return what scales the losses; none where the precision needs no scaling."""
+        plugin = self._trainer.precision_plugin if self._trainer is not None else None
+        return plugin if isinstance(plugin, LossScaling) else None
+
+    def _sources(self) -> list[Source]:
+        return [source for source in self.sources.values() if isinstance(source, Source)]
+
+    def save_samples(self, path: Path) -> None:
+        """Write the main source to a file that its ``load`` accepts.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite; nothing is written then.
+        """
+        self.require_finite_weights()
+        self.source.save(path)
+
+    # -- Errors ---------------------------------------------------------------------------
+
+    def require_finite_weights(self) -> None:
+        """Notice what the last step did to the weights, which no loss has shown yet.
+
+        Raises:
+            DivergenceError: a weight is NaN or infinite.
+        """
+        for name, parameter in self.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                what = f"{name} became NaN or infinite"
+                raise self.divergence(what, max(self.iteration - 1, 0))
+
+    def divergence(self, what: str, iteration: int) -> DivergenceError:
+        """Return the error that says where training stopped making sense."""
+        stage, step, total = self.agenda.progress(iteration)
+        return DivergenceError(
+            f"{what} at step {step} of {total} of stage {stage}: lower the learning rate or the "
+            "loss weights; what was saved before is kept"
+        )

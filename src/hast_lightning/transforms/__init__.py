@@ -1,0 +1,1 @@
+"""What changes a batch before a network sees it."""

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hast_lightning.records.result import Result
+from hast_lightning.records.results_table import headline, readable_size, results_table
+
+
+def make_result(top1: tuple[float | None, float | None, float | None]) -> Result:
+    return Result(
+        recipe="digits_w3a4",
+        seed=3,
+        model="digits_resnet",
+        model_checksum="0" * 64,
+        weight_bits=3,
+        activation_bits=4,
+        teacher_top1=top1[0],
+        calibrated_top1=top1[1],
+        quantized_top1=top1[2],
+        teacher_agreement=97.125,
+        agreement_on="held-out synthetic images",
+        calibrated_agreement=62.0,
+        evaluated_images=1024,
+        synthesis_steps=1,
+        calibration_steps=1,
+        student_steps=1,
+        seconds_by_stage={},
+        peak_memory_bytes=None,
+        disk_bytes=1,
+        device="a device",
+        versions={},
+        teacher_bytes=4_000_000,
+        quantized_bytes=400_000,
+        best_on_test_top1=99.99,
+        status="complete",
+        resumes=0,
+        git_commit=None,
+        command="",
+    )
+
+
+def rows(result: Result) -> list[list[str]]:
+    table = results_table(result)
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def test_rows_with_labels() -> None:
+    assert rows(make_result((98.5, 61.25, 96.754))) == [
+        ["full precision", "98.50", "-", "32/32", "4.00 MB"],
+        ["calibrated ranges only", "61.25", "62.00", "3/4", "400.0 KB (10.0x)"],
+        ["calibrated and trained", "96.75", "97.12", "3/4", "400.0 KB (10.0x)"],
+    ]
+
+
+def test_without_labels_agreement_stands_for_accuracy() -> None:
+    result = make_result((None, None, None))
+    headers = [column.header for column in results_table(result).columns]
+    assert headers == ["network", "agreement %", "bits W/A", "size (smaller)"]
+    assert [row[1] for row in rows(result)] == ["-", "62.00", "97.12"]
+
+
+def test_no_row_claims_a_method_that_the_recipe_may_not_be() -> None:
+    gdfq = replace(make_result((98.5, 61.25, 96.754)), recipe="cifar10_resnet20_w4a4_gdfq")
+    names = ["full precision", "calibrated ranges only", "calibrated and trained"]
+    assert [row[0] for row in rows(gdfq)] == names
+    # The report's page shows the same.
+    assert [row.name for row in headline(gdfq)] == names
+    assert "gdfq" in str(results_table(gdfq).title)
+
+
+def test_rendered_in_80_columns_nothing_is_cut_and_the_best_on_test_is_absent() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(results_table(make_result((98.5, 61.25, 96.754))))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for part in ("digits_w3a4, seed 3", "calibrated ranges only", "10.0x)", "96.75"):
+        assert part in text
+    assert "1,024 held-out synthetic images" in text
+    assert "…" not in text
+    assert "99.99" not in text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (999_949, "999.9 KB"), (1_234_567, "1.23 MB")],
+)
+def test_sizes(size: int, text: str) -> None:
+    assert readable_size(size) == text

@@ -1,0 +1,554 @@
+"""Whole runs: what they leave, what they measure, and what they leave alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hast_lightning.config import Config, to_object
+from hast_lightning.data.evaluation import DIGITS_WHITE, digits, load_evaluation_data
+from hast_lightning.errors import ConfigurationError, DivergenceError
+from hast_lightning.models.zoo import load as load_network
+from hast_lightning.records.failure import FAILURE_FILE
+from hast_lightning.records.folder import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    GRID_FILE,
+    METRICS_FILE,
+    ORIGIN_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+)
+from hast_lightning.records.result import Result
+from hast_lightning.runs import assembly, pipeline
+from hast_lightning.sources.generator import ConditionalGenerator
+from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.training.evaluation import evaluate
+from hast_lightning.training.module import ZeroShotQuantization
+from tests.command_line import (
+    CALIBRATION_STEPS,
+    STUDENT_STEPS,
+    SYNTHESIS_STEPS,
+    TINY,
+    call,
+    undisturbed_torch,
+)
+from tests.small_runs import ALTERNATING, GENERATOR, build_module, small
+
+STUDENT_FILE = "student.safetensors"
+TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}
+WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+NO_DATA = ("data.source=none", "data.holdout=0.1")
+HELD_OUT = 6  # of the 64 images of the bank
+TIMED = {"seconds_by_stage", "peak_memory_bytes"}
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed_torch() -> Iterator[None]:
+    with undisturbed_torch():
+        yield
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    """A run that has a result, without a picture and a table unless they are asked for."""
+    result = pipeline.run(small(WITHOUT_REPORT, *overrides), folder, "typed")
+    assert result is not None
+    return result
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
+    return content
+
+
+def part(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part of the last checkpoint."""
+    state = checkpoint(folder)["state_dict"]
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state.items()
+        if name.startswith(prefix) and isinstance(value, Tensor)
+    }
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first and first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv``, each with what it has."""
+    with (folder / METRICS_FILE).open(encoding="utf-8") as file:
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+
+
+def read_config(folder: Path) -> Config:
+    content = OmegaConf.load(folder / CONFIG_FILE)
+    return to_object(OmegaConf.merge(OmegaConf.structured(Config), content))  # type: ignore[arg-type]
+
+
+# --- what a run leaves -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "synthesis_steps", "stages"),
+    [
+        ((), 6, {"synthesis", "calibration", "distillation"}),
+        (GENERATOR, 6, {"synthesis", "calibration", "distillation"}),
+        (ALTERNATING, 5, {"warmup", "alternating"}),
+        ((*GENERATOR, *ALTERNATING), 5, {"warmup", "alternating"}),
+    ],
+    ids=["two_stage_bank", "two_stage_generator", "alternating_bank", "alternating_generator"],
+)
+def test_both_schedules_run_with_both_sources_and_leave_a_whole_folder(
+    tmp_path: Path, overrides: tuple[str, ...], synthesis_steps: int, stages: set[str]
+) -> None:
+    config = small(*overrides)
+    result = pipeline.run(config, tmp_path / "deep" / "run", "typed")
+    folder = tmp_path / "deep" / "run"
+    reported = {SAMPLES_FILE, GRID_FILE, REPORT_FILE}
+    assert names(folder) == TRAINED | reported | {RESULT_FILE, STUDENT_FILE}
+
+    assert result is not None and result == Result.read(folder / RESULT_FILE)
+    assert result.synthesis_steps == synthesis_steps
+    assert result.calibration_steps == CALIBRATION_STEPS
+    assert result.student_steps == STUDENT_STEPS
+    assert result.seconds_by_stage.keys() == stages | {"evaluation"}
+    assert (result.status, result.command, result.resumes) == ("complete", "typed", 0)
+    assert (result.recipe, result.seed, result.model) == ("digits_w3a3", 0, "digits_resnet")
+    assert result.agreement_on == "evaluation images"
+    assert result.evaluated_images == 599
+    assert result.best_on_test_top1 is None
+    assert 0 < result.quantized_bytes < result.teacher_bytes / 8
+
+    assert read_config(folder) == config
+    iterations = checkpoint(folder)["iteration"]
+    assert iterations == sum(config_steps(config))
+    # Every iteration that measured something has its row, at its own number.
+    assert [row["step"] for row in metrics(folder)] == list(range(iterations))
+
+
+def config_steps(config: Config) -> tuple[int, int, int]:
+    first = 0 if config.schedule.name == "alternating" else SYNTHESIS_STEPS
+    return first, config.schedule.calibration_steps, config.schedule.student_steps
+
+
+def test_what_the_checkpoint_restores_is_what_was_measured(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    config = read_config(tmp_path)
+    module = build_module(config)
+    content = checkpoint(tmp_path)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=False)
+    network = load_network(config.model)
+    data = load_evaluation_data(config.data, network)
+    assert data is not None
+    restored = evaluate(module.teacher, module.student, data, 10, torch.device("cpu"))
+    assert (restored.student_top1, restored.agreement, restored.teacher_top1) == (
+        result.quantized_top1,
+        result.teacher_agreement,
+        result.teacher_top1,
+    )
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first, second = (run(tmp_path / name) for name in ("first", "second"))
+    other = run(tmp_path / "other", "seed=1")
+    for name in ("student.", "source.", "calibrator."):
+        assert same(part(tmp_path / "first", name), part(tmp_path / "second", name))
+        assert not same(part(tmp_path / "first", name), part(tmp_path / "other", name))
+    files = [(tmp_path / name / METRICS_FILE).read_bytes() for name in ("first", "second")]
+    assert files[0] == files[1]
+    assert [key for key in vars(first) if getattr(first, key) != getattr(second, key)] == [
+        key for key in vars(first) if key in TIMED and getattr(first, key) != getattr(second, key)
+    ]
+    assert other.seed == 1
+
+
+# --- training pays ---------------------------------------------------------------------------
+
+# Two bits ruin the network, and a few seconds of training repair most of it.
+SHORT_TRAINING = (
+    "quantizer.weight_bits=2",
+    "quantizer.activation_bits=2",
+    "synthesis.bank.size=256",
+    "synthesis.bank.batch_size=128",
+    "synthesis.bank.iterations=60",
+    "schedule.calibration_steps=20",
+    "schedule.student_steps=100",
+    "distillation.batch_size=64",
+)
+
+
+def test_a_short_training_beats_the_calibrated_network_by_far(tmp_path: Path) -> None:
+    result = run(tmp_path, *SHORT_TRAINING)
+    assert result.calibrated_top1 is not None and result.quantized_top1 is not None
+    assert result.quantized_top1 > result.calibrated_top1 + 10
+    assert result.teacher_top1 is not None and result.teacher_top1 > 98
+    losses = [row["distillation/kd"] for row in metrics(tmp_path) if "distillation/kd" in row]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_ends_as_accurate(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", *SHORT_TRAINING)
+    rounded = run(tmp_path / "rounded", *SHORT_TRAINING, "trainer.precision=bf16-mixed")
+    assert rounded.quantized_top1 == pytest.approx(plain.quantized_top1, abs=8)
+    assert rounded.quantized_top1 > plain.calibrated_top1 + 10  # type: ignore[operator]
+
+
+# --- without data ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "images"), [((), HELD_OUT), (GENERATOR, 1024)], ids=["bank", "generator"]
+)
+def test_without_data_agreement_is_measured_on_held_out_images_and_no_accuracy(
+    tmp_path: Path, overrides: tuple[str, ...], images: int
+) -> None:
+    result = run(tmp_path, *NO_DATA, *overrides, "callbacks.evaluate_every_n_steps=1")
+    accuracies = (
+        result.teacher_top1,
+        result.calibrated_top1,
+        result.quantized_top1,
+        result.best_on_test_top1,
+    )
+    assert accuracies == (None, None, None, None)
+    assert result.agreement_on == "held-out synthetic images"
+    assert result.evaluated_images == images
+    assert 0 <= result.teacher_agreement <= 100
+    assert result.calibrated_agreement is not None
+    # On the way, too: labels that were made up give no accuracy.
+    measured = [row for row in metrics(tmp_path) if "evaluation/agreement" in row]
+    assert measured[-1]["evaluation/agreement"] == result.teacher_agreement
+    assert len(measured) == STUDENT_STEPS
+    assert not [name for row in metrics(tmp_path) for name in row if "top1" in name]
+
+
+def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
+    """The digits that are not evaluated on, unlabelled: the upper bound of what is synthetic."""
+    pixels, _ = digits(held_out=False)
+    np.savez(tmp_path / "digits.npz", x=(pixels * (255 / DIGITS_WHITE)).astype(np.uint8))
+    own = ("synthesis.source=images", f"synthesis.images.path={tmp_path / 'digits.npz'}")
+    result = run(tmp_path / "run", *own, *SHORT_TRAINING)
+    assert result.synthesis_steps == 0
+    assert result.calibrated_top1 is not None and result.quantized_top1 is not None
+    assert result.quantized_top1 > max(result.calibrated_top1 + 10, 90)
+
+
+def test_the_agreement_is_that_of_both_networks_on_the_last_images_of_the_bank(
+    tmp_path: Path,
+) -> None:
+    result = run(tmp_path, *NO_DATA)
+    module = build_module(read_config(tmp_path))
+    content = checkpoint(tmp_path)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=False)
+    images = load_file(tmp_path / SAMPLES_FILE)["images"][-HELD_OUT:]
+    with torch.no_grad():
+        agreed = module.teacher(images).argmax(1) == module.student(images).argmax(1)
+    assert result.teacher_agreement == pytest.approx(100 * float(agreed.float().mean()), abs=1e-3)
+
+
+def test_an_alternating_run_is_measured_once_its_bank_is_full(tmp_path: Path) -> None:
+    result = run(tmp_path, *NO_DATA, *ALTERNATING, "schedule.student_steps=4")
+    assert result.calibrated_agreement is None  # no image was finished then
+    assert result.evaluated_images == HELD_OUT
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["schedule.synthesis_steps=2"],
+            r"finished after 3 synthesis steps \(synthesis\.bank\.iterations\).*two_stage has 2",
+        ),
+        (
+            [*ALTERNATING, "schedule.calibration_steps=1", "schedule.student_steps=1"],
+            "finished after 3 synthesis steps .*alternating has 2",
+        ),
+        (
+            [*NO_DATA, "schedule.synthesis_steps=5"],
+            "data=none measures on the last images of the bank, which takes 6 synthesis steps",
+        ),
+    ],
+)
+def test_a_run_whose_bank_would_starve_is_refused_before_it_begins(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+# --- the agenda ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [(), GENERATOR], ids=["bank", "generator"])
+def test_samples_are_made_by_one_run_and_used_by_another(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    made, used = tmp_path / "made", tmp_path / "used"
+    assert pipeline.run(small("run=[synthesize]", *overrides), made, "typed") is None
+    assert names(made) == TRAINED | {SAMPLES_FILE}
+    assert checkpoint(made)["iteration"] == SYNTHESIS_STEPS
+    assert not checkpoint(made)["ranges_frozen"]
+
+    agenda, file = "run=[distill,evaluate]", f"synthesis.load={made / SAMPLES_FILE}"
+    result = run(used, *overrides, agenda, file)
+    assert names(used) == TRAINED | {RESULT_FILE}
+    assert result.synthesis_steps == 0
+    assert result.student_steps == STUDENT_STEPS
+    assert "synthesis" not in result.seconds_by_stage
+    # Used as they are: not a bit was changed.
+    samples = load_file(made / SAMPLES_FILE)
+    assert same(samples, {name: part(used, "source.")[name] for name in samples})
+
+
+def test_what_was_loaded_is_not_synthesized_again(tmp_path: Path) -> None:
+    pipeline.run(small("run=[synthesize]"), tmp_path / "made", "typed")
+    result = run(tmp_path / "used", f"synthesis.load={tmp_path / 'made' / SAMPLES_FILE}")
+    assert result.synthesis_steps == 0
+
+
+def test_an_alternating_run_goes_on_improving_what_was_loaded(tmp_path: Path) -> None:
+    pipeline.run(small("run=[synthesize]"), tmp_path / "made", "typed")
+    samples = tmp_path / "made" / SAMPLES_FILE
+    # With the same seed the first batch would become what it was.
+    result = run(tmp_path / "used", *ALTERNATING, f"synthesis.load={samples}", "seed=1")
+    assert result.synthesis_steps == CALIBRATION_STEPS + STUDENT_STEPS
+    before, after = load_file(samples), load_file(tmp_path / "used" / SAMPLES_FILE)
+    changed = (before["images"] != after["images"]).flatten(1).any(1)
+    assert changed.tolist() == 32 * [True] + 32 * [False]  # one batch had its three steps
+
+
+def test_without_evaluate_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "evaluate", None)  # calling it would fail
+    assert pipeline.run(small("run=[synthesize,distill]"), tmp_path, "typed") is None
+    assert names(tmp_path) == TRAINED | {SAMPLES_FILE}
+    assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + STUDENT_STEPS
+
+
+# --- evaluations on the way ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), NO_DATA, (*NO_DATA, *GENERATOR), (*NO_DATA, *GENERATOR, *ALTERNATING)],
+    ids=["digits", "bank", "generator", "alternating"],
+)
+def test_evaluating_on_the_way_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    without = run(tmp_path / "without", *overrides)
+    measured = run(tmp_path / "with", *overrides, "callbacks.evaluate_every_n_steps=1")
+    for name in ("student.", "source.", "calibrator."):
+        assert same(part(tmp_path / "without", name), part(tmp_path / "with", name))
+    assert measured.teacher_agreement == without.teacher_agreement
+    streams = [
+        checkpoint(tmp_path / name)["ranks"][0]["random_streams"] for name in ("with", "without")
+    ]
+    assert torch.equal(streams[0]["torch"], streams[1]["torch"])
+
+
+def test_the_best_on_test_is_reported_only_under_its_name(tmp_path: Path) -> None:
+    # So large a rate that the student gets worse: the last step is not the best.
+    result = run(
+        tmp_path,
+        "callbacks.evaluate_every_n_steps=1",
+        "schedule.student_steps=4",
+        "distillation.optimizer.lr=0.05",
+        "schedule.learning_rate.policy=constant",
+    )
+    rows = metrics(tmp_path)
+    curve = [row["evaluation/student_top1"] for row in rows if "evaluation/student_top1" in row]
+    assert len(curve) == 4
+    assert result.quantized_top1 == curve[-1] < max(curve) == result.best_on_test_top1
+    numbers = json.loads((tmp_path / RESULT_FILE).read_text())
+    top1 = {key: value for key, value in numbers.items() if key.endswith("top1")}
+    assert [key for key in top1 if top1[key] == max(curve)] == ["best_on_test_top1"]
+    # Nor is the best student kept: the checkpoint is that of the last step.
+    assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + 4
+
+
+# --- what goes wrong -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [RESULT_FILE, CHECKPOINT_FILE, SAMPLES_FILE, CONFIG_FILE])
+def test_a_used_folder_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("of an earlier run")
+    with pytest.raises(ConfigurationError, match=rf"already holds a run \({name}\)"):
+        run(tmp_path)
+    assert names(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == "of an earlier run"
+
+
+def diverged(folder: Path, *overrides: str) -> str:
+    with pytest.raises(DivergenceError) as caught:
+        run(folder, *overrides, "callbacks.checkpoint_every_n_steps=1")
+    assert RESULT_FILE not in names(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def assert_finite(tensors: dict[str, Tensor]) -> None:
+    assert tensors
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    assert broken == []
+
+
+def test_nothing_is_saved_after_a_loss_became_nan(tmp_path: Path) -> None:
+    message = diverged(tmp_path, "distillation.optimizer.lr=1e30")
+    assert message.startswith("the distillation loss became nan at step 2 of 3 of stage dist")
+    assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1
+    assert_finite(part(tmp_path, "student."))
+    # What was logged before is there, and so are the samples of the stage that was complete.
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(9))
+    assert_finite(load_file(tmp_path / SAMPLES_FILE))
+
+
+# Finite losses, and steps that no float32 holds.
+EXPLODING = (
+    "distillation.optimizer.name=sgd",
+    "distillation.optimizer.lr=1e30",
+    "distillation.kd.weight=1e12",
+)
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path: Path) -> None:
+    message = diverged(tmp_path, *EXPLODING)
+    assert message.startswith("student.")
+    assert "became NaN or infinite at step 1 of 3 of stage distillation" in message
+    assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS
+    saved, before = part(tmp_path, "student."), dict(untrained())
+    # Of the parameters: what the calibration observed is in the buffers.
+    names_of_weights = [name for name in before if name.endswith(("conv1.weight", "bias"))]
+    assert same({n: saved[n] for n in names_of_weights}, {n: before[n] for n in names_of_weights})
+
+
+def untrained() -> dict[str, Tensor]:
+    return build_module(small()).student.state_dict()
+
+
+@pytest.mark.parametrize("every_n_steps", [0, 1])
+def test_weights_that_are_not_finite_are_noticed_without_a_checkpoint(
+    tmp_path: Path, every_n_steps: int
+) -> None:
+    with pytest.raises(DivergenceError, match="at step 1 of 1 of stage distillation"):
+        run(
+            tmp_path,
+            *EXPLODING,
+            "schedule.student_steps=1",
+            f"callbacks.evaluate_every_n_steps={every_n_steps}",
+        )
+    assert names(tmp_path) & {RESULT_FILE, CHECKPOINT_FILE} == set()
+
+
+class Destroyer(torch.optim.SGD):
+    """Leaves NaN where there were numbers: what a step of Adam can do after a finite loss."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("agenda", ["[synthesize]", "[synthesize,distill,evaluate]"])
+@pytest.mark.parametrize(
+    ("source", "overrides", "place"),
+    [
+        (ImageBank, ["synthesis.bank.iterations=1"], "at step 1 of 2 of stage synthesis"),
+        (
+            ConditionalGenerator,
+            [*GENERATOR, "schedule.synthesis_steps=1"],
+            "at step 1 of 1 of stage synthesis",
+        ),
+    ],
+)
+def test_samples_that_are_not_finite_are_not_saved(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agenda: str,
+    source: type[torch.nn.Module],
+    overrides: list[str],
+    place: str,
+) -> None:
+    monkeypatch.setattr(
+        source, "build_optimizer", lambda self: Destroyer(self.parameters(), lr=0.0)
+    )
+    with pytest.raises(DivergenceError, match=f"NaN or infinite {place}"):
+        pipeline.run(small(f"run={agenda}", *overrides), tmp_path, "typed")
+    assert names(tmp_path) <= {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, FAILURE_FILE}
+
+
+def test_an_interrupt_ends_the_run_and_closes_the_loggers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: ZeroShotQuantization, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    finished: list[bool] = []
+    monkeypatch.setattr(ZeroShotQuantization, "_distill", interrupted)
+    monkeypatch.setattr(
+        pipeline, "finish_loggers", lambda loggers, succeeded: finished.append(succeeded)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert finished == [False]
+    assert names(tmp_path) == (TRAINED - {CHECKPOINT_FILE}) | {SAMPLES_FILE, FAILURE_FILE}
+
+
+# --- one multirun is the ablation ------------------------------------------------------------
+
+SWITCHES = (
+    "synthesis.hardness.enabled",
+    "distillation.promotion.enabled",
+    "distillation.alignment.enabled",
+)
+
+
+def test_the_ablation_is_one_multirun(tmp_path: Path) -> None:
+    sweep = [f"{switch}=true,false" for switch in SWITCHES]
+    short = ("run=[synthesize,distill]", "schedule.student_steps=1")
+    finished = call("-m", *TINY, *short, *sweep, "hydra.sweep.dir=ablation", folder=tmp_path)
+    assert finished.status == 0, finished
+    first_losses: dict[bool, set[float]] = {True: set(), False: set()}
+    seen: set[tuple[bool, ...]] = set()
+    for file in (tmp_path / "ablation").glob(f"*/{CONFIG_FILE}"):
+        config, rows = read_config(file.parent), metrics(file.parent)
+        hardness, promotion, alignment = (
+            config.synthesis.hardness.enabled,
+            config.distillation.promotion.enabled,
+            config.distillation.alignment.enabled,
+        )
+        seen.add((hardness, promotion, alignment))
+        name = "hard_cross_entropy" if hardness else "cross_entropy"
+        first_losses[hardness].add(rows[0][f"synthesis/{name}"])
+        terms = {"kd", "alignment"} if alignment else {"kd"}
+        expected = terms | ({f"{term}_promoted" for term in terms} if promotion else set())
+        logged = {name.partition("/")[2] for name in rows[-1]} - {"", "learning_rate"}
+        assert {name for name in logged if "/" not in name} == expected  # without single blocks
+    assert len(seen) == 8
+    # The first synthesis step is the same whatever the student does later.
+    assert len(first_losses[True]) == len(first_losses[False]) == 1
+    assert first_losses[True] != first_losses[False]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hast_lightning.runtime.ranks import (
+    average_gradients,
+    averaged,
+    broadcast_parameters,
+    gathered,
+    gathered_objects,
+    rank,
+    rank_seed,
+    world_size,
+)
+
+
+def test_one_process_is_the_identity() -> None:
+    tensor = torch.randn(3, 2)
+    assert (world_size(), rank(), rank_seed(7)) == (1, 0, 7)
+    assert torch.equal(averaged(tensor), tensor)
+    assert torch.equal(gathered(tensor), tensor)
+    assert gathered_objects({"a": 1}) == [{"a": 1}]
+    layer = nn.Linear(2, 2)
+    before = layer.weight.clone()
+    layer(tensor).sum().backward()
+    gradient = layer.weight.grad.clone()  # type: ignore[union-attr]
+    average_gradients(layer.parameters())
+    broadcast_parameters(layer)
+    assert torch.equal(layer.weight, before)
+    assert torch.equal(layer.weight.grad, gradient)  # type: ignore[arg-type]

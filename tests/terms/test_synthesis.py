@@ -1,0 +1,176 @@
+"""The synthesis losses against plain references, gradients and invariants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hast_lightning.terms.synthesis import (
+    SynthesisObjective,
+    batch_norm_statistics_loss,
+    difficulty,
+    hardness_weighted_cross_entropy,
+)
+
+
+class Statistics(NamedTuple):
+    """Has the fields of models.teacher.BatchNormStatistics."""
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+
+def random_batch(seed: int, count: int = 12, classes: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator, dtype=torch.float64) * 3
+    return logits, torch.randint(classes, (count,), generator=generator)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    count, classes = draw(st.integers(1, 6)), draw(st.integers(2, 7))
+    values = st.floats(-1e3, 1e3, width=32)
+    logits = draw(st.lists(values, min_size=count * classes, max_size=count * classes))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
+    return torch.tensor(logits).reshape(count, classes), torch.tensor(labels)
+
+
+def test_difficulty_is_one_minus_the_probability_of_the_label() -> None:
+    logits, labels = random_batch(0)
+    expected = 1 - logits.softmax(1)[torch.arange(len(labels)), labels]
+    torch.testing.assert_close(difficulty(logits, labels), expected)
+
+
+def test_difficulty_keeps_its_digits_where_the_probability_rounds_to_one() -> None:
+    logits = torch.tensor([[30.0, 0.0, 0.0]])
+    assert logits.softmax(1)[0, 0] == 1
+    expected = 2 * torch.exp(torch.tensor([-30.0]))
+    torch.testing.assert_close(difficulty(logits, torch.tensor([0])), expected, rtol=1e-5, atol=0)
+
+
+@given(batches())
+@settings(deadline=None)
+def test_difficulty_lies_in_the_unit_interval(batch: tuple[Tensor, Tensor]) -> None:
+    result = difficulty(*batch)
+    assert result.shape == batch[1].shape
+    assert ((result >= 0) & (result <= 1)).all()
+
+
+@given(batches(), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+@settings(deadline=None)
+def test_the_loss_is_finite_and_never_negative_nor_above_the_cross_entropy(
+    batch: tuple[Tensor, Tensor], gamma: float
+) -> None:
+    loss = hardness_weighted_cross_entropy(*batch, gamma)
+    assert 0 <= loss <= F.cross_entropy(*batch) * (1 + 1e-5) + 1e-5
+
+
+@given(batches(), st.sampled_from([0.0, 0.5, 2.0]), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_order_of_samples_and_of_classes_does_not_matter(
+    batch: tuple[Tensor, Tensor], gamma: float, random: object
+) -> None:
+    logits, labels = batch
+    rows = list(range(logits.shape[0]))
+    columns = list(range(logits.shape[1]))
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    random.shuffle(columns)  # type: ignore[attr-defined]
+    moved_labels = torch.tensor([columns.index(int(label)) for label in labels[rows]])
+    moved = hardness_weighted_cross_entropy(logits[rows][:, columns], moved_labels, gamma)
+    torch.testing.assert_close(moved, hardness_weighted_cross_entropy(logits, labels, gamma))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_loss_equals_the_formula(gamma: float) -> None:
+    logits, labels = random_batch(1)
+    p = logits.softmax(1)[torch.arange(len(labels)), labels]
+    expected = ((1 - p) ** gamma * -p.log()).mean()
+    torch.testing.assert_close(hardness_weighted_cross_entropy(logits, labels, gamma), expected)
+
+
+def test_gamma_zero_is_cross_entropy_with_its_gradient() -> None:
+    logits, labels = random_batch(2)
+    ours, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = hardness_weighted_cross_entropy(ours, labels, 0.0)
+    expected = F.cross_entropy(reference, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, reference.grad)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradient_flows_through_the_weight_too(gamma: float) -> None:
+    logits, labels = random_batch(3, count=4)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda value: hardness_weighted_cross_entropy(value, labels, gamma), (logits,)
+    )
+
+
+@pytest.mark.parametrize("odds", [20.0, 90.0, 250.0, 1e4])
+def test_gradient_is_finite_where_the_label_is_certain(odds: float) -> None:
+    logits = torch.tensor([[odds, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    loss = hardness_weighted_cross_entropy(logits, torch.tensor([0, 1]), 0.5)
+    loss.backward()
+    assert logits.grad is not None
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0].abs().max() < 1e-3  # nothing left to learn from the certain sample
+    assert logits.grad[1].abs().max() > 1e-2
+
+
+def test_half_precision_logits_give_a_float32_loss() -> None:
+    logits, labels = random_batch(4)
+    loss = hardness_weighted_cross_entropy(logits.bfloat16(), labels, 2.0)
+    assert loss.dtype == torch.float32
+    expected = hardness_weighted_cross_entropy(logits.bfloat16().float(), labels, 2.0)
+    torch.testing.assert_close(loss, expected)
+
+
+def random_statistics(seed: int) -> list[Statistics]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Statistics(*(torch.rand(channels, generator=generator) for _ in range(4)))
+        for channels in (3, 8, 5)
+    ]
+
+
+def test_batch_norm_statistics_loss_equals_the_formula() -> None:
+    statistics = random_statistics(0)
+    total = 0.0
+    for layer in statistics:
+        channels = len(layer.mean)
+        for c in range(channels):
+            total += float((layer.mean[c] - layer.running_mean[c]) ** 2) / channels
+            total += float((layer.var[c] - layer.running_var[c]) ** 2) / channels
+    assert float(batch_norm_statistics_loss(statistics)) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_batch_norm_statistics_loss_is_zero_only_when_all_match() -> None:
+    layers = [Statistics(s.mean, s.var, s.mean, s.var) for s in random_statistics(1)]
+    assert batch_norm_statistics_loss(layers) == 0
+    layers[2] = layers[2]._replace(var=layers[2].var + 1)
+    assert float(batch_norm_statistics_loss(layers)) == pytest.approx(1 / 3)
+
+
+def test_objective_is_the_weighted_sum_of_the_parts_it_reports() -> None:
+    logits, labels = random_batch(5)
+    logits = logits.float().requires_grad_()
+    statistics = random_statistics(2)
+    loss, parts = SynthesisObjective(10.0, 2.0, 0.5)(logits, labels, statistics)
+    assert parts.keys() == {"bns", "hard_cross_entropy"}
+    torch.testing.assert_close(loss, 0.5 * parts["bns"] + 10 * parts["hard_cross_entropy"])
+    torch.testing.assert_close(parts["bns"], batch_norm_statistics_loss(statistics))
+    expected = hardness_weighted_cross_entropy(logits, labels, 2.0).detach()
+    torch.testing.assert_close(parts["hard_cross_entropy"], expected)
+    assert loss.requires_grad
+    assert not any(part.requires_grad for part in parts.values())

@@ -1,0 +1,91 @@
+"""Accuracy and agreement on predictions that are known beforehand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hast_lightning.errors import LostProcessError
+from hast_lightning.training import evaluation
+from hast_lightning.training.evaluation import Confusion, Evaluation, evaluate
+
+CPU = torch.device("cpu")
+
+
+class Script(nn.Module):
+    """Predicts the class that is written in the image's pixel at ``position``."""
+
+    def __init__(self, position: int, num_classes: int = 4) -> None:
+        super().__init__()
+        self.position, self.num_classes = position, num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        classes = images.flatten(1)[:, self.position].long()
+        return 5 * nn.functional.one_hot(classes, self.num_classes).float() - 1
+
+
+def batches(
+    teacher: list[int], student: list[int], labels: list[int], size: int
+) -> list[tuple[Tensor, Tensor]]:
+    images = torch.tensor([teacher, student]).T.reshape(-1, 1, 1, 2).float()
+    pairs = zip(images.split(size), torch.tensor(labels).split(size), strict=True)
+    return list(pairs)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_shares_are_counted_whatever_the_batches(size: int) -> None:
+    labels = [0, 1, 2, 3, 0, 1, 2, 3]
+    teacher = [0, 1, 2, 3, 0, 1, 3, 0]  # 6 right
+    student = [0, 1, 0, 0, 1, 1, 3, 3]  # 4 right, 4 as the teacher
+    result = evaluate(Script(0), Script(1), batches(teacher, student, labels, size), 4, CPU)
+    assert result == Evaluation(75.0, 50.0, 50.0, 8)
+
+
+def test_the_confusion_counts_which_class_became_which() -> None:
+    teacher, student = [0, 0, 1, 3, 3, 3], [0, 2, 1, 3, 0, 0]
+    counts = Confusion(4)
+    evaluate(Script(0), Script(1), batches(teacher, student, [0] * 6, 4), 4, CPU, counts)
+    expected = [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 1]]
+    assert counts.compute().tolist() == expected
+
+
+def test_agreement_does_not_need_right_answers() -> None:
+    wrong = [1, 2, 3, 0]
+    result = evaluate(Script(0), Script(1), batches(wrong, wrong, [0, 1, 2, 3], 2), 4, CPU)
+    assert result == Evaluation(0.0, 0.0, 100.0, 4)
+
+
+def test_rare_classes_do_not_weigh_more() -> None:
+    # Nine of the first class, all right, and one of the second, wrong: 90 %, not 50 %.
+    result = evaluate(Script(0), Script(1), batches([0] * 10, [0] * 10, [0] * 9 + [1], 4), 2, CPU)
+    assert result.teacher_top1 == result.student_top1 == pytest.approx(90)
+
+
+def test_nothing_is_differentiated_and_the_networks_stay_as_they_are() -> None:
+    teacher, student = nn.Sequential(nn.Flatten(), nn.Linear(2, 3)), nn.Sequential(nn.Flatten())
+    student.append(nn.Linear(2, 3)).train()
+    graphs = []
+    student.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+    result = evaluate(teacher, student, [(torch.randn(5, 1, 1, 2), torch.arange(5) % 3)], 3, CPU)
+    assert result.images == 5
+    assert graphs == [False]
+    assert student.training
+
+
+def test_a_process_that_is_lost_while_shares_are_added_up_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gather(*_: object) -> list[Tensor]:
+        raise RuntimeError("Connection closed by peer\nand more lines")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr(evaluation, "gather_all_tensors", gather)
+    with pytest.raises(LostProcessError, match=r"lost another one.*Connection closed by peer\)"):
+        evaluate(Script(0), Script(1), batches([0], [0], [0], 1), 4, CPU)
+    counts = Confusion(4)
+    with pytest.raises(LostProcessError):
+        evaluate(Script(0), Script(1), batches([0], [0], [0], 1), 4, CPU, counts)
+    counts.update(torch.tensor([0]), torch.tensor([0]))
+    with pytest.raises(LostProcessError):
+        counts.compute()
