@@ -20,18 +20,19 @@ from hydra.types import RunMode
 
 from hast_lightning.cli import main as cli
 
-# A whole run in a second or two.
+# A whole run of any method in a second or two.
 TINY = (
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "callbacks.progress=false",
     "callbacks.grid_images=4",
-    "synthesis.bank.size=64",
-    "synthesis.bank.batch_size=32",
-    "synthesis.bank.iterations=3",
+    "schedule.images=64",
+    "schedule.image_batch=32",
+    "schedule.image_steps=3",
+    "schedule.generator_steps=6",
     "schedule.calibration_steps=2",
     "schedule.student_steps=3",
-    "distillation.batch_size=8",
+    "schedule.student_batch=8",
 )
 SYNTHESIS_STEPS, CALIBRATION_STEPS, STUDENT_STEPS = 6, 2, 3
 

@@ -10,18 +10,21 @@ from omegaconf import DictConfig
 from hast_lightning.config import (
     Config,
     config_folder,
+    named_modules,
     register_recipes,
     register_schemas,
+    spelled_modules,
     to_object,
 )
 
 
 def composed_raw(*overrides: str) -> DictConfig:
     """The configuration of ``python -m hast_lightning <overrides>``, not checked yet."""
-    register_schemas()
-    register_recipes(overrides)
+    register_schemas(named_modules(overrides))
+    words = spelled_modules(overrides)
+    register_recipes(words)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=words)
 
 
 def composed(*overrides: str) -> Config:
