@@ -14,48 +14,64 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from hast_lightning.config import Config, to_object
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.models import zoo
-from hast_lightning.runs.assembly import EXPECTED_WARNINGS
+from hast_lightning.runs.assembly import EXPECTED_WARNINGS, build_sources
 from hast_lightning.runtime.trainer import build_trainer
-from hast_lightning.sources.factory import source_for
 from hast_lightning.training.module import ZeroShotQuantization
-from hast_lightning.training.schedule import build_schedule
 from tests.command_line import TINY
 from tests.composition import composed_raw
 
 GENERATOR = (
-    "synthesis.source=generator",
-    "synthesis.generator.batch_size=8",
-    "schedule.synthesis_steps=6",
+    "source@sources.bank=generator",
+    "sources.bank.batch_size=8",
+    "stages.synthesis.steps=6",
 )
-ALTERNATING = ("schedule.name=alternating", "schedule.synthesis_steps=null")
+"""The stages of HAST with a generator in place of the bank."""
+OWN_CALIBRATION = (
+    "stages.calibration.source=bank",
+    "stages.calibration.terms.bns.enabled=false",
+    "stages.calibration.terms.cross_entropy.enabled=false",
+)
+"""Ranges observe what the student learns from, which stays as it is."""
+ALTERNATING = ("method=hast_alternating",)
+ALTERNATING_BANK = (
+    *ALTERNATING,
+    "+source@sources.bank=image_bank_of_schedule",
+    "stages.calibration.source=bank",
+    "stages.alternation.synthesis.source=bank",
+    "stages.alternation.distillation.source=bank",
+    "stages.alternation.distillation.batch_size=8",
+)
+GROUPS = ("method", "quantizer", "model")
 
 
 @functools.cache
-def _base() -> DictConfig:
-    return composed_raw(*TINY, "quantizer=minmax", "trainer.threads=1")
+def _base(*groups: str) -> DictConfig:
+    return composed_raw(*TINY, "quantizer=minmax", "trainer.threads=1", *groups)
 
 
 def small(*overrides: str) -> Config:
-    """The bundled network at W3A3 in 6 synthesis, 2 calibration and 3 student steps.
+    """Compose the bundled network at W3A3 in 6 synthesis, 2 calibration and 3 student steps.
 
     Args:
-        overrides: ``key=value`` with dotted keys; no groups.
+        overrides: Words of the command line. Those that choose no group are merged in, which
+            takes a hundredth of the time.
     """
-    merged = OmegaConf.merge(copy.deepcopy(_base()), OmegaConf.from_dotlist(list(overrides)))
+    keys = {word: word.partition("=")[0] for word in overrides}
+    groups = [word for word, key in keys.items() if key in GROUPS or "@" in key]
+    values = [word for word in overrides if word not in groups]
+    merged = OmegaConf.merge(copy.deepcopy(_base(*groups)), OmegaConf.from_dotlist(values))
     assert isinstance(merged, DictConfig)
     return to_object(merged)
 
 
-def build_module(config: Config) -> ZeroShotQuantization:
-    """The module of a run, from the configuration's seed on."""
+def build_module(config: Config, network: PretrainedNetwork | None = None) -> ZeroShotQuantization:
+    """Build the module of a run, from the configuration's seed on."""
     torch.manual_seed(config.seed)
-    network = zoo.load(config.model)
-    source = source_for(config.synthesis, network, config.data.holdout)
-    loaded = config.synthesis.load is not None
-    schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, loaded)
-    return ZeroShotQuantization(config, network, source, schedule)
+    network = network or zoo.load(config.model)
+    return ZeroShotQuantization(config, network, build_sources(config, network))
 
 
 def fit(
@@ -63,9 +79,9 @@ def fit(
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> None:
-    """The whole schedule, without files."""
+    """Go through the whole agenda, without files."""
     trainer = build_trainer(module.config.trainer, loggers, callbacks)
-    ticker = StepTicker(module.iteration, module.schedule.iterations)
+    ticker = StepTicker(module.iteration, module.agenda.iterations)
     with warnings.catch_warnings():
         for pattern in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
