@@ -33,7 +33,6 @@ from hast_lightning.export.frozen import freeze
 from hast_lightning.export.onnx_file import read_onnx, write_onnx
 from hast_lightning.export.packed import ARCHITECTURE_KEY, read_packed, write_packed
 from hast_lightning.export.program import read_program, write_program
-from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import calibrated, family
 from tests.export.test_packed import DESCRIPTION
 from tests.test_fuzz import counts, damage, nothing_else_written, pretrained
@@ -47,7 +46,7 @@ FORMATS: dict[str, tuple[str, Callable[..., None], Callable[[Path], object]]] = 
 
 @functools.cache
 def frozen() -> fx.GraphModule:
-    return freeze(calibrated(family("resnet"), QuantizationSpec(3, 4)))
+    return freeze(calibrated(family("resnet"), 3, 4))
 
 
 @counts

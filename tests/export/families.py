@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +30,7 @@ from hast_lightning.quantization.fake_quant import (
     freeze_ranges,
     set_activation_mode,
 )
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.settings import QuantizerConfig
 
 CLASSES = 10
 SIZE = 32
@@ -103,10 +104,15 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def calibrated(
-    network: nn.Module, spec: QuantizationSpec, images: Tensor | None = None
+    network: nn.Module,
+    weight_bits: int,
+    activation_bits: int | None = None,
+    images: Tensor | None = None,
+    **settings: Any,
 ) -> fx.GraphModule:
-    """A student whose ranges are those of ``images``."""
-    student = convert(network, spec)
+    """A student whose ranges are those of ``images``; of one number of bits both have it."""
+    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits or weight_bits}
+    student = convert(network, QuantizerConfig(**bits, **settings))
     set_activation_mode(student, ActivationMode.OBSERVE)
     student(noise(8, *SHAPE, seed=1) if images is None else images)
     freeze_ranges(student)

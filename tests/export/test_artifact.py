@@ -10,14 +10,13 @@ import torch
 from hast_lightning.errors import ModelError
 from hast_lightning.export.artifact import FORMATS, open_artifact
 from hast_lightning.export.frozen import freeze
-from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import SHAPE, calibrated, family, noise
 from tests.export.test_packed import DESCRIPTION
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_is_opened_by_its_suffix(name: str, tmp_path: Path) -> None:
-    student = calibrated(family("cifar_resnet"), QuantizationSpec(4, 4))
+    student = calibrated(family("cifar_resnet"), 4)
     path = tmp_path / f"student{FORMATS[name].suffix}"
     FORMATS[name].write(freeze(student), DESCRIPTION, path)
     network, description = open_artifact(path)

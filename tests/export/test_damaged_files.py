@@ -15,7 +15,6 @@ import torch
 from hast_lightning.errors import ModelError
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.frozen import freeze
-from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import SHAPE, calibrated, family, noise
 from tests.export.test_packed import DESCRIPTION
 
@@ -26,7 +25,7 @@ CHANGES = 12
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One whole file a format."""
     folder = tmp_path_factory.mktemp("good")
-    network = freeze(calibrated(family("cifar_resnet"), QuantizationSpec(4, 4)))
+    network = freeze(calibrated(family("cifar_resnet"), 4))
     paths = {name: folder / f"student{kind.suffix}" for name, kind in FORMATS.items()}
     for name, path in paths.items():
         write_artifact(name, network, DESCRIPTION, path)

@@ -12,12 +12,12 @@ from torch import Tensor
 from hast_lightning.config import FORMATS as FORMATS_OF_CONFIGURATION
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.frozen import freeze
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.placement import Integer
 from tests.export.families import FAMILIES, SHAPE, calibrated, family, noise
 from tests.export.test_packed import DESCRIPTION
 
 IMAGES = 32
-DEPLOY = {"deployable": True, "include_zero": True}
+DEPLOY: dict[str, Any] = {"placement": Integer(), "include_zero": True}
 # One cheap case of everything peculiar: a max-pool behind 4-bit integers, grids without zero in
 # them, squeeze-and-excite, integers of the engine's own (at 5 bits without, at 8 with its bias).
 QUICK = (
@@ -42,7 +42,7 @@ def deviations(found: Tensor, expected: Tensor) -> Tensor:
 def check_onnx(
     name: str, bits: int, options: dict[str, Any], folder: Path, opset: int = 21
 ) -> None:
-    student = calibrated(family(name), QuantizationSpec(bits, bits, **options))
+    student = calibrated(family(name), bits, **options)
     path = folder / "student.onnx"
     write_artifact("onnx", freeze(student), DESCRIPTION, path, opset)
     images = noise(IMAGES, *SHAPE, seed=5)
@@ -105,7 +105,7 @@ def test_every_opset_that_is_allowed(opset: int, tmp_path: Path) -> None:
 def test_a_program_computes_exactly_what_the_student_does(
     name: str, bits: int, tmp_path: Path
 ) -> None:
-    student = calibrated(family(name), QuantizationSpec(bits, bits))
+    student = calibrated(family(name), bits)
     path = tmp_path / "student.pt2"
     write_artifact("program", freeze(student), DESCRIPTION, path)
     images = noise(5, *SHAPE, seed=5)
@@ -116,7 +116,7 @@ def test_a_program_computes_exactly_what_the_student_does(
 
 @pytest.mark.parametrize("name", ["onnx", "program"])
 def test_ranges_without_zero_are_not_passed_on_wrong(name: str, tmp_path: Path) -> None:
-    student = calibrated(family("cifar_resnet"), QuantizationSpec(4, 4))
+    student = calibrated(family("cifar_resnet"), 4)
     for number, (_, quantizer) in enumerate(sorted(_quantizers(student).items())):
         # Neither contains zero: all of it above, and all of it below.
         low, high = (0.5, 2.0) if number % 2 else (-2.0, -0.25)
@@ -141,12 +141,12 @@ def test_four_bits_take_four_and_integer_engines_find_what_they_fuse(tmp_path: P
     import onnxruntime
     from onnx import TensorProto
 
-    student = calibrated(family("cifar_resnet"), QuantizationSpec(4, 4))
+    student = calibrated(family("cifar_resnet"), 4)
     write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w4.onnx")
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "w4.onnx").graph.initializer}
     assert {TensorProto.INT4, TensorProto.UINT4} & types
 
-    student = calibrated(family("cifar_resnet"), QuantizationSpec(8, 8, **DEPLOY))
+    student = calibrated(family("cifar_resnet"), 8, **DEPLOY)
     write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w8.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

@@ -12,7 +12,6 @@ from hast_lightning.errors import ModelError
 from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import freeze, frozen_layers
 from hast_lightning.export.packed import read_packed, write_packed
-from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import CLASSES, FAMILIES, SHAPE, calibrated, family, noise
 
 DESCRIPTION = Description(
@@ -32,7 +31,7 @@ DESCRIPTION = Description(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_loads_back_with_identical_outputs(name: str, tmp_path: Path) -> None:
-    student = calibrated(family(name), QuantizationSpec(3, 4))
+    student = calibrated(family(name), 3, 4)
     write_packed(freeze(student), DESCRIPTION, tmp_path / "student.safetensors")
     network, description = read_packed(tmp_path / "student.safetensors")
     with torch.no_grad():
@@ -43,7 +42,7 @@ def test_a_family_loads_back_with_identical_outputs(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_weights_cost_their_bits(bits: int, tmp_path: Path) -> None:
-    frozen = freeze(calibrated(family("resnet"), QuantizationSpec(bits, bits)))
+    frozen = freeze(calibrated(family("resnet"), bits))
     path = tmp_path / "student.safetensors"
     write_packed(frozen, DESCRIPTION, path)
     with safe_open(path, framework="pt") as file:
@@ -60,7 +59,7 @@ def test_weights_cost_their_bits(bits: int, tmp_path: Path) -> None:
 
 def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
-    write_packed(freeze(calibrated(family("resnet"), QuantizationSpec(3, 3))), DESCRIPTION, path)
+    write_packed(freeze(calibrated(family("resnet"), 3)), DESCRIPTION, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is damaged or no safetensors file"):
         read_packed(path)

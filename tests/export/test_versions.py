@@ -19,7 +19,6 @@ from hast_lightning.export.architecture import build
 from hast_lightning.export.arguments import arguments_of
 from hast_lightning.export.frozen import freeze
 from hast_lightning.export.packed import ARCHITECTURE_KEY, read_packed, write_packed
-from hast_lightning.quantization.spec import QuantizationSpec
 from tests.export.families import CLASSES, SHAPE, calibrated, noise
 from tests.export.test_packed import DESCRIPTION
 
@@ -69,7 +68,7 @@ def test_a_stored_file_is_read_and_computes_the_same() -> None:
 
 def test_the_same_network_is_described_alike_by_every_version(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    frozen = freeze(calibrated(Layers().eval(), QuantizationSpec(4, 8)))
+    frozen = freeze(calibrated(Layers().eval(), 4, 8))
     write_packed(frozen, DESCRIPTION, tmp_path / "student.safetensors")
     assert architecture_in(tmp_path / "student.safetensors") == architecture_in(STORED)
 

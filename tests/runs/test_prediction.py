@@ -16,7 +16,6 @@ from hast_lightning.export.artifact import FORMATS, write_artifact
 from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import freeze
 from hast_lightning.models import zoo
-from hast_lightning.quantization.spec import QuantizationSpec
 from hast_lightning.runs.prediction import HEADER, predict
 from tests.command_line import call
 from tests.export.families import calibrated, family, noise
@@ -35,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels, labels = digits(held_out=True)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / DIGITS_WHITE
     mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (pretrained.mean, pretrained.std))
-    student = calibrated(pretrained.network, QuantizationSpec(8, 8), (images - mean) / std)
+    student = calibrated(pretrained.network, 8, images=(images - mean) / std)
     description = Description(
         network=pretrained.name,
         teacher_checksum=pretrained.checksum,
@@ -127,7 +126,7 @@ def test_photographs_are_resized_and_cropped_as_in_the_evaluation(tmp_path: Path
 
     from torchvision import transforms
 
-    student = calibrated(family("cifar_resnet"), QuantizationSpec(8, 8))
+    student = calibrated(family("cifar_resnet"), 8)
     description = replace(DESCRIPTION, resize_ratio=1.25)
     write_artifact("packed", freeze(student), description, tmp_path / "student.safetensors")
     pixels = (noise(3, 50, 90).sigmoid() * 255).to(torch.uint8)
