@@ -22,15 +22,6 @@ class Batch(NamedTuple):
     targets: Tensor | None = None
     weights: Tensor | None = None
 
-    def detach(self) -> Batch:
-        """Return the batch without a graph."""
-        return self._replace(inputs=self.inputs.detach())
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yield parts of at most ``size`` samples, in order."""
-        for start in range(0, len(self.inputs), size):
-            yield Batch(*(None if x is None else x[start : start + size] for x in self))  # type: ignore[arg-type]
-
     @property
     def labels(self) -> Tensor | None:
         """Return hard labels (N,): those there are, or the likeliest of the soft ones."""
@@ -38,14 +29,18 @@ class Batch(NamedTuple):
             return self.targets
         return self.targets.argmax(dim=1)
 
+    def detach(self) -> Batch:
+        """Return the batch without a graph."""
+        return Batch(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield parts of at most ``size`` samples, in order."""
+        for start in range(0, len(self.inputs), size):
+            yield Batch(*(None if x is None else x[start : start + size] for x in self))  # type: ignore[arg-type]
+
 
 class Trace(NamedTuple):
-    """One pass of a network.
-
-    Attributes:
-        logits: (N, classes), or what the network puts out.
-        values: The values of the nodes that were asked for, by name.
-    """
+    """One pass of a network: its output (N, classes), and the values of nodes asked for."""
 
     logits: Tensor
     values: Mapping[str, Tensor]
@@ -64,33 +59,32 @@ class Needs(NamedTuple):
 
     Attributes:
         teacher: Names of nodes of the teacher's graph.
-        student: Names of nodes of the student's graph; none: the student itself is not needed,
-            and a synthesis step need not run it.
+        student: Names of nodes of the student's graph; none: a synthesis step need not run it.
         labels: ``hard``, ``some`` (hard or soft), or ``none`` (not needed).
         batch_norms: The teacher's BatchNorms must not be folded into convolutions: the values
             at their inputs are wanted.
+        finished: The term is told of the samples that the source finishes.
     """
 
     teacher: tuple[str, ...] = ()
     student: tuple[str, ...] | None = None
     labels: str = "none"
     batch_norms: bool = False
+    finished: bool = False
 
 
 class Seen(NamedTuple):
-    """What a term may look at.
+    """What a term may look at: the batch as the networks saw it, their passes, and the step.
 
-    Attributes:
-        batch: The inputs as the networks saw them.
-        teacher: The teacher's pass.
-        student: The student's; none in a synthesis step whose terms do not ask for it.
-        progress: Where the run stands.
+    ``student`` is none in a synthesis step whose terms do not ask for it; ``mark`` is that of the
+    transform by gradient that made the batch, or empty.
     """
 
     batch: Batch
     teacher: Trace
     student: Trace | None
     progress: Progress
+    mark: str = ""
 
 
 class Answers(NamedTuple):

@@ -18,18 +18,8 @@ def require_choice(key: str, value: str, choices: Collection[str]) -> None:
         raise ConfigurationError(f"{key}={value!r} is not one of: {', '.join(sorted(choices))}")
 
 
-def expand_home(path: str | None) -> str | None:
-    """``path`` with a leading ``~`` spelled out, which no shell does behind ``key=``."""
-    return None if path is None else str(Path(path).expanduser())
-
-
 def require_range(
-    key: str,
-    value: float,
-    minimum: float,
-    maximum: float = float("inf"),
-    *,
-    open_minimum: bool = False,
+    key: str, value: float, minimum: float, maximum: float = math.inf, *, open_minimum: bool = False
 ) -> None:
     """Refuse ``value`` outside ``[minimum, maximum]`` (``(minimum, maximum]`` if open)."""
     # NaN and infinity are refused whatever the range.
@@ -39,3 +29,8 @@ def require_range(
         upper = f" and at most {maximum:.10g}" if math.isfinite(maximum) else ""
         upper = upper or (" and finite" if value == maximum else "")
         raise ConfigurationError(f"{key}={value} must be {lower}{upper}")
+
+
+def expand_home(path: str | None) -> str | None:
+    """Return ``path`` with a leading ``~`` spelled out, which no shell does behind ``key=``."""
+    return None if path is None else str(Path(path).expanduser())

@@ -19,17 +19,16 @@ class PretrainedNetwork:
     """A full-precision network in evaluation mode, and the input that it expects.
 
     Attributes:
-        network: the network itself, in float32, as its own class or as its graph.
-        name: its name in reports.
+        network: The network itself, in float32, as its own class or as its graph.
+        name: Its name in reports.
         input_shape: (channels, height, width).
-        num_classes: length of the output.
-        mean: per channel, what pixels in [0, 1] are normalized with.
-        std: per channel.
+        num_classes: Length of the output.
+        mean: Per channel, what pixels in [0, 1] are normalized with; so is ``std``.
         checksum: SHA-256 of the state dict as the provider gives it, in hexadecimal.
-        resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
-            crop's side; 256 / 224 is the usual one (He et al., 2016).
-        class_names: one a class, in the order of the output; none where they are not known.
-        taps: patterns of the names of nodes that features are aligned at; none: those that end
+        resize_ratio: A photograph's shorter side before the centre crop, as a multiple of the
+            crop's side.
+        class_names: One per class, in the order of the output; none where they are not known.
+        taps: Patterns of the names of nodes that features are aligned at; none: those that end
             the blocks of the graph.
     """
 
@@ -46,12 +45,7 @@ class PretrainedNetwork:
 
 
 class Network(Protocol):
-    """Teacher or student.
-
-    Attributes:
-        graph_module: The graph; its nodes have the same names in teacher and student.
-        pretrained: Where both come from.
-    """
+    """Teacher or student, whose graphs have nodes of the same names."""
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -64,5 +58,5 @@ class Network(Protocol):
         ...
 
     def trace(self, inputs: Tensor, nodes: Sequence[str] = (), *, unfolded: bool = False) -> Trace:
-        """Run the network and read the values of some nodes."""
+        """Run the network and read the values of some nodes; ``unfolded`` keeps BatchNorms."""
         ...

@@ -15,12 +15,12 @@ P = TypeVar("P", bound="Part")
 _PARTS: dict[str, dict[str, type[Part]]] = {}
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Part(nn.Module):
     """A dataclass whose fields are settings, and a module that may have state.
 
-    Checks of single values belong into ``__post_init__`` (``hast_lightning.core.checks``).
-    What a part holds in parameters, buffers and extra state is in every checkpoint.
+    ``__post_init__`` checks the settings. What a part holds in parameters, buffers and extra state
+    is in every checkpoint.
     """
 
     kind: str = ""
@@ -45,7 +45,7 @@ class Part(nn.Module):
         return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(field,))
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
 def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
     """Make a class a part: a dataclass that YAML names as ``name`` of ``group``.
 
@@ -61,7 +61,7 @@ def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
     def register(cls: type[P]) -> type[P]:
         cls.__annotations__ = {**inspect.get_annotations(cls), "kind": "str"}
         cls.kind = name
-        made = dataclass(eq=False, repr=False)(cls)
+        made = dataclass(eq=False, repr=False, kw_only=True)(cls)
         known = _PARTS.setdefault(group, {}).get(name)
         if known is not None and _place(known) != _place(made):
             raise ConfigurationError(

@@ -36,7 +36,7 @@ class Site(NamedTuple):
     key: str = "sources"
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Source(Part, ABC):
     """Gives batches to train and calibrate a student on; random numbers are torch's global ones.
 
@@ -65,6 +65,13 @@ class Source(Part, ABC):
     @abstractmethod
     def sample(self, count: int) -> Batch:
         """Return ``count`` samples to train on, detached."""
+
+    def collect(self, count: int) -> Batch:
+        """Return ``count`` samples to train on, always the same of the same source.
+
+        Leaves no trace: neither in the source nor in the random numbers.
+        """
+        return self.held_out(count)
 
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` samples that :meth:`sample` never gives, always the same.
@@ -100,7 +107,7 @@ class Source(Part, ABC):
         raise DataError(f"{path}: a source of kind {self.kind} has nothing to save")
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class TrainedSource(Source):
     """A source whose samples are improved step by step.
 
@@ -136,8 +143,11 @@ class TrainedSource(Source):
     def optimizers(self) -> Mapping[str, Optimizer]:
         """Return new optimizers of the source's parameters, by name."""
 
-    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> None:
+    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> Batch | None:
         """Be told, after a step of every optimizer, of the loss of the batch last proposed.
+
+        Returns:
+            The samples of all ranks that were finished by this step; none where none were.
 
         Raises:
             FloatingPointError: finished samples are NaN or infinite, which no loss will show.

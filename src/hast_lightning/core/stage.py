@@ -18,12 +18,7 @@ from hast_lightning.core.term import Term
 
 
 class Stepper(Protocol):
-    """Named optimizers of one loss, with all that a step takes: loss scale and precision.
-
-    Attributes:
-        optimizers: By name; they step together.
-        scaled: Losses are scaled, as float16 needs it.
-    """
+    """Named optimizers that step together; losses are ``scaled`` where float16 needs it."""
 
     optimizers: Mapping[str, Optimizer]
     scaled: bool
@@ -46,13 +41,11 @@ class Stepper(Protocol):
 
 
 class Bench(Protocol):
-    """What a stage works with.
+    """What a stage works with: both networks, the sources, and optimizers by name.
 
     Attributes:
-        teacher: The frozen network.
         learner: The student as a network whose nodes can be read.
         student: The student itself, whose parameters train.
-        sources: By name.
         micro_batch: Samples that go through the networks at once in a student step; none: all.
         halve_on_out_of_memory: Lower ``micro_batch`` where memory is too small, and go on.
         ranges_frozen: The student is calibrated; while stages are bound: it will be by then.
@@ -70,6 +63,9 @@ class Bench(Protocol):
         """Return the optimizers of that name, made when they are first asked for."""
         ...
 
+    def release(self, name: str) -> None:
+        """Forget the optimizers of that name, which no later step asks for."""
+
     def layout(self, inputs: Tensor) -> Tensor:
         """Return ``inputs`` in the memory format of the run."""
         ...
@@ -83,10 +79,6 @@ class Bench(Protocol):
         Raises:
             DivergenceError: it is NaN or infinite.
         """
-        ...
-
-    def diverged(self, what: str) -> Exception:
-        """Return the error that says where training stopped making sense."""
         ...
 
 
@@ -108,22 +100,21 @@ class Outcome:
     batch: Batch | None = None
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Stage(Part, ABC):
     """A stretch of the schedule.
 
     Attributes:
-        name: What it is called, and the group of its metrics.
-        key: Where it stands in the configuration, for messages.
+        name: What it is called: the group of its metrics.
+        key: Where it stands in the configuration, for messages; the name of its optimizers.
         calibrates: The student's ranges are frozen when it ends.
         trains_student: Its steps change the student's parameters.
     """
 
-    calibrates: ClassVar[bool] = False
-    trains_student: ClassVar[bool] = False
-
     name: ClassVar[str] = ""
     key: ClassVar[str] = ""
+    calibrates: ClassVar[bool] = False
+    trains_student: ClassVar[bool] = False
 
     def place(self, name: str, key: str) -> None:
         """Tell the stage what it is called and where it stands in the configuration."""
@@ -138,6 +129,11 @@ class Stage(Part, ABC):
     def improves(self) -> tuple[str, ...]:
         """Return the names of the sources whose samples it makes better."""
         return ()
+
+    @property
+    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
+        """Return its terms by the group of metrics that they are logged in."""
+        return {}
 
     @abstractmethod
     def bind(self, bench: Bench) -> None:
@@ -156,22 +152,21 @@ class Stage(Part, ABC):
 
     @abstractmethod
     def step(self, bench: Bench, index: int) -> Outcome:
-        """Do one step, ``index`` from 0."""
+        """Do one step, ``index`` from 0.
+
+        Raises:
+            FloatingPointError: something became NaN or infinite.
+        """
 
     def end(self, bench: Bench) -> None:
         """Be told that the last step is done."""
-
-    @property
-    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
-        """Return its terms by the group of metrics that they are logged in."""
-        return {}
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
         """Return the setting to lower where memory is too small, and the samples at once."""
         return "trainer.micro_batch", bench.micro_batch or 0
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Hook(Part, ABC):
     """Acts between the backward pass of a student step and the step itself."""
 

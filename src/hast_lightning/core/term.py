@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import Part
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Term(Part, ABC):
     """One loss of a step, whose loss is the sum of its terms times their weights.
 
@@ -50,6 +50,9 @@ class Term(Part, ABC):
             ModelError: the networks do not have what the term is about.
         """
         return Needs()
+
+    def finished(self, batch: Batch) -> None:
+        """Be told of the samples that a source has finished, where ``Needs.finished`` asks."""
 
     @abstractmethod
     def forward(self, seen: Seen) -> Tensor:

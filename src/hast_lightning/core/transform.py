@@ -13,7 +13,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import Part
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Transform(Part, ABC):
     """Changes a batch, differentiably in its inputs.
 
@@ -38,9 +38,4 @@ class Transform(Part, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
-        """Return the changed batch.
-
-        Args:
-            batch: As the transform before it left it.
-            gradient: Of the student's loss by the inputs, where ``by_gradient``.
-        """
+        """Return the changed batch; ``gradient`` is the loss's by the inputs if by gradient."""
