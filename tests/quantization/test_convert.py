@@ -23,9 +23,9 @@ from hast_lightning.quantization.fake_quant import (
     quantized_layers,
     set_activation_mode,
 )
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.settings import QuantizerConfig
 
-SPEC = QuantizationSpec(3, 4)
+SETTINGS = QuantizerConfig(weight_bits=3, activation_bits=4)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -88,7 +88,7 @@ class EverySpelling(nn.Module):
 
 def test_names_and_values_of_the_parameters_are_kept() -> None:
     network = resnet8()
-    student = convert(network, SPEC)
+    student = convert(network, SETTINGS)
     parameters, expected = dict(student.named_parameters()), dict(network.named_parameters())
     assert list(parameters) == list(expected)
     torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
@@ -101,7 +101,7 @@ def test_the_original_is_left_as_it_was() -> None:
     before, modules = copy.deepcopy(network.state_dict()), [type(m) for m in network.modules()]
     images = noise(2, 3, 16, 16)
     output = network(images)
-    student = convert(network, SPEC)
+    student = convert(network, SETTINGS)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1)
@@ -114,7 +114,7 @@ def test_the_original_is_left_as_it_was() -> None:
 
 def test_every_convolution_and_linear_layer_is_quantized_the_first_and_the_last_too() -> None:
     network = resnet8()
-    student = convert(network, SPEC)
+    student = convert(network, SETTINGS)
     expected = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     layers = dict(quantized_layers(student))
     assert list(layers) == expected
@@ -127,9 +127,11 @@ def test_every_convolution_and_linear_layer_is_quantized_the_first_and_the_last_
     assert len({id(layer.weight_quantizer) for layer in layers.values()}) == len(expected)
 
 
-def test_every_activation_quantizer_follows_the_specification() -> None:
-    spec = QuantizationSpec(3, 5, gradient="clipped", momentum=0.5, include_zero=True)
-    student = convert(resnet8(), spec)
+def test_every_activation_quantizer_follows_the_settings() -> None:
+    settings = QuantizerConfig(
+        weight_bits=3, activation_bits=5, gradient="clipped", momentum=0.5, include_zero=True
+    )
+    student = convert(resnet8(), settings)
     quantizers = activation_quantizers(student)
     assert len(quantizers) == 7  # the stem, and two in each of three blocks
     for quantizer in quantizers:
@@ -145,7 +147,7 @@ def test_every_call_of_an_activation_has_its_own_quantizer(
     build: Callable[[], nn.Module], calls: int
 ) -> None:
     torch.manual_seed(0)
-    student = convert(build().eval(), SPEC)
+    student = convert(build().eval(), SETTINGS)
     quantizers = activation_quantizers(student)
     assert len(quantizers) == calls
     set_activation_mode(student, ActivationMode.OBSERVE)
@@ -169,7 +171,7 @@ def test_what_uses_an_activation_gets_it_quantized() -> None:
             return self.one(x) + self.other(x)
 
     torch.manual_seed(0)
-    student = convert(Network().eval(), QuantizationSpec(8, 2))
+    student = convert(Network().eval(), QuantizerConfig(weight_bits=8, activation_bits=2))
     seen: list[Tensor] = []
     for name in ("first", "one", "other"):
         student.get_submodule(name).register_forward_hook(lambda _, args, __: seen.append(args[0]))
@@ -195,7 +197,7 @@ def build_torchvision(name: str) -> Callable[[], nn.Module]:
 def test_without_rounding_the_student_is_the_network(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network = build().eval()
-    student = convert(network, QuantizationSpec(8, 8))
+    student = convert(network, QuantizerConfig(8))
     for _, layer in quantized_layers(student):
         layer.weight_quantizer = nn.Identity()  # type: ignore[assignment]
     images = noise(2, 3, 32, 32)
@@ -209,7 +211,7 @@ def test_more_bits_come_closer_to_the_network() -> None:
     network, images = resnet8(), noise(16, 3, 16, 16)
     expected, distances = network(images), []
     for bits in (2, 3, 4, 5, 6, 8):
-        student = convert(network, QuantizationSpec(bits, bits))
+        student = convert(network, QuantizerConfig(bits))
         set_activation_mode(student, ActivationMode.OBSERVE)
         student(images)
         freeze_ranges(student)
@@ -219,7 +221,7 @@ def test_more_bits_come_closer_to_the_network() -> None:
 
 
 def test_a_fresh_student_passes_activations_and_is_in_evaluation_mode() -> None:
-    student = convert(resnet8(), SPEC)
+    student = convert(resnet8(), SETTINGS)
     assert all(q.mode is ActivationMode.FLOAT for q in activation_quantizers(student))
     assert not any(module.training for module in student.modules())
 
@@ -227,11 +229,11 @@ def test_a_fresh_student_passes_activations_and_is_in_evaluation_mode() -> None:
 def test_a_student_saves_and_restores() -> None:
     images = noise(2, 3, 16, 16)
     network = resnet8()
-    student = convert(network, SPEC)
+    student = convert(network, SETTINGS)
     set_activation_mode(student, ActivationMode.OBSERVE)
     student(images)
     freeze_ranges(student)
-    restored = convert(CifarResNet(8, 10, width=4), SPEC)
+    restored = convert(CifarResNet(8, 10, width=4), SETTINGS)
     restored.load_state_dict(student.state_dict())
     set_activation_mode(restored, ActivationMode.QUANTIZE)
     assert torch.equal(restored(images), student(images))
@@ -249,7 +251,7 @@ def test_a_network_with_nothing_to_quantize_is_refused(
     layers: list[nn.Module], missing: str
 ) -> None:
     with pytest.raises(ModelError, match=rf"no {missing}.*nothing to quantize"):
-        convert(nn.Sequential(*layers), SPEC)
+        convert(nn.Sequential(*layers), SETTINGS)
 
 
 def test_a_network_that_cannot_be_traced_is_refused_with_the_place() -> None:
@@ -258,4 +260,4 @@ def test_a_network_that_cannot_be_traced_is_refused_with_the_place() -> None:
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ModelError, match=r"Branching cannot be traced .* at test_convert\.py"):
-        convert(Branching(), SPEC)
+        convert(Branching(), SETTINGS)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.quantization.axes import Ranges
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis, diagnose
 from hast_lightning.quantization.fake_quant import (
@@ -12,7 +13,9 @@ from hast_lightning.quantization.fake_quant import (
     quantized_layers,
     set_activation_mode,
 )
-from hast_lightning.quantization.spec import LayerBits, QuantizationSpec
+from hast_lightning.quantization.learned import LSQ
+from hast_lightning.quantization.search import LeastSquares, MinMax
+from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 
 
 class Shared(nn.Module):
@@ -34,7 +37,7 @@ class Shared(nn.Module):
 def converted(**options: object) -> torch.fx.GraphModule:
     torch.manual_seed(0)
     settings = {"weight_bits": 3, "activation_bits": 4, **options}
-    return convert(Shared(), QuantizationSpec(**settings))  # type: ignore[arg-type]
+    return convert(Shared(), QuantizerConfig(**settings))  # type: ignore[arg-type]
 
 
 def calibrated(**options: object) -> torch.fx.GraphModule:
@@ -61,13 +64,13 @@ def test_every_quantized_tensor_is_there_once_in_order_of_execution() -> None:
 
 
 def test_bits_are_those_of_each_layer() -> None:
-    found = diagnose(calibrated(overrides=(LayerBits("conv2", 8, 6),)))
+    found = diagnose(calibrated(overrides=[LayerBits("conv2", 8, 6)]))
     assert [one.bits for one in found] == [3, 6, 8, 4, 3]
 
 
-@pytest.mark.parametrize("ranges", ["minmax", "mse", "lsq"])
-def test_weights_are_measured_against_their_own_rounding(ranges: str) -> None:
-    student = calibrated(ranges=ranges)
+@pytest.mark.parametrize("ranges", [MinMax, LeastSquares, LSQ])
+def test_weights_are_measured_against_their_own_rounding(ranges: type[Ranges]) -> None:
+    student = calibrated(ranges=ranges())
     found = of_kind(diagnose(student), WEIGHT)
     for name, layer in quantized_layers(student):
         rounded = layer.weight_quantizer.rounded(layer.weight)
@@ -97,9 +100,9 @@ def test_activation_ranges_are_the_frozen_ones() -> None:
     assert one.error is None
 
 
-@pytest.mark.parametrize("ranges", ["minmax", "lsq"])
-def test_an_activation_without_a_range_says_so(ranges: str) -> None:
-    student = converted(ranges=ranges)
+@pytest.mark.parametrize("ranges", [MinMax, LSQ])
+def test_an_activation_without_a_range_says_so(ranges: type[Ranges]) -> None:
+    student = converted(ranges=ranges())
     one = of_kind(diagnose(student), ACTIVATION)["relu"]
     assert (one.low, one.high, one.scale) == (None, None, None)
     set_activation_mode(student, ActivationMode.OBSERVE)

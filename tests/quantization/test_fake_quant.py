@@ -25,7 +25,6 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.ranges import affine_parameters, channel_ranges
 from hast_lightning.quantization.rounding import quantize_dequantize
-from hast_lightning.quantization.spec import QuantizationSpec
 
 few = settings(max_examples=25, deadline=None)
 bit_widths = st.integers(2, 8)
@@ -182,18 +181,18 @@ def test_gradients_reach_weight_bias_and_input(kind: str) -> None:
 
 def test_float_mode_passes_the_very_tensor() -> None:
     x = noise(3)
-    assert ActivationQuantizer(QuantizationSpec(3, 3))(x) is x
+    assert ActivationQuantizer(3)(x) is x
 
 
 def test_an_uncalibrated_quantizer_gives_no_plausible_numbers() -> None:
-    quantizer = ActivationQuantizer(QuantizationSpec(3, 3))
+    quantizer = ActivationQuantizer(3)
     quantizer.mode = ActivationMode.QUANTIZE
     assert quantizer(noise(4)).isnan().all()
 
 
 @pytest.mark.parametrize("include_zero", [False, True])
 def test_observing_quantizes_with_the_average_that_includes_the_batch(include_zero: bool) -> None:
-    quantizer = ActivationQuantizer(QuantizationSpec(3, 4, momentum=0.5, include_zero=include_zero))
+    quantizer = ActivationQuantizer(4, momentum=0.5, include_zero=include_zero)
     quantizer.mode = ActivationMode.OBSERVE
     first, second = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 7.0])
     quantizer(first)
@@ -207,7 +206,7 @@ def test_observing_quantizes_with_the_average_that_includes_the_batch(include_ze
 @few
 @given(bit_widths, seeds, st.booleans())
 def test_frozen_ranges_do_not_move(bits: int, seed: int, include_zero: bool) -> None:
-    quantizer = ActivationQuantizer(QuantizationSpec(3, bits, include_zero=include_zero))
+    quantizer = ActivationQuantizer(bits, include_zero=include_zero)
     set_activation_mode(quantizer, ActivationMode.OBSERVE)
     for i in range(3):
         quantizer(noise(4, 5, seed=seed + i).relu())
@@ -223,8 +222,7 @@ def test_frozen_ranges_do_not_move(bits: int, seed: int, include_zero: bool) -> 
 
 
 def test_freezing_takes_the_moving_average_of_every_quantizer() -> None:
-    spec = QuantizationSpec(3, 3)
-    network = nn.Sequential(ActivationQuantizer(spec), nn.Tanh(), ActivationQuantizer(spec))
+    network = nn.Sequential(ActivationQuantizer(3), nn.Tanh(), ActivationQuantizer(3))
     set_activation_mode(network, ActivationMode.OBSERVE)
     for i in range(4):
         network(noise(8, seed=i))
@@ -249,7 +247,7 @@ def test_several_processes_freeze_to_their_mean(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    quantizer = ActivationQuantizer(QuantizationSpec(3, 3))
+    quantizer = ActivationQuantizer(3)
     quantizer.moving_range.observe(mine)
     freeze_ranges(quantizer)
     torch.testing.assert_close(seen, [mine])
@@ -266,8 +264,7 @@ def test_a_network_without_quantizers_has_nothing_to_freeze() -> None:
 
 
 def test_a_restored_quantizer_gives_the_same_output() -> None:
-    spec = QuantizationSpec(3, 3)
-    one, other = ActivationQuantizer(spec), ActivationQuantizer(spec)
+    one, other = ActivationQuantizer(3), ActivationQuantizer(3)
     one.set_range(torch.tensor(0.0), torch.tensor(2.3))
     other.load_state_dict(one.state_dict())
     other.mode = ActivationMode.QUANTIZE
@@ -280,7 +277,7 @@ def test_a_restored_quantizer_gives_the_same_output() -> None:
 def test_the_specified_gradient_is_used(
     gradient: str, expected: float, mode: ActivationMode
 ) -> None:
-    quantizer = ActivationQuantizer(QuantizationSpec(3, 3, gradient=gradient))
+    quantizer = ActivationQuantizer(3, gradient=gradient)
     quantizer.moving_range.observe(torch.tensor([0.0, 1.0]))
     freeze_ranges(quantizer)
     quantizer.mode = mode
@@ -295,10 +292,9 @@ def test_the_specified_gradient_is_used(
 
 def small_network() -> nn.Sequential:
     torch.manual_seed(0)
-    spec = QuantizationSpec(3, 3)
     return nn.Sequential(
         QuantConv2d.from_float(nn.Conv2d(2, 4, 3), WeightQuantizer(3)),
-        ActivationQuantizer(spec),
+        ActivationQuantizer(3),
         nn.Flatten(),
         QuantLinear.from_float(nn.Linear(36, 5), WeightQuantizer(3)),
     )

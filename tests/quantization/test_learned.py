@@ -23,6 +23,7 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.learned import (
     LR_MULTIPLIER,
+    LSQ,
     LearnedActivationQuantizer,
     LearnedWeightQuantizer,
     parameter_groups,
@@ -31,9 +32,9 @@ from hast_lightning.quantization.learned import (
 from hast_lightning.quantization.lsq import gradient_scale, learned_fake_quantize
 from hast_lightning.quantization.ranges import affine_parameters
 from hast_lightning.quantization.search import least_squares
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.settings import QuantizerConfig
 
-SPEC = QuantizationSpec(3, 3, ranges="lsq", gradient="clipped")
+SETTINGS = QuantizerConfig(3, ranges=LSQ(), gradient="clipped")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -49,17 +50,17 @@ def scales(student: nn.Module) -> list[Tensor]:
     ]
 
 
-def student_of(spec: QuantizationSpec = SPEC) -> nn.Module:
+def student_of(settings: QuantizerConfig = SETTINGS) -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(
         *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.SiLU()),
         *(nn.Flatten(), nn.Linear(36, 5)),
     )
-    return convert(network.eval(), spec)
+    return convert(network.eval(), settings)
 
 
-def calibrated(spec: QuantizationSpec = SPEC) -> nn.Module:
-    student = student_of(spec)
+def calibrated(settings: QuantizerConfig = SETTINGS) -> nn.Module:
+    student = student_of(settings)
     set_activation_mode(student, ActivationMode.OBSERVE)
     with torch.no_grad():
         student(noise(8, 2, 5, 5))
@@ -133,7 +134,7 @@ def test_parameters_exist_before_calibration_and_only_their_values_change() -> N
 
 
 def test_uncalibrated_they_give_no_plausible_numbers() -> None:
-    quantizer = LearnedActivationQuantizer(SPEC)
+    quantizer = LearnedActivationQuantizer(3)
     assert quantizer.scale.isnan()
     quantizer.mode = ActivationMode.QUANTIZE
     assert quantizer(noise(2, 3)).isnan().all()
@@ -142,8 +143,7 @@ def test_uncalibrated_they_give_no_plausible_numbers() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0.0, 2.0), (-0.3, 1.5), (-3.0, -1.0)])
 @pytest.mark.parametrize("include_zero", [False, True])
 def test_calibration_is_where_they_start(low: float, high: float, include_zero: bool) -> None:
-    spec = QuantizationSpec(3, 4, ranges="lsq", include_zero=include_zero)
-    quantizer = LearnedActivationQuantizer(spec)
+    quantizer = LearnedActivationQuantizer(4, include_zero=include_zero)
     ends = torch.tensor(low), torch.tensor(high)
     quantizer.set_range(*ends)
     scale, zero_point = affine_parameters(*ends, 4, include_zero)
@@ -167,7 +167,7 @@ def test_activations_of_both_signs_learn_an_offset_and_others_do_not() -> None:
 
 
 def test_the_gradient_does_not_depend_on_how_many_images_are_averaged() -> None:
-    quantizer = LearnedActivationQuantizer(SPEC)
+    quantizer = LearnedActivationQuantizer(3)
     quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
     images = 2 * noise(4, 7).abs()
     found = []
@@ -179,7 +179,7 @@ def test_the_gradient_does_not_depend_on_how_many_images_are_averaged() -> None:
 
 
 def test_a_zero_point_stays_an_integer_while_the_offset_moves() -> None:
-    quantizer = LearnedActivationQuantizer(SPEC)
+    quantizer = LearnedActivationQuantizer(3)
     quantizer.set_range(torch.tensor(-1.0), torch.tensor(1.0))
     before, x = float(quantizer.zero_point), noise(8, 20) - 1.5
     optimizer = SGD(quantizer.parameters(), lr=0.02)
@@ -212,7 +212,7 @@ def test_an_optimizer_that_pushes_below_zero_leaves_scales_positive() -> None:
 @pytest.mark.parametrize("bits", [3, 8])
 def test_adam_moves_every_step_size_by_the_rate_at_most(bits: int) -> None:
     """In proportion: an absolute rate of 0.01 would make most at 8 bits another in one step."""
-    student = calibrated(QuantizationSpec(bits, bits, ranges="lsq", gradient="clipped"))
+    student = calibrated(QuantizerConfig(bits, ranges=LSQ(), gradient="clipped"))
     before = scales(student)
     optimizer = Adam(step_parameters(student), lr=0.01)
     student(noise(4, 2, 5, 5, seed=1)).square().sum().backward()
@@ -260,8 +260,8 @@ def test_learning_the_steps_alone_brings_the_student_closer_to_the_network() -> 
 
 
 def test_step_sizes_are_a_group_without_weight_decay() -> None:
-    student = student_of()
-    others, steps = parameter_groups(student, 1e-4, 0.5)
+    student = student_of(QuantizerConfig(3, ranges=LSQ(lr_multiplier=0.5)))
+    others, steps = parameter_groups(student, 1e-4)
     assert (others["weight_decay"], LR_MULTIPLIER in others) == (1e-4, False)
     assert (steps["weight_decay"], steps[LR_MULTIPLIER]) == (0.0, 0.5)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
@@ -273,8 +273,8 @@ def test_step_sizes_are_a_group_without_weight_decay() -> None:
 
 
 def test_a_student_that_learns_no_steps_is_one_group_in_its_own_order() -> None:
-    student = student_of(QuantizationSpec(3, 3))
-    (group,) = parameter_groups(student, 1e-4, 0.5)
+    student = student_of(QuantizerConfig(3))
+    (group,) = parameter_groups(student, 1e-4)
     assert list(map(id, group["params"])) == list(map(id, student.parameters()))
     assert step_parameters(student) == []
 

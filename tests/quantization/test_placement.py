@@ -23,10 +23,10 @@ from hast_lightning.quantization.fake_quant import (
     freeze_ranges,
     set_activation_mode,
 )
-from hast_lightning.quantization.placement import activation_outputs, stored_values
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.placement import Integer, activation_outputs, stored_values
+from hast_lightning.quantization.settings import QuantizerConfig
 
-DEPLOYED = QuantizationSpec(8, 8, include_zero=True, deployable=True)
+DEPLOYED = QuantizerConfig(8, include_zero=True, placement=Integer())
 
 
 class Network(nn.Module):

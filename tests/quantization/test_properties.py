@@ -12,46 +12,58 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from hast_lightning.config import QuantizerConfig
 from hast_lightning.graph.tracing import trace
-from hast_lightning.quantization.convert import activation_quantizer, convert, weight_quantizer
+from hast_lightning.quantization.axes import Ranges
+from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     ActivationQuantizer,
+    WeightQuantizer,
     activation_quantizers,
     freeze_ranges,
     held_weights,
     quantized_layers,
     set_activation_mode,
 )
-from hast_lightning.quantization.learned import parameter_groups, step_parameters
+from hast_lightning.quantization.learned import LSQ, parameter_groups, step_parameters
+from hast_lightning.quantization.placement import Integer
 from hast_lightning.quantization.ranges import AffineParameters
 from hast_lightning.quantization.rounding import dequantize, quantize, quantize_dequantize
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.search import LeastSquares, MinMax, Percentile
+from hast_lightning.quantization.settings import QuantizerConfig
 from tests.composition import composed, options
 
 few = settings(max_examples=15, deadline=None)
 bit_widths = st.integers(2, 8)
 seeds = st.integers(0, 2**16)
 
+INTEGER: dict[str, Any] = {"placement": Integer(), "include_zero": True}
 QUANTIZERS: dict[str, dict[str, Any]] = {
     "minmax": {},
     "minmax with zero": {"include_zero": True},
-    "mse": {"ranges": "mse"},
-    "mse with zero": {"ranges": "mse", "include_zero": True},
-    "percentile": {"ranges": "percentile", "percentile": 90.0},
-    "lsq": {"ranges": "lsq", "gradient": "clipped"},
-    "lsq with zero": {"ranges": "lsq", "gradient": "clipped", "include_zero": True},
-    "deploy": {"ranges": "mse", "include_zero": True, "deployable": True},
-    "deploy minmax": {"include_zero": True, "deployable": True},
-    "deploy lsq": {"ranges": "lsq", "include_zero": True, "deployable": True},
+    "mse": {"ranges": LeastSquares()},
+    "mse with zero": {"ranges": LeastSquares(), "include_zero": True},
+    "percentile": {"ranges": Percentile(percentile=90.0)},
+    "lsq": {"ranges": LSQ(), "gradient": "clipped"},
+    "lsq with zero": {"ranges": LSQ(), "gradient": "clipped", "include_zero": True},
+    "deploy": {"ranges": LeastSquares(), **INTEGER},
+    "deploy minmax": INTEGER,
+    "deploy lsq": {"ranges": LSQ(), **INTEGER},
 }
 every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
 SYMMETRIC = ("lsq", "deploy")
 
 
-def spec_of(name: str, bits: int, **others: Any) -> QuantizationSpec:
-    return QuantizationSpec(bits, bits, **{**QUANTIZERS[name], **others})
+def settings_of(name: str, bits: int, **others: Any) -> QuantizerConfig:
+    return QuantizerConfig(bits, **{**QUANTIZERS[name], **others})
+
+
+def weight_quantizer(chosen: QuantizerConfig, weight: Tensor) -> WeightQuantizer:
+    return chosen.rounding.weight_quantizer(chosen.ranges, chosen.weight_bits, weight, chosen)
+
+
+def activation_quantizer(chosen: QuantizerConfig) -> ActivationQuantizer:
+    return chosen.ranges.activation_quantizer(chosen.activation_bits, chosen)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -73,13 +85,13 @@ def weights_of(seed: int) -> Tensor:
 def rounded_weights(name: str, bits: int, seed: int) -> tuple[Tensor, Tensor, AffineParameters]:
     """Some weights, what the quantizer makes of them, and its parameters."""
     weight = weights_of(seed)
-    quantizer = weight_quantizer(spec_of(name, bits), bits, weight)
+    quantizer = weight_quantizer(settings_of(name, bits), weight)
     return weight, quantizer(weight).detach(), quantizer.parameters_of(weight)
 
 
 def calibrated(name: str, bits: int, seed: int, **others: Any) -> ActivationQuantizer:
     """A quantizer whose range was frozen after three batches, of both signs or of one."""
-    quantizer = activation_quantizer(spec_of(name, bits, **others), bits)
+    quantizer = activation_quantizer(settings_of(name, bits, **others))
     set_activation_mode(quantizer, ActivationMode.OBSERVE)
     for i in range(3):
         quantizer(activations(seed + i))
@@ -158,17 +170,17 @@ def test_zero_is_exact_where_it_has_to_be(name: str, bits: int, seed: int) -> No
     assert (zeros[6] == 0).all()  # where all weights are zero
 
 
-@pytest.mark.parametrize(("form"), [{}, {"include_zero": True, "deployable": True}])
+@pytest.mark.parametrize(("form"), [{}, INTEGER])
 @few
 @given(bits=bit_widths, seed=seeds)
 def test_least_squares_are_never_worse_than_minimum_and_maximum(
     form: dict[str, Any], bits: int, seed: int
 ) -> None:
     weight, errors = weights_of(seed), {}
-    for ranges in ("minmax", "mse", "lsq"):
-        spec = QuantizationSpec(bits, bits, ranges=ranges, **form)
-        rounded = weight_quantizer(spec, bits, weight)(weight).detach()
-        errors[ranges] = (rounded - weight).double().flatten(1).square().sum(dim=1)
+    kinds: tuple[Ranges, ...] = MinMax(), LeastSquares(), LSQ()
+    for ranges in kinds:
+        rounded = weight_quantizer(QuantizerConfig(bits, ranges=ranges, **form), weight)(weight)
+        errors[ranges.kind] = (rounded.detach() - weight).double().flatten(1).square().sum(dim=1)
     assert (errors["mse"] <= errors["minmax"] * (1 + 1e-5) + 1e-12).all()
     if form:  # there the learned steps start from the same symmetric grid
         assert torch.equal(errors["lsq"], errors["mse"])
@@ -178,7 +190,7 @@ def test_least_squares_are_never_worse_than_minimum_and_maximum(
 @pytest.mark.parametrize("gradient", ["pass_through", "clipped"])
 def test_the_gradient_of_weights_passes_everywhere_or_inside_only(name: str, gradient: str) -> None:
     weight = weights_of(0)[:3].requires_grad_()
-    quantizer = weight_quantizer(spec_of(name, 3, gradient=gradient), 3, weight)
+    quantizer = weight_quantizer(settings_of(name, 3, gradient=gradient), weight)
     upstream = noise(*weight.shape, seed=1)
     quantizer(weight).backward(upstream)
     scale, zero_point = quantizer.parameters_of(weight)
@@ -243,7 +255,7 @@ def test_the_gradient_of_activations_passes_everywhere_or_inside_only(
 
 @pytest.mark.parametrize("name", ["percentile", "mse", "lsq", "deploy"])
 def test_a_range_that_clips_gives_up_an_outlier(name: str) -> None:
-    wide, narrow = (activation_quantizer(spec_of(n, 2), 2) for n in ("minmax", name))
+    wide, narrow = (activation_quantizer(settings_of(n, 2)) for n in ("minmax", name))
     x = noise(1, 1000)
     x[0, 0] = 10.0
     for quantizer in (wide, narrow):
@@ -278,7 +290,7 @@ class Small(nn.Module):
 
 def student_of(name: str, bits: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    return convert(Small().eval(), spec_of(name, bits))
+    return convert(Small().eval(), settings_of(name, bits))
 
 
 def calibrate(student: nn.Module) -> None:
@@ -320,7 +332,7 @@ def test_two_training_steps(name: str) -> None:
 @pytest.mark.parametrize("gradient", ["pass_through", "clipped"])
 def test_held_weights_change_no_gradient(name: str, gradient: str) -> None:
     torch.manual_seed(0)
-    student = convert(Small().eval(), spec_of(name, 3, gradient=gradient))
+    student = convert(Small().eval(), settings_of(name, 3, gradient=gradient))
     calibrate(student)
     images, found = noise(4, 2, 6, 6, seed=5), []
     for held in (False, True):
@@ -350,7 +362,7 @@ def test_a_frozen_student_loads_into_a_fresh_one(name: str) -> None:
         for parameter in student.parameters():
             parameter.mul_(1.01)
     torch.manual_seed(1)
-    fresh = convert(Small().eval(), spec_of(name, 3))
+    fresh = convert(Small().eval(), settings_of(name, 3))
     fresh.load_state_dict(student.state_dict())
     set_activation_mode(fresh, ActivationMode.QUANTIZE)
     images = noise(4, 2, 6, 6, seed=7)
@@ -364,7 +376,7 @@ def test_a_frozen_student_loads_into_a_fresh_one(name: str) -> None:
 @every_quantizer
 def test_nodes_keep_the_names_of_the_network(name: str) -> None:
     network = Small().eval()
-    student = convert(network, spec_of(name, 3))
+    student = convert(network, settings_of(name, 3))
     names = [node.name for node in student.graph.nodes]
     own = [name for name in names if not name.startswith("activation_quantizers")]
     assert own == [node.name for node in trace(network).graph.nodes]
@@ -377,7 +389,7 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
     network, images = Small().eval(), noise(16, 2, 6, 6, seed=3)
     distances = []
     for bits in (2, 4, 6, 8):
-        student = convert(network, spec_of(name, bits))
+        student = convert(network, settings_of(name, bits))
         calibrate(student)
         distances.append(float((student(images) - network(images)).detach().norm()))
     assert distances == sorted(distances, reverse=True)
@@ -391,9 +403,8 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
 @pytest.mark.parametrize("option", options("quantizer"))
 def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     config = composed(f"quantizer={option}").quantizer
-    assert isinstance(config, QuantizerConfig)
-    assert config.name == option
-    student = convert(Small().eval(), QuantizationSpec.from_config(config))
+    assert config.name == {"deploy": "mse integer"}.get(option, option)
+    student = convert(Small().eval(), config)
     calibrate(student)
     assert student(noise(2, 2, 6, 6)).isfinite().all()
     assert bool(step_parameters(student)) == (option == "lsq")

@@ -10,15 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization import search
+from hast_lightning.quantization.axes import Ranges
+from hast_lightning.quantization.learned import LSQ
 from hast_lightning.quantization.ranges import Grid, extremes
 from hast_lightning.quantization.rounding import quantize_dequantize
 from hast_lightning.quantization.search import (
     SAMPLED_VALUES,
     SHRINK_FACTORS,
+    LeastSquares,
+    MinMax,
+    Percentile,
     least_squares,
     percentiles,
-    range_finder,
 )
 
 few = settings(max_examples=30, deadline=None)
@@ -156,19 +161,24 @@ def test_a_row_that_is_nearly_constant_keeps_its_extremes() -> None:
     assert [float(end) for end in percentiles(rows, Grid(8), 99.9)] == [0.0, 3.0]
 
 
-# --- by name ---------------------------------------------------------------------------------
+# --- the parts -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["minmax", "mse", "percentile", "lsq"])
-def test_each_kind_of_range_has_its_finder(name: str) -> None:
+@pytest.mark.parametrize("ranges", [MinMax(), LeastSquares(), Percentile(percentile=97.0), LSQ()])
+def test_each_kind_of_ranges_finds_its_own(ranges: Ranges) -> None:
     rows = rows_of(5, count=400)
-    found = range_finder(name, 97.0)(rows, Grid(2))
     expected = {
         "minmax": extremes(rows, Grid(2)),
         "percentile": percentiles(rows, Grid(2), 97.0),
         "mse": least_squares(rows, Grid(2)),
         "lsq": least_squares(rows, Grid(2)),
     }
-    assert all(map(torch.equal, found, expected[name]))
+    assert all(map(torch.equal, ranges.find(rows, Grid(2)), expected[ranges.kind]))
     assert not torch.equal(expected["mse"][1], expected["minmax"][1])
     assert not torch.equal(expected["percentile"][1], expected["minmax"][1])
+
+
+@pytest.mark.parametrize("percentile", [50, 100.5, float("nan")])
+def test_a_percentile_that_leaves_no_range_is_refused(percentile: float) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^percentile={percentile} must be greater than"):
+        Percentile(percentile=percentile)

@@ -1,112 +1,162 @@
-"""The specification refuses what no quantizer could do, where it is constructed."""
+"""The settings refuse what no quantizer could do, where they are constructed."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, fx, nn
 
-from hast_lightning.config import LayerBitsConfig, QuantizerConfig
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.quantization.spec import LayerBits, QuantizationSpec
+from hast_lightning.quantization.axes import Placement, QuantizerSettings, Ranges, Rounding
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.fake_quant import (
+    WeightQuantizer,
+    activation_quantizers,
+    quantized_layers,
+)
+from hast_lightning.quantization.learned import LSQ
+from hast_lightning.quantization.nearest import Nearest
+from hast_lightning.quantization.placement import Integer, Simulated
+from hast_lightning.quantization.ranges import Grid
+from hast_lightning.quantization.search import LeastSquares, MinMax
+from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
+
+ALLOWED = "(at least 2 and at most 8|an integer)"
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_two_to_eight_bits_are_allowed(bits: int) -> None:
-    spec = QuantizationSpec(weight_bits=bits, activation_bits=10 - bits)
-    assert (spec.weight_bits, spec.activation_bits) == (bits, 10 - bits)
+    settings = QuantizerConfig(weight_bits=bits, activation_bits=10 - bits)
+    assert (settings.weight_bits, settings.activation_bits) == (bits, 10 - bits)
 
 
-@pytest.mark.parametrize("bits", [-3, 0, 1, 9, 32, 3.0, "3", None, True, float("nan")])
-@pytest.mark.parametrize("field", ["weight_bits", "activation_bits"])
+@pytest.mark.parametrize("bits", [-3, 0, 1, 9, 32, 3.0, "3", True, float("nan")])
+@pytest.mark.parametrize("field", ["bits", "weight_bits", "activation_bits"])
 def test_other_bit_widths_are_refused_by_name(field: str, bits: Any) -> None:
-    fields: dict[str, Any] = {"weight_bits": 4, "activation_bits": 4, field: bits}
-    with pytest.raises(ConfigurationError, match=rf"^{field}={bits} must be 2 to 8$"):
-        QuantizationSpec(**fields)
+    with pytest.raises(
+        ConfigurationError, match=rf"^quantizer\.{field}={bits!r} must be {ALLOWED}$"
+    ):
+        QuantizerConfig(**{field: bits})
+
+
+def test_bits_are_both() -> None:
+    settings = QuantizerConfig(5, weight_bits=2)
+    assert (settings.weight_bits, settings.activation_bits) == (5, 5)
 
 
 def test_an_unknown_gradient_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"gradient='lsq' .*pass_through, clipped"):
-        QuantizationSpec(3, 3, gradient="lsq")
+    with pytest.raises(ConfigurationError, match=r"gradient='lsq' .*clipped, pass_through"):
+        QuantizerConfig(gradient="lsq")
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
 def test_a_momentum_that_is_no_average_is_refused(momentum: float) -> None:
-    with pytest.raises(ConfigurationError, match=rf"^momentum={momentum} "):
-        QuantizationSpec(3, 3, momentum=momentum)
+    with pytest.raises(ConfigurationError, match=rf"^quantizer\.momentum={momentum} "):
+        QuantizerConfig(momentum=momentum)
 
 
-def test_it_cannot_be_changed_behind_its_checks() -> None:
-    spec = QuantizationSpec(3, 3)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.weight_bits = 1  # type: ignore[misc]
-
-
-def test_every_option_of_the_configuration_arrives() -> None:
-    config = QuantizerConfig(
-        name="deploy",
-        weight_bits=2,
-        activation_bits=5,
-        ranges="percentile",
-        percentile=99.0,
-        gradient="clipped",
-        momentum=0.5,
-        include_zero=True,
-        first_and_last_8bit=True,
-        overrides=[LayerBitsConfig("conv1", 4), LayerBitsConfig("layer?.*", None, 6)],
-    )
-    assert QuantizationSpec.from_config(config) == QuantizationSpec(
-        weight_bits=2,
-        activation_bits=5,
-        gradient="clipped",
-        momentum=0.5,
-        include_zero=True,
-        ranges="percentile",
-        percentile=99.0,
-        deployable=True,
-        first_and_last_8bit=True,
-        overrides=(LayerBits("conv1", 4), LayerBits("layer?.*", None, 6)),
-    )
-
-
-@pytest.mark.parametrize("name", ["minmax", "mse", "percentile", "lsq"])
-def test_a_quantizer_is_named_after_its_ranges(name: str) -> None:
-    spec = QuantizationSpec.from_config(QuantizerConfig(name=name))
-    assert (spec.ranges, spec.deployable) == (name, False)
-
-
-def test_no_option_of_the_configuration_is_forgotten() -> None:
-    # The name says whether it is deployable; bits is short for two others; the learning rate is
-    # the optimizer's.
-    elsewhere = {"name", "bits", "step_lr_multiplier"}
-    configured = {field.name for field in dataclasses.fields(QuantizerConfig)} - elsewhere
-    assert configured | {"deployable"} == {f.name for f in dataclasses.fields(QuantizationSpec)}
+def test_a_placement_that_needs_zero_is_refused_without_it() -> None:
+    message = r"^quantizer\.include_zero=false: .* placement=integer .* every range must contain$"
+    with pytest.raises(ConfigurationError, match=message):
+        QuantizerConfig(placement=Integer())
+    assert QuantizerConfig(placement=Integer(), include_zero=True).placement.needs_zero
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ranges": "maximum"}, "ranges='maximum' is not one of: minmax, mse, percentile, lsq"),
-        ({"percentile": 50}, "percentile=50 must be greater than 50 and at most 100"),
-        ({"percentile": 100.5}, "percentile=100.5 must be"),
-        ({"percentile": float("nan")}, "percentile=nan must be"),
-        ({"deployable": True}, "deployable=True needs include_zero=True"),
-    ],
+    ("field", "value"), [("ranges", "mse"), ("rounding", LSQ()), ("placement", Nearest())]
 )
-def test_options_that_no_quantizer_has_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        QuantizationSpec(3, 3, **options)
-    assert str(caught.value).startswith(message)
+def test_an_axis_that_is_none_is_refused_and_not_ignored(field: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^quantizer\.{field}=\S+ is no .*quantization"):
+        QuantizerConfig(**{field: value})
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 9, 4.0, "4"])
 @pytest.mark.parametrize("field", ["weight_bits", "activation_bits"])
 def test_bits_of_single_layers_are_checked_too(field: str, bits: Any) -> None:
-    with pytest.raises(ConfigurationError, match=rf"'conv1': {field}={bits} must be 2 to 8$"):
+    with pytest.raises(ConfigurationError, match=rf"'conv1': {field}={bits!r} must be {ALLOWED}$"):
         LayerBits("conv1", **{field: bits})
 
 
 def test_an_override_that_changes_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'conv1' sets neither weight_bits nor activation"):
         LayerBits("conv1")
+
+
+# --- the three axes --------------------------------------------------------------------------
+
+
+def test_in_python_the_axes_are_those_of_the_papers() -> None:
+    settings = QuantizerConfig()
+    assert [type(axis) for axis in (settings.ranges, settings.rounding, settings.placement)] == [
+        MinMax,
+        Nearest,
+        Simulated,
+    ]
+
+
+def nothing(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Find ranges without width, at zero."""
+    zeros = torch.zeros(len(rows), 1)
+    return zeros, zeros
+
+
+@dataclass(eq=False, repr=False)
+class ToZero(Rounding):
+    """Makes every weight zero, which no other rounding does."""
+
+    kind: str = "to_zero"
+
+    def weight_quantizer(
+        self, ranges: Ranges, bits: int, weight: Tensor, settings: QuantizerSettings
+    ) -> WeightQuantizer:
+        """Return a quantizer with a range that is far from every weight."""
+        return WeightQuantizer(
+            bits, True, find=lambda rows, grid: (rows[:, :1] * 0, rows[:, :1] * 0)
+        )
+
+
+@dataclass(eq=False, repr=False)
+class BehindLayers(Placement):
+    """Quantizes what layers put out."""
+
+    kind: str = "layers"
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the calls of layers with weights."""
+        layers = (nn.Conv2d, nn.Linear)
+        return [
+            node
+            for node in student.graph.nodes
+            if node.op == "call_module"
+            and isinstance(student.get_submodule(str(node.target)), layers)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"ranges": LSQ()}, "lsq"),
+        ({"ranges": LeastSquares(), "placement": Integer(), "include_zero": True}, "mse integer"),
+        ({"rounding": ToZero(), "placement": BehindLayers()}, "minmax to_zero layers"),
+    ],
+)
+def test_a_quantizer_is_named_after_its_ranges_and_what_the_papers_do_not_do(
+    chosen: dict[str, Any], name: str
+) -> None:
+    assert QuantizerConfig(**chosen).name == name
+
+
+def test_each_axis_is_chosen_for_itself() -> None:
+    """The user's own rounding and placement work together with any ranges."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5)).eval()
+    settings = QuantizerConfig(3, rounding=ToZero(), placement=BehindLayers())
+    student = convert(network, settings)
+    for _, layer in quantized_layers(student):
+        assert layer.weight_quantizer(layer.weight).abs().max() < 1e-6
+    names = [node.name for node in student.graph.nodes]
+    assert len(activation_quantizers(student)) == 2
+    for layer in ("_0", "_3"):
+        assert names[names.index(layer) + 1].startswith("activation_quantizers")

@@ -12,7 +12,6 @@ from hast_lightning.quantization.fake_quant import (
     WeightQuantizer,
 )
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
-from hast_lightning.quantization.spec import QuantizationSpec
 
 
 def float_network() -> nn.Sequential:
@@ -33,7 +32,7 @@ def student_of(network: nn.Sequential, bits: int) -> nn.Sequential:
         QuantConv2d.from_float(convolution, WeightQuantizer(bits)),
         norm,
         relu,
-        ActivationQuantizer(QuantizationSpec(bits, bits)),
+        ActivationQuantizer(bits),
         flatten,
         QuantLinear.from_float(linear, WeightQuantizer(bits)),
     )

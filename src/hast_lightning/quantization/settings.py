@@ -38,8 +38,7 @@ class LayerBits:
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
             if bits is not None:
-                key = f"quantizer.overrides: {self.layers!r}: {name}"
-                require_range(key, bits, MIN_BITS, MAX_BITS)
+                _require_bits(f"quantizer.overrides: {self.layers!r}: {name}", bits)
 
 
 @dataclass
@@ -71,17 +70,25 @@ class QuantizerConfig:
     counts more than ``first_and_last_8bit``."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.ranges, str):
-            self.ranges = MinMax()
-        if isinstance(self.rounding, str):
-            self.rounding = Nearest()
-        if isinstance(self.placement, str):
-            self.placement = Simulated()
+        axes = (
+            ("ranges", Ranges, MinMax),
+            ("rounding", Rounding, Nearest),
+            ("placement", Placement, Simulated),
+        )
+        for name, base, usual in axes:
+            value = getattr(self, name)
+            if value == MISSING:
+                setattr(self, name, usual())
+            elif not isinstance(value, base):
+                raise ConfigurationError(
+                    f"quantizer.{name}={value!r} is no {base.__name__} of "
+                    "hast_lightning.quantization"
+                )
         if self.bits is not None:
-            require_range("quantizer.bits", self.bits, MIN_BITS, MAX_BITS)
+            _require_bits("quantizer.bits", self.bits)
             self.weight_bits = self.activation_bits = self.bits
-        require_range("quantizer.weight_bits", self.weight_bits, MIN_BITS, MAX_BITS)
-        require_range("quantizer.activation_bits", self.activation_bits, MIN_BITS, MAX_BITS)
+        _require_bits("quantizer.weight_bits", self.weight_bits)
+        _require_bits("quantizer.activation_bits", self.activation_bits)
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -100,6 +107,13 @@ class QuantizerConfig:
             if axis.kind != usual
         ]
         return " ".join([self.ranges.kind, *others])
+
+
+def _require_bits(key: str, bits: int) -> None:
+    """Refuse what is no width; in Python it may be of any type."""
+    if type(bits) is not int:
+        raise ConfigurationError(f"{key}={bits!r} must be an integer")
+    require_range(key, bits, MIN_BITS, MAX_BITS)
 
 
 def refuse_two_ways_of_bits(overrides: Sequence[str]) -> None:
