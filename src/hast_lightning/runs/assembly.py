@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -181,7 +181,7 @@ def build_sources(config: Config, network: PretrainedNetwork) -> dict[str, Sourc
 
 
 def _require_samples(
-    agenda: Agenda, sources: nn.ModuleDict, config: Config, *, held_out: bool
+    agenda: Agenda, sources: Mapping[str, Source], config: Config, *, held_out: bool
 ) -> None:
     """Refuse a run that would train on noise, or could not be evaluated in the end."""
     for name, source in sources.items():

@@ -10,6 +10,7 @@ from torch import nn
 from hast_lightning.core.batch import Progress
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
+from hast_lightning.core.source import TrainedSource
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
@@ -57,16 +58,18 @@ class Alternate(Stage):
         Raises:
             UserError: something does not fit together.
         """
-        self.synthesis.name, self.distillation.name = "synthesis", "distillation"  # type: ignore[misc]
+        self.synthesis.place("synthesis", f"{self.key}.synthesis")
+        self.distillation.place("distillation", f"{self.key}.distillation")
         self.synthesis.bind(bench)
         self.distillation.bind(bench)
-        source = bench.sources[self.synthesis.source]
-        made, seen = getattr(source, "batch_size", None), self.distillation.batch_size
-        shared = getattr(source, "hands_on", False) and self.synthesis.source in self.reads
-        if shared and made != seen:
+        source, seen = bench.sources[self.synthesis.source], self.distillation.batch_size
+        assert isinstance(source, TrainedSource)
+        key, made = self.synthesis.memory_key(bench)
+        self._hands_on = source.hands_on and self.synthesis.source == self.distillation.source
+        if self._hands_on and made != seen:
             raise ConfigurationError(
-                f"stages.{self.name}.distillation.batch_size={seen} differs from "
-                f"sources.{self.synthesis.source}.batch_size={made}: both steps see the same batch"
+                f"{self.distillation.key}.batch_size={seen} differs from {key}={made}: both steps "
+                "see the same batch"
             )
         self._in_distillation = False
         # Registered, so that what their parts hold moves to the device and into checkpoints.
@@ -81,7 +84,8 @@ class Alternate(Stage):
         self._in_distillation = False
         made = self.synthesis.improve(bench, Progress(self.name, index + 1, self.steps))
         self._in_distillation = True
-        learned = self.distillation.train_on(bench, index, self.steps, made.batch)
+        proposed = made.batch if self._hands_on else None
+        learned = self.distillation.train_on(bench, index, self.steps, proposed)
         scalars = {**made.scalars, **learned.scalars}
         return Outcome(scalars, {**made.parts, **learned.parts}, learned.answers, made.batch)
 

@@ -8,7 +8,7 @@ from dataclasses import field
 import torch
 from omegaconf import MISSING
 
-from hast_lightning.core.batch import Batch, Progress
+from hast_lightning.core.batch import Progress
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import TrainedSource
@@ -70,13 +70,13 @@ class Calibrate(Stage):
         Raises:
             UserError: there is no such source, or a term does not fit.
         """
-        require_source(bench, self.source, f"stages.{self.name}")
+        require_source(bench, self.source, self.key)
         self._synthesis: Synthesize | None = None
         if self.improves:
             synthesis = Synthesize(
                 source=self.source, steps=self.steps, terms=self.terms, transforms=self.transforms
             )
-            synthesis.name = self.name  # type: ignore[misc]
+            synthesis.place(self.name, self.key)
             synthesis.bind(bench)
             self._synthesis = synthesis
 
@@ -89,7 +89,9 @@ class Calibrate(Stage):
         outcome = Outcome()
         if self._synthesis is not None:
             outcome = self._synthesis.improve(bench, Progress(self.name, index + 1, self.steps))
-        batch = next_batch(bench, self.source, outcome.batch, self.batch_size)
+        source, batch = bench.sources[self.source], outcome.batch
+        if batch is None or not (isinstance(source, TrainedSource) and source.hands_on):
+            batch = source.sample(self.batch_size)
         set_activation_mode(bench.student, ActivationMode.OBSERVE)
         with torch.no_grad(), held_weights(bench.student):
             bench.student(bench.layout(batch.inputs))
@@ -103,12 +105,4 @@ class Calibrate(Stage):
         """Return the batch size of the stage, or of the source that it improves."""
         if self._synthesis is not None:
             return self._synthesis.memory_key(bench)
-        return f"stages.{self.name}.batch_size", self.batch_size
-
-
-def next_batch(bench: Bench, source: str, proposed: Batch | None, count: int) -> Batch:
-    """Return what the source has just proposed where it hands that on, else a sample."""
-    given = bench.sources[source]
-    if proposed is not None and isinstance(given, TrainedSource) and given.hands_on:
-        return proposed
-    return given.sample(count)
+        return f"{self.key}.batch_size", self.batch_size

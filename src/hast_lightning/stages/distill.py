@@ -20,7 +20,6 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.fake_quant import held_weights
 from hast_lightning.quantization.learned import LR_MULTIPLIER, parameter_groups
 from hast_lightning.runtime.ranks import average_gradients
-from hast_lightning.stages.calibrate import next_batch
 from hast_lightning.stages.learning_rate import LearningRate
 from hast_lightning.stages.loss import (
     Loss,
@@ -84,17 +83,16 @@ class Distill(Stage):
         Raises:
             UserError: something does not fit together.
         """
-        key = f"stages.{self.name}"
-        require_source(bench, self.source, key)
+        require_source(bench, self.source, self.key)
         if not bench.ranges_frozen:
             raise ConfigurationError(
-                f"order: {self.name} trains the student, which no stage before it calibrates"
+                f"order: {self.key} trains the student, which no stage before it calibrates"
             )
         terms, transforms = active_terms(self.terms), active_transforms(self.transforms)
         for transform in transforms.values():
             transform.bind(bench.teacher, bench.learner)
         needs = bind_terms(
-            terms, bench.teacher, bench.learner, bench.sources[self.source], f"{key}.terms"
+            terms, bench.teacher, bench.learner, bench.sources[self.source], f"{self.key}.terms"
         )
         self._needs: Needs = needs._replace(student=needs.student or ())
         self._terms, self._transforms = terms, transforms
@@ -113,18 +111,19 @@ class Distill(Stage):
         return self.train_on(bench, index, self.steps, None)
 
     def train_on(self, bench: Bench, index: int, total: int, proposed: Batch | None) -> Outcome:
-        """Train on what was just proposed, where its source hands it on, or on a sample.
+        """Train on what was just proposed, or on a sample.
 
         Args:
             bench: Networks and sources.
             index: Number of the step, from 0.
             total: Steps in all, which the learning rate follows.
-            proposed: What a synthesis step has just proposed.
+            proposed: The batch that a synthesis step has just handed on; none: a sample is taken.
         """
-        batch = next_batch(bench, self.source, proposed, self.batch_size)
-        batch = transformed(batch, self._transforms)
-        batch = batch._replace(inputs=bench.layout(batch.inputs).detach())
-        stepper = bench.stepper(self.name, lambda: self._optimizers(bench))
+        if proposed is None:
+            proposed = bench.sources[self.source].sample(self.batch_size)
+        batch = transformed(proposed, self._transforms)
+        batch = batch._replace(inputs=bench.layout(batch.inputs)).detach()
+        stepper = bench.stepper(self.key, lambda: self._optimizers(bench))
         outcome = self._accumulate(bench, batch, stepper, Progress(self.name, index + 1, total))
         rate = self.optimizer.lr * self.learning_rate.multiple(index, total)
         for group in stepper.optimizers["student"].param_groups:
@@ -212,7 +211,7 @@ class Distill(Stage):
         with torch.set_grad_enabled(batch.inputs.requires_grad):
             seen = see(batch, self._needs, bench.teacher, None, progress)
         student = bench.learner.trace(batch.inputs, self._needs.student or ())
-        seen = seen._replace(student=student)
+        seen = seen._replace(student=student, mark=mark)
         loss = weighted_loss(self._terms, seen)
         bench.require_finite(loss.total, self.name)
         self._measure(loss, share, mark, outcome)
@@ -239,7 +238,8 @@ def _share(some: Batch, batch: Batch) -> float:
     """Return the share of a batch's loss that some of its samples have."""
     if batch.weights is None or some.weights is None:
         return len(some.inputs) / len(batch.inputs)
-    return float(some.weights.sum() / batch.weights.sum())
+    whole = batch.weights.sum()
+    return float(some.weights.sum() / whole) if whole else 0.0
 
 
 def spoil_gradients(module: nn.Module) -> None:

@@ -53,19 +53,25 @@ def bind_terms(
         key: The setting that holds the terms, for messages.
 
     Raises:
-        ConfigurationError: a term wants labels that the source does not give.
+        ConfigurationError: a term wants labels or finished samples that the source does not give.
         ModelError: a network does not have what a term is about.
     """
     needs = []
     for name, term in terms.items():
         wanted = term.bind(teacher, student)
         _require_labels(wanted.labels, source, f"{key}.{name}", term.kind)
+        if wanted.finished and getattr(source, "steps_to_fill", None) is None:
+            raise ConfigurationError(
+                f"{key}.{name}: the term {term.kind} learns from finished samples, and a source "
+                f"of kind {source.kind} finishes none"
+            )
         needs.append(wanted)
     of_student = [need.student for need in needs if need.student is not None]
     return Needs(
         teacher=_united(need.teacher for need in needs),
         student=_united(of_student) if of_student else None,
         batch_norms=any(need.batch_norms for need in needs),
+        finished=any(need.finished for need in needs),
     )
 
 

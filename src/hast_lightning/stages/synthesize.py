@@ -61,14 +61,16 @@ class Synthesize(Stage):
         Raises:
             UserError: there is no such source, it has nothing to improve, or a term does not fit.
         """
-        self._source = trained_source(bench, self.source, f"stages.{self.name}")
+        self._source = trained_source(bench, self.source, self.key)
         self._terms = active_terms(self.terms)
         if not self._terms:
-            raise ConfigurationError(f"stages.{self.name}.terms is empty: nothing to improve for")
+            raise ConfigurationError(
+                f"{self.key}.terms: none has a weight, so nothing is improved for"
+            )
         self._transforms = active_transforms(self.transforms)
         for transform in self._transforms.values():
             transform.bind(bench.teacher, bench.learner)
-        key = f"stages.{self.name}.terms"
+        key = f"{self.key}.terms"
         self._needs = bind_terms(
             self._terms, bench.teacher, bench.learner, bench.sources[self.source], key
         )
@@ -90,7 +92,7 @@ class Synthesize(Stage):
         steps = self._source[0].steps_to_fill if self.steps is None else self.steps
         if steps is None:
             raise ConfigurationError(
-                f"stages.{self.name}.steps is not set: a {self._source[0].kind} has no natural "
+                f"{self.key}.steps is not set: a {self._source[0].kind} has no natural "
                 "end; say how many steps it gets"
             )
         return steps
@@ -102,7 +104,7 @@ class Synthesize(Stage):
     def improve(self, bench: Bench, progress: Progress) -> Outcome:
         """Improve one batch, which the outcome hands on as it was before the step."""
         source = self._source[0]
-        stepper = bench.stepper(self.source, source.optimizers)
+        stepper = bench.stepper(f"sources.{self.source}", source.optimizers)
         batch = source.propose()
         shown = transformed(batch, self._transforms)
         shown = shown._replace(inputs=bench.layout(shown.inputs))
@@ -118,10 +120,10 @@ class Synthesize(Stage):
             average_gradients(source.parameters())
         stepper.step()
         scaling = stepper.scalars(self.name)
-        try:
-            source.improved(value, stepper.optimizers)
-        except FloatingPointError as error:
-            raise bench.diverged(str(error)) from error
+        finished = source.improved(value, stepper.optimizers)
+        if finished is not None:
+            for term in self._terms.values():
+                term.finished(finished)
         scalars = {f"{self.name}/{term}": part for term, part in loss.values.items()}
         parts = {f"{self.name}/{term}": part for term, part in loss.parts.items()}
         return Outcome({**scalars, **scaling}, parts, batch=batch.detach())

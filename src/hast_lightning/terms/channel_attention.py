@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
@@ -38,7 +38,7 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def channel_attention(features: Tensor) -> Tensor:
-    """``normalize_2(mean over H, W of features^2)``, the attention over channels.
+    """Return ``normalize_2(mean over H, W of features^2)``, the attention over channels.
 
     Source: HAST (Li et al., CVPR 2023), feature alignment.
 
@@ -53,35 +53,33 @@ def channel_attention(features: Tensor) -> Tensor:
 
 
 def alignment_losses(
-    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """``MSE(a_S, a_T)`` of the channel attentions at every block.
+    """Return ``MSE(a_S, a_T)`` of the channel attentions at every block.
 
     Source: HAST (Li et al., CVPR 2023), without the weight lambda.
 
     Args:
-        student_features: One (N, C_l, H_l, W_l) a block.
+        student_features: One (N, C_l, H_l, W_l) per block.
         teacher_features: The same blocks of the teacher; at least one.
+        weights: Of the samples, (N,); none: all alike.
 
     Returns:
-        (blocks,), float32.
+        (blocks,), float32; their sum is HAST's loss.
     """
     losses = [
-        F.mse_loss(channel_attention(student), channel_attention(teacher))
+        _attention_error(channel_attention(student), channel_attention(teacher), weights)
         for student, teacher in zip(student_features, teacher_features, strict=True)
     ]
     return torch.stack(losses)
 
 
-def alignment_loss(
-    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
-) -> Tensor:
-    """The sum of :func:`alignment_losses` over the blocks: HAST's, without the weight lambda.
-
-    Returns:
-        Scalar, float32.
-    """
-    return alignment_losses(student_features, teacher_features).sum()
+def _attention_error(student: Tensor, teacher: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.mse_loss(student, teacher)
+    return weighted_mean((student - teacher).square().mean(dim=1), weights)
 
 
 @part("term", "channel_attention")
@@ -110,5 +108,7 @@ class ChannelAttention(Term):
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss of each block, (blocks,)."""
         assert seen.student is not None
-        student = [seen.student.values[name] for name in self.parts]
-        return alignment_losses(student, [seen.teacher.values[name] for name in self.parts])
+        student, teacher = (
+            [trace.values[name] for name in self.parts] for trace in (seen.student, seen.teacher)
+        )
+        return alignment_losses(student, teacher, seen.batch.weights)

@@ -14,7 +14,7 @@ from hast_lightning.core.term import Term
 
 
 def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log(p_y / (1 - p_y))`` of shape (N,): the label's logit against all others together.
+    """Return ``log(p_y / (1 - p_y))``, (N,): the label's logit against all others together.
 
     Both ``p_y`` and ``1 - p_y`` are sigmoids of it, so neither is found by
     subtracting from one, which would lose all digits of a confident sample.
@@ -26,7 +26,7 @@ def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difficulty of each sample, ``d(x) = 1 - p_y(x)`` (HAST, hard sample synthesis).
+    """Return the difficulty of each sample, ``d(x) = 1 - p_y(x)`` (HAST, hard sample synthesis).
 
     Args:
         logits: the teacher's outputs, shape (N, classes) with at least two classes.
@@ -41,7 +41,7 @@ def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
 def hardness_weighted_cross_entropy(
     logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy that weighs hard samples more, ``mean[d^gamma * CE]`` (HAST).
+    """Return the cross-entropy that weighs hard samples more, ``mean[d^gamma * CE]`` (HAST).
 
     The gradient flows through the weight ``d^gamma`` too. The weight is taken
     as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is

@@ -21,7 +21,7 @@ def kl_divergence(
     reduction: str = "batchmean",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """``temperature^2 * KL(T || S)`` of the softened predictions.
+    """Return ``temperature^2 * KL(T || S)`` of the softened predictions.
 
     Source: Hinton et al., 2015; HAST (Li et al., CVPR 2023) with temperature 20.
 

@@ -6,18 +6,18 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Progress
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source
-from hast_lightning.core.stage import Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.errors import ConfigurationError, DivergenceError, MemoryLimitError
 from hast_lightning.graph.network import Learner
 from hast_lightning.models.teacher import FrozenTeacher
@@ -55,8 +55,10 @@ class ZeroShotQuantization(LightningModule):
         sources: Where batches come from, by name, built.
 
     Attributes:
+        sources: By name.
+        stages: Those that run, by name and in their order; copies, bound to the networks.
         iteration: Iterations done.
-        ranges_frozen: Whether the student is calibrated.
+        ranges_frozen: The student is calibrated.
         outcome: What the last step measured and kept.
 
     Raises:
@@ -68,17 +70,19 @@ class ZeroShotQuantization(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        # The teacher is not in checkpoints, so its keys are missing when one is loaded.
-        self.strict_loading = False
         self.config, self.teacher_checksum = config, pretrained.checksum
         self.student = convert(pretrained.network, config.quantizer)
         self.learner = Learner(self.student, pretrained)
         self.teacher = FrozenTeacher(pretrained)
-        self.sources = nn.ModuleDict(sources)
-        self.stages = nn.ModuleDict(self._bound(config))
-        self.agenda = Agenda.of(self.stages, self)  # type: ignore[arg-type]
         self.micro_batch = config.trainer.micro_batch
         self.halve_on_out_of_memory = config.trainer.halve_on_out_of_memory
+        self.sources = dict(sources)
+        self.stages = self._bound(config)
+        # Under names of their own: one called "train" must not take the place of a method.
+        for kind, named in (("source", self.sources), ("stage", self.stages)):
+            for name, each in named.items():
+                self.add_module(f"{kind}_{name}", each)
+        self.agenda = Agenda.of(self.stages, self.bench)
         if config.trainer.channels_last:
             self.student.to(memory_format=torch.channels_last)
             self.teacher.to(memory_format=torch.channels_last)
@@ -96,21 +100,23 @@ class ZeroShotQuantization(LightningModule):
 
     def _bound(self, config: Config) -> dict[str, Stage]:
         """Return copies of the stages, bound in their order."""
-        bound = {}
+        bound = copy.deepcopy(config.ordered)
         self.ranges_frozen = False
-        for name, stage in config.ordered.items():
-            bound[name] = copy.deepcopy(stage)
-            bound[name].place(name, f"stages.{name}")
-            bound[name].bind(self)  # type: ignore[arg-type]
+        for name, stage in bound.items():
+            stage.place(name, f"stages.{name}")
+            stage.bind(self.bench)
             self.ranges_frozen |= stage.calibrates
         return bound
 
     @property
+    def bench(self) -> Bench:
+        """Return the module as stages see it."""
+        return cast("Bench", self)
+
+    @property
     def source(self) -> Source:
         """Return the source that the last stage uses: what is shown, saved and held out."""
-        found = self.sources[self.config.main_source]
-        assert isinstance(found, Source)
-        return found
+        return self.sources[self.config.main_source]
 
     @property
     def progress(self) -> Progress:
@@ -136,10 +142,10 @@ class ZeroShotQuantization(LightningModule):
         if world_size() == 1:
             return
         torch.manual_seed(rank_seed(self.config.seed))
-        for source in self._sources():
+        for source in self.sources.values():
             source.part_ways()
         broadcast_parameters(self.student)
-        for source in self._sources():
+        for source in self.sources.values():
             if source.shared:
                 broadcast_parameters(source)
 
@@ -147,18 +153,17 @@ class ZeroShotQuantization(LightningModule):
         """Do one iteration: a step of the stage whose turn it is."""
         self._continue_own_state()
         name, step, total = self.agenda.progress(self.iteration)
-        stage = self.stages[name]
-        assert isinstance(stage, Stage)
+        stage, bench = self.stages[name], self.bench
         try:
             if step == 1:
-                stage.begin(self)  # type: ignore[arg-type]
-            self.outcome = stage.step(self, step - 1)  # type: ignore[arg-type]
+                stage.begin(bench)
+            self.outcome = stage.step(bench, step - 1)
             if step == total:
-                stage.end(self)  # type: ignore[arg-type]
+                stage.end(bench)
         except FloatingPointError as error:
             raise self.divergence(str(error), self.iteration) from error
         except torch.OutOfMemoryError as error:
-            key, size = stage.memory_key(self)  # type: ignore[arg-type]
+            key, size = stage.memory_key(bench)
             raise MemoryLimitError(
                 f"out of memory at step {step} of {total} of stage {name} with {size} images at "
                 f"once: lower {key}"
@@ -187,6 +192,11 @@ class ZeroShotQuantization(LightningModule):
             if saved is not None:
                 self._steppers[name].load_state_dict(saved)
         return self._steppers[name]
+
+    def release(self, name: str) -> None:
+        """Forget the optimizers of that name, which no later step asks for."""
+        self._steppers.pop(name, None)
+        self._saved_steppers.pop(name, None)
 
     def layout(self, inputs: Tensor) -> Tensor:
         """Return ``inputs`` in the memory format of the run."""
@@ -227,8 +237,7 @@ class ZeroShotQuantization(LightningModule):
         for key in [key for key in state if key.startswith("teacher.")]:
             del state[key]
         checkpoint["teacher_checksum"] = self.teacher_checksum
-        made = {name: stepper.state_dict() for name, stepper in self._steppers.items()}
-        checkpoint["optimizers"] = {**self._saved_steppers, **made}
+        checkpoint["optimizers"] = self._optimizer_states()
         checkpoint["ranks"] = gathered_objects(self._own_state())
         checkpoint["iteration"] = self.iteration
         checkpoint["ranges_frozen"] = self.ranges_frozen
@@ -244,6 +253,8 @@ class ZeroShotQuantization(LightningModule):
                 f"the checkpoint was made by {len(checkpoint['ranks'])} processes and cannot be "
                 f"continued by {world_size()}"
             )
+        state = self.state_dict()
+        checkpoint["state_dict"] |= {k: v for k, v in state.items() if k.startswith("teacher.")}
         self._own = checkpoint["ranks"][rank()]
         self._saved_steppers = {**checkpoint["optimizers"], **self._own["optimizers"]}
         self.iteration = int(checkpoint["iteration"])
@@ -251,16 +262,20 @@ class ZeroShotQuantization(LightningModule):
         if self.ranges_frozen:
             set_activation_mode(self.student, ActivationMode.QUANTIZE)
 
+    def _optimizer_states(self) -> dict[str, Any]:
+        """Return the states of all optimizers, made again since the resume or not yet."""
+        made = {name: stepper.state_dict() for name, stepper in self._steppers.items()}
+        return {**self._saved_steppers, **made}
+
     def _own_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold of every rank, beside what all have in common."""
         own: dict[str, Any] = {"random_streams": random_streams(), "sources": {}, "optimizers": {}}
         if world_size() > 1:
             own["loss_scaling"] = self.loss_scaling.state_dict() if self.loss_scaling else None
-            for name, source in self.sources.items():
-                if isinstance(source, Source) and not source.shared:
-                    own["sources"][name] = source.own_state()
-                    if name in self._steppers:
-                        own["optimizers"][name] = self._steppers[name].state_dict()
+            own["sources"] = {n: s.own_state() for n, s in self.sources.items() if not s.shared}
+            names = {f"sources.{name}" for name in own["sources"]}
+            states = self._optimizer_states().items()
+            own["optimizers"] = {name: state for name, state in states if name in names}
         return own
 
     def _continue_own_state(self) -> None:
@@ -269,9 +284,7 @@ class ZeroShotQuantization(LightningModule):
         if own is None:
             return
         for name, state in own["sources"].items():
-            source = self.sources[name]
-            assert isinstance(source, Source)
-            source.set_own_state(state)
+            self.sources[name].set_own_state(state)
         if self.loss_scaling is not None and own.get("loss_scaling"):
             self.loss_scaling.load_state_dict(own["loss_scaling"])
         set_random_streams(own["random_streams"])
@@ -281,9 +294,6 @@ class ZeroShotQuantization(LightningModule):
         """Return what scales the losses; none where the precision needs no scaling."""
         plugin = self._trainer.precision_plugin if self._trainer is not None else None
         return plugin if isinstance(plugin, LossScaling) else None
-
-    def _sources(self) -> list[Source]:
-        return [source for source in self.sources.values() if isinstance(source, Source)]
 
     def save_samples(self, path: Path) -> None:
         """Write the main source to a file that its ``load`` accepts.
