@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hast_lightning.terms.channel_attention import alignment_loss, channel_attention
+from hast_lightning.terms.channel_attention import (
+    ChannelAttention,
+    alignment_losses,
+    channel_attention,
+)
+from tests.parts import seen
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**16)
@@ -104,21 +109,21 @@ def blocks(seed: int) -> list[Tensor]:
 
 @few
 @given(seeds)
-def test_the_loss_is_the_sum_over_blocks_of_the_mean_square_errors(seed: int) -> None:
+def test_the_losses_are_the_mean_square_errors_at_every_block(seed: int) -> None:
     student, teacher = blocks(seed), blocks(seed + 7)
-    loss = alignment_loss(student, teacher)
+    losses = alignment_losses(student, teacher)
     plain = [
         (plain_attention(s) - plain_attention(t)).square().mean()
         for s, t in zip(student, teacher, strict=True)
     ]
-    torch.testing.assert_close(loss, plain[0] + plain[1])
-    torch.testing.assert_close(alignment_loss(teacher, student), loss)
-    assert alignment_loss(student, student) == 0
+    torch.testing.assert_close(losses, torch.stack(plain))
+    torch.testing.assert_close(alignment_losses(teacher, student), losses)
+    assert not alignment_losses(student, student).any()
 
 
 def test_gradients_reach_both_networks() -> None:
     student, teacher = ([b.requires_grad_() for b in blocks(seed)] for seed in (0, 9))
-    alignment_loss(student, teacher).backward()
+    alignment_losses(student, teacher).sum().backward()
     for features in (*student, *teacher):
         assert features.grad is not None
         assert features.grad.abs().max() > 0
@@ -126,4 +131,24 @@ def test_gradients_reach_both_networks() -> None:
 
 def test_blocks_that_do_not_pair_up_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
-        alignment_loss(blocks(0), blocks(1)[:1])
+        alignment_losses(blocks(0), blocks(1)[:1])
+
+
+def test_weights_count_samples_more_than_once() -> None:
+    student, teacher = blocks(0), blocks(7)
+    counts = torch.tensor([2, 0, 1])
+    twice = ([b.repeat_interleave(counts, 0) for b in features] for features in (student, teacher))
+    weighted = alignment_losses(student, teacher, 0.5 * counts)
+    torch.testing.assert_close(weighted, alignment_losses(*twice))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_term_gives_the_loss_of_each_block(weighted: bool) -> None:
+    student, teacher = blocks(0), blocks(7)
+    weights = torch.arange(3.0) if weighted else None
+    term = ChannelAttention()
+    term.name_parts(("first", "second"))
+    values = [dict(zip(term.parts, features, strict=True)) for features in (student, teacher)]
+    logits = torch.zeros(3, 2)
+    given = seen(logits, logits, weights=weights, of_student=values[0], of_teacher=values[1])
+    assert torch.equal(term(given), alignment_losses(student, teacher, weights))

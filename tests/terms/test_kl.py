@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hast_lightning.terms.kl import kl_divergence
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.terms.kl import KL, kl_divergence
+from tests.parts import seen
 
 few = settings(max_examples=30, deadline=None)
 temperatures = st.sampled_from([0.5, 1.0, 4.0, 20.0])
@@ -97,3 +100,36 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
     loss = kl_divergence(student, teacher, 20.0)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, kl_divergence(student.float(), teacher.float(), 20.0))
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+def test_weights_count_samples_more_than_once(reduction: str) -> None:
+    student, teacher = logits(4), logits(5)
+    counts = torch.tensor([0, 1, 2, 3, 0, 1])
+    weighted = kl_divergence(student, teacher, 4.0, reduction, 0.5 * counts)
+    repeated = kl_divergence(
+        student.repeat_interleave(counts, 0), teacher.repeat_interleave(counts, 0), 4.0, reduction
+    )
+    torch.testing.assert_close(weighted, repeated)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_term_hands_on_its_settings_and_the_weights_of_the_batch(weighted: bool) -> None:
+    student, teacher = logits(6), logits(7)
+    weights = torch.arange(6.0) if weighted else None
+    term = KL(temperature=3.0, reduction="mean", weight=9.0)
+    expected = kl_divergence(student, teacher, 3.0, "mean", weights)
+    assert torch.equal(term(seen(teacher, student, weights=weights)), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature=0.0 must be greater than 0"),
+        ({"reduction": "sum"}, "reduction='sum' is not one of: batchmean, mean"),
+        ({"weight": -1.0}, "weight=-1.0 must be at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        KL(**settings)

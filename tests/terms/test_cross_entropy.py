@@ -1,8 +1,6 @@
-"""The synthesis losses against plain references, gradients and invariants."""
+"""Cross-entropies against plain references, gradients and invariants; weights and soft labels."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,21 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hast_lightning.terms.synthesis import (
-    SynthesisObjective,
-    batch_norm_statistics_loss,
+from hast_lightning.core.term import Term
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.terms.cross_entropy import (
+    CrossEntropy,
+    HardCrossEntropy,
+    TeacherCrossEntropy,
+    cross_entropy,
     difficulty,
     hardness_weighted_cross_entropy,
 )
-
-
-class Statistics(NamedTuple):
-    """Has the fields of models.teacher.BatchNormStatistics."""
-
-    mean: Tensor
-    var: Tensor
-    running_mean: Tensor
-    running_var: Tensor
+from tests.parts import seen
 
 
 def random_batch(seed: int, count: int = 12, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -136,41 +130,70 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def random_statistics(seed: int) -> list[Statistics]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        Statistics(*(torch.rand(channels, generator=generator) for _ in range(4)))
-        for channels in (3, 8, 5)
-    ]
+# --- weights and soft labels -----------------------------------------------------------------
 
 
-def test_batch_norm_statistics_loss_equals_the_formula() -> None:
-    statistics = random_statistics(0)
-    total = 0.0
-    for layer in statistics:
-        channels = len(layer.mean)
-        for c in range(channels):
-            total += float((layer.mean[c] - layer.running_mean[c]) ** 2) / channels
-            total += float((layer.var[c] - layer.running_var[c]) ** 2) / channels
-    assert float(batch_norm_statistics_loss(statistics)) == pytest.approx(total / 3, rel=1e-5)
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    return F.one_hot(labels, classes).double()
 
 
-def test_batch_norm_statistics_loss_is_zero_only_when_all_match() -> None:
-    layers = [Statistics(s.mean, s.var, s.mean, s.var) for s in random_statistics(1)]
-    assert batch_norm_statistics_loss(layers) == 0
-    layers[2] = layers[2]._replace(var=layers[2].var + 1)
-    assert float(batch_norm_statistics_loss(layers)) == pytest.approx(1 / 3)
-
-
-def test_objective_is_the_weighted_sum_of_the_parts_it_reports() -> None:
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 7.0])
+def test_weights_count_samples_more_than_once(soft: bool, factor: float) -> None:
     logits, labels = random_batch(5)
-    logits = logits.float().requires_grad_()
-    statistics = random_statistics(2)
-    loss, parts = SynthesisObjective(10.0, 2.0, 0.5)(logits, labels, statistics)
-    assert parts.keys() == {"bns", "hard_cross_entropy"}
-    torch.testing.assert_close(loss, 0.5 * parts["bns"] + 10 * parts["hard_cross_entropy"])
-    torch.testing.assert_close(parts["bns"], batch_norm_statistics_loss(statistics))
-    expected = hardness_weighted_cross_entropy(logits, labels, 2.0).detach()
-    torch.testing.assert_close(parts["hard_cross_entropy"], expected)
-    assert loss.requires_grad
-    assert not any(part.requires_grad for part in parts.values())
+    counts = torch.arange(len(labels)) % 4
+    targets = one_hot(labels, 5) if soft else labels
+    loss = cross_entropy(logits, targets, factor * counts.double())
+    repeated = cross_entropy(
+        logits.repeat_interleave(counts, 0), targets.repeat_interleave(counts, 0)
+    )
+    torch.testing.assert_close(loss, repeated, check_dtype=False)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_weights_multiply_the_difficulty(gamma: float) -> None:
+    logits, labels = random_batch(6)
+    weights = torch.zeros(len(labels), dtype=torch.float64)
+    weights[3] = 5
+    expected = hardness_weighted_cross_entropy(logits[3:4], labels[3:4], gamma)
+    actual = hardness_weighted_cross_entropy(logits, labels, gamma, weights)
+    torch.testing.assert_close(actual, expected)
+    assert hardness_weighted_cross_entropy(logits, labels, gamma, 0 * weights) == 0
+
+
+def test_soft_labels_equal_the_formula() -> None:
+    logits, _ = random_batch(7)
+    targets = random_batch(8)[0].softmax(1)
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(logits, targets), expected, check_dtype=False)
+
+
+# --- the terms -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", [TeacherCrossEntropy, CrossEntropy])
+def test_each_term_is_of_its_own_network(kind: type[Term], weighted: bool, soft: bool) -> None:
+    (of_teacher, labels), (of_student, _) = random_batch(9), random_batch(10)
+    targets = one_hot(labels, 5) if soft else labels
+    weights = torch.rand(len(labels), dtype=torch.float64) if weighted else None
+    logits = of_teacher if kind is TeacherCrossEntropy else of_student
+    actual = kind()(seen(of_teacher, of_student, targets=targets, weights=weights))
+    expected = cross_entropy(logits, targets, weights)
+    torch.testing.assert_close(actual, expected, check_dtype=False)
+
+
+def test_hardness_is_switched_off_by_its_switch_or_by_gamma_zero() -> None:
+    logits, labels = random_batch(11)
+    given = seen(logits, targets=labels)
+    plain = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(HardCrossEntropy(by_difficulty=False)(given), plain)
+    torch.testing.assert_close(HardCrossEntropy(gamma=0.0)(given), plain)
+    expected = hardness_weighted_cross_entropy(logits, labels, 2.0)
+    torch.testing.assert_close(HardCrossEntropy()(given), expected)
+
+
+def test_a_negative_gamma_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^gamma=-1 must be at least 0"):
+        HardCrossEntropy(gamma=-1)
