@@ -180,8 +180,11 @@ class ImageBank(TrainedSource):
         """Return Adam over the active batch, which stays the same parameter throughout."""
         return {"adam": torch.optim.Adam([self.active], lr=self.lr)}
 
-    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> None:
+    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> Batch | None:
         """Reduce the learning rate on a plateau, and move on when the batch had its steps.
+
+        Returns:
+            The batches of all ranks where they had their steps.
 
         Raises:
             FloatingPointError: the batch had its steps and is NaN or infinite; it is not stored.
@@ -189,9 +192,11 @@ class ImageBank(TrainedSource):
         optimizer = optimizers["adam"]
         self._step_plateau(loss, optimizer)
         self.iteration += 1
-        if self.iteration == self.iterations:
-            self._store_active_batch()
-            self._start_fresh_batch(optimizer)
+        if self.iteration < self.iterations:
+            return None
+        finished = self._store_active_batch()
+        self._start_fresh_batch(optimizer)
+        return finished
 
     def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
         if self.factor == 1:  # torch refuses it; it means a constant rate
@@ -206,7 +211,7 @@ class ImageBank(TrainedSource):
         self._plateau = {name: state[name] for name in FRESH_PLATEAU}
 
     @torch.no_grad()
-    def _store_active_batch(self) -> None:
+    def _store_active_batch(self) -> Batch:
         # Every rank finishes a batch in the same step.
         images, labels = gathered(self.active), gathered(self.active_labels)
         if not bool(images.isfinite().all()):
@@ -219,6 +224,8 @@ class ImageBank(TrainedSource):
         self.labels[self.position : self.position + count].copy_(labels[:count])
         self.filled = max(self.filled, end)
         self.position = end % self.count
+        # Copies: noise takes the place of the active batch.
+        return Batch(images.detach().clone(), labels.clone())
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
