@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
-from hast_lightning.config import DataConfig, ImagesConfig, ModelConfig
+from hast_lightning.config import DataConfig, ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import BATCH_SIZE, GivenData
 from hast_lightning.data.image_folder import load_image_folder
@@ -167,7 +167,7 @@ def test_a_picture_of_the_networks_size_is_the_same_to_the_pixel_everywhere(
     given, _ = whole(GivenData([(picture, 0)], wide))
     folder = load_image_folder(DataConfig(source="imagenet", path=str(tmp_path)), wide)
     from_folder = next(iter(folder))[0][:1]
-    own = read_own_images(ImagesConfig(path=str(tmp_path)), wide)[:1]
+    own = read_own_images(tmp_path, 1, wide, "sources.bank.path")
     description = replace(DESCRIPTION, input_shape=(3, 8, 16), mean=wide.mean, std=wide.std)
     predicted = next(picture_batches([picture], description))
     assert torch.equal(own[0], pixels)

@@ -84,13 +84,13 @@ def test_an_untraceable_network_is_refused_with_reason_module_and_place() -> Non
     assert "Untraceable cannot be traced" in message
     assert "control flow" in message
     assert "in module 'gate'" in message
-    assert "test_graph.py" in message
+    assert "test_tracing.py" in message
     assert "images.sum() > 0" in message
     assert "\n" not in message
 
 
 def test_the_failing_place_is_named_when_the_network_itself_fails() -> None:
-    with pytest.raises(ModelError, match=r"DataDependent cannot .* at test_graph\.py:\d+ \(return"):
+    with pytest.raises(ModelError, match=r"DataDependent cannot .* at test_tracing\.py:\d+ \(return"):
         trace(DataDependent())
 
 

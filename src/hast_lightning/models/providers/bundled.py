@@ -6,12 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.checkpoints import load_weights, read_metadata
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PretrainedNetwork,
     describe,
 )
 from hast_lightning.models.resnet import CifarResNet

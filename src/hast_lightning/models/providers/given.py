@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PretrainedNetwork,
     describe,
 )
 

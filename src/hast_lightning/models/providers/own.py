@@ -12,13 +12,13 @@ from typing import Any
 from torch import nn
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.tracing import innermost_place
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PretrainedNetwork,
     describe,
 )
 

@@ -12,12 +12,12 @@ from torch import nn
 from torchvision.models import ResNet18_Weights
 
 from hast_lightning.config import ModelConfig
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PretrainedNetwork,
     describe,
 )
 from hast_lightning.models.providers.refusals import (
