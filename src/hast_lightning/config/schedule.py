@@ -28,6 +28,8 @@ class ScheduleConfig:
     """Steps that train the student."""
     student_batch: int | None = None
     """Samples of a student step."""
+    unit_steps: int | None = None
+    """Steps that rebuild each unit of the student."""
     learning_rate: str | None = None
     """How the student's learning rate moves: ``constant``, ``multistep`` or ``cosine``."""
 
@@ -35,7 +37,7 @@ class ScheduleConfig:
         least = {"student_steps": 0}
         for name in (
             *("images", "image_batch", "image_steps", "generator_steps", "calibration_steps"),
-            *("student_steps", "student_batch"),
+            *("student_steps", "student_batch", "unit_steps"),
         ):
             if getattr(self, name) is not None:
                 require_range(f"schedule.{name}", getattr(self, name), least.get(name, 1))

@@ -185,6 +185,8 @@ class ActivationQuantizer(nn.Module):
         self.gradient = gradient
         self.include_zero = include_zero
         self.mode = ActivationMode.FLOAT
+        # Share of the values that pass unquantized, while a unit is rebuilt.
+        self.drop = 0.0
         self.grid = Grid(bits, include_zero)
         self.moving_range = MovingRange(momentum, self.grid, find)
         self._allocate()
@@ -214,6 +216,9 @@ class ActivationQuantizer(nn.Module):
             self.moving_range.observe(x)
             current = self.grid.parameters(*self.moving_range.range())
             return fake_quantize(x, *current, self.bits, self.gradient)
+        if self.drop:
+            # QDrop (Wei et al., ICLR 2022): some values stay as they are.
+            return torch.where(torch.rand_like(x) < self.drop, x, self.quantize(x))
         return self.quantize(x)
 
 

@@ -273,6 +273,16 @@ class ImageBank(TrainedSource):
         self.available = available
         self.cursor = 0
 
+    @torch.no_grad()
+    def collect(self, count: int) -> Batch:
+        """Return finished images (N, C, H, W) and labels, evenly spaced, as many as there are."""
+        available = min(self.filled, self.trainable_count)
+        if not available:
+            raise DataError("the image bank has no finished image yet")
+        number = min(count, available)
+        index = torch.arange(number, device=self.labels.device) * available // number
+        return Batch(self.images[index], self.labels[index])
+
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out images (N, C, H, W) and labels, not copied.
 

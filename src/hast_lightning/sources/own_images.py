@@ -216,6 +216,10 @@ class OwnImages(Source):
             self._shuffled = (epoch, torch.randperm(len(self._share), generator=seeded))
         return self._shuffled[1]
 
+    def collect(self, count: int) -> Batch:
+        """Return pictures (N, C, H, W) of the rank's share and predicted labels, always the same."""
+        return self._batch(self._share[: max(count, 0)])
+
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out pictures (N, C, H, W) and predicted labels.
 

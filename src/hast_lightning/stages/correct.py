@@ -1,0 +1,83 @@
+"""The stage that corrects a calibrated student without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omegaconf import MISSING
+
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.term import Term
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.quantization.correction import correct_biases, reestimate_batch_norms
+from hast_lightning.quantization.fake_quant import held_weights
+from hast_lightning.stages.synthesize import require_source
+
+
+@part("stage", "correct")
+class Correct(Stage):
+    """Corrects BatchNorm statistics and biases of the student, from both networks' values.
+
+    It takes a pass of both networks and no gradient: seconds. Source of bias correction: Nagel et
+    al., ICCV 2019, section 4.2; BatchNorm statistics by difference are ours.
+    """
+
+    source: str = MISSING
+    """Name of the source whose samples both networks see."""
+    samples: int = 512
+    """Samples that statistics are measured on, all at once."""
+    batch_norms: bool = True
+    """Move BatchNorm statistics by the difference that quantizing makes."""
+    biases: bool = True
+    """Take the mean error off the biases of layers without a BatchNorm behind them."""
+
+    # It changes the student, so that evaluations are drawn behind it.
+    trains_student = True
+
+    def __post_init__(self) -> None:
+        require_range("samples", self.samples, 2)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the name of the source."""
+        return (self.source,)
+
+    @property
+    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
+        """Return no terms, under the stage's own group of metrics."""
+        return {self.name: {}}
+
+    def bind(self, bench: Bench) -> None:
+        """Check the source, and that the student is calibrated by then.
+
+        Raises:
+            ConfigurationError: one of the two is not so.
+        """
+        require_source(bench, self.source, self.key)
+        if not bench.ranges_frozen:
+            raise ConfigurationError(
+                f"order: {self.name} corrects the student, which no stage before it calibrates"
+            )
+
+    def length(self, bench: Bench) -> int:
+        """Return the one step."""
+        return 1
+
+    def step(self, bench: Bench, index: int) -> Outcome:
+        """Correct the student on one batch."""
+        inputs = bench.layout(bench.sources[self.source].collect(self.samples).inputs)
+        teacher, student = bench.teacher.graph_module, bench.student
+        scalars: dict[str, float] = {}
+        with held_weights(student):
+            if self.batch_norms:
+                found = reestimate_batch_norms(student, teacher, inputs)
+                scalars[f"{self.name}/batch_norms"] = float(found)
+            if self.biases:
+                scalars[f"{self.name}/biases"] = float(correct_biases(student, teacher, inputs))
+        return Outcome(dict(scalars))
+
+    def memory_key(self, bench: Bench) -> tuple[str, int]:
+        """Return the number of samples."""
+        return f"{self.key}.samples", self.samples
