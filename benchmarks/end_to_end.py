@@ -16,7 +16,6 @@ from benchmarks.plain import (
 )
 from benchmarks.product import Setting, build_run, fit, random_network, temporary_folder
 from hast_lightning.config import Config
-from hast_lightning.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,15 @@ def compare_end_to_end(setting: Setting, repeats: int, budget: Budget) -> Compar
     """
     comparison = Comparison(f"end to end: {budget}")
     config = setting.compose(
-        f"synthesis.bank.size={budget.batches * setting.synthesis_batch}",
-        f"synthesis.bank.iterations={budget.iterations}",
-        f"synthesis.calibration.batch_size={setting.student_batch}",
-        "synthesis.calibration.source=synthesis",
+        f"schedule.images={budget.batches * setting.synthesis_batch}",
+        f"schedule.image_steps={budget.iterations}",
+        f"schedule.calibration_steps={budget.calibration_steps}",
+        f"schedule.student_steps={budget.student_steps}",
+        f"stages.calibration.batch_size={setting.student_batch}",
     )
     for _ in range(repeats):
         comparison.product.append(
-            seconds_of(lambda: run_product(config, budget), setting.device, setting.clock)
+            seconds_of(lambda: run_product(config), setting.device, setting.clock)
         )
         comparison.plain.append(
             seconds_of(lambda: run_plain(setting, config, budget), setting.device, setting.clock)
@@ -65,16 +65,10 @@ def compare_end_to_end(setting: Setting, repeats: int, budget: Budget) -> Compar
     return comparison
 
 
-def run_product(config: Config, budget: Budget) -> None:
+def run_product(config: Config) -> None:
     """One run of the product, as its pipeline trains."""
-    schedule = Schedule(
-        "two_stage",
-        budget.batches * budget.iterations,
-        budget.calibration_steps,
-        budget.student_steps,
-    )
     with temporary_folder() as folder:
-        fit(build_run(config, schedule, Path(folder)))
+        fit(build_run(config, Path(folder)))
 
 
 def run_plain(setting: Setting, config: Config, budget: Budget) -> None:
@@ -86,14 +80,18 @@ def run_plain(setting: Setting, config: Config, budget: Budget) -> None:
         start = torch.randn(setting.synthesis_batch, *pretrained.input_shape)
         target = torch.randint(pretrained.num_classes, (setting.synthesis_batch,))
         synthesis = PlainSynthesis(
-            network, start.to(setting.device), target.to(setting.device), config.synthesis
+            network,
+            start.to(setting.device),
+            target.to(setting.device),
+            config.sources["bank"],
+            config.stages["synthesis"],
         )
         for _ in range(budget.iterations):
             synthesis.iterate()
         images.append(synthesis.images.detach().cpu())
         labels.append(target)
     bits = (config.quantizer.weight_bits, config.quantizer.activation_bits)
-    distillation = PlainDistillation(network, bits, config.distillation)
+    distillation = PlainDistillation(network, bits, config.stages["distillation"])
     distillation.student.to(setting.device)
     dataset = AugmentedImages(torch.cat(images), torch.cat(labels), augment=True)
     batches = endless_batches(dataset, setting.student_batch)

@@ -33,7 +33,8 @@ from hast_lightning.quantization.fake_quant import (
     freeze_ranges,
     set_activation_mode,
 )
-from hast_lightning.quantization.spec import QuantizationSpec
+from hast_lightning.quantization.placement import Integer
+from hast_lightning.quantization.settings import QuantizerConfig
 
 CLASSES = 1000
 GOAL = 1.0
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def deployable_student(network: nn.Module, images: Tensor) -> nn.Module:
     """W8A8 in the form that integer engines run, calibrated on ``images``."""
-    student = convert(network, QuantizationSpec(8, 8, include_zero=True, deployable=True))
+    student = convert(network, QuantizerConfig(bits=8, include_zero=True, placement=Integer()))
     set_activation_mode(student, ActivationMode.OBSERVE)
     with torch.no_grad():
         student(images)

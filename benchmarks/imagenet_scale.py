@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
-from benchmarks.product import temporary_folder
-from hast_lightning.config import Config, config_folder, register_schemas, to_object
+from benchmarks.product import composed, temporary_folder
+from hast_lightning.config import Config
+from hast_lightning.files.tensors import write_tensors
 from hast_lightning.records.folder import Origin
 from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import build, prepare_torch
 from hast_lightning.sources.image_bank import FILE_KIND
-from hast_lightning.sources.source import write_tensors
 
 RECIPES = ("mobilenetv1_w4a4", "mobilenetv2_w4a4", "resnet18_w4a4", "resnet50_w4a4")
 STAGES = ("synthesis", "student")
@@ -55,30 +54,27 @@ class Task:
             write_tensors(bank, FILE_KIND, {"images": images, "labels": labels})
             # Ranges are calibrated as in the recipe, by a generator that is trained meanwhile.
             what = [
-                "run=[distill]",
-                f"synthesis.load={bank}",
-                f"synthesis.calibration.batch_size={self.batch}",
+                "order=[calibration,distillation]",
+                f"sources.bank.load={bank}",
+                f"sources.calibration.batch_size={self.batch}",
                 "schedule.calibration_steps=1",
                 f"schedule.student_steps={STEPS}",
-                f"distillation.batch_size={self.batch}",
+                f"schedule.student_batch={self.batch}",
             ]
         else:
-            what = ["run=[synthesize]", f"synthesis.bank.iterations={STEPS}"]
-        overrides = [
+            what = ["order=[synthesis]", f"schedule.image_steps={STEPS}"]
+        return composed(
             f"+experiment={self.recipe}",
             *what,
-            f"synthesis.bank.size={self.batch}",
-            f"synthesis.bank.batch_size={self.batch}",
+            f"schedule.images={self.batch}",
+            f"schedule.image_batch={self.batch}",
             "model.pretrained=false",
             "data=none",
             "data.holdout=0.001",
             "callbacks=quiet",
             "trainer.accelerator=cpu",
             f"trainer.threads={self.threads}",
-        ]
-        register_schemas()
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return to_object(compose("config", overrides))
+        )
 
 
 class LastStep(Callback):

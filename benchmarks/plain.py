@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from hast_lightning.config import DistillationConfig, SynthesisConfig
 from hast_lightning.models.resnet import BasicBlock
+from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.stages.distill import Distill
+from hast_lightning.stages.synthesize import Synthesize
 
 RANGE_MOMENTUM = 0.9
 NARROWEST_RANGE = 1e-8
@@ -155,10 +157,8 @@ class AttentionHooks:
 class PlainDistillation:
     """The student step: two separate forward passes, an image gradient, one backward pass."""
 
-    def __init__(
-        self, network: nn.Module, bits: tuple[int, int], config: DistillationConfig
-    ) -> None:
-        self.config = config
+    def __init__(self, network: nn.Module, bits: tuple[int, int], stage: Distill) -> None:
+        self.stage = stage
         self.teacher = copy.deepcopy(network).eval()
         self.student = quantized_copy(network, *bits)
         names = block_ends(network)
@@ -166,10 +166,10 @@ class PlainDistillation:
         self._student_attention = AttentionHooks(self.student, names)
         self.optimizer = SGD(
             self.student.parameters(),
-            lr=config.optimizer.lr,
-            momentum=config.optimizer.momentum,
+            lr=stage.optimizer.lr,
+            momentum=stage.optimizer.momentum,
             nesterov=True,
-            weight_decay=config.optimizer.weight_decay,
+            weight_decay=stage.optimizer.weight_decay,
         )
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ class PlainDistillation:
                 module.observing = False
 
     def _loss(self, images: Tensor, teacher_logits: Tensor) -> Tensor:
-        kd, alignment = self.config.kd, self.config.alignment
+        kd, alignment = self.stage.terms["kd"], self.stage.terms["alignment"]
         logits = self.student(images)
         divergence = F.kl_div(
             F.log_softmax(logits / kd.temperature, dim=1),
@@ -202,7 +202,7 @@ class PlainDistillation:
         loss = self._loss(images, self.teacher(images))
         (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
         with torch.no_grad():
-            perturbed = images + self.config.promotion.eps * torch.sign(gradient)
+            perturbed = images + self.stage.transforms["promotion"].eps * torch.sign(gradient)
             teacher_logits = self.teacher(perturbed)
         total = loss + self._loss(perturbed, teacher_logits)
         self.optimizer.zero_grad()
@@ -244,9 +244,14 @@ class PlainSynthesis:
     """The synthesis iteration: Adam on a batch of images through BatchNorm hooks."""
 
     def __init__(
-        self, network: nn.Module, images: Tensor, labels: Tensor, config: SynthesisConfig
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        bank: ImageBank,
+        stage: Synthesize,
     ) -> None:
-        self.config = config
+        self.stage = stage
         self.teacher = copy.deepcopy(network).eval()
         self._statistics: list[tuple[Tensor, Tensor, nn.BatchNorm2d]] = []
         for module in self.teacher.modules():
@@ -254,14 +259,15 @@ class PlainSynthesis:
                 module.register_forward_hook(self._observe)
         self.images = images.detach().clone().requires_grad_()
         self.labels = labels.clone()
-        self.optimizer = Adam([self.images], lr=config.bank.lr)
+        self.optimizer = Adam([self.images], lr=bank.lr)
         self.plateau = ReduceLROnPlateau(
             self.optimizer,
-            factor=config.bank.factor,
-            patience=config.bank.patience,
-            min_lr=config.bank.min_lr,
+            factor=bank.factor,
+            patience=bank.patience,
+            min_lr=bank.min_lr,
         )
-        augmentation = config.augmentation
+        augmentation = stage.transforms["crop_and_flip"]
+        self._augmented = augmentation.probability if augmentation.enabled else 0.0
         self._augment = transforms.Compose(
             [
                 transforms.RandomResizedCrop(
@@ -278,7 +284,7 @@ class PlainSynthesis:
         self._statistics.append((mean, var, module))
 
     def _batch(self) -> Tensor:
-        augmented = random.random() < self.config.augmentation.probability
+        augmented = random.random() < self._augmented
         rebuilt = []
         for position in range(len(self.images)):
             image = self.images[position]
@@ -288,7 +294,9 @@ class PlainSynthesis:
     def _hard_cross_entropy(self, logits: Tensor) -> Tensor:
         probability = F.softmax(logits, dim=1).gather(1, self.labels.unsqueeze(1)).squeeze(1)
         cross_entropy = F.cross_entropy(logits, self.labels, reduction="none")
-        return ((1 - probability).pow(self.config.hardness.gamma) * cross_entropy).mean()
+        return (
+            (1 - probability).pow(self.stage.terms["hard_cross_entropy"].gamma) * cross_entropy
+        ).mean()
 
     def iterate(self) -> float:
         """One optimizer step on the batch; returns its loss."""
@@ -302,7 +310,8 @@ class PlainSynthesis:
         ]
         bns = sum(distances) / len(distances)
         hard = self._hard_cross_entropy(logits)
-        loss = self.config.bns_weight * bns + self.config.hardness.beta * hard
+        terms = self.stage.terms
+        loss = terms["bns"].weight * bns + terms["hard_cross_entropy"].weight * hard
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

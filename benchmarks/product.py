@@ -17,7 +17,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Clock, Comparison, finish, seconds_of
-from hast_lightning.config import Config, config_folder, register_schemas, to_object
+from hast_lightning.config import (
+    Config,
+    config_folder,
+    register_recipes,
+    register_schemas,
+    to_object,
+)
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.fake_quant import (
@@ -27,11 +33,11 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.records.folder import Origin
 from hast_lightning.runs import pipeline
-from hast_lightning.runs.assembly import Run, prepare_torch
-from hast_lightning.sources.factory import build_source
+from hast_lightning.runs.assembly import Run, build_sources, prepare_torch
+from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.tracking.loggers import build_loggers
+from hast_lightning.training.agenda import Agenda
 from hast_lightning.training.module import ZeroShotQuantization
-from hast_lightning.training.schedule import Schedule
 
 EXPERIMENTS = {"resnet20": "cifar10_resnet20_w3a3_quick", "mobilenet_v2": "mobilenetv2_w3a3"}
 VARIANTS = {
@@ -40,6 +46,12 @@ VARIANTS = {
     "bf16": ["trainer.precision=bf16-mixed"],
     "compile": ["trainer.compile=true"],
 }
+CALIBRATED_ON_THE_BANK = [
+    "stages.calibration.source=bank",
+    "stages.calibration.terms.bns.enabled=false",
+    "stages.calibration.terms.cross_entropy.enabled=false",
+]
+"""Ranges observe the bank's images; no generator is trained meanwhile."""
 STATISTICS_BATCHES, STATISTICS_BATCH_SIZE = 4, 16
 
 
@@ -67,26 +79,29 @@ class Setting:
 
     def compose(self, *overrides: str) -> Config:
         """The shipped recipe of the network with random weights and no evaluation data."""
-        register_schemas()
         size = [f"model.input_size={self.image_size}"] if self.image_size else []
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose(
-                "config",
-                [
-                    f"+experiment={EXPERIMENTS[self.network]}",
-                    "model.pretrained=false",
-                    "model.checkpoint=null",
-                    "data=none",
-                    "callbacks=quiet",
-                    f"trainer.accelerator={'gpu' if self.device.type == 'cuda' else 'cpu'}",
-                    f"distillation.batch_size={self.student_batch}",
-                    f"synthesis.bank.batch_size={self.synthesis_batch}",
-                    *size,
-                    *VARIANTS[self.variant],
-                    *overrides,
-                ],
-            )
-        return to_object(composed)
+        return composed(
+            f"+experiment={EXPERIMENTS[self.network]}",
+            "model.pretrained=false",
+            "model.checkpoint=null",
+            "data=none",
+            "callbacks=quiet",
+            f"trainer.accelerator={'gpu' if self.device.type == 'cuda' else 'cpu'}",
+            f"schedule.student_batch={self.student_batch}",
+            f"schedule.image_batch={self.synthesis_batch}",
+            *CALIBRATED_ON_THE_BANK,
+            *size,
+            *VARIANTS[self.variant],
+            *overrides,
+        )
+
+
+def composed(*words: str) -> Config:
+    """The checked configuration of ``python -m hast_lightning <words>``."""
+    register_schemas()
+    register_recipes(words)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return to_object(compose("config", list(words)))
 
 
 def random_network(config: Config) -> PretrainedNetwork:
@@ -107,24 +122,40 @@ def random_network(config: Config) -> PretrainedNetwork:
     return pretrained
 
 
-def build_run(config: Config, schedule: Schedule, folder: Path) -> Run:
-    """Everything of one run; the same seed gives the same network and the same images."""
+def build_run(config: Config, folder: Path, only: str | None = None) -> Run:
+    """Everything of one run; the same seed gives the same network and the same images.
+
+    Args:
+        config: A checked configuration.
+        folder: The run folder.
+        only: The one stage whose steps are done; none: all of them.
+    """
     prepare_torch(config)
     network = random_network(config)
-    source = build_source(config.synthesis, network.input_shape, network.num_classes, 0.0)
-    module = ZeroShotQuantization(config, network, source, schedule)
+    # Agreement is not measured, so that no image has to be held out.
+    config.data.holdout = 0.0
+    module = ZeroShotQuantization(config, network, build_sources(config, network))
+    if only is not None:
+        module.agenda = Agenda((module.agenda.leg(only),))
     return Run(config, folder, Origin("benchmark", None, {}), network, None, module)
+
+
+def bank_of(run: Run) -> ImageBank:
+    """The image bank of a run."""
+    bank = run.module.source
+    assert isinstance(bank, ImageBank)
+    return bank
 
 
 def fit(run: Run, *callbacks: Callback) -> None:
     """Train exactly as the pipeline trains."""
-    loggers = build_loggers(run.config.logger, run.folder, {}, run.module.schedule)
+    loggers = build_loggers(run.config.logger, run.folder, {}, run.module.agenda)
     pipeline.fit(run, loggers, list(callbacks), None)
 
 
 def fill_bank(run: Run) -> None:
     """Pretend that the image bank was synthesized: images of noise, all available."""
-    bank = run.module.source
+    bank = bank_of(run)
     bank.images.normal_()
     bank.labels.random_(run.network.num_classes)
     bank.filled = len(bank.images)

@@ -24,11 +24,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measure import machine
-from hast_lightning.config import config_folder, register_schemas, to_object
+from benchmarks.product import composed
 from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import Run
 from hast_lightning.runtime.ranks import average_gradients, rank
-from hast_lightning.training import module as module_of_the_method
+from hast_lightning.stages import distill
 
 WARMUP = 5
 HEADER = (
@@ -84,14 +84,9 @@ def measure(folder: Path, overrides: Sequence[str]) -> None:
         fit(run, loggers, [*callbacks, watch], start)
 
     pipeline.fit = watched  # type: ignore[assignment]
-    module_of_the_method.average_gradients = watch.average  # type: ignore[assignment]
+    distill.average_gradients = watch.average  # type: ignore[assignment]
     warnings.filterwarnings("ignore")
-    register_schemas()
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = to_object(compose("config", overrides=list(overrides)))
-    pipeline.run(config, folder / "run", "benchmarks.scaling")
+    pipeline.run(composed(*overrides), folder / "run", "benchmarks.scaling")
     found = {"steps": watch.steps, "messages": watch.messages, "bytes": watch.bytes}
     (folder / f"rank{rank()}.json").write_text(json.dumps(found))
 
@@ -100,18 +95,19 @@ def overrides_of(options: argparse.Namespace, processes: int) -> list[str]:
     """The configuration of a run that is nearly all student steps."""
     batch = options.batch
     return [
-        "schedule=digits",
         f"trainer.accelerator={'gpu' if options.device == 'cuda' else 'cpu'}",
         f"trainer.devices={processes}",
         "trainer.threads=1",
         "callbacks.progress=false",
-        "run=[synthesize,distill]",
-        f"synthesis.bank.size={2 * batch}",
-        f"synthesis.bank.batch_size={batch}",
-        "synthesis.bank.iterations=1",
+        "evaluate=false",
+        "report=false",
+        "export=none",
+        f"schedule.images={2 * batch}",
+        f"schedule.image_batch={batch}",
+        "schedule.image_steps=1",
         "schedule.calibration_steps=1",
         f"schedule.student_steps={WARMUP + options.steps}",
-        f"distillation.batch_size={batch}",
+        f"schedule.student_batch={batch}",
         *options.override,
     ]
 

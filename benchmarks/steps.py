@@ -20,6 +20,7 @@ from benchmarks.plain import (
 from benchmarks.product import (
     Interleaved,
     Setting,
+    bank_of,
     build_run,
     fill_bank,
     fit,
@@ -28,7 +29,6 @@ from benchmarks.product import (
 )
 from hast_lightning.config import Config
 from hast_lightning.runs.assembly import Run
-from hast_lightning.training.schedule import Schedule
 
 STUDENT_STEP_GOAL = 0.6
 """Largest wanted ratio of a student step, on two CPU cores."""
@@ -54,17 +54,27 @@ class Counts:
         return self.repeats + self.warmup
 
 
+def student_words(setting: Setting, batches: int, steps: int, augmented: bool) -> list[str]:
+    """What a comparison of student steps is composed with, over a bank of so many batches."""
+    return [
+        f"schedule.images={batches * setting.student_batch}",
+        f"schedule.image_batch={setting.student_batch}",
+        f"schedule.student_steps={steps}",
+        f"stages.distillation.transforms.crop_and_flip.enabled={str(augmented).lower()}",
+    ]
+
+
 def build_student_pair(
-    setting: Setting, config: Config, steps: int, folder: Path
+    setting: Setting, config: Config, folder: Path
 ) -> tuple[Run, PlainDistillation]:
     """Product and plain student with the same weights, images and activation ranges."""
-    run = build_run(config, Schedule("two_stage", 0, 0, steps), folder)
+    run = build_run(config, folder, only="distillation")
     fill_bank(run)
     network = run.network.network.to(setting.device)
     bits = (config.quantizer.weight_bits, config.quantizer.activation_bits)
-    plain = PlainDistillation(network, bits, config.distillation)
+    plain = PlainDistillation(network, bits, config.stages["distillation"])
     plain.student.to(setting.device)
-    calibration_images = run.module.source.images[: setting.student_batch]
+    calibration_images = bank_of(run).images[: setting.student_batch]
     set_ranges(run, calibration_images)
     plain.calibrate(calibration_images.to(setting.device))
     plain.freeze_ranges()
@@ -82,15 +92,10 @@ def compare_student_step(setting: Setting, counts: Counts, augmented: bool = Tru
     name = "student step" if augmented else "student step, images not augmented"
     has_goal = augmented and setting.network == "resnet20" and setting.device.type == "cpu"
     comparison = Comparison(name, goal=STUDENT_STEP_GOAL if has_goal else None)
-    size = BANK_BATCHES * setting.student_batch
-    config = setting.compose(
-        f"synthesis.bank.size={size}",
-        f"synthesis.bank.batch_size={setting.student_batch}",
-        f"distillation.augmentation.probability={float(augmented)}",
-    )
+    config = setting.compose(*student_words(setting, BANK_BATCHES, counts.total, augmented))
     with temporary_folder() as folder:
-        run, plain = build_student_pair(setting, config, counts.total, Path(folder))
-        bank = run.module.source
+        run, plain = build_student_pair(setting, config, Path(folder))
+        bank = bank_of(run)
         # The released data set lives on the host: each batch is moved to the device.
         dataset = AugmentedImages(bank.images.cpu().clone(), bank.labels.cpu().clone(), augmented)
         batches = endless_batches(dataset, setting.student_batch)
@@ -127,18 +132,21 @@ def build_synthesis_pair(
     setting: Setting, steps: int, folder: Path, augmented: bool = False
 ) -> tuple[Run, PlainSynthesis]:
     """Product and plain synthesis that start from the same images and labels."""
+    transform = "stages.synthesis.transforms.crop_and_flip"
     config = setting.compose(
-        f"synthesis.bank.size={setting.synthesis_batch}",
-        f"synthesis.bank.iterations={steps}",
-        f"synthesis.augmentation.probability={float(augmented)}",
+        f"schedule.images={setting.synthesis_batch}",
+        f"schedule.image_steps={steps}",
+        f"{transform}.enabled={str(augmented).lower()}",
+        f"{transform}.probability=1",
     )
-    run = build_run(config, Schedule("two_stage", steps, 0, 0), folder)
-    bank = run.module.source
+    run = build_run(config, folder, only="synthesis")
+    bank = bank_of(run)
     plain = PlainSynthesis(
         run.network.network.to(setting.device),
         bank.active.to(setting.device),
         bank.active_labels.to(setting.device),
-        config.synthesis,
+        bank,
+        config.stages["synthesis"],
     )
     return run, plain
 
@@ -161,7 +169,7 @@ class LossDeviation(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Compare the step's losses."""
         expected = float(self.plain())
-        self.relative = abs(self.loss(pl_module.scalars) - expected) / abs(expected)
+        self.relative = abs(self.loss(pl_module.outcome.scalars) - expected) / abs(expected)
 
 
 def student_loss(scalars: dict[str, Tensor | float]) -> float:
@@ -171,16 +179,17 @@ def student_loss(scalars: dict[str, Tensor | float]) -> float:
     return float(sum(float(value) for value in terms.values()))
 
 
+def synthesis_loss(scalars: dict[str, Tensor | float]) -> float:
+    """The sum of the terms that the images are optimized for."""
+    return float(sum(float(v) for name, v in scalars.items() if name.startswith("synthesis/")))
+
+
 def student_deviation(setting: Setting) -> float:
     """Relative deviation of the student's loss in the first step on the same images."""
-    config = setting.compose(
-        f"synthesis.bank.size={setting.student_batch}",
-        f"synthesis.bank.batch_size={setting.student_batch}",
-        "distillation.augmentation.probability=0",
-    )
+    config = setting.compose(*student_words(setting, batches=1, steps=1, augmented=False))
     with temporary_folder() as folder:
-        run, plain = build_student_pair(setting, config, 1, Path(folder))
-        images = run.module.source.images.clone().to(setting.device)
+        run, plain = build_student_pair(setting, config, Path(folder))
+        images = bank_of(run).images.clone().to(setting.device)
         deviation = LossDeviation(lambda: plain.step(images), student_loss)
         fit(run, deviation)
     return deviation.relative
@@ -190,13 +199,6 @@ def synthesis_deviation(setting: Setting) -> float:
     """Relative deviation of the synthesis loss in the first iteration."""
     with temporary_folder() as folder:
         run, plain = build_synthesis_pair(setting, 1, Path(folder))
-        config = run.config.synthesis
-        deviation = LossDeviation(
-            plain.iterate,
-            lambda scalars: (
-                config.bns_weight * float(scalars["synthesis/bns"])
-                + config.hardness.beta * float(scalars["synthesis/hard_cross_entropy"])
-            ),
-        )
+        deviation = LossDeviation(plain.iterate, synthesis_loss)
         fit(run, deviation)
     return deviation.relative

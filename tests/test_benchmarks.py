@@ -11,11 +11,13 @@ from torch import Tensor
 from benchmarks.__main__ import main
 from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
-from benchmarks.product import Setting, fit
+from benchmarks.product import Setting, bank_of, fit
 from benchmarks.steps import (
     build_student_pair,
     build_synthesis_pair,
     student_loss,
+    student_words,
+    synthesis_loss,
 )
 
 TOLERANCE = 1e-4
@@ -40,15 +42,10 @@ def one_thread() -> object:
 
 def student_step_deviation(setting: Setting, seed: int, folder: Path) -> float:
     """Largest relative deviation of loss, gradients and updated parameters in one step."""
-    config = setting.compose(
-        f"synthesis.bank.size={setting.student_batch}",
-        f"synthesis.bank.batch_size={setting.student_batch}",
-        "distillation.augmentation.probability=0",
-        f"seed={seed}",
-    )
-    run, plain = build_student_pair(setting, config, steps=1, folder=folder)
+    config = setting.compose(*student_words(setting, 1, steps=1, augmented=False), f"seed={seed}")
+    run, plain = build_student_pair(setting, config, folder)
     before = {name: p.detach().clone() for name, p in run.module.student.named_parameters()}
-    loss = float(plain.step(run.module.source.images.clone()))
+    loss = float(plain.step(bank_of(run).images.clone()))
     fit(run)
 
     products = dict(run.module.student.named_parameters())
@@ -57,7 +54,7 @@ def student_step_deviation(setting: Setting, seed: int, folder: Path) -> float:
         for name, parameter in plain.student.named_parameters()
     }
     assert products.keys() == plains.keys()
-    deviations = [abs(student_loss(run.module.scalars) / loss - 1)]
+    deviations = [abs(student_loss(run.module.outcome.scalars) / loss - 1)]
     for name, parameter in plains.items():
         assert not torch.equal(parameter, before[name]), name
         deviations.append(relative_distance(products[name].grad, parameter.grad))
@@ -81,12 +78,9 @@ def test_a_plain_synthesis_iteration_is_the_products(setting: Setting, tmp_path:
     loss = plain.iterate()
     fit(run)
 
-    values, config = run.module.scalars, run.config.synthesis
-    bns, hard = values["synthesis/bns"], values["synthesis/hard_cross_entropy"]
-    product_loss = config.bns_weight * float(bns) + config.hardness.beta * float(hard)
-    assert product_loss == pytest.approx(loss, rel=TOLERANCE)
+    assert synthesis_loss(run.module.outcome.scalars) == pytest.approx(loss, rel=TOLERANCE)
     # After its last iteration the batch lies in the bank.
-    assert relative_distance(run.module.source.images, plain.images.detach()) < TOLERANCE
+    assert relative_distance(bank_of(run).images, plain.images.detach()) < TOLERANCE
     assert (plain.images.detach() - start).abs().max() > 0.1
 
 
