@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from hast_lightning.errors import ModelError
+from hast_lightning.graph.tracing import trace
+from hast_lightning.graph.units import extract, find_units
+
+
+class Residual(nn.Module):
+    """A stem, a residual block, pooling and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.second(torch.relu(self.norm(self.first(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def traced(network: nn.Module) -> fx.GraphModule:
+    return trace(network.eval())
+
+
+def test_a_residual_block_is_one_unit_and_single_layers_are_units_of_their_own() -> None:
+    units = find_units(traced(Residual()))
+    assert [unit.layers for unit in units] == [("stem.0",), ("first", "second"), ("head",)]
+    # Behind the activation of the addition, and before what pools.
+    assert units[1].target == units[2].source
+    assert units[1].name == "first +1"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("resnet18", 10), ("mobilenet_v2", 26)],
+)
+def test_units_together_are_the_network(name: str, expected: int) -> None:
+    network = traced(getattr(torchvision.models, name)())
+    units = find_units(network)
+    assert len(units) == expected
+    images = torch.randn(2, 3, 32, 32)
+    value = images
+    with torch.no_grad():
+        for unit in units:
+            value = extract(network, unit)(value)
+        assert torch.equal(value, network(images))
+    layers = [name for unit in units for name in unit.layers]
+    assert sorted(layers) == sorted(
+        name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    )
+
+
+def test_a_depthwise_layer_is_in_one_unit_with_the_pointwise_one_behind_it() -> None:
+    units = find_units(traced(torchvision.models.mobilenet_v2()))
+    assert units[1].layers == ("features.1.conv.0.0", "features.1.conv.1")
+
+
+def test_a_unit_shares_its_layers_with_the_network_and_has_no_others() -> None:
+    network = traced(Residual())
+    unit = extract(network, find_units(network)[1])
+    own = {id(parameter) for parameter in unit.parameters()}
+    assert own == {
+        id(p) for m in (network.first, network.norm, network.second) for p in m.parameters()
+    }  # type: ignore[union-attr]
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match="no layer with weights"):
+        find_units(traced(nn.Sequential(nn.Flatten(), nn.ReLU())))

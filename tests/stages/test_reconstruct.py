@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
+from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.stages.reconstruct import reconstruction_error
+from hast_lightning.training.module import ZeroShotQuantization
+from tests.small_runs import build_module, fit, small
+
+RECONSTRUCT = (
+    "method=reconstruct",
+    "stages.correction.samples=16",
+    "stages.reconstruction.samples=16",
+    "stages.reconstruction.iterations=4",
+    "stages.reconstruction.batch_size=8",
+)
+
+
+def rebuilt(*overrides: str) -> ZeroShotQuantization:
+    module = build_module(small(*RECONSTRUCT, *overrides))
+    fit(module)
+    return module
+
+
+def test_the_error_is_a_sum_over_channels_and_a_mean_over_the_rest() -> None:
+    output, target = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    expected = sum(
+        float((output[n, c, h, w] - target[n, c, h, w]) ** 2)
+        for n in range(2)
+        for c in range(3)
+        for h in range(4)
+        for w in range(5)
+    ) / (2 * 4 * 5)
+    assert float(reconstruction_error(output, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_unit_has_its_iterations_and_leaves_nothing_behind() -> None:
+    module = rebuilt("quantizer=lsq")
+    stage = module.stages["reconstruction"]
+    assert module.agenda.stages["reconstruction"] == 4 * len(stage._units)  # type: ignore[arg-type]
+    assert all(quantizer.drop == 0 for quantizer in activation_quantizers(module.student))
+    assert all(parameter.requires_grad for parameter in module.student.parameters())
+    assert not [name for name in module._steppers if "reconstruction" in name]
+
+
+def test_units_come_closer_to_the_teacher() -> None:
+    module = build_module(
+        small(
+            *RECONSTRUCT,
+            "quantizer=lsq",
+            "stages.reconstruction.iterations=30",
+            "stages.reconstruction.drop=0",
+        )
+    )
+    images = torch.randn(32, *module.teacher.pretrained.input_shape)
+    gained = []
+    stage = module.stages["reconstruction"]
+    leave = stage._leave  # type: ignore[operator,union-attr]
+
+    def watch(bench: object, unit: object) -> None:
+        leave(bench, unit)
+        measured = stage._measured  # type: ignore[union-attr]
+        before, after = measured.values()  # type: ignore[union-attr,operator]
+        gained.append(after < before)
+
+    vars(stage)["_leave"] = watch
+    fit(module)
+    assert sum(gained) >= len(gained) - 1
+    assert module.student(images).isfinite().all()
+
+
+def test_learned_rounding_ends_on_the_grid() -> None:
+    module = rebuilt(
+        "quantizer=mse",
+        "rounding@quantizer.rounding=adaptive",
+        "stages.reconstruction.trains=rounding",
+    )
+    for name, layer in quantized_layers(module.student):
+        quantizer = layer.weight_quantizer
+        assert isinstance(quantizer, AdaptiveWeightQuantizer), name
+        assert not quantizer.soft
+        assert torch.equal(layer.weight, quantizer.rounded(layer.weight)), name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("stages.reconstruction.trains=rounding",),
+        ("rounding@quantizer.rounding=adaptive",),
+    ],
+)
+def test_what_trains_has_to_fit_the_rounding(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"needs rounding@quantizer\.rounding="):
+        build_module(small(*RECONSTRUCT, *overrides))
+
+
+def test_it_needs_a_calibrated_student() -> None:
+    with pytest.raises(ConfigurationError, match="no stage before it calibrates"):
+        build_module(small(*RECONSTRUCT, "order=[synthesis,reconstruction]"))
