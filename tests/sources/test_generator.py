@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from hast_lightning.config import GeneratorConfig
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.sources.generator import ConditionalGenerator
-from hast_lightning.sources.source import SampleSource
 
 CONDITIONINGS = ("embedding", "batch_norm")
 
@@ -22,10 +23,16 @@ def make_generator(
     shape: tuple[int, int, int] = (1, 8, 8),
     num_classes: int = 10,
     batch_size: int = 16,
+    latent_dim: int = 20,
+    load: str | None = None,
 ) -> ConditionalGenerator:
     torch.manual_seed(0)
-    config = GeneratorConfig(conditioning=conditioning, batch_size=batch_size, latent_dim=20)
-    return ConditionalGenerator(config, shape, num_classes)
+    generator = ConditionalGenerator(
+        conditioning=conditioning, batch_size=batch_size, latent_dim=latent_dim, load=load
+    )
+    network = PretrainedNetwork(nn.Identity(), "any", shape, num_classes, (0.5,), (0.5,), "")
+    generator.build(Site(network, key="sources.any"))
+    return generator
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -35,7 +42,7 @@ def make_generator(
 )
 def test_shapes(conditioning: str, shape: tuple[int, int, int], batch_size: int) -> None:
     generator = make_generator(conditioning, shape, batch_size=batch_size)
-    images, labels = generator.propose()
+    images, labels, _ = generator.propose()
     assert images.shape == (batch_size, *shape)
     assert images.dtype == torch.float32
     assert labels.shape == (batch_size,)
@@ -48,7 +55,7 @@ def test_shapes(conditioning: str, shape: tuple[int, int, int], batch_size: int)
 
 
 def test_layers_are_gdfqs() -> None:
-    generator = ConditionalGenerator(GeneratorConfig(), (3, 32, 32), 10)
+    generator = make_generator(shape=(3, 32, 32), latent_dim=100)
     shapes = {name: tuple(value.shape) for name, value in generator.named_parameters()}
     assert shapes == {
         "embedding.weight": (10, 100),
@@ -69,11 +76,9 @@ def test_layers_are_gdfqs() -> None:
     }
 
 
-def test_is_a_sample_source_with_adam_over_all_parameters() -> None:
+def test_adam_moves_all_parameters() -> None:
     generator = make_generator()
-    source: SampleSource = generator
-    assert source.steps_to_fill is None
-    optimizer = source.build_optimizer()
+    optimizer = generator.optimizers()["adam"]
     assert isinstance(optimizer, torch.optim.Adam)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"]) == (1e-3, (0.5, 0.999))
@@ -92,10 +97,11 @@ def test_the_label_changes_the_image_of_the_same_noise(conditioning: str) -> Non
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_a_step_reaches_every_parameter_and_lowers_the_loss(conditioning: str) -> None:
     generator = make_generator(conditioning)
-    optimizer = generator.build_optimizer()
+    optimizers = generator.optimizers()
+    optimizer = optimizers["adam"]
     losses = []
     for step in range(30):
-        images, labels = generator.propose()
+        images, labels, _ = generator.propose()
         # Images of odd labels shall be bright on the left, those of even ones on the right.
         contrast = images[..., :4].mean((1, 2, 3)) - images[..., 4:].mean((1, 2, 3))
         loss = (contrast - (2.0 * (labels % 2) - 1)).square().mean()
@@ -105,7 +111,7 @@ def test_a_step_reaches_every_parameter_and_lowers_the_loss(conditioning: str) -
             gradients = {name: p.grad for name, p in generator.named_parameters()}
             assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())
         optimizer.step()
-        generator.improved(loss.item(), optimizer)
+        generator.improved(loss.item(), optimizers)
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert optimizer.param_groups[0]["lr"] == 1e-3
@@ -113,7 +119,7 @@ def test_a_step_reaches_every_parameter_and_lowers_the_loss(conditioning: str) -
 
 def test_samples_are_detached_fresh_and_uniform_in_their_labels() -> None:
     generator = make_generator()
-    images, labels = generator.sample(2000)
+    images, labels, _ = generator.sample(2000)
     assert images.shape == (2000, 1, 8, 8)
     assert not images.requires_grad
     counts = torch.bincount(labels, minlength=10)
@@ -136,10 +142,10 @@ def test_samples_are_made_as_in_training_and_leave_no_trace(conditioning: str) -
     generator = make_generator(conditioning)
     state = {name: value.clone() for name, value in generator.state_dict().items()}
     torch.manual_seed(5)
-    sampled, _ = generator.sample(16)
+    sampled, *_ = generator.sample(16)
     assert all(torch.equal(value, state[name]) for name, value in generator.state_dict().items())
     torch.manual_seed(5)
-    proposed, _ = generator.propose()
+    proposed, *_ = generator.propose()
     assert torch.equal(sampled, proposed)
     moved = [
         name
@@ -158,14 +164,14 @@ def test_held_out_is_deterministic_and_leaves_no_trace(training: bool) -> None:
     generator = make_generator().train(training)
     state = {name: value.clone() for name, value in generator.state_dict().items()}
     random_state = torch.get_rng_state()
-    images, labels = generator.held_out(25)
+    images, labels, _ = generator.held_out(25)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert generator.training is training
     assert all(module.training is training for module in generator.modules())
     assert all(torch.equal(value, state[name]) for name, value in generator.state_dict().items())
     generator.train(not training)
     torch.manual_seed(1)
-    again, labels_again = generator.held_out(25)
+    again, labels_again, _ = generator.held_out(25)
     assert torch.equal(images, again)
     assert torch.equal(labels, labels_again)
     assert images.shape == (25, 1, 8, 8) and not images.requires_grad
@@ -188,11 +194,9 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Conditi
     return path, generator
 
 
-def load(path: Path, like: ConditionalGenerator, **changes: object) -> ConditionalGenerator:
-    settings = {**vars(like.config), **changes}
-    shape = settings.pop("input_shape", like.input_shape)
-    classes = settings.pop("num_classes", like.num_classes)
-    return ConditionalGenerator.load(path, GeneratorConfig(**settings), shape, classes)
+def load(path: Path, like: ConditionalGenerator, **changes: Any) -> ConditionalGenerator:
+    settings = {"conditioning": like.conditioning, "load": str(path), **changes}
+    return make_generator(**settings)
 
 
 def test_a_saved_generator_makes_the_same_images(saved: tuple[Path, ConditionalGenerator]) -> None:
@@ -209,11 +213,11 @@ def test_a_saved_generator_makes_the_same_images(saved: tuple[Path, ConditionalG
     [
         ({"latent_dim": 7}, "latent_dim is 20, expected 7"),
         ({"num_classes": 100}, "num_classes is 10, expected 100"),
-        ({"input_shape": (3, 8, 8)}, "input_shape is 1x8x8, expected 3x8x8"),
+        ({"shape": (3, 8, 8)}, "input_shape is 1x8x8, expected 3x8x8"),
     ],
 )
 def test_another_network_is_refused(
-    saved: tuple[Path, ConditionalGenerator], changes: dict[str, object], message: str
+    saved: tuple[Path, ConditionalGenerator], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         load(*saved, **changes)
@@ -221,8 +225,8 @@ def test_another_network_is_refused(
 
 def test_another_conditioning_is_refused(saved: tuple[Path, ConditionalGenerator]) -> None:
     path, generator = saved
-    other = CONDITIONINGS[not CONDITIONINGS.index(generator.config.conditioning)]
-    with pytest.raises(DataError, match=f"conditioning is {generator.config.conditioning}"):
+    other = CONDITIONINGS[not CONDITIONINGS.index(generator.conditioning)]
+    with pytest.raises(DataError, match=f"conditioning is {generator.conditioning}"):
         load(path, generator, conditioning=other)
 
 

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from hast_lightning.config import ImageBankConfig
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
-from hast_lightning.sources import source
+from hast_lightning.files import tensors as tensor_files
 from hast_lightning.sources.image_bank import ImageBank
-from hast_lightning.sources.source import SampleSource
 
 SHAPE = (1, 4, 4)
 CLASSES = 10
 
 
 def make_bank(
-    holdout: float = 0.0, shape: tuple[int, int, int] = SHAPE, **config: Any
+    holdout: float = 0.0,
+    shape: tuple[int, int, int] = SHAPE,
+    processes: int = 1,
+    **settings: Any,
 ) -> ImageBank:
     torch.manual_seed(0)
-    settings = {"size": 12, "batch_size": 4, "iterations": 3, "patience": 1, **config}
-    return ImageBank(ImageBankConfig(**settings), shape, CLASSES, holdout)
+    bank = ImageBank(**{"size": 12, "batch_size": 4, "iterations": 3, "patience": 1, **settings})
+    network = PretrainedNetwork(nn.Identity(), "any", shape, CLASSES, (0.5,), (0.5,), "")
+    bank.build(Site(network, holdout, processes, "sources.bank"))
+    return bank
 
 
-def train(bank: ImageBank, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+def train(bank: ImageBank, optimizers: Mapping[str, Optimizer], steps: int) -> list[float]:
     """Pull the images towards the value of their label."""
-    losses = []
+    losses, optimizer = [], optimizers["adam"]
     for _ in range(steps):
-        images, labels = bank.propose()
+        images, labels, _ = bank.propose()
+        assert labels is not None
         loss = (images - labels[:, None, None, None]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        bank.improved(losses[-1], optimizer)
+        bank.improved(losses[-1], optimizers)
     return losses
 
 
-def filled_bank(holdout: float = 0.0, **config: Any) -> ImageBank:
-    bank = make_bank(holdout, **config)
-    train(bank, bank.build_optimizer(), bank.steps_to_fill)
+def filled_bank(holdout: float = 0.0, **settings: Any) -> ImageBank:
+    bank = make_bank(holdout, **settings)
+    train(bank, bank.optimizers(), bank.steps_to_fill)
     assert bank.full
     return bank
 
@@ -62,14 +69,9 @@ def assert_same_state(first: ImageBank, second: ImageBank) -> None:
         assert same, name
 
 
-def test_is_a_sample_source() -> None:
-    bank: SampleSource = make_bank()
-    assert bank.steps_to_fill == 9
-
-
 def test_starts_from_standard_normal_noise_and_uniform_labels() -> None:
     bank = make_bank(shape=(3, 16, 16), size=2000, batch_size=2000, iterations=1)
-    images, labels = bank.propose()
+    images, labels, _ = bank.propose()
     assert images.shape == (2000, 3, 16, 16)
     assert labels.dtype == torch.int64
     assert float(images.detach().mean()) == pytest.approx(0, abs=0.01)
@@ -81,18 +83,18 @@ def test_starts_from_standard_normal_noise_and_uniform_labels() -> None:
 
 def test_each_batch_is_written_after_its_iterations_and_replaced_by_noise() -> None:
     bank = make_bank()
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     parameter = bank.active
-    train(bank, optimizer, 2)
+    train(bank, optimizers, 2)
     assert bank.filled == 0
     labels = bank.active_labels.clone()
-    train(bank, optimizer, 1)
+    train(bank, optimizers, 1)
     assert bank.filled == 4
     assert torch.equal(bank.labels[:4], labels)
-    assert bank.active is parameter  # Lightning keeps the optimizer, and so the parameter
+    assert bank.active is parameter  # the optimizer stays, and so the parameter
     assert not torch.equal(bank.images[:4], bank.active)
     assert parameter.grad is None
-    train(bank, optimizer, 6)
+    train(bank, optimizers, 6)
     assert bank.full
     assert len(set(rows(bank.images))) == 12
     assert len(set(map(tuple, bank.labels.reshape(3, 4).tolist()))) == 3  # labels are fresh, too
@@ -100,119 +102,128 @@ def test_each_batch_is_written_after_its_iterations_and_replaced_by_noise() -> N
 
 def test_what_is_written_is_what_was_optimized() -> None:
     bank = make_bank(iterations=1)
-    optimizer = torch.optim.SGD([bank.active], lr=0.0)
-    images, labels = (value.detach().clone() for value in bank.propose())
-    train(bank, optimizer, 1)
+    optimizers = {"adam": torch.optim.SGD([bank.active], lr=0.0)}
+    images, labels, _ = bank.propose().detach()
+    images, labels = images.clone(), labels.clone()
+    train(bank, optimizers, 1)
     assert torch.equal(bank.images[:4], images)
     assert torch.equal(bank.labels[:4], labels)
 
 
+def test_what_is_finished_is_handed_out_once() -> None:
+    bank = make_bank()
+    optimizers = bank.optimizers()
+    train(bank, optimizers, 2)
+    finished = bank.improved(1.0, optimizers)
+    assert finished is not None
+    assert torch.equal(finished.inputs, bank.images[:4])
+    assert torch.equal(finished.targets, bank.labels[:4])
+    assert not finished.inputs.requires_grad
+    assert bank.improved(1.0, optimizers) is None
+
+
+def test_finished_images_that_are_not_finite_are_not_stored() -> None:
+    bank = make_bank(iterations=1)
+    bank.active.data[2, 0, 0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="finished images are NaN or infinite"):
+        bank.improved(1.0, bank.optimizers())
+    assert bank.filled == 0
+
+
 def test_optimizing_brings_the_images_closer() -> None:
     bank = make_bank(iterations=40)
-    losses = train(bank, bank.build_optimizer(), 40)
+    losses = train(bank, bank.optimizers(), 40)
     assert losses[-1] < losses[0] / 4
 
 
 def test_a_full_bank_refreshes_its_oldest_batch() -> None:
     bank = filled_bank()
     before = bank.images.clone()
-    train(bank, torch.optim.Adam([bank.active], lr=0.5), 3)
+    train(bank, bank.optimizers(), 3)
     assert bank.full
     assert not torch.equal(bank.images[:4], before[:4])
     assert torch.equal(bank.images[4:], before[4:])
-    train(bank, torch.optim.Adam([bank.active], lr=0.5), 3)
+    train(bank, bank.optimizers(), 3)
     assert not torch.equal(bank.images[4:8], before[4:8])
     assert torch.equal(bank.images[8:], before[8:])
 
 
 def test_plateau_lowers_the_rate_to_its_floor_and_a_fresh_batch_restores_it() -> None:
     bank = make_bank(iterations=8, patience=1, factor=0.1, min_lr=0.01)
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     rates = []
     for _ in range(8):
         bank.propose()[0].sum().backward()
-        optimizer.step()
-        bank.improved(1.0, optimizer)
-        rates.append(optimizer.param_groups[0]["lr"])
+        optimizers["adam"].step()
+        bank.improved(1.0, optimizers)
+        rates.append(optimizers["adam"].param_groups[0]["lr"])
     # Better than infinity once, then two bad steps each time before the rate falls.
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.01, 0.01, 0.01, 0.5])
-    assert not optimizer.state
-    bank.improved(5.0, optimizer)
-    bank.improved(4.0, optimizer)
-    bank.improved(3.0, optimizer)  # worse than the last batch's best, but not than its own
-    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not optimizers["adam"].state
+    bank.improved(5.0, optimizers)
+    bank.improved(4.0, optimizers)
+    bank.improved(3.0, optimizers)  # worse than the last batch's best, but not than its own
+    assert optimizers["adam"].param_groups[0]["lr"] == 0.5
 
 
 def test_a_falling_loss_keeps_the_rate() -> None:
     bank = make_bank(iterations=20, patience=0)
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     for step in range(10):
-        bank.improved(10.0 - step, optimizer)
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    bank.improved(9.0, optimizer)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+        bank.improved(10.0 - step, optimizers)
+    assert optimizers["adam"].param_groups[0]["lr"] == 0.5
+    bank.improved(9.0, optimizers)
+    assert optimizers["adam"].param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_factor_one_keeps_the_rate_constant() -> None:
     bank = make_bank(iterations=20, patience=0, factor=1.0)
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     for _ in range(10):
-        bank.improved(1.0, optimizer)
-    assert optimizer.param_groups[0]["lr"] == 0.5
-
-
-def test_lightnings_wrapper_is_read_through() -> None:
-    bank = make_bank(iterations=4, patience=0)
-    optimizer = bank.build_optimizer()
-    wrapped = LightningOptimizer(optimizer)
-    bank.propose()[0].sum().backward()
-    optimizer.step()
-    bank.improved(1.0, wrapped)
-    bank.improved(1.0, wrapped)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
-    bank.improved(1.0, wrapped)
-    bank.improved(1.0, wrapped)
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    assert not optimizer.state
+        bank.improved(1.0, optimizers)
+    assert optimizers["adam"].param_groups[0]["lr"] == 0.5
 
 
 def test_a_checkpoint_remembers_how_long_the_loss_has_not_improved() -> None:
     bank = make_bank(iterations=9, patience=3)
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     for loss in (1.0, 2.0, 2.0, 2.0):
-        bank.improved(loss, optimizer)
+        bank.improved(loss, optimizers)
     restored = make_bank(iterations=9, patience=3)
     restored.load_state_dict(bank.state_dict())
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    restored.improved(2.0, optimizer)  # the fourth step that is worse than the first
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert optimizers["adam"].param_groups[0]["lr"] == 0.5
+    restored.improved(2.0, optimizers)  # the fourth step that is worse than the first
+    assert optimizers["adam"].param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 3, 4, 9, 11])
 def test_a_checkpoint_continues_bit_by_bit(steps: int, tmp_path: Path) -> None:
     bank = make_bank(0.25, iterations=3, patience=0)
-    optimizer = bank.build_optimizer()
-    train(bank, optimizer, steps)
+    optimizers = bank.optimizers()
+    train(bank, optimizers, steps)
     bank.sample(5)
-    checkpoint = {"bank": bank.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint = {"bank": bank.state_dict(), "optimizer": optimizers["adam"].state_dict()}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
 
     torch.manual_seed(99)
-    train(bank, optimizer, 7)
+    train(bank, optimizers, 7)
     expected_sample = bank.sample(7)
 
     restored = make_bank(0.25, iterations=3, patience=0)
-    restored_optimizer = restored.build_optimizer()
+    restored_optimizers = restored.optimizers()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     restored.load_state_dict(saved["bank"])
-    restored_optimizer.load_state_dict(saved["optimizer"])
+    restored_optimizers["adam"].load_state_dict(saved["optimizer"])
     torch.manual_seed(99)
-    train(restored, restored_optimizer, 7)
+    train(restored, restored_optimizers, 7)
     sample = restored.sample(7)
     assert_same_state(bank, restored)
     assert torch.equal(sample[0], expected_sample[0])
     assert torch.equal(sample[1], expected_sample[1])
-    assert optimizer.param_groups[0]["lr"] == restored_optimizer.param_groups[0]["lr"]
+    assert (
+        optimizers["adam"].param_groups[0]["lr"]
+        == restored_optimizers["adam"].param_groups[0]["lr"]
+    )
 
 
 def test_the_same_seed_gives_the_same_bank() -> None:
@@ -239,13 +250,13 @@ def test_a_batch_may_span_epochs_and_exceed_the_bank() -> None:
 def test_labels_stay_with_their_images() -> None:
     bank = filled_bank()
     label_of = dict(zip(rows(bank.images), bank.labels.tolist(), strict=True))
-    images, labels = bank.sample(12)
+    images, labels, _ = bank.sample(12)
     assert [label_of[row] for row in rows(images)] == labels.tolist()
 
 
 def test_samples_are_detached_copies() -> None:
     for bank in (make_bank(), filled_bank()):
-        images, _ = bank.sample(12)
+        images, *_ = bank.sample(12)
         assert not images.requires_grad
         before = bank.state_dict()["active"].clone(), bank.images.clone()
         images.zero_()
@@ -255,7 +266,7 @@ def test_samples_are_detached_copies() -> None:
 
 def test_before_anything_is_finished_the_active_images_are_sampled() -> None:
     bank = make_bank()
-    images, labels = bank.sample(4)
+    images, labels, _ = bank.sample(4)
     label_of = dict(zip(rows(bank.active.detach()), bank.active_labels.tolist(), strict=True))
     assert [label_of[row] for row in rows(images)] == labels.tolist()
     assert len(set(rows(images))) == 4
@@ -263,17 +274,17 @@ def test_before_anything_is_finished_the_active_images_are_sampled() -> None:
 
 def test_a_growing_bank_samples_only_what_is_finished() -> None:
     bank = make_bank()
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     bank.sample(3)
-    train(bank, optimizer, 3)
+    train(bank, optimizers, 3)
     assert set(rows(bank.sample(8)[0])) == set(rows(bank.images[:4]))
-    train(bank, optimizer, 3)
+    train(bank, optimizers, 3)
     assert sorted(rows(bank.sample(8)[0])) == sorted(rows(bank.images[:8]))
 
 
 def test_held_out_images_are_the_last_and_never_sampled() -> None:
     bank = filled_bank(holdout=0.25)
-    images, labels = bank.held_out(100)
+    images, labels, _ = bank.held_out(100)
     assert torch.equal(images, bank.images[9:])
     assert torch.equal(labels, bank.labels[9:])
     assert torch.equal(bank.held_out(2)[0], bank.images[9:11])
@@ -289,22 +300,22 @@ def test_held_out_images_are_not_sampled_while_they_are_active_either() -> None:
 
 def test_a_preview_shows_what_is_being_made() -> None:
     bank = make_bank()
-    optimizer = bank.build_optimizer()
+    optimizers = bank.optimizers()
     assert torch.equal(bank.preview(2)[0], bank.active[:2])
-    train(bank, optimizer, 2)
+    train(bank, optimizers, 2)
     assert torch.equal(bank.preview(9)[0], bank.active)
-    train(bank, optimizer, 1)
+    train(bank, optimizers, 1)
     # Finished in this very step: not the noise that has taken its place.
-    images, labels = bank.preview(9)
+    images, labels, _ = bank.preview(9)
     assert torch.equal(images, bank.images[:4]) and torch.equal(labels, bank.labels[:4])
-    train(bank, optimizer, 3)
+    train(bank, optimizers, 3)
     assert torch.equal(bank.preview(1)[0], bank.images[4:5])
 
 
 def test_a_preview_of_a_full_bank_is_of_all_of_it_and_leaves_no_trace() -> None:
     bank = filled_bank()
     before, stream = bank.state_dict(), torch.get_rng_state()
-    images, labels = bank.preview(4)
+    images, labels, _ = bank.preview(4)
     assert torch.equal(images, bank.images[::3]) and torch.equal(labels, bank.labels[::3])
     assert torch.equal(bank.preview(99)[0], bank.images)
     assert not images.requires_grad
@@ -314,10 +325,22 @@ def test_a_preview_of_a_full_bank_is_of_all_of_it_and_leaves_no_trace() -> None:
 
 def test_a_preview_does_not_change_when_the_images_do() -> None:
     bank = make_bank()
-    images, _ = bank.preview(4)
+    images, *_ = bank.preview(4)
     kept = images.clone()
-    train(bank, bank.build_optimizer(), 1)
+    train(bank, bank.optimizers(), 1)
     assert torch.equal(images, kept)
+
+
+def test_collected_images_are_evenly_spaced_of_those_to_train_on_and_always_the_same() -> None:
+    bank = filled_bank(holdout=0.25)
+    stream, state = torch.get_rng_state(), bank.get_extra_state()
+    images, labels, _ = bank.collect(3)
+    assert torch.equal(images, bank.images[[0, 3, 6]])
+    assert torch.equal(labels, bank.labels[[0, 3, 6]])
+    assert torch.equal(bank.collect(99).inputs, bank.images[:9])
+    assert torch.equal(torch.get_rng_state(), stream) and bank.get_extra_state() == state
+    with pytest.raises(DataError, match="no finished image"):
+        make_bank().collect(1)
 
 
 def test_a_small_share_holds_out_one_image() -> None:
@@ -325,22 +348,33 @@ def test_a_small_share_holds_out_one_image() -> None:
 
 
 def test_holding_everything_out_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"data\.holdout=0\.5 .*synthesis\.bank\.size=1"):
+    with pytest.raises(ConfigurationError, match=r"data\.holdout=0\.5 .*sources\.bank\.size=1"):
         make_bank(holdout=0.5, size=1, batch_size=1)
+
+
+def test_a_bank_is_divided_among_processes() -> None:
+    assert make_bank(processes=3).steps_to_fill == 3
+    with pytest.raises(ConfigurationError, match=r"sources\.bank\.size=12 must .*=4 .* 2 proc"):
+        make_bank(processes=2)
+
+
+def test_a_size_that_is_no_multiple_of_the_batch_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^size=10 must be a multiple of batch_size=4"):
+        make_bank(size=10)
 
 
 def test_held_out_says_what_is_missing() -> None:
     with pytest.raises(ConfigurationError, match=r"data\.holdout=0 "):
         filled_bank().held_out(1)
     bank = make_bank(holdout=0.25)
-    train(bank, bank.build_optimizer(), 4)
-    with pytest.raises(DataError, match=r"4 of 12 .*synthesis_steps must be at least 9"):
+    train(bank, bank.optimizers(), 4)
+    with pytest.raises(DataError, match=r"4 of 12 are; they take 9 synthesis steps"):
         bank.held_out(1)
 
 
-def load(path: Path, holdout: float = 0.0, **config: Any) -> ImageBank:
-    settings = {"size": 8, "batch_size": 4, **config}
-    return ImageBank.load(path, ImageBankConfig(**settings), SHAPE, CLASSES, holdout)
+def load(path: Path, holdout: float = 0.0, **changes: Any) -> ImageBank:
+    settings = {"size": 8, "batch_size": 4, **changes}
+    return make_bank(holdout, load=str(path), **settings)
 
 
 @pytest.fixture
@@ -358,7 +392,7 @@ def test_a_saved_bank_comes_back_full_and_ready(saved: Path) -> None:
     assert bank.full and bank.filled == 12  # the file decides, not bank.size=8
     assert len(bank.held_out(100)[0]) == 3
     assert set(rows(bank.sample(40)[0])) == set(rows(original.images[:9]))
-    train(bank, bank.build_optimizer(), 1)
+    train(bank, bank.optimizers(), 1)
     assert list(saved.parent.iterdir()) == [saved]  # no partial file is left behind
 
 
@@ -366,7 +400,7 @@ def test_a_bank_that_is_filled_in_part_saves_that_part(tmp_path: Path) -> None:
     bank = make_bank()
     with pytest.raises(DataError, match="no finished image"):
         bank.save(tmp_path / "bank.safetensors")
-    train(bank, bank.build_optimizer(), 7)
+    train(bank, bank.optimizers(), 7)
     bank.save(tmp_path / "bank.safetensors")
     assert torch.equal(load(tmp_path / "bank.safetensors").images, bank.images[:8])
 
@@ -379,7 +413,7 @@ def test_a_failed_write_leaves_the_former_file_alone(
         raise OSError("no space left on device")
 
     before = saved.read_bytes()
-    monkeypatch.setattr(source, "save_file", break_off)
+    monkeypatch.setattr(tensor_files, "save_file", break_off)
     with pytest.raises(OSError, match="no space"):
         filled_bank().save(saved)
     assert saved.read_bytes() == before

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hast_lightning.sources.source import SampleSource
 from PIL import Image
 from torch import Tensor, nn
 
-from hast_lightning.config import ImagesConfig
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.sources import own_images
 from hast_lightning.sources.own_images import OwnImages, read_own_images
@@ -46,9 +44,23 @@ def plain(count: int = 10) -> Tensor:
     return pixels
 
 
+@pytest.fixture(autouse=True)
+def _in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def built(
+    pixels: Tensor, pretrained: PretrainedNetwork, holdout: float = 0.0, processes: int = 1
+) -> OwnImages:
+    np.savez("pictures.npz", x=pixels.permute(0, 2, 3, 1).numpy())
+    source = OwnImages(path="pictures.npz")
+    source.build(Site(pretrained, holdout, processes, "sources.bank"))
+    return source
+
+
 def source_of(count: int = 10, holdout: float = 0.0, processes: int = 1) -> OwnImages:
     torch.manual_seed(0)
-    return OwnImages(plain(count), network(), holdout, processes)
+    return built(plain(count), network(), holdout, processes)
 
 
 def numbers(images: Tensor) -> list[int]:
@@ -57,8 +69,8 @@ def numbers(images: Tensor) -> list[int]:
     return [round(float(picture.max())) - 100 for picture in pixels]
 
 
-def read(path: Path, size: int = 8, channels: int = 3, **options: Any) -> Tensor:
-    return read_own_images(ImagesConfig(path=str(path), **options), network(size, channels))
+def read(path: Path, size: int = 8, channels: int = 3, limit: int = 10_000) -> Tensor:
+    return read_own_images(path, limit, network(size, channels), "sources.bank.path")
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -106,9 +118,9 @@ def test_of_too_many_pictures_some_are_kept_evenly(
 ) -> None:
     for number in range(10):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    pixels = read(tmp_path, max_images=4)
+    pixels = read(tmp_path, limit=4)
     assert pixels[:, 0, 0, 0].tolist() == [0, 2, 5, 7]
-    assert "has 10 pictures, of which 4 are used (synthesis.images.max_images)" in caplog.text
+    assert "has 10 pictures, of which 4 are used (max_images)" in caplog.text
 
 
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
@@ -132,18 +144,17 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
 # --- sampling --------------------------------------------------------------------------------
 
 
-def test_is_a_sample_source_that_needs_no_steps() -> None:
-    source: SampleSource = source_of()
-    assert (source.steps_to_fill, source.steps_to_start) == (0, 0)
-    assert source.build_optimizer().param_groups[0]["params"] == []
-    with pytest.raises(ConfigurationError, match="pictures are not synthesized"):
-        source.propose()
-    with pytest.raises(DataError, match="own pictures are not copied"):
-        source.save("samples.safetensors")
+def test_there_is_nothing_to_load_or_to_save() -> None:
+    with pytest.raises(ConfigurationError, match=r"load=x: .* leave load out"):
+        OwnImages(path="pictures.npz", load="x")
+    with pytest.raises(ConfigurationError, match=r"^sources\.bank\.path is not set"):
+        OwnImages().build(Site(network(), key="sources.bank"))
+    with pytest.raises(DataError, match="a source of kind images has nothing to save"):
+        source_of().save("samples.safetensors")
 
 
 def test_samples_are_normalized_and_labelled_by_the_network() -> None:
-    images, labels = source_of().sample(10)
+    images, labels, _ = source_of().sample(10)
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
     shown = numbers(images)
     assert labels.tolist() == [number % 3 for number in shown]
@@ -155,7 +166,7 @@ def test_samples_are_normalized_and_labelled_by_the_network() -> None:
 
 def test_a_picture_is_labelled_once() -> None:
     pretrained = network()
-    source = OwnImages(plain(), pretrained, 0.2)
+    source = built(plain(), pretrained, 0.2)
     for _ in range(5):
         source.sample(4)
         source.held_out(2)
@@ -185,7 +196,7 @@ def test_held_out_pictures_are_always_the_same_and_never_given() -> None:
 
 
 def test_too_few_pictures_are_refused() -> None:
-    assert len(source_of(2, 0.5).sample(3)[0]) == 3
+    assert len(source_of(2, 0.5).sample(3).inputs) == 3
     with pytest.raises(ConfigurationError, match=r"1 pictures, of which .* keeps 1: too few"):
         source_of(1, 0.5)
     with pytest.raises(ConfigurationError, match="too few to train 3 processes on"):
@@ -202,9 +213,9 @@ def test_a_state_goes_on_with_the_same_pictures() -> None:
     # No picture is in it: it would be in every checkpoint.
     assert sum(value.numel() for value in state.values() if torch.is_tensor(value)) == 10
     expected = [source.sample(4) for _ in range(3)]
-    other = OwnImages(plain(), network())
+    other = built(plain(), network())
     other.load_state_dict(state)
-    for images, labels in expected:
+    for images, labels, _ in expected:
         again = other.sample(4)
         assert torch.equal(again[0], images) and torch.equal(again[1], labels)
 
@@ -214,7 +225,7 @@ def test_a_state_of_other_pictures_is_refused() -> None:
     pixels = plain()
     pixels[3, 0, 0, 0] += 1
     with pytest.raises(DataError, match="not the pictures that the run began with"):
-        OwnImages(pixels, network()).load_state_dict(state)
+        built(pixels, network()).load_state_dict(state)
 
 
 def test_ranks_go_through_shares_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +249,20 @@ def test_ranks_go_through_shares_of_their_own(monkeypatch: pytest.MonkeyPatch) -
 def test_a_preview_leaves_no_trace() -> None:
     source, stream = source_of(10, 0.2), torch.get_rng_state()
     before, state = source.labels.clone(), source.get_extra_state()
-    images, labels = source.preview(3)
+    images, labels, _ = source.preview(3)
     assert images.shape[0] == len(labels) == 3
     assert int(labels.min()) >= 0
     assert torch.equal(source.labels, before)
+    assert source.get_extra_state() == state
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_collected_pictures_are_of_the_share_and_always_the_same() -> None:
+    source, stream = source_of(10, 0.2), torch.get_rng_state()
+    state = source.get_extra_state()
+    first = numbers(source.collect(5).inputs)
+    assert first == numbers(source.collect(5).inputs)
+    assert len(set(numbers(source.collect(99).inputs))) == 8
+    assert not set(first) & set(numbers(source.held_out(2).inputs))
     assert source.get_extra_state() == state
     assert torch.equal(torch.get_rng_state(), stream)

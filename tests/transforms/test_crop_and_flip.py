@@ -12,9 +12,10 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from hast_lightning.config import AugmentationConfig
+from hast_lightning.core.batch import Batch
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.transforms.crop_and_flip import (
-    Augmentation,
+    CropAndFlip,
     crop_and_flip,
     draw_crop_boxes,
     resized_crop,
@@ -188,22 +189,37 @@ def test_the_same_generator_gives_the_same_crops() -> None:
     assert not torch.equal(first, crop_and_flip(images, 0.4, 1.0, 0.5, seeded(2)))
 
 
-def test_augmentation_treats_whole_batches_with_its_probability() -> None:
+def test_whole_batches_are_changed_with_the_probability() -> None:
     torch.manual_seed(0)
-    images = torch.randn(8, 1, 8, 8)
-    augment = Augmentation(AugmentationConfig(probability=0.3, min_scale=0.3, max_scale=0.6))
-    outcomes = [augment(images) for _ in range(300)]
-    untouched = [outcome is images for outcome in outcomes]
+    batch = Batch(torch.randn(8, 1, 8, 8), torch.arange(8), torch.rand(8))
+    transform = CropAndFlip(probability=0.3, min_scale=0.3, max_scale=0.6)
+    outcomes = [transform(batch) for _ in range(300)]
+    untouched = [outcome is batch for outcome in outcomes]
     assert 0.6 < sum(untouched) / 300 < 0.8
     for outcome, same in zip(outcomes, untouched, strict=True):
-        assert same or not (outcome == images).flatten(1).all(1).any()
+        assert same or not (outcome.inputs == batch.inputs).flatten(1).all(1).any()
+        assert outcome.targets is batch.targets and outcome.weights is batch.weights
 
 
-def test_probability_zero_never_and_one_always_augments() -> None:
+def test_probability_zero_never_and_one_always_changes() -> None:
     torch.manual_seed(0)
-    images = torch.randn(4, 1, 8, 8)
+    batch = Batch(torch.randn(4, 1, 8, 8))
     before = torch.get_rng_state()
-    assert Augmentation(AugmentationConfig(probability=0.0))(images) is images
+    assert CropAndFlip(probability=0.0)(batch) is batch
     assert torch.equal(torch.get_rng_state(), before)  # switched off, it draws nothing
-    always = Augmentation(AugmentationConfig(probability=1.0))
-    assert all(always(images) is not images for _ in range(50))
+    always = CropAndFlip(probability=1.0)
+    assert all(always(batch) is not batch for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probability": 1.1}, "probability=1.1 must be at least 0 and at most 1"),
+        ({"flip": -0.1}, "flip=-0.1 must be at least 0 and at most 1"),
+        ({"min_scale": 0.0}, "min_scale=0.0 must be greater than 0"),
+        ({"min_scale": 0.6, "max_scale": 0.5}, "max_scale=0.5 must be at least 0.6"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CropAndFlip(**settings)

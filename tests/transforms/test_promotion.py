@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hast_lightning.transforms.promotion import promote
+from hast_lightning.core.batch import Batch
+from hast_lightning.transforms.promotion import Promotion, promote
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,3 +41,11 @@ def test_a_small_step_makes_images_harder() -> None:
     assert images.grad is not None
     harder = promote(images, images.grad, 0.01)
     assert F.cross_entropy(harder @ weight, labels) > loss
+
+
+def test_the_transform_keeps_labels_and_weights() -> None:
+    batch = Batch(torch.randn(2, 1, 2, 2), torch.arange(2), torch.rand(2))
+    gradient = torch.randn(2, 1, 2, 2)
+    harder = Promotion(eps=0.25)(batch, gradient)
+    assert torch.equal(harder.inputs, promote(batch.inputs, gradient, 0.25))
+    assert harder.targets is batch.targets and harder.weights is batch.weights

@@ -1,0 +1,39 @@
+"""Noise: what a source does by itself, without a line of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site
+from hast_lightning.sources.noise import Noise
+
+
+def noise() -> Noise:
+    network = PretrainedNetwork(nn.Identity(), "any", (1, 4, 6), 3, (0.5,), (0.5,), "")
+    source = Noise()
+    source.build(Site(network))
+    return source
+
+
+def test_samples_are_standard_normal_with_uniform_labels() -> None:
+    torch.manual_seed(0)
+    inputs, labels, weights = noise().sample(3000)
+    assert inputs.shape == (3000, 1, 4, 6) and weights is None
+    assert abs(float(inputs.mean())) < 0.02 and abs(float(inputs.std()) - 1) < 0.02
+    assert torch.bincount(labels).min() > 900
+
+
+def test_held_out_previewed_and_collected_samples_leave_no_trace() -> None:
+    source, stream = noise(), torch.get_rng_state()
+    held_out = source.held_out(5)
+    assert torch.equal(torch.get_rng_state(), stream)
+    torch.manual_seed(7)
+    for again in (source.held_out(5), source.preview(5), source.collect(5)):
+        assert torch.equal(again.inputs, held_out.inputs)
+    assert not torch.equal(source.sample(5).inputs, held_out.inputs)
+
+
+def test_it_leaves_nothing_in_a_checkpoint() -> None:
+    assert not noise().state_dict()
