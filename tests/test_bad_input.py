@@ -693,7 +693,7 @@ def test_a_folder_of_photographs_that_is_missing_or_empty(refused: Refuse, tmp_p
     assert line.startswith("data.path=data/imagenet/val is not a folder; expected one folder a cl")
     line = refused(*PHOTOGRAPHS, f"data.path={tmp_path}")
     assert line.startswith(f"data.path={tmp_path}: ")
-    assert "expected one folder a class" in line
+    assert "expected one folder per class" in line
 
 
 def test_photographs_of_other_classes(refused: Refuse, tmp_path: Path) -> None:

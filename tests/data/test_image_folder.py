@@ -38,7 +38,7 @@ def load(folder: Path, num_classes: int = 2) -> ImageFolderData:
     return data
 
 
-def test_images_are_normalized_and_labelled_in_sorted_class_order(folder: Path) -> None:
+def test_images_are_normalized_and_labeled_in_sorted_class_order(folder: Path) -> None:
     data = load(folder)
     batches = list(data)
     images = torch.cat([images for images, _ in batches])
@@ -60,12 +60,12 @@ def test_iterating_leaves_the_random_streams_of_the_run_alone(folder: Path) -> N
 
 
 def test_a_missing_folder_says_which_layout_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one folder a class"):
+    with pytest.raises(DataError, match="one folder per class"):
         load(tmp_path / "absent")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected one folder a class"):
+    with pytest.raises(DataError, match="expected one folder per class"):
         load(tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_another_number_of_classes_is_refused(folder: Path) -> None:
 
 def test_photographs_that_are_in_no_class_folders_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "ILSVRC2012_val_00000001.png")
-    with pytest.raises(DataError, match="expected one folder a class in sorted class order"):
+    with pytest.raises(DataError, match="expected one folder per class in sorted class order"):
         load(tmp_path)
 
 

@@ -80,7 +80,7 @@ def load_evaluation_data(
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
             (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
-            photographs with one folder a class) or ``none``; ``given`` data are not read here.
+            photographs with one folder per class) or ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Labelled images that are handed over in Python, for evaluation only."""
+"""Labeled images that are handed over in Python, for evaluation only."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def network_input(
 
 
 def _repeatable(given: Any) -> Iterable[Any]:
-    """What can be gone through again and again, of batches or of single images."""
+    """Return what can be gone through again and again, of batches or of single images."""
     if _is_pair(given):
         return _split(*given)
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):

@@ -1,4 +1,4 @@
-"""A validation folder with one folder a class, as ImageNet's is usually laid out."""
+"""A validation folder with one folder per class, as ImageNet's is usually laid out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from hast_lightning.core.network import PretrainedNetwork
 
-LAYOUT = "one folder a class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
+LAYOUT = (
+    "one folder per class in sorted class order, e.g. val/n01440764/ILSVRC2012_val_00000293.JPEG"
+)
 CHANNELS = 3
 WORKERS = 2
 
@@ -61,7 +63,7 @@ class ImageFolderData:
 
 
 def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFolderData:
-    """The images in ``config.path``, prepared for ``network``.
+    """Open the images in ``config.path``, prepared for ``network``.
 
     Raises:
         DataError: the folder is missing, empty or contains itself, or its classes are not the

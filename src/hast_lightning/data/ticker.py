@@ -1,4 +1,4 @@
-"""What a training loop iterates over when there is no training data: its own steps."""
+"""Steps of a training loop, in place of training data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: .npz files and what torch.save writes."""
+"""Untrusted zip archives: .npz files and what torch.save writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures from strangers: archives and folders of them, read to pixels or refused in one line."""
+"""Untrusted pictures: archives and folders of them, read to pixels or refused in one line."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def refuse_loops(root: Path, origin: str) -> None:
 
 
 def find_pictures(root: Path, origin: str) -> list[Path]:
-    """Every picture below a folder, at any depth and behind links, in sorted order.
+    """List the pictures below a folder, at any depth and behind links, in sorted order.
 
     Other files are passed over: lists and notes often lie beside pictures.
 
@@ -139,12 +139,12 @@ class Fitting:
         )
 
     def __call__(self, picture: Picture) -> Picture:
-        """The picture in the size (height, width)."""
+        """Return the picture in the size (height, width)."""
         return picture if picture.size == self._size else self._fit(picture)
 
 
 def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
-    """A whole picture in memory.
+    """Read a whole picture into memory.
 
     Args:
         path: the file.

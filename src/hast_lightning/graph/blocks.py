@@ -160,7 +160,7 @@ def _is_depthwise(layer: nn.Module | None) -> bool:
 
 
 def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether a depthwise convolution comes before, with at most element-wise layers between.
+    """Return whether a depthwise convolution comes before, at most element-wise layers between.
 
     Products are looked through as well: squeeze-and-excitation scales the channels there.
     """

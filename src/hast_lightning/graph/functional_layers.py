@@ -126,7 +126,7 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
 
 
 def _is_layer(arguments: dict[str, Any], constants: set[fx.Node]) -> bool:
-    """Whether only the input depends on the image."""
+    """Return whether only the input depends on the image."""
     others = [value for key, value in arguments.items() if key != "input"]
     nodes = [value for value in others if isinstance(value, fx.Node)]
     tensors = [arguments.get(key) for key in _TENSORS]
@@ -135,7 +135,7 @@ def _is_layer(arguments: dict[str, Any], constants: set[fx.Node]) -> bool:
 
 
 def _value(node: Any, graph_module: fx.GraphModule) -> Tensor | None:
-    """What a constant node stands for: the parameter itself, or the result of computing it."""
+    """Return the value of a constant node: the parameter itself, or the result of computing it."""
     if node is None:
         return None
     with torch.no_grad():
@@ -157,7 +157,7 @@ def _compute(node: fx.Node, graph_module: fx.GraphModule) -> Any:
 
 
 def _dimensions(graph_module: fx.GraphModule, images: Tensor) -> dict[fx.Node, int]:
-    """How many dimensions the value of each node has."""
+    """Return the number of dimensions of each node's value."""
     with torch.no_grad():
         ShapeProp(graph_module).propagate(images)
     metas = {node: node.meta.get("tensor_meta") for node in graph_module.graph.nodes}
@@ -234,7 +234,7 @@ class _Places:
         self._layers: dict[str, nn.Module] = {}
 
     def reserve(self, owner: str, layer: nn.Module, fallback: str) -> str:
-        """The name for ``layer``: its owner's where that is free, which keeps all names."""
+        """Return the name for ``layer``: its owner's where that is free, which keeps all names."""
         for name, other in self._layers.items():
             if _are_same(layer, other):
                 return name
@@ -254,7 +254,7 @@ class _Places:
             self._graph_module.set_submodule(name, layer)
 
     def _move_aside(self, name: str) -> None:
-        """What else is used inside of module ``name``, such as an activation, goes beside it."""
+        """Put what else is used inside of module ``name``, such as an activation, beside it."""
         for node in self._graph_module.graph.nodes:
             if node.op not in ("call_module", "get_attr"):
                 continue
@@ -268,7 +268,7 @@ class _Places:
 
 
 def _are_same(layer: nn.Module, other: nn.Module) -> bool:
-    """Whether both have the same settings and the very same tensors."""
+    """Return whether both have the same settings and the very same tensors."""
     tensors = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (layer, other)]
     for state in tensors:
         state.pop("num_batches_tracked", None)

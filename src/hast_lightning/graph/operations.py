@@ -1,4 +1,4 @@
-"""Which operations of a network's graph are what: activations, layers with weights, and more.
+"""Kinds of operations in a network's graph: activations, layers with weights, and more.
 
 A graph spells one operation in several ways: as a layer of ``torch.nn``, as a function, or as
 a method of a tensor (by its name).
@@ -89,30 +89,30 @@ SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda")
 
 
 def layer_of(node: Argument, graph_module: fx.GraphModule) -> nn.Module | None:
-    """The layer that ``node`` calls; none if it calls no layer."""
+    """Return the layer that ``node`` calls; none if it calls no layer."""
     if isinstance(node, fx.Node) and node.op == "call_module":
         return graph_module.get_submodule(str(node.target))
     return None
 
 
 def calls(node: fx.Node, functions: Sequence[object]) -> bool:
-    """Whether ``node`` calls one of these functions or (by name) methods of a tensor."""
+    """Return whether ``node`` calls one of these functions or (by name) tensor methods."""
     return node.op in ("call_function", "call_method") and node.target in functions
 
 
 def is_activation(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether ``node`` is an activation function, however it is spelled."""
+    """Return whether ``node`` is an activation function, however it is spelled."""
     layer = layer_of(node, graph_module)
     return isinstance(layer, ACTIVATION_LAYERS) or calls(node, ACTIVATION_FUNCTIONS)
 
 
 def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether ``node`` is a ReLU, however it is spelled."""
+    """Return whether ``node`` is a ReLU, however it is spelled."""
     return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
 
 
 def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether ``node`` only passes values on: all of them, some, in another order, with zeros."""
+    """Return whether ``node`` only passes values on: all, some, reordered, or with zeros."""
     layer = layer_of(node, graph_module)
     if isinstance(layer, nn.Upsample):
         return layer.mode == "nearest"
@@ -127,7 +127,7 @@ def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
 
 
 def is_stochastic_depth(node: fx.Node, layer: nn.Module | None) -> bool:
-    """Whether ``node``, which calls ``layer`` if any, drops whole branches in training."""
+    """Return whether ``node``, which may call ``layer``, drops whole branches in training."""
     what = node.target if layer is None else type(layer)
     return getattr(what, "__module__", None) == _STOCHASTIC_DEPTH
 
@@ -139,7 +139,7 @@ def _argument(node: fx.Node, position: int, name: str, default: object) -> objec
 
 
 def values_of(graph: fx.Graph) -> dict[fx.Node, None]:
-    """The nodes that compute a tensor from the network's input, in order of execution.
+    """Return the nodes that compute a tensor from the network's input, in order.
 
     The others are parameters and shapes, and numbers that are made from shapes.
     """

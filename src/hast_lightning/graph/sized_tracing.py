@@ -23,7 +23,7 @@ _BATCH_SIZES = (2, 3)
 
 
 def trace_sized(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModule:
-    """The graph that ``network`` has for images (N, C, H, W) of one size and any N.
+    """Return the graph of ``network`` for images (N, C, H, W) of one size and any N.
 
     Args:
         network: in evaluation mode; its layers are shared.

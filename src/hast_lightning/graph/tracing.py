@@ -48,7 +48,7 @@ class PlaceTracer(fx.Tracer):
 
 
 def trace(network: nn.Module) -> fx.GraphModule:
-    """The graph of ``network``, whose layers it shares.
+    """Return the graph of ``network``, whose layers it shares.
 
     Branches on ``training`` are decided as the network's mode is now, so put it in evaluation
     mode first. Layers of ``torch.nn`` stay whole; everything around them is taken apart.
@@ -60,7 +60,7 @@ def trace(network: nn.Module) -> fx.GraphModule:
 
 
 def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
-    """As :func:`trace`, with a tracer that may know more than the code of the network says."""
+    """Trace as :func:`trace`, with a tracer that may know more than the network's code says."""
     if isinstance(network, fx.GraphModule):
         return fx.GraphModule(network, copy.deepcopy(network.graph))
     name = type(network).__name__
@@ -79,7 +79,7 @@ def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
 
 
 def innermost_place(stack: TracebackType | None) -> str:
-    """File, line and code of the deepest frame that is neither PyTorch's nor of this package."""
+    """Return file, line and code of the deepest frame outside of PyTorch and this package."""
     frames = traceback.extract_tb(stack)
     own = [
         frame
@@ -91,7 +91,7 @@ def innermost_place(stack: TracebackType | None) -> str:
 
 
 def expose(graph_module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
-    """A graph module that returns intermediate values beside the output.
+    """Return a graph module that puts out intermediate values beside the output.
 
     Args:
         graph_module: left as it is; layers, parameters and buffers are shared with it.
@@ -144,7 +144,7 @@ def _overwrites(user: fx.Node, node: fx.Node, graph_module: fx.GraphModule) -> b
 
 
 def batch_norm_inputs(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
-    """Where the BatchNorm layers read, in order of execution.
+    """List the inputs of the BatchNorm layers, in order of execution.
 
     Layers that keep no running statistics are left out: a batch has nothing to match there.
 
@@ -161,7 +161,7 @@ def batch_norm_inputs(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose BatchNorms are part of the convolutions before them.
+    """Return a copy whose BatchNorms are part of the convolutions before them.
 
     Evaluation-mode BatchNorm is an affine map per channel, so convolution and BatchNorm
     together are one convolution (Jacob et al., CVPR 2018, section 3.2). Folded where the
@@ -183,7 +183,7 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
 def foldable_batch_norms(
     graph_module: fx.GraphModule, kind: type[Convolution]
 ) -> Iterator[tuple[Convolution, str, nn.BatchNorm2d]]:
-    """Convolutions with a BatchNorm that nothing else stands between or shares.
+    """Yield convolutions whose only follower is a BatchNorm, both called once.
 
     Args:
         graph_module: Its BatchNorms may be replaced on the way.
@@ -221,7 +221,7 @@ def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
 
 @torch.no_grad()
 def batch_norm_affine(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel (float64) of a BatchNorm in evaluation mode."""
+    """Return scale and shift per channel (float64) of a BatchNorm in evaluation mode."""
     mean, variance = normalization.running_mean, normalization.running_var
     assert mean is not None
     assert variance is not None

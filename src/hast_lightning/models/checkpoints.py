@@ -28,7 +28,7 @@ _REFUSED_IMPORT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint, on the CPU.
+    """Read the tensors of a .safetensors file or of a torch checkpoint, on the CPU.
 
     A dictionary inside one of :data:`WRAPPERS` is unwrapped, and the prefix that DataParallel
     gives all names is taken off.
@@ -44,7 +44,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a .safetensors file says about itself; nothing for other files.
+    """Read the metadata of a .safetensors file; empty for other files.
 
     Raises:
         ModelError: the file is missing or damaged.

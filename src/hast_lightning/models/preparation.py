@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3
 def prepare(
     network: nn.Module, input_shape: tuple[int, int, int], name: str
 ) -> tuple[nn.Module, int]:
-    """The network in layers of ``torch.nn``, and how many classes it puts out.
+    """Return the network in layers of ``torch.nn``, and its number of classes.
 
     A network that torch.fx follows and that has no weights outside of such layers is given
     back as it is. Any other becomes its graph, for images of this one size. Either way its

@@ -1,4 +1,4 @@
-"""A pretrained network together with all that its provider knows about it."""
+"""A pretrained network together with everything its provider knows about it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def describe(
 
 
 def _require_finite(network: nn.Module, name: str) -> None:
-    """Refuse weights and statistics that no image could mend."""
+    """Refuse weights and statistics that no image could fix."""
     for tensor_name, value in network.state_dict().items():
         if is_lazy(value):
             raise ModelError(

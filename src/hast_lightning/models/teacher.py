@@ -15,7 +15,7 @@ from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, tr
 
 
 def batch_norms_are_new(graph_module: GraphModule) -> bool:
-    """Whether no BatchNorm has ever met an image: mean 0 and variance 1 in every channel.
+    """Return whether no BatchNorm has ever met an image: mean 0, variance 1 everywhere.
 
     Such a network was never trained, or its weights were not loaded; images that are matched to
     these statistics say nothing about its data.

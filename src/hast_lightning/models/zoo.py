@@ -25,7 +25,7 @@ _LOADERS = {
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
-    """The network that the ``model`` group describes, ready to be traced and quantized.
+    """Load the network that the ``model`` group describes, ready to be traced and quantized.
 
     Raises:
         ModelError: it is unknown, its weights are missing, unsafe, or do not fit, or it cannot

@@ -1,1 +1,1 @@
-"""Fake quantization: specification, rounding, ranges, quantized layers, conversion."""
+"""Fake quantization: settings, ranges, rounding, placement, quantized layers, conversion."""

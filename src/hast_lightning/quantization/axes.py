@@ -14,7 +14,7 @@ from hast_lightning.quantization.ranges import Grid
 
 
 class QuantizerSettings(Protocol):
-    """What the axes have in common.
+    """Settings that the axes have in common.
 
     Attributes:
         gradient: ``pass_through`` or ``clipped`` straight-through gradients.
@@ -31,7 +31,7 @@ class QuantizerSettings(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Ranges(Part, ABC):
-    """How the ranges of weights and activations are found or learned."""
+    """Base class: finds or learns the ranges of weights and activations."""
 
     @abstractmethod
     def find(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Ranges(Part, ABC):
 
 @dataclass(eq=False, repr=False)
 class Rounding(Part, ABC):
-    """How weights are rounded to the integers of their range."""
+    """Base class: rounds weights to the integers of their range."""
 
     @abstractmethod
     def weight_quantizer(
@@ -73,7 +73,7 @@ class Rounding(Part, ABC):
 
 @dataclass(eq=False, repr=False)
 class Placement(Part, ABC):
-    """Which values of a network are quantized.
+    """Base class: chooses the values of a network that are quantized.
 
     Attributes:
         symmetric_weights: Weights have signed integers with zero in the middle.

@@ -16,10 +16,7 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.tracing import trace
-from hast_lightning.quantization.fake_quant import (
-    QuantConv2d,
-    QuantLinear,
-)
+from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
 from hast_lightning.quantization.layer_bits import plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 
@@ -27,7 +24,7 @@ QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
 
 def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
-    """A student of ``network``: a copy with fake-quantized weights and activations.
+    """Return a student of ``network``: a copy with fake-quantized weights and activations.
 
     Every convolution and linear layer gets quantized weights, the first and the last
     included; every output of an activation function gets its own quantizer, also where one
@@ -92,7 +89,7 @@ def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:
 
 
 def _multiplies_parameter(node: fx.Node, student: fx.GraphModule) -> bool:
-    """Whether a matrix product has a parameter of the network as an operand."""
+    """Return whether a matrix product has a parameter of the network as an operand."""
     return calls(node, MATRIX_PRODUCTS) and any(
         source.op == "get_attr" and isinstance(_attribute(student, str(source.target)), Tensor)
         for source in node.all_input_nodes
@@ -136,12 +133,12 @@ def _insert_activation_quantizers(
 
 
 def _last_before(node: fx.Node) -> fx.Node:
-    """Where something behind ``node`` goes: inputs of the network stay together in front."""
+    """Return the node behind which something new goes: inputs of the network stay in front."""
     while node.op == "placeholder" and node.next.op == "placeholder":
         node = node.next
     return node
 
 
 def _is_other(node: fx.Node) -> Callable[[fx.Node], bool]:
-    """Whether a node is another one than ``node``."""
+    """Return a test for nodes other than ``node``."""
     return lambda other: other is not node

@@ -1,4 +1,4 @@
-"""What quantizing did to a student, layer by layer: bits, ranges, scales and errors."""
+"""Effects of quantization, layer by layer: bits, ranges, scales and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LayerDiagnosis:
 
 @torch.no_grad()
 def diagnose(student: fx.GraphModule) -> list[LayerDiagnosis]:
-    """Every quantized tensor of ``student``, in order of execution, each once.
+    """List every quantized tensor of ``student``, in order of execution, each once.
 
     Changes nothing and draws no random numbers.
 

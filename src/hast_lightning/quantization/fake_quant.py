@@ -28,7 +28,7 @@ from hast_lightning.runtime.ranks import averaged
 
 
 class ActivationMode(Enum):
-    """What an activation quantizer does with a batch."""
+    """Treatment of a batch by an activation quantizer."""
 
     FLOAT = "float"
     OBSERVE = "observe"
@@ -50,7 +50,7 @@ class WeightQuantizer(nn.Module):
         include_zero: Extend every range to contain zero.
         symmetric: Signed integers with zero in the middle: on the grid of ``0 .. 2^bits - 1``
             the zero point is ``2^(bits - 1)``.
-        find: Minimum and maximum of a channel, or another way to find its range.
+        find: Finds a channel's range; minimum and maximum unless another way is given.
         gradient: ``clipped`` stops the gradient of weights outside their range. Between minimum
             and maximum, where all weights are inside, there is no difference.
     """
@@ -73,20 +73,20 @@ class WeightQuantizer(nn.Module):
         self._held: _Rounded | None = None
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
-        """Scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
+        """Return scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
         low, high = channel_ranges(weight.detach().float(), self.grid, self.find)
         return self.grid.parameters(low, high)
 
     def rounded(self, weight: Tensor) -> Tensor:
-        """``weight`` on its grid, float32, without gradient."""
+        """Return ``weight`` on its grid, float32, without gradient."""
         return self._round(weight).value
 
     def hold(self, weight: Tensor | None) -> None:
-        """Round ``weight`` once for several passes; none lets go of it."""
+        """Round ``weight`` once for several passes; None lets go of it."""
         self._held = None if weight is None else self._round(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The rounded weights, with the gradient passed straight through."""
+        """Return the rounded weights, with the gradient passed straight through."""
         rounded = self._round(weight) if self._held is None else self._held
         return substitute(weight, rounded.value, rounded.passes)
 
@@ -223,12 +223,12 @@ class ActivationQuantizer(nn.Module):
 
 
 def activation_quantizers(network: nn.Module) -> list[ActivationQuantizer]:
-    """Every activation quantizer of ``network``, in registration order."""
+    """Return the activation quantizers of ``network``, in registration order."""
     return [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
 
 
 def quantized_layers(network: nn.Module) -> list[tuple[str, QuantConv2d | QuantLinear]]:
-    """Name and module of every layer with fake-quantized weights."""
+    """Return name and module of every layer with fake-quantized weights."""
     return [
         (name, module)
         for name, module in network.named_modules()

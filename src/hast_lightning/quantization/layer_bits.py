@@ -1,4 +1,4 @@
-"""How many bits each layer's weights and each quantized value get."""
+"""Bits of each layer's weights and of each quantized value."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class BitPlan(NamedTuple):
 def plan_bits(
     student: fx.GraphModule, nodes: Collection[fx.Node], settings: QuantizerConfig
 ) -> BitPlan:
-    """Follow the specification's overrides, layer by layer.
+    """Follow the overrides of the settings, layer by layer.
 
     A quantized value gets the most bits that a layer which takes it in asks for; one that no
-    layer takes in gets the specification's.
+    layer takes in gets ``settings.activation_bits``.
 
     Args:
         student: Its layers are not replaced yet.

@@ -53,11 +53,11 @@ class LearnedWeightQuantizer(WeightQuantizer):
         self.relative_step_size = nn.Parameter(torch.ones_like(self.first_step_size))
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
-        """Scale and zero point, (out_channels, 1, ...); the weights themselves do not matter."""
+        """Return scale and zero point, (out_channels, 1, ...), whatever the weights are."""
         return self._centred(self._step_size().detach())
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The rounded weights, with LSQ's gradients of weights and step sizes."""
+        """Return the rounded weights, with LSQ's gradients of weights and step sizes."""
         highest = 2 ** (self.bits - 1) - 1
         g = gradient_scale(weight[0].numel(), highest)
         parameters = self._centred(self._step_size(g))
@@ -98,12 +98,12 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
-        """The step size as it is now, a float32 scalar without gradient; NaN if uncalibrated."""
+        """Return the step size now, a float32 scalar without gradient; NaN if uncalibrated."""
         return self._learned_parameters().scale.detach()
 
     @property
     def zero_point(self) -> Tensor:  # type: ignore[override]  # follows from the parameters
-        """The integer that stands for zero now, a float32 scalar without gradient."""
+        """Return the integer that stands for zero now, a float32 scalar without gradient."""
         return self._learned_parameters().zero_point.detach()
 
     @torch.no_grad()

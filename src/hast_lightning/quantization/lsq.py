@@ -111,7 +111,7 @@ class _Positive(torch.autograd.Function):
 
 
 def gradient_scale(values: int, highest: int) -> float:
-    """``g = 1 / sqrt(N * Qp)``.
+    """Return ``g = 1 / sqrt(N * Qp)``.
 
     Args:
         values: N: weights that share a step size; of activations the values of one image, so
@@ -122,13 +122,13 @@ def gradient_scale(values: int, highest: int) -> float:
 
 
 def scale_gradient(value: Tensor, factor: float | Tensor) -> Tensor:
-    """``value``, whose gradient is multiplied by ``factor``, a number or of its shape."""
+    """Return ``value``, whose gradient is multiplied by ``factor``, a number or of its shape."""
     result: Tensor = _ScaledGradient.apply(value, factor)
     return result
 
 
 def in_units_of(unit: Tensor, multiple: Tensor, g: float) -> Tensor:
-    """``unit * multiple``, where ``multiple`` is learned and ``unit`` is not.
+    """Return ``unit * multiple``, where ``multiple`` is learned and ``unit`` is not.
 
     Adam moves every parameter by about its learning rate, whatever the gradient's size: a step
     size of 0.004, of a weight at 8 bits, would be another one after a few steps at 1e-3. In units
@@ -145,13 +145,13 @@ def in_units_of(unit: Tensor, multiple: Tensor, g: float) -> Tensor:
 
 
 def positive(step_size: Tensor) -> Tensor:
-    """``step_size``, or ``SMALLEST_STEP`` where an optimizer has pushed it below that."""
+    """Return ``step_size``, or ``SMALLEST_STEP`` where an optimizer has pushed it below."""
     result: Tensor = _Positive.apply(step_size)
     return result
 
 
 def integer_zero_point(offset: Tensor, scale: Tensor, bits: int, include_zero: bool) -> Tensor:
-    """``round(-offset / scale)``, with a straight-through gradient.
+    """Return ``round(-offset / scale)``, with a straight-through gradient.
 
     Args:
         offset: Lower end of the range; where it is exactly zero, as behind a ReLU, it stays.

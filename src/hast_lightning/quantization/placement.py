@@ -1,4 +1,4 @@
-"""Which values of a network's graph are quantized."""
+"""Placements: the values of a network's graph that are quantized."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def activation_outputs(student: fx.GraphModule) -> list[fx.Node]:
-    """What activation functions put out (ZeroQ, GDFQ, IntraQ, HAST), in order of execution.
+    """Return the outputs of activation functions (ZeroQ, GDFQ, IntraQ, HAST), in order.
 
     The input image and the outputs of linear bottlenecks stay in floating point.
     """
@@ -31,7 +31,7 @@ def activation_outputs(student: fx.GraphModule) -> list[fx.Node]:
 
 
 def stored_values(student: fx.GraphModule) -> list[fx.Node]:
-    """What an integer engine stores, in order of execution: each of these values once.
+    """Return the values that an integer engine stores, in order of execution, each once.
 
     The input, and what convolutions, linear layers, activation functions, sums, products,
     concatenations and averages put out (Jacob et al., CVPR 2018, section 3). Not what
@@ -55,21 +55,21 @@ def stored_values(student: fx.GraphModule) -> list[fx.Node]:
 
 
 def _is_stored(node: fx.Node, uses: list[fx.Node], student: fx.GraphModule) -> bool:
-    """Whether an engine stores ``node``'s value, of which ``uses`` compute others."""
+    """Return whether an engine stores ``node``'s value, of which ``uses`` compute others."""
     if len(uses) == 1 and _is_merged(node, uses[0], student):
         return False
     return any(not is_activation(use, student) for use in uses)
 
 
 def _is_merged(node: fx.Node, use: fx.Node, student: fx.GraphModule) -> bool:
-    """Whether the engine computes ``node`` and its only ``use`` in one go."""
+    """Return whether the engine computes ``node`` and its only ``use`` in one go."""
     folded = isinstance(layer_of(use, student), BATCH_NORMS)
     folded = folded and isinstance(layer_of(node, student), LAYERS_WITH_PRODUCTS)
     return folded or calls(use, CONCATENATIONS)
 
 
 def _uses(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
-    """What computes with ``node``'s value, however it is rearranged on the way."""
+    """Yield the nodes that compute with ``node``'s value, however it was rearranged."""
     for user in node.users:
         if rearranges(user, student):
             yield from _uses(user, student)
@@ -79,7 +79,7 @@ def _uses(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
 
 @part("placement", "simulated")
 class Simulated(Placement):
-    """What activation functions put out, as the papers simulate it (ZeroQ, GDFQ, IntraQ, HAST)."""
+    """Outputs of activation functions, as the papers simulate it (ZeroQ, GDFQ, IntraQ, HAST)."""
 
     def values(self, student: fx.GraphModule) -> list[fx.Node]:
         """Return the outputs of activation functions."""
@@ -88,7 +88,7 @@ class Simulated(Placement):
 
 @part("placement", "integer")
 class Integer(Placement):
-    """What an integer engine stores, weights symmetric (Jacob et al., CVPR 2018, section 3)."""
+    """Values that an integer engine stores, weights symmetric (Jacob et al., CVPR 2018, 3)."""
 
     symmetric_weights = True
     needs_zero = True

@@ -23,7 +23,7 @@ class AffineParameters(NamedTuple):
 def affine_parameters(
     low: Tensor, high: Tensor, bits: int, include_zero: bool = False
 ) -> AffineParameters:
-    """Scale ``(high - low) / (2^bits - 1)`` and zero point ``round(-low / scale)``.
+    """Return scale ``(high - low) / (2^bits - 1)`` and zero point ``round(-low / scale)``.
 
     Args:
         low: Lower ends of the ranges, any shape.
@@ -39,7 +39,7 @@ def affine_parameters(
 
 
 def symmetric_parameters(low: Tensor, high: Tensor, bits: int) -> AffineParameters:
-    """The smallest scale whose signed integers span the range, and zero point ``2^(bits - 1)``.
+    """Return the least scale whose signed integers span the range, zero point ``2^(bits - 1)``.
 
     The signed integers ``-2^(bits-1) .. 2^(bits-1) - 1`` of an engine are the grid's
     ``0 .. 2^bits - 1`` less the zero point, which is in the middle whatever the range is.
@@ -58,7 +58,7 @@ def symmetric_parameters(low: Tensor, high: Tensor, bits: int) -> AffineParamete
 
 @dataclass(frozen=True)
 class Grid:
-    """How many integers there are, and which of them may stand for zero.
+    """The integers of a range, and those that may stand for zero.
 
     Attributes:
         bits: 2 to 8.
@@ -71,7 +71,7 @@ class Grid:
     symmetric: bool = False
 
     def parameters(self, low: Tensor, high: Tensor) -> AffineParameters:
-        """Scale and zero point of ranges, of the shape of ``low`` and ``high``."""
+        """Return scale and zero point of ranges, of the shape of ``low`` and ``high``."""
         if self.symmetric:
             return symmetric_parameters(low, high, self.bits)
         return affine_parameters(low, high, self.bits, self.include_zero)
@@ -82,7 +82,7 @@ RangeFinder = Callable[[Tensor, Grid], tuple[Tensor, Tensor]]
 
 
 def extremes(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each row (a :data:`RangeFinder`)."""
+    """Return minimum and maximum of each row (a :data:`RangeFinder`)."""
     low, high = rows.aminmax(dim=1, keepdim=True)
     return low, high
 
@@ -90,7 +90,7 @@ def extremes(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def channel_ranges(
     weight: Tensor, grid: Grid | None = None, find: RangeFinder = extremes
 ) -> tuple[Tensor, Tensor]:
-    """The range of each output channel.
+    """Return the range of each output channel.
 
     Args:
         weight: (out_channels, ...) of a convolution or a linear layer.
@@ -145,5 +145,5 @@ class MovingRange(nn.Module):
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.momentum)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """The corrected average, two scalars; NaN before the first batch."""
+        """Return the corrected average, two scalars; NaN before the first batch."""
         return self.low / self.weight, self.high / self.weight

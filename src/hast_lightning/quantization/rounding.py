@@ -16,15 +16,15 @@ from torch.autograd.function import once_differentiable
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Integers in ``[0, 2^bits - 1]``, as float32, of the shape of ``x``.
+    """Return integers in ``[0, 2^bits - 1]``, as float32, of the shape of ``x``.
 
-    ``scale`` and ``zero_point`` broadcast against ``x``: scalars, or one value a channel.
+    ``scale`` and ``zero_point`` broadcast against ``x``: scalars, or one value per channel.
     """
     return (x / scale).round_().add_(zero_point).clamp_(0, 2**bits - 1)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The real values ``scale * (q - zero_point)`` of integers ``q``."""
+    """Return the real values ``scale * (q - zero_point)`` of integers ``q``."""
     return (q - zero_point).mul_(scale)
 
 
@@ -100,13 +100,13 @@ def fake_quantize(
 
 
 def is_inside(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Where the clipped gradient passes: what is rounded to an integer without clamping."""
+    """Return where the clipped gradient passes: values that are rounded without clamping."""
     q = (x / scale).round_().add_(zero_point)
     return q.ge(0).logical_and_(q <= 2**bits - 1)
 
 
 def substitute(parameter: Tensor, value: Tensor, passes: Tensor | None = None) -> Tensor:
-    """``value`` in the forward pass, whose gradient goes to ``parameter``.
+    """Return ``value``, whose gradient goes to ``parameter``.
 
     Args:
         parameter: What is learned.

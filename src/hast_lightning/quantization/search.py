@@ -23,7 +23,7 @@ SAMPLED_VALUES = 2**16
 
 
 def percentiles(rows: Tensor, grid: Grid, percentile: float) -> tuple[Tensor, Tensor]:
-    """The values at ``percentile`` and at ``100 - percentile`` percent of each row.
+    """Return the values at ``percentile`` and at ``100 - percentile`` percent of each row.
 
     By the nearest-rank definition: the upper end is the smallest value that at least
     ``percentile`` percent of the row do not exceed. A row of which only the farthest values
@@ -48,7 +48,7 @@ def percentiles(rows: Tensor, grid: Grid, percentile: float) -> tuple[Tensor, Te
 
 
 def least_squares(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Of shrunken ranges of each row the one with the least squared rounding error.
+    """Return each row's shrunken range with the least squared rounding error.
 
     Ranges shrink towards zero, or towards the end that is closer to it where zero is not
     inside. The whole range is among them, so that the error is never larger than its.

@@ -1,4 +1,4 @@
-"""How many bytes a network takes, before and after."""
+"""Bytes that a network takes, before and after."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCALE_AND_ZERO_POINT_BYTES = BYTES_PER_FLOAT + 1
 
 
 def float_bytes(network: nn.Module) -> int:
-    """Bytes of all parameters and BatchNorm statistics in float32."""
+    """Return the bytes of all parameters and BatchNorm statistics in float32."""
     tensors = [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]
     return BYTES_PER_FLOAT * sum(tensor.numel() for tensor in tensors)
 
 
 def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
-    """Bytes of the student when its weights are stored in their bits.
+    """Return the bytes of the student when its weights are stored in their bits.
 
     Quantized weights cost ``weight_bits`` each, every channel and every activation tensor a
     scale and a zero point; all the rest (biases, BatchNorm) stays in float32.

@@ -1,4 +1,4 @@
-"""What a student is made of, call by call: layers, quantizers, taps, and what they cost.
+"""Structure of a student, call by call: layers, quantizers, taps, and their cost.
 
 The cost of arithmetic is counted in bit-operations, as in Bayesian Bits (van Baalen et al.,
 NeurIPS 2020, appendix B.2): a layer's multiplications times the bits of its weights times the
@@ -64,17 +64,17 @@ class Step:
 
     @property
     def bit_operations(self) -> int:
-        """Bit-operations for one image."""
+        """Return the bit-operations for one image."""
         return self.multiplications * (self.weight_bits or 0) * (self.input_bits or 0)
 
     @property
     def float_bit_operations(self) -> int:
-        """Bit-operations for one image in floating point."""
+        """Return the bit-operations for one image in floating point."""
         return self.multiplications * FLOAT_BITS**2
 
 
 def steps(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Step]:
-    """The steps of a student, in order of execution.
+    """List the steps of a student, in order of execution.
 
     Args:
         student: A converted network that does not quantize yet.
@@ -93,7 +93,7 @@ def steps(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list
 
 
 def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
-    """Whether a step begins here: a layer, a BatchNorm, or an activation that is quantized."""
+    """Return whether a step begins here: a layer, a BatchNorm, or a quantized activation."""
     layer = layer_of(node, student)
     if isinstance(layer, (QuantConv2d, QuantLinear, ActivationQuantizer, *_BATCH_NORMS)):
         return True

@@ -1,1 +1,1 @@
-"""Where pretrained networks come from: one module a provider, each with a ``load``."""
+"""Providers of pretrained networks: one module each, with a function ``load``."""

@@ -23,7 +23,7 @@ DIGITS_WEIGHTS = "weights/digits_resnet.safetensors"
 
 
 def load_digits(config: ModelConfig) -> PretrainedNetwork:
-    """The bundled network, or one of another size that its training script made.
+    """Load the bundled network, or one of another size that its training script made.
 
     Raises:
         ModelError: the weights are missing, unsafe or do not fit.
@@ -48,7 +48,7 @@ def _integer(metadata: dict[str, str], key: str, path: Path) -> int:
 
 
 def load_cifar_resnet(config: ModelConfig) -> PretrainedNetwork:
-    """A residual network for CIFAR of the depth in ``config``.
+    """Build a residual network for CIFAR of the depth in ``config``.
 
     Raises:
         ModelError: the weights are missing, unsafe or do not fit.

@@ -26,7 +26,7 @@ InputShape = tuple[int, int, int]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside of what torch.compile and data-parallel training put around it."""
+    """Return the network without the wrappers of torch.compile and data-parallel training."""
     while isinstance(inner := _inside(network), nn.Module):
         network = inner
     return network
@@ -55,7 +55,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
 def accept(
     network: nn.Module, config: ModelConfig, input_shape: Sequence[int] | int | None
 ) -> PretrainedNetwork:
-    """A copy of ``network`` on the CPU, ready to be quantized.
+    """Return a copy of ``network`` on the CPU, ready to be quantized.
 
     Args:
         network: With its weights; left as it is.

@@ -26,7 +26,7 @@ COLOURS = 3
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
-    """What ``model.factory`` returns, with the weights in ``model.checkpoint`` if there are any.
+    """Load the network that ``model.factory`` returns, with the weights of ``model.checkpoint``.
 
     The function is called without arguments, or with ``num_classes`` where that is set and the
     function takes it. Colour images are normalized with ImageNet's mean and deviation unless

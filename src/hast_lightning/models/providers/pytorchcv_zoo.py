@@ -36,7 +36,7 @@ _NONE = "NA"
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
-    """The network with pytorchcv's published weights, or those of ``config``.
+    """Load the network with pytorchcv's published weights, or those of ``config``.
 
     Raises:
         ModelError: pytorchcv is not installed or does not know it, or its weights are missing,

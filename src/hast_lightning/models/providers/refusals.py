@@ -1,4 +1,4 @@
-"""What every provider refuses, in the same words."""
+"""Refusals that the providers share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WAYS_OUT = "set model.checkpoint to weights that you have, or model.pretrained=
 
 
 def unknown_name(config: ModelConfig, names: Sequence[str]) -> ModelError:
-    """``model.name`` is none of the provider's ``names``."""
+    """Return the error: ``model.name`` is none of the provider's ``names``."""
     close = difflib.get_close_matches(config.name, names, _SUGGESTIONS)
     hint = f"did you mean {', '.join(close)}" if close else f"for example {names[0]}"
     return ModelError(
@@ -25,7 +25,7 @@ def unknown_name(config: ModelConfig, names: Sequence[str]) -> ModelError:
 
 
 def missing_package(provider: str) -> ModelError:
-    """The optional package of a provider is not installed."""
+    """Return the error: the optional package of a provider is not installed."""
     return ModelError(
         f"model.provider={provider} needs the package {provider}, which is not installed: "
         f"pip install 'hast-lightning[{_EXTRAS.get(provider, provider)}]'"
@@ -33,7 +33,7 @@ def missing_package(provider: str) -> ModelError:
 
 
 def no_weights(config: ModelConfig) -> ModelError:
-    """The provider knows the network and has published no weights for it."""
+    """Return the error: the provider has published no weights for the network."""
     return ModelError(f"{config.provider} has no weights for {config.name}: {_WAYS_OUT}")
 
 

@@ -30,7 +30,7 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
-    """The network with timm's published weights, or those of ``config``.
+    """Load the network with timm's published weights, or those of ``config``.
 
     Raises:
         ModelError: timm is not installed or does not know it, or its weights are missing,

@@ -21,7 +21,7 @@ from hast_lightning.models.providers.refusals import (
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
-    """The network with the weights that torchvision recommends, or those of ``config``.
+    """Load the network with the weights that torchvision recommends, or those of ``config``.
 
     Raises:
         ModelError: it is unknown, or its weights are missing, unsafe or do not fit.
