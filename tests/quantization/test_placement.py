@@ -23,7 +23,7 @@ from hast_lightning.quantization.fake_quant import (
     freeze_ranges,
     set_activation_mode,
 )
-from hast_lightning.quantization.placement import Integer, activation_outputs, stored_values
+from hast_lightning.quantization.placement import Integer, Simulated
 from hast_lightning.quantization.settings import QuantizerConfig
 
 DEPLOYED = QuantizerConfig(8, include_zero=True, placement=Integer())
@@ -48,7 +48,7 @@ def head(n: Network, x: Tensor) -> Tensor:
 
 
 def stored_in(forward: Callable[[Network, Tensor], Tensor]) -> list[str]:
-    return [node.name for node in stored_values(trace(Network(forward).eval()))]
+    return [node.name for node in Integer().values(trace(Network(forward).eval()))]
 
 
 def squeeze_and_excite(n: Network, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_what_an_engine_stores(name: str) -> None:
 
 def test_behind_activations_only() -> None:
     network = trace(Network(squeeze_and_excite).eval())
-    names = [node.name for node in activation_outputs(network)]
+    names = [node.name for node in Simulated().values(network)]
     assert names == ["hardswish", "relu", "hardsigmoid"]
 
 

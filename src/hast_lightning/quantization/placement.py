@@ -22,19 +22,24 @@ from hast_lightning.quantization.axes import Placement
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def activation_outputs(student: fx.GraphModule) -> list[fx.Node]:
-    """Return the outputs of activation functions (ZeroQ, GDFQ, IntraQ, HAST), in order.
+@part("placement", "simulated")
+class Simulated(Placement):
+    """Outputs of activation functions, as the papers simulate it (ZeroQ, GDFQ, IntraQ, HAST).
 
-    The input image and the outputs of linear bottlenecks stay in floating point.
+    The input and the outputs of linear bottlenecks stay in floating point.
     """
-    return [node for node in student.graph.nodes if is_activation(node, student)]
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the outputs of activation functions, in order of execution."""
+        return [node for node in student.graph.nodes if is_activation(node, student)]
 
 
-def stored_values(student: fx.GraphModule) -> list[fx.Node]:
-    """Return the values that an integer engine stores, in order of execution, each once.
+@part("placement", "integer")
+class Integer(Placement):
+    """Values that an integer engine stores, weights symmetric (Jacob et al., CVPR 2018, 3).
 
     The input, and what convolutions, linear layers, activation functions, sums, products,
-    concatenations and averages put out (Jacob et al., CVPR 2018, section 3). Not what
+    concatenations and averages put out. Not what
 
     - the engine computes in one go with what follows: a convolution or a sum before its
       activation, a convolution before its BatchNorm, a value that is made for one concatenation;
@@ -42,16 +47,22 @@ def stored_values(student: fx.GraphModule) -> list[fx.Node]:
       with zeros, a ReLU of a quantized value;
     - only the network's own output is made of.
     """
-    stored: dict[fx.Node, None] = {}
-    passed_on: set[fx.Node] = set()
-    values = values_of(student.graph)
-    for node in values:
-        quantized = any(n in stored or n in passed_on for n in node.all_input_nodes)
-        if rearranges(node, student) or (quantized and is_rectifier(node, student)):
-            passed_on.update([node] if quantized else [])
-        elif _is_stored(node, [use for use in _uses(node, student) if use in values], student):
-            stored[node] = None
-    return list(stored)
+
+    symmetric_weights = True
+    needs_zero = True
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return the values that an engine stores, in order of execution, each once."""
+        stored: dict[fx.Node, None] = {}
+        passed_on: set[fx.Node] = set()
+        values = values_of(student.graph)
+        for node in values:
+            quantized = any(n in stored or n in passed_on for n in node.all_input_nodes)
+            if rearranges(node, student) or (quantized and is_rectifier(node, student)):
+                passed_on.update([node] if quantized else [])
+            elif _is_stored(node, [use for use in _uses(node, student) if use in values], student):
+                stored[node] = None
+        return list(stored)
 
 
 def _is_stored(node: fx.Node, uses: list[fx.Node], student: fx.GraphModule) -> bool:
@@ -75,24 +86,3 @@ def _uses(node: fx.Node, student: fx.GraphModule) -> Iterator[fx.Node]:
             yield from _uses(user, student)
         else:
             yield user
-
-
-@part("placement", "simulated")
-class Simulated(Placement):
-    """Outputs of activation functions, as the papers simulate it (ZeroQ, GDFQ, IntraQ, HAST)."""
-
-    def values(self, student: fx.GraphModule) -> list[fx.Node]:
-        """Return the outputs of activation functions."""
-        return activation_outputs(student)
-
-
-@part("placement", "integer")
-class Integer(Placement):
-    """Values that an integer engine stores, weights symmetric (Jacob et al., CVPR 2018, 3)."""
-
-    symmetric_weights = True
-    needs_zero = True
-
-    def values(self, student: fx.GraphModule) -> list[fx.Node]:
-        """Return the values that an engine stores."""
-        return stored_values(student)
