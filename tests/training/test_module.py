@@ -1,8 +1,9 @@
-"""The method: who trains when, what each switch changes, and that nothing is computed twice."""
+"""A run by its module: who trains when, what each switch changes, that nothing is done twice."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hast_lightning.sources.factory import build_source
-from hast_lightning.training.schedule import build_schedule
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -19,10 +18,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hast_lightning.config import Config
+from hast_lightning.core.batch import Batch
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import DivergenceError, ModelError
 from hast_lightning.graph.blocks import select_taps
 from hast_lightning.graph.tracing import expose, trace
+from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
@@ -30,13 +31,22 @@ from hast_lightning.quantization.fake_quant import (
     activation_quantizers,
     quantized_layers,
 )
-from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.stages.distill import Distill
+from hast_lightning.terms.kl import KL
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import undisturbed_torch
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small
+from tests.small_runs import (
+    ALTERNATING,
+    ALTERNATING_BANK,
+    GENERATOR,
+    OWN_CALIBRATION,
+    build_module,
+    fit,
+    small,
+)
 
-OWN_CALIBRATION = "synthesis.calibration.source=synthesis"
+NO_DIFFICULTY = "stages.synthesis.terms.hard_cross_entropy.by_difficulty=false"
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +72,12 @@ def tensors(part: nn.Module, *names: str) -> dict[str, Tensor]:
 
 def groups(module: ZeroShotQuantization) -> dict[str, dict[str, Tensor]]:
     """Everything that could change, by what it is."""
-    assert isinstance(module.source, nn.Module)
     source = tensors(module.source)
     source.pop("permutation", None)  # the order in which images are given
+    calibrator = module.sources.get("calibration")
     return {
         "source": source,
-        "calibrator": tensors(module.calibrator) if module.calibrator else {},
+        "calibrator": {} if calibrator is None else tensors(calibrator),
         "ranges": tensors(module.student, "scale", "zero_point", ".low", ".high", "range.weight"),
         "student": {name: p.detach().clone() for name, p in module.student.named_parameters()},
         "statistics": tensors(module.student, "running_mean", "running_var", "batches_tracked"),
@@ -111,16 +121,15 @@ BOTH, WARMUP = [{"source", "student"}], [{"source", "ranges"}]
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((OWN_CALIBRATION,), 6 * SYNTHESIS + 2 * CALIBRATION + 3 * DISTILLATION),
+        (OWN_CALIBRATION, 6 * SYNTHESIS + 2 * CALIBRATION + 3 * DISTILLATION),
         ((), 6 * SYNTHESIS + 2 * CALIBRATED_BY_A_GENERATOR + 3 * DISTILLATION),
-        ((OWN_CALIBRATION, *GENERATOR), 6 * SYNTHESIS + 2 * CALIBRATION + 3 * DISTILLATION),
-        ((OWN_CALIBRATION, *ALTERNATING), 2 * WARMUP + 3 * BOTH),
-        ((OWN_CALIBRATION, *GENERATOR, *ALTERNATING), 2 * WARMUP + 3 * BOTH),
-        (ALTERNATING, 2 * [{"source", "ranges", "calibrator"}] + 3 * BOTH),
+        ((*GENERATOR, *OWN_CALIBRATION), 6 * SYNTHESIS + 2 * CALIBRATION + 3 * DISTILLATION),
+        (ALTERNATING_BANK, 2 * WARMUP + 3 * BOTH),
+        (ALTERNATING, 2 * WARMUP + 3 * BOTH),
     ],
-    ids=["bank", "bank_calibrator", "generator", "alt_bank", "alt_generator", "alt_calibrator"],
+    ids=["bank", "bank_calibrator", "generator", "alternating_bank", "alternating_generator"],
 )
-def test_every_iteration_changes_what_its_actions_say_and_nothing_else(
+def test_every_iteration_changes_what_its_stage_says_and_nothing_else(
     overrides: tuple[str, ...], expected: list[set[str]]
 ) -> None:
     changes = Changes()
@@ -128,7 +137,7 @@ def test_every_iteration_changes_what_its_actions_say_and_nothing_else(
     student = groups(module)["student"]
     fit(module, (changes,))
     assert changes.seen == expected
-    assert module.iteration == module.schedule.iterations == len(expected)
+    assert module.iteration == module.agenda.iterations == len(expected)
     # Every parameter of the student has moved: weights, scale and shift of the BatchNorms, biases.
     after = groups(module)["student"]
     assert [name for name in student if torch.equal(student[name], after[name])] == []
@@ -151,19 +160,57 @@ def test_student_and_teacher_stay_in_evaluation_mode_whatever_is_asked_for() -> 
     assert not any(part.training for part in module.student.modules())
 
 
-def test_the_optimizers_are_the_source_the_student_and_the_calibrator() -> None:
-    module = build_module(small())
-    owned = [
-        {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for optimizer in module.configure_optimizers()
-    ]
-    assert isinstance(module.source, ImageBank)
-    assert isinstance(module.calibrator, ConditionalGenerator)
-    assert owned == [
-        {id(module.source.active)},
-        {id(parameter) for parameter in module.student.parameters()},
-        {id(parameter) for parameter in module.calibrator.parameters()},
-    ]
+def optimizer_names(module: ZeroShotQuantization) -> list[str]:
+    """Names of the optimizers that a checkpoint would hold now."""
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    module.on_save_checkpoint(checkpoint)
+    return list(checkpoint["optimizers"])
+
+
+def test_optimizers_are_made_when_their_stage_begins_and_own_their_parameters() -> None:
+    class Names(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            assert isinstance(pl_module, ZeroShotQuantization)
+            names.append(optimizer_names(pl_module))
+
+    names: list[list[str]] = []
+    module = fitted(callbacks=(Names(),))
+    owners = {
+        "sources.bank": [module.source.active],
+        "sources.calibration": list(module.sources["calibration"].parameters()),
+        "stages.distillation": list(module.student.parameters()),
+    }
+    bank, calibration, student = owners
+    both = [bank, calibration]
+    assert names == 6 * [[bank]] + 2 * [both] + 3 * [[*both, student]]
+    for name, parameters in owners.items():
+        optimizers = module.stepper(name, dict).optimizers.values()
+        owned = [p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]]
+        assert {id(p) for p in owned} == {id(p) for p in parameters}
+
+
+def test_what_goes_on_with_a_source_goes_on_with_its_optimizer() -> None:
+    module = fitted(*ALTERNATING)
+    assert optimizer_names(module) == ["sources.generator", "stages.alternation.distillation"]
+    adam = module.stepper("sources.generator", dict).optimizers["adam"]
+    assert {int(state["step"]) for state in adam.state.values()} == {5}
+
+
+def test_stages_of_any_name_have_optimizers_of_their_own() -> None:
+    config = small()
+    # Both would be taken for attributes of the module.
+    config.stages["train"] = copy.deepcopy(config.stages["distillation"])
+    config.sources["step"] = config.sources.pop("bank")
+    for stage in config.stages.values():
+        stage.source = "step" if stage.source == "bank" else stage.source
+    config.order = [*config.order, "train"]
+    module = build_module(config)
+    fit(module)
+    names = ["sources.step", "sources.calibration", "stages.distillation", "stages.train"]
+    assert optimizer_names(module) == names
+    first, second = (module.stepper(n, dict).optimizers["student"] for n in names[2:])
+    assert first is not second
+    assert {int(state["step"]) for state in second.state.values()} == {3}
 
 
 def test_ranges_are_frozen_to_what_was_observed() -> None:
@@ -185,12 +232,15 @@ def test_ranges_are_frozen_to_what_was_observed() -> None:
 def test_the_learning_rate_of_the_student_follows_the_schedule(policy: str) -> None:
     class Rates(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            seen.append(pl_module.optimizers()[1].param_groups[0]["lr"])
+            assert isinstance(pl_module, ZeroShotQuantization)
+            if pl_module.progress.stage == "distillation":
+                stepper = pl_module.stepper("stages.distillation", dict)
+                seen.append(stepper.optimizers["student"].param_groups[0]["lr"])
 
     seen: list[float] = []
-    fitted(f"schedule.learning_rate.policy={policy}", callbacks=(Rates(),))
+    fitted(f"schedule.learning_rate={policy}", callbacks=(Rates(),))
     falling = [1e-3, 7.5e-4, 2.5e-4]  # (1 + cos(pi k / 3)) / 2
-    assert seen[-3:] == pytest.approx(falling if policy == "cosine" else 3 * [1e-3])
+    assert seen == pytest.approx(falling if policy == "cosine" else 3 * [1e-3])
 
 
 class StudentInputs(Callback):
@@ -202,28 +252,29 @@ class StudentInputs(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ZeroShotQuantization)
-        features, propose = pl_module.teacher.features, pl_module.source.propose
+        trace, propose = pl_module.teacher.trace, pl_module.source.propose
 
-        def noted(images: Tensor) -> Any:
-            self.batches.append(images.detach().clone())
-            return features(images)
+        def noted(images: Tensor, nodes: Any = (), *, unfolded: bool = False) -> Any:
+            if not unfolded:  # as synthesis asks for it
+                self.batches.append(images.detach().clone())
+            return trace(images, nodes, unfolded=unfolded)
 
-        def noted_proposal() -> tuple[Tensor, Tensor]:
-            images, labels = propose()
-            self.proposals.append(images.detach().clone())
-            return images, labels
+        def noted_proposal() -> Batch:
+            batch = propose()
+            self.proposals.append(batch.inputs.detach().clone())
+            return batch
 
-        pl_module.teacher.features = noted  # type: ignore[method-assign]
+        pl_module.teacher.trace = noted  # type: ignore[method-assign]
         pl_module.source.propose = noted_proposal  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ZeroShotQuantization)
-        del pl_module.teacher.features, pl_module.source.propose
+        del pl_module.teacher.trace, pl_module.source.propose
 
 
 def test_alternating_with_a_generator_both_steps_see_one_batch() -> None:
     inputs = StudentInputs()
-    fitted(*GENERATOR, *ALTERNATING, callbacks=(inputs,))
+    fitted(*ALTERNATING, callbacks=(inputs,))
     assert len(inputs.proposals) == 5
     clean = inputs.batches[::2]
     assert len(clean) == 3
@@ -235,27 +286,32 @@ def rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images.detach()}
 
 
-@pytest.mark.parametrize("schedule", ["two_stage", "alternating"])
+@pytest.mark.parametrize("alternating", [False, True])
 def test_held_out_images_are_never_trained_on_also_after_the_ring_has_wrapped(
-    schedule: str,
+    alternating: bool,
 ) -> None:
     class HeldOut(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             assert isinstance(pl_module.source, ImageBank)
             if pl_module.source.full:
-                held_out.append(rows(pl_module.source.held_out(100)[0]))
+                held_out.append(rows(pl_module.source.held_out(100).inputs))
 
     held_out: list[set[bytes]] = []
     inputs = StudentInputs()
+    words = {
+        False: (*OWN_CALIBRATION, "stages.distillation.transforms.promotion.enabled=false"),
+        True: (
+            *ALTERNATING_BANK,
+            "stages.alternation.distillation.transforms.promotion.enabled=false",
+        ),
+    }
     module = fitted(
-        f"schedule.name={schedule}",
+        *words[alternating],
         "schedule.student_steps=30",
         "data.holdout=0.25",
-        "synthesis.bank.size=16",
-        "synthesis.bank.batch_size=8",
-        "synthesis.bank.iterations=2",
-        "distillation.promotion.enabled=false",
-        OWN_CALIBRATION,
+        "sources.bank.size=16",
+        "sources.bank.batch_size=8",
+        "sources.bank.iterations=2",
         callbacks=(inputs, HeldOut()),
     )
     seen = set().union(*map(rows, inputs.batches))
@@ -265,7 +321,7 @@ def test_held_out_images_are_never_trained_on_also_after_the_ring_has_wrapped(
     assert not seen & held_out[0]
     # All others are used; alternating, 16 batches were written to a ring that has room for two.
     assert isinstance(module.source, ImageBank)
-    assert len(seen) == 12 if schedule == "two_stage" else len(seen) > 60
+    assert len(seen) > 60 if alternating else len(seen) == 12
 
 
 # --- the switches of the ablation ------------------------------------------------------------
@@ -287,8 +343,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 
 def test_hardness_is_switched_off_by_its_switch_or_by_gamma_zero() -> None:
-    off = fitted("synthesis.hardness.enabled=false")
-    assert differing(off, fitted("synthesis.hardness.gamma=0")) == set()
+    off = fitted(NO_DIFFICULTY)
+    gamma = "stages.synthesis.terms.hard_cross_entropy.gamma=0"
+    assert differing(off, fitted(gamma)) == set()
     # What calibrates has no difficulty in its loss; what is distilled on has changed.
     assert differing(off, fitted()) == {"source", "student"}
 
@@ -304,45 +361,54 @@ def test_hardness_changes_the_weight_of_the_samples_and_no_other_part_of_the_los
             number: int,
         ) -> None:
             if number == 0:
-                scalars.append({key: float(value) for key, value in pl_module.scalars.items()})
+                found = pl_module.outcome.scalars.items()
+                scalars.append({key: float(value) for key, value in found})
 
     scalars: list[dict[str, float]] = []
     module = build_module(small())
-    images, labels = (value.detach().clone() for value in module.source.propose())
+    proposed = module.source.propose()
+    images, labels = proposed.inputs.detach().clone(), proposed.targets.clone()
     fit(module, (First(),))
-    fitted("synthesis.hardness.enabled=false", callbacks=(First(),))
+    fitted(NO_DIFFICULTY, callbacks=(First(),))
     hard, plain = scalars
     assert hard["synthesis/bns"] == plain["synthesis/bns"]
     logits = module.teacher(images)
     cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-    assert plain["synthesis/cross_entropy"] == pytest.approx(float(cross_entropy.mean()))
+    mean = float(cross_entropy.mean())
+    assert plain["synthesis/hard_cross_entropy"] == pytest.approx(10 * mean)
     difficulty = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
-    weighted = (difficulty**2 * cross_entropy).mean()
+    weighted = 10 * (difficulty**2 * cross_entropy).mean()
     assert hard["synthesis/hard_cross_entropy"] == pytest.approx(float(weighted), rel=1e-4)
 
 
-@pytest.mark.parametrize("part", ["promotion", "alignment"])
+@pytest.mark.parametrize("part", ["transforms.promotion", "terms.alignment"])
 def test_a_switch_of_the_distillation_changes_the_student_alone(part: str) -> None:
-    full, without = fitted(), fitted(f"distillation.{part}.enabled=false")
+    full, without = fitted(), fitted(f"stages.distillation.{part}.enabled=false")
     assert differing(full, without) == {"student"}
     missing = {
-        "promotion": {"distillation/kd_promoted", "distillation/alignment_promoted"},
-        "alignment": {"distillation/alignment", "distillation/alignment_promoted"},
+        "transforms.promotion": {"distillation/kd_promoted", "distillation/alignment_promoted"},
+        "terms.alignment": {"distillation/alignment", "distillation/alignment_promoted"},
     }
-    assert full.scalars.keys() - without.scalars.keys() == missing[part]
-    assert without.scalars.keys() <= full.scalars.keys()
+    measured, left = full.outcome.scalars.keys(), without.outcome.scalars.keys()
+    assert measured - left == missing[part]
+    assert left <= measured
 
 
-def reference_loss(config: Config, student: Any, teacher: Any, images: Tensor) -> Tensor:
+def reference_loss(
+    config: Config, student: Any, teacher: FrozenTeacher, taps: list[str], images: Tensor
+) -> Tensor:
     """The student's loss as the paper has it, written out."""
-    (own, own_features), (given, given_features) = student(images), teacher.features(images)
-    temperature = config.distillation.kd.temperature
-    target, prediction = (logits / temperature for logits in (given, own))
+    (own, own_features), (given, values) = student(images), teacher.trace(images, taps)
+    distillation = config.stages["distillation"]
+    assert isinstance(distillation, Distill)
+    kd, alignment = distillation.terms["kd"], distillation.terms["alignment"]
+    assert isinstance(kd, KL)
+    target, prediction = (logits / kd.temperature for logits in (given, own))
     divergence = target.softmax(1) * (target.log_softmax(1) - prediction.log_softmax(1))
-    loss = config.distillation.kd.weight * temperature**2 * divergence.sum(1).mean()
-    for features, wanted in zip(own_features, given_features, strict=True):
-        attentions = [F.normalize(f.square().mean((2, 3)), dim=1) for f in (features, wanted)]
-        loss = loss + config.distillation.alignment.weight * F.mse_loss(*attentions)
+    loss = kd.weight * kd.temperature**2 * divergence.sum(1).mean()
+    for features, tap in zip(own_features, taps, strict=True):
+        attentions = [F.normalize(f.square().mean((2, 3)), dim=1) for f in (features, values[tap])]
+        loss = loss + alignment.weight * F.mse_loss(*attentions)
     return loss
 
 
@@ -360,8 +426,8 @@ def test_a_student_step_is_that_of_the_paper(promotion: bool, alignment: bool) -
         "schedule.student_steps=1",
         "quantizer.weight_bits=8",
         "quantizer.activation_bits=8",
-        f"distillation.promotion.enabled={promotion}",
-        f"distillation.alignment.enabled={alignment}",
+        f"stages.distillation.transforms.promotion.enabled={promotion}",
+        f"stages.distillation.terms.alignment.enabled={alignment}",
     )
     students: list[Any] = [None]
     inputs = StudentInputs()
@@ -372,13 +438,13 @@ def test_a_student_step_is_that_of_the_paper(promotion: bool, alignment: bool) -
     assert bool(taps) == alignment
     student, teacher = expose(students[0], taps), module.teacher
     images = inputs.batches[0].requires_grad_()
-    total = reference_loss(config, student, teacher, images)
+    total = reference_loss(config, student, teacher, taps, images)
     if promotion:
         (slope,) = torch.autograd.grad(total, images, retain_graph=True)
         harder = images.detach() + 0.01 * slope.sign()
         # Of a pixel whose gradient is almost zero the sign may differ.
         assert (inputs.batches[1] != harder).float().mean() < 0.01
-        total = total + reference_loss(config, student, teacher, inputs.batches[1])
+        total = total + reference_loss(config, student, teacher, taps, inputs.batches[1])
     names, parameters = zip(*students[0].named_parameters(), strict=True)
     expected = dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
     assert len(inputs.batches) == 1 + promotion
@@ -437,8 +503,8 @@ def test_a_student_step_computes_nothing_twice(
     monkeypatch.setattr(WeightQuantizer, "parameters_of", counted)
     operations = Counted()
     module = fitted(
-        f"distillation.promotion.enabled={promotion}",
-        OWN_CALIBRATION,
+        f"stages.distillation.transforms.promotion.enabled={promotion}",
+        *OWN_CALIBRATION,
         "schedule.student_steps=1",
         callbacks=(operations,),
     )
@@ -466,20 +532,20 @@ def one_step_each(*overrides: str) -> tuple[dict[str, float], Tensor, Tensor]:
 
     class Notes(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            losses.update({key: float(value) for key, value in pl_module.scalars.items()})
+            losses.update({k: float(v) for k, v in pl_module.outcome.scalars.items()})
             if pl_module.progress.stage == "synthesis":
                 images.append(pl_module.source.active.grad.clone())
 
     losses: dict[str, float] = {}
     images: list[Tensor] = []
     module = fitted(
-        "schedule.synthesis_steps=1",
+        "stages.synthesis.steps=1",
         "schedule.calibration_steps=1",
         "schedule.student_steps=1",
         # The student sees the images as the synthesis step leaves them: nearly as they were.
-        "synthesis.bank.lr=1e-4",
-        "distillation.batch_size=32",
-        OWN_CALIBRATION,
+        "sources.bank.lr=1e-4",
+        "stages.distillation.batch_size=32",
+        *OWN_CALIBRATION,
         *overrides,
         callbacks=(Notes(),),
     )
@@ -545,7 +611,9 @@ def test_passes_are_compiled_once() -> None:
             torch.compiler.set_stance("default" if first else "fail_on_recompile")
 
     try:
-        module = fitted("trainer.compile=true", OWN_CALIBRATION, callbacks=(FirstOfEachCompiles(),))
+        module = fitted(
+            "trainer.compile=true", *OWN_CALIBRATION, callbacks=(FirstOfEachCompiles(),)
+        )
     finally:
         torch.compiler.set_stance("default")
     assert module.iteration == 11
@@ -557,22 +625,25 @@ def test_passes_are_compiled_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "place"),
     [
-        (["synthesis.hardness.beta=1e38"], "synthesis loss became inf at step 1 of 6 of stage syn"),
         (
-            ["synthesis.calibration.cross_entropy_weight=1e38"],
+            ["stages.synthesis.terms.hard_cross_entropy.weight=1e38"],
+            "synthesis loss became inf at step 1 of 6 of stage synthesis",
+        ),
+        (
+            ["stages.calibration.terms.cross_entropy.weight=1e38"],
             "calibration loss became inf at step 1 of 2 of stage calibration",
         ),
         (
-            ["distillation.kd.weight=1e39"],
+            ["stages.distillation.terms.kd.weight=1e39"],
             "distillation loss became inf at step 1 of 3 of stage distillation",
         ),
         (
-            ["distillation.optimizer.lr=1e30"],
+            ["stages.distillation.optimizer.lr=1e30"],
             "distillation loss became nan at step 2 of 3 of stage distillation",
         ),
         (
-            [*ALTERNATING, "distillation.optimizer.lr=1e30"],
-            "distillation loss became nan at step 2 of 3 of stage alternating",
+            [*ALTERNATING, "stages.alternation.distillation.optimizer.lr=1e30"],
+            "distillation loss became nan at step 2 of 3 of stage alternation",
         ),
     ],
 )
@@ -592,31 +663,26 @@ def plain_network() -> PretrainedNetwork:
     return PretrainedNetwork(network, "plain", (1, 8, 8), 10, (0.5,), (0.5,), "0" * 64)
 
 
-def module_of(network: PretrainedNetwork, config: Config) -> ZeroShotQuantization:
-    source = build_source(config.synthesis, network.input_shape, network.num_classes, 0.0)
-    schedule = build_schedule(config.schedule, source.steps_to_fill, config.run, False)
-    return ZeroShotQuantization(config, network, source, schedule)
+def test_a_network_without_blocks_is_refused_with_what_helps() -> None:
+    with pytest.raises(ModelError, match=r"channel_attention .*model\.taps.*enabled=false"):
+        build_module(small(), plain_network())
 
 
-def test_a_network_without_blocks_is_refused_with_what_mends_it() -> None:
-    with pytest.raises(ModelError, match=r"model\.taps.*distillation\.alignment\.enabled=false"):
-        module_of(plain_network(), small())
-
-
-@pytest.mark.parametrize(
-    "overrides", [["distillation.alignment.enabled=false"], ["model.taps=['1']"]]
-)
-def test_a_network_without_blocks_is_trained_as_the_refusal_says(overrides: list[str]) -> None:
-    module = module_of(plain_network(), small(*overrides))
+@pytest.mark.parametrize("taps", [None, ("1",)])
+def test_a_network_without_blocks_is_trained_as_the_refusal_says(
+    taps: tuple[str, ...] | None,
+) -> None:
+    words = () if taps else ("stages.distillation.terms.alignment.enabled=false",)
+    module = build_module(small(*words), dataclasses.replace(plain_network(), taps=taps))
     fit(module)
-    assert ("distillation/alignment" in module.scalars) == ("taps" in overrides[0])
+    assert ("distillation/alignment" in module.outcome.scalars) == bool(taps)
 
 
 def test_what_an_iteration_did_not_measure_is_not_among_its_scalars() -> None:
     class Names(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            seen.append({name.partition("/")[0] for name in pl_module.scalars})
+            seen.append({name.partition("/")[0] for name in pl_module.outcome.scalars})
 
     seen: list[set[str]] = []
-    fitted(OWN_CALIBRATION, callbacks=(Names(),))
+    fitted(*OWN_CALIBRATION, callbacks=(Names(),))
     assert seen == 6 * [{"synthesis"}] + 2 * [set()] + 3 * [{"distillation"}]
