@@ -350,10 +350,14 @@ def of(*layers: nn.Module) -> PretrainedNetwork:
 @pytest.mark.parametrize(
     ("own", "layer", "what"),
     [
-        (of(nn.Flatten(), nn.Linear(432, 4)), None, "a convolution whose values are maps"),
-        (pretrained(Small()), "head", r"layer=head whose .* has only head \(1, 4\)"),
-        (pretrained(Small()), "absent", "layer=absent whose .* has none"),
-        (of(nn.Conv2d(3, 4, 12), nn.Flatten()), None, r"more than one position.*\(1, 4, 1, 1\)"),
+        (
+            of(nn.Flatten(), nn.Linear(432, 4)),
+            None,
+            "needs a convolution that the output depends on",
+        ),
+        (pretrained(Small()), "head", r"layer=head that .* has only head \(1, 4\)"),
+        (pretrained(Small()), "absent", "layer=absent that .* has none"),
+        (of(nn.Conv2d(3, 4, 12), nn.Flatten()), None, r"of more than one position.*\(1, 4, 1, 1\)"),
         (of(nn.Conv2d(3, 4, 3), nn.ReLU()), None, r"needs logits \(N, classes\)"),
     ],
 )
@@ -373,6 +377,26 @@ def test_a_classifier_that_is_a_convolution_of_one_position_is_passed_over() -> 
     )
     teacher = FrozenTeacher(own)
     assert GradCAM().bind(teacher, teacher).teacher == ("_0",)
+
+
+class DeadEnd(Small):
+    """A convolution whose values nothing is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = super().forward(x)
+        self.auxiliary(x)
+        return answer
+
+
+def test_a_dead_end_is_passed_over() -> None:
+    teacher = FrozenTeacher(pretrained(DeadEnd()))
+    assert GradCAM().bind(teacher, teacher).teacher == ("last", "act1")
+    with pytest.raises(ModelError, match="layer=auxiliary that the output depends on"):
+        GradCAM(layer="auxiliary").bind(teacher, teacher)
 
 
 # -- The method -----------------------------------------------------------------------------

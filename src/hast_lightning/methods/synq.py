@@ -119,7 +119,8 @@ class Tail(NamedTuple):
         graph_module: The network.
         value: Name of the node.
         others: Names of the nodes that are read behind it as well, such as shortcuts.
-        nodes: What is computed from the value, in order, the output last.
+        nodes: What is computed from the value, in order; the output last, unless the value is a
+            dead end.
     """
 
     graph_module: fx.GraphModule
@@ -139,6 +140,11 @@ class Tail(NamedTuple):
         for node in nodes:
             others |= {source.name: None for source in node.all_input_nodes if source not in behind}
         return cls(graph_module, value, tuple(others), tuple(nodes))
+
+    @property
+    def ends(self) -> bool:
+        """Return whether the value has no part in the output."""
+        return not self.nodes or self.nodes[-1].op != "output"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -187,16 +193,16 @@ def saliency_map(features: Tensor, gradient: Tensor, size: tuple[int, int]) -> T
     """
     with torch.autocast(features.device.type, enabled=False):
         alpha = gradient.detach().float().mean((2, 3)).clamp_min(LEAST_WEIGHT)
-        seen = torch.einsum("nc,nchw->nhw", alpha, features.float()).relu()
+        shown = torch.einsum("nc,nchw->nhw", alpha, features.float()).relu()
         # Matrix products: the backward pass of interpolate adds in random order on CUDA.
         rows, columns = (
             _bilinear(now, then, features.device)
-            for now, then in zip(seen.shape[1:], size, strict=True)
+            for now, then in zip(shown.shape[1:], size, strict=True)
         )
-        seen = rows @ seen @ columns.T
-    low, high = seen.amin((1, 2), keepdim=True), seen.amax((1, 2), keepdim=True)
+        shown = rows @ shown @ columns.T
+    low, high = shown.amin((1, 2), keepdim=True), shown.amax((1, 2), keepdim=True)
     flat = high - low <= FLAT * high
-    return ((seen - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
+    return ((shown - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
 
 
 def _bilinear(size: int, new_size: int, device: torch.device) -> Tensor:
@@ -258,14 +264,18 @@ class GradCAM(Term):
                 if self.layer in (node.name, node.target) and node.op.startswith("call_")
             ]
         values = _values(teacher, found)[1]
-        maps = [name for name, value in values.items() if _is_map(value)]
+        maps = [
+            name
+            for name, value in values.items()
+            if _is_map(value) and not Tail.of(graph_module, name).ends
+        ]
         if not maps:
             what = "a convolution" if self.layer is None else f"layer={self.layer}"
             raise ModelError(
-                f"the term grad_cam needs {what} whose values are maps of shape (N, channels, "
-                f"height, width) with more than one position, and {teacher.pretrained.name} has "
-                f"{'none' if not found else 'only ' + _described(values)}: name another layer, or "
-                "switch the term off (enabled=false)"
+                f"the term grad_cam needs {what} that the output depends on and whose values are "
+                "maps (N, channels, height, width) of more than one position, and "
+                f"{teacher.pretrained.name} has {'only ' + _described(values) if found else 'none'}"
+                ": name another layer, or switch the term off (enabled=false)"
             )
         return maps[-1]
 
@@ -277,7 +287,7 @@ class GradCAM(Term):
             raise ModelError(f"the term grad_cam needs logits (N, classes), unlike those of {name}")
         try:
             tail.score_gradient(values)
-        except (RuntimeError, IndexError) as error:
+        except RuntimeError as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
             raise ModelError(
                 f"the term grad_cam finds no gradient of the logits of {name} by {tail.value}: "
