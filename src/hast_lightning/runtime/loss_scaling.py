@@ -16,7 +16,7 @@ LEAST_SCALE = 2.0**-16
 
 
 class LossScaling(MixedPrecision):
-    """Lightning's plugin, with a loss scale of its own for each optimizer.
+    """Lightning's plugin, with a scale of its own for each loss.
 
     Lightning shares one scale among all optimizers and lets each of their steps change it. The
     losses of images and student differ by orders of magnitude, so that the one that overflows
@@ -49,12 +49,12 @@ class LossScaling(MixedPrecision):
 
     @property
     def scale(self) -> float:
-        """What the loss of the selected optimizer is multiplied by."""
+        """Return what the selected loss is multiplied by."""
         return float(self.scaler.get_scale())
 
     @property
     def skipped_steps(self) -> int:
-        """Steps of the selected optimizer that were left out."""
+        """Return how many steps of the selected loss were left out."""
         return self.skipped[self._selected]
 
     def unscale(self, optimizer: Optimizer) -> None:
@@ -68,17 +68,20 @@ class LossScaling(MixedPrecision):
         closure: Callable[[], Any],
         **kwargs: Any,
     ) -> Any:
-        """Step with unscaled gradients, or leave the step out and lower the scale.
+        """Step with unscaled gradients, or leave the step out where one is infinite.
 
-        Unlike Lightning's it takes gradients that were unscaled already.
+        Unlike Lightning's it takes gradients that were unscaled already, and :meth:`update` is
+        left to the caller: after it, gradients would be unscaled a second time.
         """
         closure()
         self._after_closure(model, optimizer)
+        return self.scaler.step(optimizer, **kwargs)
+
+    def update(self) -> None:
+        """Adjust the scale and count a step left out; once all optimizers of the loss stepped."""
         before = self.scale
-        output = self.scaler.step(optimizer, **kwargs)
         self.scaler.update()
         self.skipped[self._selected] += self.scale < before
-        return output
 
     def state_dict(self) -> dict[str, Any]:
         """Return scales and counts in plain values."""

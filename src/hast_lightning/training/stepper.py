@@ -60,6 +60,8 @@ class TrainerStepper:
             self._scaling.select(self._name)
         for optimizer in self.optimizers.values():
             self._module.trainer.strategy.optimizer_step(optimizer, closure=_nothing)
+        if self._scaling is not None:
+            self._scaling.update()
 
     def scalars(self, group: str) -> dict[str, float]:
         """Return the loss scale and the steps left out; empty where nothing is scaled.
