@@ -22,10 +22,10 @@ PICTURES = 6
 SHORT = (
     *TINY,
     "trainer.threads=1",
-    "synthesis.bank.batch_size=16",
-    "synthesis.bank.size=32",
-    "synthesis.bank.iterations=2",
-    "distillation.batch_size=4",
+    "schedule.images=32",
+    "schedule.image_batch=16",
+    "schedule.image_steps=2",
+    "schedule.student_batch=4",
 )
 
 
@@ -40,7 +40,7 @@ class Case:
     """Of which the network's own names are known."""
 
 
-DIGITS = Case(("quantizer=deploy",), "digits_resnet", "W8A8 (deploy)", 10)
+DIGITS = Case(("quantizer=deploy",), "digits_resnet", "W8A8 (mse integer)", 10)
 RANDOM = ("model.pretrained=false", "model.input_size=64", "data=none", "data.holdout=0.5")
 LIBRARIES = (
     Case(
@@ -52,7 +52,7 @@ LIBRARIES = (
     Case(
         ("model=torchvision", "model.name=resnet18", "quantizer=deploy"),
         "resnet18",
-        "W8A8 (deploy)",
+        "W8A8 (mse integer)",
         1000,
     ),
     Case(

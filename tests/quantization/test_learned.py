@@ -103,23 +103,6 @@ def test_a_channels_gradient_is_scaled_by_its_own_number_of_weights() -> None:
     torch.testing.assert_close(gradient * quantizer.first_step_size, of_step_size)
 
 
-@pytest.mark.parametrize("gradient", ["clipped", "pass_through"])
-def test_held_weights_change_neither_outputs_nor_gradients(gradient: str) -> None:
-    weight = noise(4, 9)
-    quantizer = LearnedWeightQuantizer(2, weight, gradient)
-    found = []
-    for held in (False, True):
-        parameter = weight.clone().requires_grad_()
-        quantizer.relative_step_size.grad = None
-        if held:
-            quantizer.hold(parameter)
-        outputs = quantizer(parameter), quantizer(parameter)
-        (outputs[0] * noise(4, 9, seed=1) + outputs[1].square()).sum().backward()
-        found.append((outputs[0].detach(), parameter.grad, quantizer.relative_step_size.grad))
-    assert all(map(torch.equal, *found))
-    assert found[0][2].abs().min() > 0
-
-
 # --- activations -----------------------------------------------------------------------------
 
 
