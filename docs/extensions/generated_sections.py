@@ -1,7 +1,8 @@
 """Sections that are written when the site is built, in place of a comment in the page.
 
-``<!-- generated: configuration -->`` becomes the reference of every group and key, and
-``<!-- generated: results -->`` includes the README of every folder of ``experiments/``.
+``<!-- generated: configuration -->`` becomes the reference of every group and key,
+``<!-- generated: methods -->`` the list of methods, and ``<!-- generated: results -->`` includes
+the README of every folder of ``experiments/``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 from configuration_reference import reference
+from methods_page import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +28,7 @@ def results() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "<!-- generated: configuration -->": reference,
+    "<!-- generated: methods -->": methods,
     "<!-- generated: results -->": results,
 }
 

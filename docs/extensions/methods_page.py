@@ -1,0 +1,114 @@
+"""The list of methods, written from ``conf/method`` and from the parts that each consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from omegaconf import DictConfig, OmegaConf
+
+from configuration_reference import (
+    composed_with,
+    documentation,
+    escaped,
+    options,
+    part_anchor,
+    parts_of,
+)
+from hast_lightning.core.part import part_class
+from recipe_heads import Head
+
+CERTAINTIES = {
+    "code": "the authors' released code",
+    "paper": "the paper",
+    "summary": "a summary by others",
+    "ours": "in part ours",
+}
+"""Where formulas and constants are from, by the value of ``method.certainty``."""
+NEVER_SHOWN = ("kind", "load", "enabled")
+NETWORK, BUDGET = "model=resnet20_cifar10", "schedule=released"
+"""What settings are shown for: the authors' own budget, on a network that most methods know."""
+
+
+def methods() -> str:
+    """Return the whole list, as Markdown from second-level headings on."""
+    found = compositions()
+    lines = [*_overview(found), *_sections(found, options("method")), *_computations(found)]
+    return "\n".join(lines)
+
+
+@cache
+def compositions() -> dict[str, DictConfig]:
+    """Return what each method is composed of, by name."""
+    return {name: composed_with(f"method={name}", NETWORK, BUDGET) for name in options("method")}
+
+
+def _overview(found: dict[str, DictConfig]) -> Iterator[str]:
+    """A table of all methods, oldest first."""
+    yield "| `method=` | method | paper | constants from | stages |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name in sorted(found, key=lambda name: (found[name].method.year, name)):
+        about = found[name].method
+        cells = (
+            f"[`{name}`](#method-{anchor(name)})",
+            about.title,
+            about.paper,
+            CERTAINTIES[about.certainty],
+            ", ".join(found[name].order),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def anchor(name: str) -> str:
+    """Return a name as it stands in addresses."""
+    return name.replace("_", "-")
+
+
+def _sections(found: dict[str, DictConfig], heads: dict[str, Head]) -> Iterator[str]:
+    for name, config in found.items():
+        text, facts = heads[name].text, heads[name].facts
+        yield f"\n(method-{anchor(name)})=\n\n## {name}\n\n{escaped(text)}\n"
+        if "Command" in facts:
+            yield f"```sh\n{facts['Command']}\n```\n"
+        for fact in ("Expect", "Takes"):
+            if fact in facts:
+                yield f"*{fact}:* {escaped(facts[fact])}\n"
+        yield from _parts(config)
+
+
+def _parts(config: DictConfig) -> Iterator[str]:
+    """A table of the parts that a method consists of; those of the quantizer are not its own."""
+    yield "| place | part | settings |"
+    yield "| --- | --- | --- |"
+    for place, group, node in parts_of(config):
+        if place.startswith("quantizer"):
+            continue
+        kind = str(node.kind)
+        link = f"[{kind}](#{part_anchor(group, kind)})"
+        yield f"| `{place}` | {group} {link} | {_settings(node)} |"
+    yield ""
+
+
+def _settings(node: DictConfig) -> str:
+    """The plain settings of a part in one line; of one that is switched off that it is."""
+    shown = ["switched off"] if not node.get("enabled", True) else []
+    for name in map(str, node):
+        value = OmegaConf.select(node, name, throw_on_missing=False)
+        if name not in NEVER_SHOWN and isinstance(value, bool | int | float | str):
+            shown.append(f"{name} {str(value).lower() if isinstance(value, bool) else value}")
+    return escaped(", ".join(shown))
+
+
+def _computations(found: dict[str, DictConfig]) -> Iterator[str]:
+    """What each term, transform and hook of any method computes, once."""
+    used = {
+        (group, str(node.kind)) for config in found.values() for _, group, node in parts_of(config)
+    }
+    for group in ("term", "transform", "hook"):
+        names = sorted(name for of, name in used if of == group)
+        if names:
+            yield f"\n## What {group}s compute\n"
+        for name in names:
+            text = documentation(part_class(group, name)).replace("\n", "\n  ")
+            yield f"[{name}](#{part_anchor(group, name)})\n: {text}\n"

@@ -1,0 +1,71 @@
+"""The page of methods has each of them, with links to parts that the reference describes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from configuration_reference import options, reference
+from hast_lightning.config import config_folder, to_object
+from hast_lightning.config.method import CERTAINTIES as KNOWN
+from methods_page import CERTAINTIES, anchor, compositions, methods
+from tests.composition import composed, composed_raw
+
+PAGE = methods()
+METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
+READERS_OWN = re.compile(r"<[\w ]+>")
+"""What stands for a file of the reader's in a command."""
+
+
+def section(page: str, name: str) -> str:
+    """What the page says of one method."""
+    return re.split(r"\n## ", page.partition(f"\n## {name}\n")[2])[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_row_and_a_section(name: str) -> None:
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| [`{name}`]")]
+    about = compositions()[name].method
+    assert about.name == name
+    assert about.paper in row and about.title in row and CERTAINTIES[about.certainty] in row
+    assert f"(#method-{anchor(name)})" in row and f"\n(method-{anchor(name)})=\n" in PAGE
+
+
+def test_the_parts_of_hast_are_those_that_a_run_has() -> None:
+    config = composed("model=resnet20_cifar10", "model.pretrained=false", "schedule=released")
+    text = section(PAGE, "hast")
+    assert f"| weight {config.stages['distillation'].terms['alignment'].weight}" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    kinds = {
+        place: kind for place, kind in re.findall(r"^\| `([\w.]+)` \| \w+ \[(\w+)\]", text, re.M)
+    }
+    assert len(kinds) == len(rows) == 14
+    for place, kind in kinds.items():
+        node = config
+        for step in place.split("."):
+            node = node[step] if isinstance(node, dict) else getattr(node, step)
+        assert node.kind == kind, place
+
+
+def test_every_part_that_is_linked_is_in_the_reference_and_what_it_computes_is_said() -> None:
+    text = reference()
+    links = set(re.findall(r"\(#(part-[\w-]+)\)", PAGE))
+    assert len(links) > 12
+    assert [link for link in links if f"({link})=" not in text] == []
+    computing = {link for link in links if link.startswith(("part-term", "part-transform"))}
+    said = set(re.findall(r"^\[\w+\]\(#(part-[\w-]+)\)\n: \S", PAGE, re.M))
+    assert computing <= said
+
+
+def test_every_certainty_is_in_words() -> None:
+    assert set(CERTAINTIES) == set(KNOWN)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_command_at_the_head_of_a_method_composes(name: str) -> None:
+    words = shlex.split(READERS_OWN.sub("file", options("method")[name].facts["Command"]))
+    assert words[:3] == ["python", "-m", "hast_lightning"]
+    config = to_object(composed_raw(*words[3:]))
+    assert config.stages
