@@ -90,7 +90,8 @@ def test_an_untraceable_network_is_refused_with_reason_module_and_place() -> Non
 
 
 def test_the_failing_place_is_named_when_the_network_itself_fails() -> None:
-    with pytest.raises(ModelError, match=r"DataDependent cannot .* at test_tracing\.py:\d+ \(return"):
+    place = r"DataDependent cannot .* at test_tracing\.py:\d+ \(return"
+    with pytest.raises(ModelError, match=place):
         trace(DataDependent())
 
 
