@@ -6,6 +6,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -78,11 +79,15 @@ def fit(
     module: ZeroShotQuantization,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
+    checkpoint: Path | None = None,
 ) -> None:
-    """Go through the whole agenda, without files."""
+    """Go through the whole agenda, or through what is left of it behind a checkpoint."""
     trainer = build_trainer(module.config.trainer, loggers, callbacks)
-    ticker = StepTicker(module.iteration, module.agenda.iterations)
+    done = 0 if checkpoint is None else torch.load(checkpoint, weights_only=True)["iteration"]
+    ticker = StepTicker(done, module.agenda.iterations)
     with warnings.catch_warnings():
         for pattern in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
-        trainer.fit(module, DataLoader(ticker, batch_size=None))
+        trainer.fit(
+            module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
+        )

@@ -1,0 +1,202 @@
+"""Every checkpoint of a run, of every kind of stage, leads to the same end, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from hast_lightning.config import Config
+from hast_lightning.core.batch import Batch, Needs, Seen
+from hast_lightning.core.network import Network
+from hast_lightning.core.stage import Bench, Hook, Stepper
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
+from hast_lightning.stages.calibrate import Calibrate
+from hast_lightning.stages.distill import Distill
+from hast_lightning.stages.synthesize import Synthesize
+from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, numbered
+from tests.checkpoints import content, differences
+from tests.command_line import undisturbed_torch
+from tests.small_runs import (
+    ALTERNATING,
+    ALTERNATING_BANK,
+    GENERATOR,
+    OWN_CALIBRATION,
+    build_module,
+    fit,
+    small,
+)
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed_torch() -> Iterator[None]:
+    with undisturbed_torch():
+        yield
+
+
+def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> None:
+    """Run with a checkpoint behind every iteration, and once more from each of them.
+
+    Args:
+        config: Of the run.
+        folder: Where the checkpoints go.
+        at: Iterations to go on from; none: all of them.
+    """
+    last = folder / "last.ckpt"
+    module = build_module(config)
+    fit(module, [LastCheckpoint(last, every_n_steps=1, kept=100)])
+    expected, total = content(last), module.agenda.iterations
+    assert expected["iteration"] == total
+    for iteration in at or range(1, total):
+        begun = folder / "begun.ckpt"
+        shutil.copy(numbered(last, total - iteration), begun)
+        resumed = build_module(config)
+        fit(resumed, [LastCheckpoint(folder / "end.ckpt", every_n_steps=1)], checkpoint=begun)
+        assert resumed.iteration == total
+        assert differences(expected, content(folder / "end.ckpt")) == [], iteration
+
+
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        ((), ()),
+        ((*OWN_CALIBRATION, "quantizer=lsq"), (2, 6, 7, 8, 9)),
+        (GENERATOR, (3, 6, 8)),
+        (ALTERNATING, ()),
+        pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
+    ],
+    ids=["hast", "own_calibration", "generator", "alternating", "alternating_bank"],
+)
+def test_a_run_that_goes_on_ends_as_it_would_have(
+    words: tuple[str, ...], at: tuple[int, ...], tmp_path: Path
+) -> None:
+    assert_same_end_from_everywhere(small(*words), tmp_path, *at)
+
+
+def test_between_two_stages_that_train_one_student(tmp_path: Path) -> None:
+    config = small(*OWN_CALIBRATION)
+    distillation = config.stages["distillation"]
+    assert isinstance(distillation, Distill)
+    config.stages["again"] = Distill(
+        source="bank",
+        steps=2,
+        batch_size=4,
+        terms=distillation.terms,
+        optimizer=distillation.optimizer,
+        learning_rate=distillation.learning_rate,
+    )
+    # Images that are improved again, after a stage whose checkpoints do not use their optimizer.
+    synthesis = config.stages["synthesis"]
+    assert isinstance(synthesis, Synthesize)
+    config.stages["more"] = Synthesize(source="bank", steps=2, terms=synthesis.terms)
+    config.order = ["synthesis", "calibration", "distillation", "more", "again"]
+    assert_same_end_from_everywhere(config, tmp_path, 6, 8, 10, 11, 12, 13)
+
+
+# --- parts with state of their own -----------------------------------------------------------
+
+
+class Growing(Term):
+    """A loss that grows with every call."""
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        self.register_buffer("calls", torch.zeros(()))
+        return Needs(student=())
+
+    def forward(self, seen: Seen) -> Tensor:
+        self.calls += 1
+        assert seen.student is not None
+        return self.calls * seen.student.logits.square().mean()
+
+
+class Pulling(Term):
+    """Pulls images towards a moving mean of them."""
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        self.register_buffer("mean", torch.zeros(teacher.pretrained.input_shape))
+        return Needs()
+
+    def forward(self, seen: Seen) -> Tensor:
+        with torch.no_grad():
+            self.mean.lerp_(seen.batch.inputs.mean(0), 0.5)
+        return (seen.batch.inputs - self.mean).square().mean()
+
+
+class Brightening(Transform):
+    """Adds more with every batch."""
+
+    def bind(self, teacher: Network, student: Network) -> None:
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
+        self.batches += 1
+        return batch._replace(inputs=batch.inputs + 0.01 * self.batches)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Damping(Hook):
+    """Shortens the gradients the more, the later the step."""
+
+    base: float = 0.5
+
+    def bind(self, bench: Bench) -> None:
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, student: fx.GraphModule, stepper: Stepper, rate: float) -> dict[str, float]:
+        self.factor *= self.base
+        for parameter in student.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= self.factor
+        return {"damping": float(self.factor)}
+
+
+def with_state(config: Config) -> Config:
+    """Return the configuration with a part that has state wherever one may stand."""
+    synthesis, calibration, distillation = (config.stages[name] for name in config.order)
+    assert isinstance(synthesis, Synthesize)
+    assert isinstance(calibration, Calibrate)
+    assert isinstance(distillation, Distill)
+    for stage in (synthesis, calibration):
+        stage.terms["pulling"] = Pulling()
+        stage.transforms["brightening"] = Brightening()
+    distillation.terms["growing"] = Growing(weight=0.01)
+    distillation.transforms["brightening"] = Brightening()
+    distillation.hook = Damping()
+    return config
+
+
+def test_what_terms_transforms_and_hooks_hold_is_in_checkpoints(tmp_path: Path) -> None:
+    config = with_state(small())
+    assert_same_end_from_everywhere(config, tmp_path, 2, 6, 7, 8, 9, 10)
+    state = content(tmp_path / "last.ckpt")["state_dict"]
+    held = {key: value for key, value in state.items() if key.startswith("stage_")}
+    endings = {key.rpartition(".")[2] for key in held}
+    assert endings == {"mean", "batches", "calls", "factor"}
+    # Six synthesis steps, two of calibration and three of the student.
+    assert sorted(float(v) for k, v in held.items() if k.endswith("batches")) == [2, 3, 6]
+    # The clean batch and the promoted one.
+    assert [float(v) for k, v in held.items() if k.endswith("calls")] == [6]
+    assert [float(v) for k, v in held.items() if k.endswith("factor")] == [0.125]
+
+
+def test_a_checkpoint_that_lacks_what_a_part_holds_is_no_checkpoint_of_the_run(
+    tmp_path: Path,
+) -> None:
+    last = tmp_path / "last.ckpt"
+    fit(build_module(small()), [LastCheckpoint(last, every_n_steps=100)])
+    with pytest.raises(RuntimeError, match=r"Missing key.*growing|Missing key.*calls"):
+        fit(build_module(with_state(small())), checkpoint=last)
+
+
+def test_the_parts_of_the_configuration_stay_as_they_are() -> None:
+    config = with_state(small())
+    fit(build_module(config))
+    held: list[Any] = [*config.stages.values(), config.stages["distillation"].terms["growing"]]
+    assert not any(part.state_dict() for part in held)
