@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.reporting.test_table import make_result
 
 from hast_lightning.config import TABLE_FORMATS
 from tests.command_line import Finished, call, content
+from tests.records.test_results_table import make_result
 
 PLAIN = ("compare.plots=[]", "compare.formats=[markdown,csv]", "compare.published=false")
 
@@ -126,7 +126,7 @@ def test_runs_without_a_result_are_left_out_and_said_so(runs: Path) -> None:
     (runs / "outputs" / "2" / "config.yaml").write_text("seed: 2", encoding="utf-8")
     finished = compare(runs, "runs=outputs", *PLAIN)
     assert (finished.status, finished.err) == (0, "")
-    assert "Left out, since they have no result: outputs/2" in finished.out
+    assert "Left out, without a result: outputs/2: killed, or still running" in finished.out
 
 
 def test_no_plots_means_none_in_the_page_either(runs: Path) -> None:

@@ -18,10 +18,10 @@ from hast_lightning.compare.published import beside, published
 from hast_lightning.compare.rows import Row, Spread, summarize
 from hast_lightning.compare.runs import FinishedRun
 from hast_lightning.compare.settings import Settings
-from tests.compare.test_rows import result
-from tests.compare.test_settings import config
+from tests.compare.test_rows import result, sweep_of_methods
+from tests.compare.test_settings import PROMOTION, saved
 
-WITHOUT_PROMOTION = ("distillation.promotion.enabled=false",)
+WITHOUT_PROMOTION = (f"{PROMOTION}=false",)
 
 
 def ablation() -> list[FinishedRun]:
@@ -37,7 +37,7 @@ def ablation() -> list[FinishedRun]:
                 activation_bits=bits,
                 teacher_top1=top1,
             ),
-            config(f"quantizer={quantizer}", *switch, *([] if top1 else ["data=none"])),
+            saved(f"quantizer={quantizer}", *switch, *([] if top1 else ["data=none"])),
         )
         for model in ("one/net", "another")
         for top1 in (90.0, None)
@@ -92,18 +92,25 @@ def test_axes_carry_units() -> None:
             assert "bits" in axes.get_xlabel()
 
 
-def row(name: str, bits: int, top1: float = 90.0, deviation: float | None = None) -> Row:
+def row(
+    recipe: str,
+    bits: int,
+    top1: float = 90.0,
+    deviation: float | None = None,
+    settings: Settings | None = None,
+) -> Row:
     return Row(
         "resnet20_cifar10",
         (bits, bits),
-        name,
-        name.partition(" at ")[0],
-        Settings(),
+        "",
+        recipe,
+        settings=settings or Settings(),
         seeds=(0,),
         teacher=Spread(93.0),
         top1=Spread(top1, deviation),
         seconds=Spread(10.0),
         stages=("distillation",),
+        without_synthesis=True,
     )
 
 
@@ -112,7 +119,7 @@ def labels(figure: Figure) -> list[str]:
 
 
 def test_a_sweep_of_bits_is_one_line_beside_the_recipe_of_those_bits() -> None:
-    swept = [row("net_w3a3", 3), row("net_w3a3 at W4A4", 4), row("net_w3a3 at W5A5", 5)]
+    swept = [row("net_w3a3", 3), row("net_w3a3", 4), row("net_w3a3", 5)]
     assert "net" in labels(plots(swept)["bits_resnet20_cifar10"])
     both = [*swept, row("net_w4a4", 4)]
     shown = labels(plots(both)["bits_resnet20_cifar10"])
@@ -127,8 +134,21 @@ def test_papers_are_beside_ours_and_named_as_such() -> None:
 
 def test_a_time_without_a_synthesis_is_marked() -> None:
     figure = plots([row("net_w3a3", 3), row("other_w3a3", 3)])["seconds_resnet20_cifar10"]
-    assert "net_w3a3 †" in labels(figure)
+    assert "net †" in labels(figure)
     assert "† without a synthesis" in figure.axes[0].get_xlabel()
+
+
+def test_a_legend_says_only_what_differs() -> None:
+    made = plots(summarize(sweep_of_methods()))["bits_digits_resnet"]
+    assert [label for label in labels(made) if "precision" not in label] == ["gdfq", "hast"]
+    on, off = (Settings((("promotion", on),), others=("kd.weight=2.0",)) for on in (True, False))
+    rows = [row("net_w3a3", bits, settings=each) for bits in (3, 4) for each in (on, off)]
+    drawn = plots(rows)
+    shown = labels(drawn["bits_resnet20_cifar10"])[1:]
+    assert shown == ["promotion", "without promotion"]
+    seconds = labels(drawn["seconds_resnet20_cifar10"])[1:]
+    assert seconds[0] == "W3A3, promotion †"
+    assert len(set(seconds)) == 4
 
 
 def error_bars(figure: Figure) -> Sequence[float]:

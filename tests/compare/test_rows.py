@@ -5,9 +5,9 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.reporting.test_table import make_result
 
 from hast_lightning.compare.notes import notes
 from hast_lightning.compare.published import beside, published
@@ -25,6 +25,7 @@ from hast_lightning.errors import DataError
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.result import Result
 from tests.docs.snippets import ROOT
+from tests.records.test_results_table import make_result
 
 
 def result(recipe: str, seed: int, top1: float | None, **changes: object) -> Result:
@@ -41,6 +42,7 @@ RESULTS = [
 
 
 FAILURE = Failure("distillation", 1, 2, 0, "no memory", "OutOfMemoryError", None, 0)
+INTERRUPTED = dataclasses.replace(FAILURE, reason="", kind="KeyboardInterrupt")
 RUNS = [FinishedRun(result) for result in RESULTS]
 STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/results"))
 
@@ -50,6 +52,68 @@ def test_a_row_of_a_study_in_the_repository_has_every_seed_once(study: Path) -> 
     """Or else results of different settings would be averaged as if they were seeds."""
     for row in summarize(collect([study])):
         assert len(set(row.seeds)) == len(row.seeds), row
+
+
+def test_results_of_versions_without_methods_are_read_with_the_stages_of_today() -> None:
+    """And are told by their recipe."""
+    rows = {row.title: row for row in summarize(collect([ROOT / "experiments/cifar10_resnet20"]))}
+    assert {row.method for row in rows.values()} == {""}
+    turns = rows["cifar10_resnet20_w3a3_alternating_quick"]
+    assert turns.stages == ("calibration", "alternation", "evaluation")
+    assert str(turns.top1) == "80.53"
+    quick = rows["cifar10_resnet20_w3a3_quick"]
+    assert str(quick.top1) == "85.35 ± 1.11"
+    assert not quick.without_synthesis
+    assert rows["cifar10_resnet20_w4a4_quick"].without_synthesis
+
+
+def sweep_of_methods() -> list[FinishedRun]:
+    """The results of ``-m method=gdfq,hast quantizer.bits=3,4``."""
+    return [
+        FinishedRun(
+            result(
+                f"{method}_digits_resnet_w{bits}a{bits}",
+                0,
+                90.0 + bits,
+                method=method,
+                budget="demo",
+                weight_bits=bits,
+                activation_bits=bits,
+            )
+        )
+        for method in ("gdfq", "hast")
+        for bits in (3, 4)
+    ]
+
+
+def test_a_sweep_over_methods_and_bits_has_a_row_for_each_of_both() -> None:
+    lines = as_markdown(summarize(sweep_of_methods())).splitlines()
+    # The recipe is named after what is said beside it, and the budget is the same for all.
+    assert lines[0].startswith("| model | W/A | method | seeds |")
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [
+        ["3/3", "gdfq"],
+        ["3/3", "hast"],
+        ["4/4", "gdfq"],
+        ["4/4", "hast"],
+    ]
+
+
+def test_other_methods_and_budgets_are_no_seeds_of_one_row() -> None:
+    made = [
+        result("mine", seed, 90.0, method=method, budget=budget)
+        for seed, (method, budget) in enumerate([("a", "quick"), ("b", "quick"), ("b", "released")])
+    ]
+    rows = summarize(map(FinishedRun, made))
+    assert [(row.method, row.budget, row.seeds) for row in rows] == [
+        ("a", "quick", (0,)),
+        ("b", "quick", (1,)),
+        ("b", "released", (2,)),
+    ]
+    assert (
+        as_markdown(rows)
+        .splitlines()[0]
+        .startswith("| model | W/A | method | recipe | budget | seeds |")
+    )
 
 
 def test_seeds_of_a_recipe_are_one_row() -> None:
@@ -83,7 +147,7 @@ def test_the_best_of_ours_is_the_best_of_its_bits() -> None:
 
 def test_markdown_has_the_best_in_bold() -> None:
     lines = as_markdown(summarize(RUNS)).splitlines()
-    assert lines[0].startswith("| model | W/A | recipe or method | seeds |")
+    assert lines[0].startswith("| model | W/A | recipe | seeds |")
     assert "| 3/4 | better_w3a4 | 0 | 98.50 | 61.25 | **95.00** | 97.12 |" in lines[3]
     assert "| 0, 1 | 98.50 | 61.25 ± 0.00 | 91.00 ± 1.41 |" in lines[4]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
@@ -92,7 +156,7 @@ def test_markdown_has_the_best_in_bold() -> None:
 def test_csv_has_numbers_apart() -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(summarize(RUNS)))))
     plain = rows[2]
-    assert (plain["name"], plain["seeds"]) == ("plain_w3a4", "0 1")
+    assert (plain["recipe"], plain["seeds"]) == ("plain_w3a4", "0 1")
     assert float(plain["top1_mean"]) == 91.0
     assert float(plain["top1_deviation"]) == pytest.approx(2**0.5)
     assert rows[0]["top1_deviation"] == ""
@@ -119,7 +183,7 @@ def test_html_is_escaped_and_has_the_best_in_bold() -> None:
 
 def test_published_numbers_carry_their_source() -> None:
     rows = published([Row("resnet20_cifar10", (3, 3), "mine")])
-    hast = [row for row in rows if row.name == "HAST" and row.bits == (3, 3)]
+    hast = [row for row in rows if row.method == "HAST" and row.bits == (3, 3)]
     assert [str(row.top1) for row in hast] == ["88.34"]
     assert all(row.source and not row.seeds for row in rows)
     assert published([Row("a network of mine", (3, 3), "mine")]) == []
@@ -182,8 +246,8 @@ def test_the_same_folder_named_twice_is_one_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [
-        ({"student_steps": 9}, "student_steps=9"),
-        ({"calibration_steps": 9}, "calibration_steps=9"),
+        ({"steps_by_stage": {"synthesis": 1, "distillation": 9}}, "distillation.steps=9"),
+        ({"steps_by_stage": {"synthesis": 9, "distillation": 1}}, "synthesis.steps=9"),
         ({"evaluated_images": 9}, "evaluated_images=9"),
         ({"model_checksum": "abcdef0123"}, "model_checksum=abcdef01"),
         ({"agreement_on": "evaluation images"}, "agreement_on=evaluation images"),
@@ -212,16 +276,25 @@ def test_other_weights_or_images_are_ranked_apart() -> None:
     assert "| images |" not in as_markdown(summarize(RUNS)).splitlines()[0]
 
 
-def test_seconds_are_those_of_whole_runs_or_marked() -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"command": "python -m hast_lightning seed=1 sources.bank.load=bank0/s.safetensors"},
+        {"command": "python -m hast_lightning synthesis.load=bank0/s.safetensors seed=1"},
+        {"saved": {"sources": {"calibration": {"load": None}, "bank": {"load": "bank0"}}}},
+    ],
+    ids=["command", "former_command", "configuration"],
+)
+def test_seconds_are_those_of_whole_runs_or_marked(made: dict[str, Any]) -> None:
     whole = {"synthesis": 100.0, "distillation": 10.0}
-    loaded = {"distillation": 10.0}
-    (mixed,) = summarize(
-        FinishedRun(result("plain", seed, 90.0, seconds_by_stage=seconds))
-        for seed, seconds in enumerate((loaded, whole))
-    )
+    steps = {"distillation": 1}
+    facts = {"seconds_by_stage": {"distillation": 10.0}, "steps_by_stage": steps}
+    command = {"command": made["command"]} if "command" in made else {}
+    loaded = FinishedRun(result("plain", 0, 90.0, **facts, **command), made.get("saved", {}))
+    (mixed,) = summarize([loaded, FinishedRun(result("plain", 1, 90.0, seconds_by_stage=whole))])
     assert mixed.seconds == Spread(110.0)
     assert not mixed.without_synthesis
-    (row,) = summarize([FinishedRun(result("plain", 0, 90.0, seconds_by_stage=loaded))])
+    (row,) = summarize([loaded])
     assert "| 10† |" in as_markdown([row])
     assert r"10$\dagger$" in as_latex([row])
     assert notes([row]) == ["† Without a synthesis: the images were there already."]
@@ -256,16 +329,23 @@ def test_runs_without_a_result_are_named_with_their_reason(tmp_path: Path) -> No
         "1/failure.json": json.dumps(dataclasses.asdict(FAILURE)),
         "2/config.yaml": "",
         "2/failure.json": "{",
-        "3/job_failure.json": "{}",
+        "3/job_failure.json": json.dumps({"message": "ran out\nof disk"}),
+        "4/config.yaml": "",
+        "4/failure.json": json.dumps(dataclasses.asdict(INTERRUPTED)),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     named = unfinished([tmp_path])
-    assert named == [f"{tmp_path / '1'} (no memory)", str(tmp_path / "2"), str(tmp_path / "3")]
-    (note,) = notes([], named)
-    assert note.startswith("Left out, since they have no result: ")
-    with pytest.raises(DataError, match=r"no result.json; 1 of the runs there did not come to"):
+    assert named == [
+        f"{tmp_path / '1'}: failed at step 1 of 2 of stage distillation: no memory",
+        f"{tmp_path / '2'}: killed, or still running",
+        f"{tmp_path / '3'}: ran out of disk",
+        f"{tmp_path / '4'}: interrupted at step 1 of 2 of stage distillation",
+    ]
+    assert notes([], named)[0] == f"Left out, without a result: {named[0]}"
+    ended = r"no result.json; 1 of the runs there did not come to an end: .*1: failed at .*: no mem"
+    with pytest.raises(DataError, match=ended):
         collect([tmp_path / "1"])
 
 
@@ -315,7 +395,7 @@ def test_markdown_cells_stay_cells() -> None:
 def test_csv_is_quoted_and_holds_no_formula() -> None:
     rows = [Row("m", (3, 4), name, seeds=(0,)) for name in ('a, "b"\nc', "=1+1", "@x", "plain")]
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
-    assert [row["name"] for row in read] == ['a, "b"\nc', "'=1+1", "'@x", "plain"]
+    assert [row["method"] for row in read] == ['a, "b"\nc', "'=1+1", "'@x", "plain"]
 
 
 def test_a_single_run_is_a_table_without_bold_or_deviation() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hast_lightning.records.failure import FAILURE_FILE, Failure, read_failure
+from hast_lightning.core.stage import Bench, Outcome
+from hast_lightning.records.failure import FAILURE_FILE, Failure, how_it_ended, read_failure
+from hast_lightning.stages.distill import Distill
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
-from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import SYNTHESIS_STEPS, TINY, call
+from tests.command_line import TINY, call
 
 FAILURE = Failure("distillation", 2, 3, 9, "why", "DivergenceError", "last.ckpt", 0)
 
@@ -20,15 +22,15 @@ FAILURE = Failure("distillation", 2, 3, 9, "why", "DivergenceError", "last.ckpt"
 def test_a_diverged_run_says_where_and_keeps_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = ZeroShotQuantization._distill
+    step = Distill.step
 
-    def diverge(self: ZeroShotQuantization, proposal: Any) -> None:
-        if self.iteration == SYNTHESIS_STEPS + 2 + 1:  # the second student step
+    def diverge(self: Distill, bench: Bench, index: int) -> Outcome:
+        if index == 1:
             with torch.no_grad():
-                next(self.student.parameters()).fill_(float("nan"))
-        step(self, proposal)
+                next(bench.student.parameters()).fill_(float("nan"))
+        return step(self, bench, index)
 
-    monkeypatch.setattr(ZeroShotQuantization, "_distill", diverge)
+    monkeypatch.setattr(Distill, "step", diverge)
     arguments = (*TINY, "callbacks.checkpoint_every_n_steps=1", "hydra.run.dir=run")
     refusal = call(*arguments, folder=tmp_path).refusal()
     failure = read_failure(tmp_path / "run")
@@ -69,6 +71,37 @@ def test_the_first_process_that_fails_is_believed(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
     FAILURE.write(tmp_path / "gone")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "headline"),
+    [
+        ("DivergenceError", "failed at step 2 of 3 of stage distillation: why"),
+        ("KeyboardInterrupt", "interrupted at step 2 of 3 of stage distillation: why"),
+        ("SIGTERMException", "terminated at step 2 of 3 of stage distillation: why"),
+    ],
+)
+def test_how_a_run_ended_is_one_line(tmp_path: Path, kind: str, headline: str) -> None:
+    replace(FAILURE, kind=kind).write(tmp_path)
+    assert how_it_ended(tmp_path) == headline
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"message": "killed, or\\nout of memory"}', "killed, or out of memory"),
+        ("{", "killed, or still running"),
+        ("[]", "killed, or still running"),
+        ("{}", "killed, or still running"),
+    ],
+)
+def test_a_job_of_a_sweep_is_believed_where_its_run_says_nothing(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "job_failure.json").write_text(text)
+    assert how_it_ended(tmp_path) == told
+    FAILURE.write(tmp_path)
+    assert "stage distillation" in how_it_ended(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", json.dumps({"stage": "x"}), "[]", "1"])

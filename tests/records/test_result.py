@@ -29,8 +29,7 @@ def make_result() -> Result:
         agreement_on="evaluation images",
         calibrated_agreement=62.0,
         evaluated_images=599,
-        synthesis_steps=100,
-        calibration_steps=20,
+        steps_by_stage={"synthesis": 100, "calibration": 20, "distillation": 50},
         student_steps=50,
         seconds_by_stage={"synthesis": 1.5, "distillation": 2.5},
         peak_memory_bytes=1_000_000,
@@ -119,6 +118,50 @@ def test_unknown_fields_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({**asdict(make_result()), "surplus": 1}))
     with pytest.raises(DataError, match="unknown fields: surplus"):
         Result.read(path)
+
+
+OLD = {"synthesis_steps": 100, "calibration_steps": 20, "student_steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "stages"),
+    [
+        (
+            {"synthesis": 1.0, "calibration": 2.0, "distillation": 3.0, "evaluation": 4.0},
+            {"synthesis": 100, "calibration": 20, "distillation": 50},
+            ["synthesis", "calibration", "distillation", "evaluation"],
+        ),
+        (
+            {"warmup": 1.0, "alternating": 2.0, "evaluation": 4.0},
+            {"calibration": 20, "alternation": 50},
+            ["calibration", "alternation", "evaluation"],
+        ),
+    ],
+    ids=["one_after_the_other", "in_turns"],
+)
+def test_a_result_of_before_there_were_methods_has_the_stages_of_today(
+    tmp_path: Path, seconds: dict[str, float], steps: dict[str, int], stages: list[str]
+) -> None:
+    today = asdict(make_result())
+    gone = ("method", "budget", "steps_by_stage", "student_steps")
+    old = {name: value for name, value in today.items() if name not in gone}
+    text = json.dumps({**old, **OLD, "seconds_by_stage": seconds})
+    (tmp_path / "result.json").write_text(text)
+    result = Result.read(tmp_path / "result.json")
+    assert (result.method, result.budget) == ("", "")
+    assert (result.steps_by_stage, result.student_steps) == (steps, 50)
+    assert list(result.seconds_by_stage) == stages
+    assert list(result.seconds_by_stage.values()) == list(seconds.values())
+    # Only read: the file is as it was.
+    assert (tmp_path / "result.json").read_text() == text
+
+
+def test_steps_that_were_not_done_are_no_stage(tmp_path: Path) -> None:
+    old = {k: v for k, v in asdict(make_result()).items() if k != "steps_by_stage"}
+    content = {**old, **OLD, "synthesis_steps": 0}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    result = Result.read(tmp_path / "result.json")
+    assert result.steps_by_stage == {"calibration": 20, "distillation": 50}
 
 
 def test_every_field_is_documented_and_every_documented_field_exists() -> None:

@@ -16,15 +16,19 @@ NO_SYNTHESIS = f"{WITHOUT_SYNTHESIS} Without a synthesis: the images were there 
 
 
 def notes(rows: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
-    """The notes that apply to ``rows`` and to the folders of runs that left no result."""
+    """Return the notes that apply.
+
+    Args:
+        rows: Of the table.
+        unfinished: Folders of runs that left no result, each with how it ended.
+    """
     repeats = [name for row in rows for name in row.repeats]
     mixed = [f"{_label(row)}: {', '.join(row.versions)}" for row in rows if row.versions]
-    found = []
+    found: list[str] = []
     if repeats:
         start = "A seed counts once in a row, the run that is found first. Left out: "
         found.append(start + ", ".join(repeats))
-    if unfinished:
-        found.append(f"Left out, since they have no result: {', '.join(unfinished)}")
+    found += [f"Left out, without a result: {name}" for name in unfinished]
     if mixed:
         found.append(f"Runs of several versions in one row: {'; '.join(mixed)}")
     if any(row.without_synthesis for row in rows):

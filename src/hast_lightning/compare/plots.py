@@ -7,7 +7,7 @@ import math
 import re
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
@@ -30,7 +30,7 @@ LINE_HEIGHT = 0.17
 
 
 def plots(rows: Sequence[Row]) -> dict[str, Figure]:
-    """The figures that the rows are enough for, by file name without its ending."""
+    """Return the figures that the rows are enough for, by file name without its ending."""
     made: dict[str, Figure] = {}
     for model in sorted({row.model for row in rows if row.seeds}):
         own = [row for row in rows if row.model == model and row.seeds and row.score]
@@ -45,15 +45,14 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
             timed = [row for row in ours if row.seconds]
             if len(timed) > 1:
                 made[f"seconds_{ending}"] = _against_seconds(timed)
-            for (recipe, bits, quantizer), group in _ablations(ours).items():
-                width = f"w{bits[0]}a{bits[1]}"
-                name = f"ablation_{recipe}_{ending}_{width}_{quantizer}"
-                made[name] = _ablation_bars(group)
+            for (name, budget, bits, quantizer), group in _ablations(ours).items():
+                words = ("ablation", name, budget, ending, f"w{bits[0]}a{bits[1]}", quantizer)
+                made["_".join(filter(None, words))] = _ablation_bars(group)
     return {_file_name(name): figure for name, figure in made.items()}
 
 
 def _file_name(name: str) -> str:
-    """Names of networks and recipes may hold what separates folders, and be of any length."""
+    """Return a file's name: names of networks may have separators in them, at any length."""
     clean = re.sub(r"[^\w.]+", "-", name).strip("-")
     if len(clean) <= FILE_CHARACTERS:
         return clean
@@ -82,7 +81,7 @@ def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
 
 
 def _bar(spread: Spread) -> float:
-    """Half an error bar's length; a single seed has none, which is not one of length zero."""
+    """Return half an error bar's length; NaN for a single seed, which has none."""
     return math.nan if spread.deviation is None else spread.deviation
 
 
@@ -92,10 +91,11 @@ def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
     widths = sorted(measured)
     position = {bits: float(number) for number, bits in enumerate(widths)}
     papers = [row for row in papers if row.bits in measured]
-    for marker, (name, group) in zip(PAPER_MARKERS * 9, _series(papers).items(), strict=False):
+    of_papers = _series(papers, [row.name for row in papers])
+    for marker, (name, group) in zip(PAPER_MARKERS * 9, of_papers.items(), strict=False):
         places = [position[row.bits] for row in group]
         axes.plot(places, _points(group)[0], f"{marker}:", label=f"{name}, published", **PAPER)
-    series = _series(ours)
+    series = _series(ours, _names_of_lines(ours))
     for number, ((name, group), shift) in enumerate(
         zip(series.items(), _shifts(len(series)), strict=True)
     ):
@@ -117,38 +117,78 @@ def _shifts(count: int) -> list[float]:
     return [WIDEST_SHIFT * (number - middle) / max(middle, 1) for number in range(count)]
 
 
-def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in their bits alone, in the order of these."""
+def _series(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
+    """Return the rows of each name, in the order of their bits."""
     found: dict[str, list[Row]] = defaultdict(list)
-    ordered = sorted(rows, key=lambda row: row.bits)
-    widths = Counter((_label(row), row.bits) for row in ordered)
-    # A recipe whose bits were swept meets the recipes of those bits: each is a line of its own.
-    shared = {label for (label, _), count in widths.items() if count > 1}
-    for row in ordered:
-        label = _label(row)
-        found[_labelled(row.recipe or row.name, row) if label in shared else label].append(row)
+    for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: pair[0].bits):
+        found[name].append(row)
     return found
 
 
-def _label(row: Row) -> str:
-    return _labelled(BITS_IN_NAME.sub("", row.recipe or row.name), row)
+def _names_of_lines(rows: Sequence[Row]) -> list[str]:
+    """Return what the line of each row is called: what rows differ in that are on other lines."""
+    names = _distinct(rows, [_without_bits(row) for row in rows])
+    widths = Counter(zip(names, (row.bits for row in rows), strict=True))
+    # A recipe whose bits were swept meets the recipes of those bits: each is a line of its own.
+    shared = {name for (name, _), count in widths.items() if count > 1}
+    if not shared:
+        return names
+    whole = _distinct(rows, [row.recipe or row.name for row in rows])
+    return [w if name in shared else name for name, w in zip(names, whole, strict=True)]
 
 
-def _labelled(name: str, row: Row) -> str:
-    settings = str(row.settings)
-    return f"{name}: {settings}" if settings else name
+def _without_bits(row: Row) -> str:
+    return BITS_IN_NAME.sub("", row.recipe) if row.title else row.method
+
+
+def _distinct(rows: Sequence[Row], names: Sequence[str], *, with_bits: bool = False) -> list[str]:
+    """Return the names of the rows in words, without those that all rows have in common.
+
+    Args:
+        rows: Of one plot.
+        names: Of their recipes, or of their methods where these are all that there is.
+        with_bits: Bits are a word, too.
+    """
+    words = [
+        (
+            name,
+            *_beside_name(row, name, rows, names),
+            *((_bits(row),) if with_bits else ()),
+            *row.settings.words,
+        )
+        for row, name in zip(rows, names, strict=True)
+    ]
+    common = set(words[0]).intersection(*words[1:])
+    return [
+        ", ".join(word for word in each if word not in common) or name
+        for each, name in zip(words, names, strict=True)
+    ]
+
+
+def _beside_name(row: Row, name: str, rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
+    """Yield method and budget where rows of the same name differ in them."""
+    namesakes = [other for other, its in zip(rows, names, strict=True) if its == name]
+    if any(other.method != row.method for other in namesakes):
+        yield row.method
+    if any(other.budget != row.budget for other in namesakes):
+        yield row.budget
 
 
 def _with_bits(row: Row) -> str:
-    """The name, with the bits where it does not tell them."""
-    if BITS_IN_NAME.search(row.recipe):
+    """Return the name, with the bits where it does not tell them."""
+    if BITS_IN_NAME.search(row.title):
         return row.name
-    return f"{row.name} W{row.bits[0]}A{row.bits[1]}"
+    return f"{row.name} {_bits(row)}"
+
+
+def _bits(row: Row) -> str:
+    return f"W{row.bits[0]}A{row.bits[1]}"
 
 
 def _against_seconds(ours: Sequence[Row]) -> Figure:
     figure, axes = _figure(7.2, 4.2)
-    for number, row in enumerate(ours):
+    names = _distinct(ours, [_without_bits(row) for row in ours], with_bits=True)
+    for number, (row, name) in enumerate(zip(ours, names, strict=True)):
         if row.seconds is None or row.score is None:
             continue
         mark = f" {WITHOUT_SYNTHESIS}" if row.without_synthesis else ""
@@ -160,7 +200,7 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
             marker=OUR_MARKERS[number // 10 % len(OUR_MARKERS)],
             linestyle="none",
             capsize=3,
-            label=_labelled(_with_bits(row), row) + mark,
+            label=name + mark,
         )
     _teacher_line(axes, ours, horizontal=True)
     axes.set(ylabel=_measure(ours[0]), title=ours[0].model)
@@ -185,27 +225,27 @@ def _wrapped(text: str, characters: int) -> str:
     return textwrap.fill(text, characters)
 
 
-def _ablations(ours: Sequence[Row]) -> dict[tuple[str, tuple[int, int], str], list[Row]]:
-    """The rows of each chart: of one recipe at one bit width with one quantizer."""
-    groups: dict[tuple[str, tuple[int, int], str], list[Row]] = defaultdict(list)
+def _ablations(ours: Sequence[Row]) -> dict[tuple[str, str, tuple[int, int], str], list[Row]]:
+    """Return the rows of each chart: of one recipe at one bit width with one quantizer."""
+    groups: dict[tuple[str, str, tuple[int, int], str], list[Row]] = defaultdict(list)
     for row in ours:
-        if row.settings.parts is not None:
-            groups[row.recipe, row.bits, _quantizer(row)].append(row)
+        if row.settings.switches:
+            groups[row.recipe or row.name, row.budget, row.bits, _quantizer(row)].append(row)
     return {
         key: group
         for key, group in groups.items()
-        if len({row.settings.parts for row in group}) > 1
+        if len({row.settings.switches for row in group}) > 1
     }
 
 
 def _quantizer(row: Row) -> str:
-    """Its name, and what else of it the runs differ in."""
-    others = [word for word in row.settings.quantizer if not word.startswith("quantizer.name=")]
+    """Return its name, and what else of it the runs differ in."""
+    others = [word for word in row.settings.quantizer if not word.startswith("quantizer=")]
     return ", ".join([row.quantizer, *others])
 
 
 def _ablation_bars(group: Sequence[Row]) -> Figure:
-    """Bars from the fewest parts at the top to all of them at the bottom."""
+    """Return bars from the fewest parts at the top to all of them at the bottom."""
     rows = sorted(group, key=lambda row: (_parts(row), str(row.settings)))
     names = [_wrapped(row.settings.beside_quantizer, TICK_CHARACTERS) for row in rows]
     lines = sum(name.count("\n") for name in names)
@@ -240,7 +280,7 @@ def _ablation_bars(group: Sequence[Row]) -> Figure:
 
 
 def _parts(row: Row) -> int:
-    return len(row.settings.parts or ())
+    return len(row.settings.on)
 
 
 def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:

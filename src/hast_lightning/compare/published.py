@@ -14,7 +14,7 @@ FULL_PRECISION = (32, 32)
 
 
 def published(rows: Sequence[Row]) -> list[Row]:
-    """What papers report for the networks of ``rows``, at the same bit widths.
+    """Return what papers report for the networks of ``rows``, at the same bit widths.
 
     Their teachers differ from ours, and most chose the best epoch on the test labels: context,
     not a competition on equal terms. The full-precision networks come along.
@@ -28,7 +28,7 @@ def published(rows: Sequence[Row]) -> list[Row]:
 
 
 def beside(ours: Sequence[Row], papers: Sequence[Row]) -> list[Row]:
-    """Published rows below ours of the same network and bit width, in the order of the papers."""
+    """Return ours and below them published rows of the same network and bits, in their order."""
     return sorted([*ours, *papers], key=lambda row: (row.model, row.bits))
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hast_lightning.compare.runs import FinishedRun
-from hast_lightning.compare.settings import Settings, distinguish, quantizer_of
+from hast_lightning.compare.settings import Settings, distinguish
 from hast_lightning.records.result import Result
 
 BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
-SYNTHESIS_STAGES = {"synthesis", "warmup", "alternating"}
 # What a reader of numbers has to know to be the same: versions of the rest move them little.
 VERSIONS_SHOWN = ("hast_lightning", "torch")
 
@@ -33,14 +32,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe on one network at one bit width, or one published number.
+    """A method on one network at one bit width with one set of settings, or a published number.
 
     Attributes:
         model: Name of the network.
         bits: Of weights and of activations.
-        name: The recipe, with its bits where they are not the recipe's own; or the published
-            method.
-        recipe: The recipe alone.
+        method: Its name; empty for results of versions that had no names for methods.
+        recipe: Name of the recipe; empty of a published number.
+        budget: Name of the schedule.
         settings: What the runs of the recipe differ in.
         quantizer: Its name; empty where no configuration tells.
         seeds: Seeds that were run, each once; none of a published number.
@@ -52,6 +51,8 @@ class Row:
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
         stages: The stages that ``seconds`` hold.
+        without_synthesis: The images were there already, so that the seconds are not of a whole
+            run.
         source: Where a published number is from.
         repeats: Runs that repeat a seed of the row, and so do not count.
         versions: Packages of which the row's runs had several versions.
@@ -59,8 +60,9 @@ class Row:
 
     model: str
     bits: tuple[int, int]
-    name: str
+    method: str
     recipe: str = ""
+    budget: str = ""
     settings: Settings = field(default_factory=Settings)
     quantizer: str = ""
     seeds: tuple[int, ...] = ()
@@ -72,28 +74,45 @@ class Row:
     measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
     stages: tuple[str, ...] = ()
+    without_synthesis: bool = False
     source: str = ""
     repeats: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
 
     @property
     def score(self) -> Spread | None:
-        """What rows are ranked by: top-1, or the agreement where there are no labels."""
+        """Return what rows are ranked by: top-1, or the agreement where there are no labels."""
         return self.top1 or self.agreement
 
     @property
-    def without_synthesis(self) -> bool:
-        """Whether the images were there already, so that the seconds are not of a whole run."""
-        return bool(self.stages) and not SYNTHESIS_STAGES & set(self.stages)
+    def title(self) -> str:
+        """Return the recipe, with the bits where they were set to others than it is named after.
+
+        Empty where it is named after method, network and bits, which are said anyway.
+        """
+        weights, activations = self.bits
+        if self.recipe == f"{self.method}_{self.model}_w{weights}a{activations}":
+            return ""
+        return title(self.recipe, self.bits)
+
+    @property
+    def name(self) -> str:
+        """Return what the row is called in one word: its recipe, or its method."""
+        return self.title or self.method
 
 
 def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
-    """One row for each network, bit width, recipe and set of settings, ordered by them."""
-    recipes: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
+    """Return a row for each network, bit width, method, recipe and set of settings, in order."""
+    groups: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
     for run in runs:
-        recipes[run.result.model, run.result.recipe].append(run)
-    rows = [row for group in recipes.values() for row in _rows_of_recipe(group)]
-    return sorted(rows, key=lambda row: (row.model, row.bits, row.name, str(row.settings)))
+        result = run.result
+        groups[result.model, result.method, result.budget, result.recipe].append(run)
+    rows = [row for group in groups.values() for row in _rows_of_recipe(group)]
+    return sorted(rows, key=_order)
+
+
+def _order(row: Row) -> tuple[object, ...]:
+    return row.model, row.bits, row.method, row.title, row.budget, str(row.settings)
 
 
 def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
@@ -107,37 +126,34 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
     counted = _first_of_each_seed(runs)
     results = [run.result for run in counted]
     first = results[0]
-    bits = (first.weight_bits, first.activation_bits)
     stages = _most_stages(results)
+    timed = [run for run in counted if stages and set(run.result.seconds_by_stage) == set(stages)]
+    config = counted[0].config
     return Row(
         first.model,
-        bits,
-        title(first.recipe, bits),
+        (first.weight_bits, first.activation_bits),
+        first.method,
         first.recipe,
+        first.budget,
         settings,
-        quantizer_of(counted[0].config),
-        tuple(sorted(result.seed for result in results)),
-        _same_for_all([result.teacher_top1 for result in results]),
-        spread([result.calibrated_top1 for result in results]),
-        spread([result.quantized_top1 for result in results]),
-        spread([result.teacher_agreement for result in results]),
-        first.evaluated_images,
-        (first.model_checksum, str(first.evaluated_images), first.agreement_on),
-        spread(
-            [
-                sum(result.seconds_by_stage.values())
-                for result in results
-                if stages and set(result.seconds_by_stage) == set(stages)
-            ]
-        ),
-        stages,
+        quantizer=config.quantizer.name if config else "",
+        seeds=tuple(sorted(result.seed for result in results)),
+        teacher=_same_for_all([result.teacher_top1 for result in results]),
+        calibrated=spread([result.calibrated_top1 for result in results]),
+        top1=spread([result.quantized_top1 for result in results]),
+        agreement=spread([result.teacher_agreement for result in results]),
+        images=first.evaluated_images,
+        measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
+        seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
+        stages=stages,
+        without_synthesis=bool(timed) and all(run.loaded for run in timed),
         repeats=tuple(f"{run.name} (seed {run.result.seed})" for run in runs if run not in counted),
         versions=_mixed_versions(results),
     )
 
 
 def title(recipe: str, bits: tuple[int, int]) -> str:
-    """The recipe, and the bits where they were set to others than it is named after."""
+    """Return a recipe, and the bits where they were set to others than it is named after."""
     named = BITS_IN_NAME.search(recipe)
     if named is None or (int(named[1]), int(named[2])) == bits:
         return recipe
@@ -170,7 +186,7 @@ def _mixed_versions(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and deviation of what was measured; none where nothing was."""
+    """Return mean and deviation of what was measured; none where nothing was."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -184,7 +200,7 @@ def _same_for_all(values: Sequence[float | None]) -> Spread | None:
 
 
 def best(rows: Sequence[Row]) -> set[Row]:
-    """The best rows of each network and bit width, all of them where several are; only ours.
+    """Return the best rows of each network and bit width, all of them where several are; only ours.
 
     Runs without labels are ranked among themselves, by agreement with the teacher, and so are
     runs on other weights or other images.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
+from hast_lightning.compare.saved import as_config, current_layout
+from hast_lightning.config import Config
 from hast_lightning.errors import DataError
-from hast_lightning.records.failure import read_failure
+from hast_lightning.records.failure import how_it_ended
 from hast_lightning.records.folder import CONFIG_FILE, JOB_FAILURE_FILE, RESULT_FILE
 from hast_lightning.records.result import Result
 
@@ -21,24 +25,50 @@ STUDY_FOLDER = "results"
 """Where a study keeps one JSON file a run, of any name."""
 
 
+LOADED = re.compile(r"(?<!\S)\S+\.load=(?!null\b)(\S+)")
+"""A word of a command that names the file which samples were loaded from."""
+
+
 @dataclass(frozen=True)
 class FinishedRun:
-    """A result, and the flat configuration beside it; an empty one where there is none."""
+    """A result, and the configuration beside it.
+
+    Attributes:
+        result: The numbers.
+        saved: The configuration in the layout of today; empty where there is none.
+        file: Where the result lies.
+    """
 
     result: Result
-    config: Mapping[str, Any] = field(default_factory=dict)
+    saved: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
 
     @property
     def name(self) -> str:
-        """The folder of the run, or the file of a study."""
+        """Return the folder of the run, or the file of a study."""
         if self.file is None:
             return "a run"
         return str(self.file.parent if self.file.name == RESULT_FILE else self.file)
 
+    @cached_property
+    def config(self) -> Config | None:
+        """Return the configuration; none where there is none, or not all of it is known here."""
+        return as_config(self.saved) if self.saved else None
+
+    @property
+    def loaded(self) -> str | None:
+        """Return the file that samples were loaded from, if they were."""
+        if not self.saved:
+            named = LOADED.search(self.result.command)
+            return named[1] if named else None
+        sources = self.saved.get("sources")
+        nodes = sources.values() if isinstance(sources, Mapping) else ()
+        loads = (node.get("load") for node in nodes if isinstance(node, Mapping))
+        return next((str(load) for load in loads if load), None)
+
 
 def collect(names: Iterable[str | Path]) -> list[FinishedRun]:
-    """The runs in some folders, below them, or where a pattern leads, in this order.
+    """Return the runs in some folders, below them, or where a pattern leads, in this order.
 
     A folder ``results`` may hold the JSON files of a study, named as they like.
 
@@ -54,7 +84,7 @@ def collect(names: Iterable[str | Path]) -> list[FinishedRun]:
 
 
 def unfinished(names: Iterable[str | Path]) -> list[str]:
-    """The folders of runs that left no result, each with its reason where there is one."""
+    """Return the folders of runs that left no result, each with what is known of its end."""
     places = [place for name in names for place in _places(str(name)) if place.is_dir()]
     folders = {
         file.parent
@@ -63,19 +93,11 @@ def unfinished(names: Iterable[str | Path]) -> list[str]:
         for file in place.rglob(name)
         if not file.with_name(RESULT_FILE).exists()
     }
-    return [_with_reason(folder) for folder in sorted(folders)]
-
-
-def _with_reason(folder: Path) -> str:
-    try:
-        failure = read_failure(folder)
-    except ValueError:  # the folder is named all the same
-        failure = None
-    return str(folder) if failure is None else f"{folder} ({failure.reason})"
+    return [f"{folder}: {how_it_ended(folder)}" for folder in sorted(folders)]
 
 
 def _places(name: str) -> list[Path]:
-    """What a name or a pattern stands for; a folder may have a bracket in its name."""
+    """Return what a name or a pattern stands for; a folder may have a bracket in its name."""
     path = Path(name).expanduser()
     if path.exists():
         return [path]
@@ -89,14 +111,14 @@ def _result_files(name: str) -> list[Path]:
     named = Path(name).expanduser().is_file()
     files = [file for place in places for file in ([place] if named else _below(place))]
     if not files:
-        left = len(unfinished([name]))
-        hint = f"; {left} of the runs there did not come to an end" if left else ""
+        left = unfinished([name])
+        hint = f"; {len(left)} of the runs there did not come to an end: {left[0]}" if left else ""
         raise DataError(f"{name} holds no {RESULT_FILE}{hint}")
     return files
 
 
 def _below(place: Path) -> Iterator[Path]:
-    """The results in a folder; a file that a pattern leads to counts by its name."""
+    """Yield the results in a folder; a file that a pattern leads to counts by its name."""
     files = [place] if place.is_file() else sorted(place.rglob("*.json"))
     return (file for file in files if _is_result(file))
 
@@ -115,13 +137,6 @@ def _read(file: Path) -> FinishedRun:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return FinishedRun(result, dict(flat(content)), file)
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested configuration by dotted key."""
-    if isinstance(value, dict) and value:
-        for key, child in value.items():
-            yield from flat(child, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    if not isinstance(content, dict):
+        raise DataError(f"{path} cannot be read: it is no mapping of keys to values")
+    return FinishedRun(result, current_layout({str(k): v for k, v in content.items()}), file)

@@ -33,7 +33,9 @@ def _ranked_column(row: Row) -> str:
 COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
     ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}"),
-    ("recipe or method", lambda row: row.name),
+    ("method", lambda row: row.method or "-"),
+    ("recipe", lambda row: row.title or "-"),
+    ("budget", lambda row: row.budget or "-"),
     ("settings", lambda row: str(row.settings) or "-"),
     ("seeds", lambda row: ", ".join(map(str, row.seeds)) or "-"),
     ("images", lambda row: "-" if row.images is None else str(row.images)),
@@ -47,26 +49,31 @@ COLUMNS: tuple[Column, ...] = (
 NUMBERS = ("images", "teacher", "calibrated", "top-1, last step", "agreement", "seconds")
 
 
+WHERE_THEY_DIFFER = ("budget", "images")
+"""Columns that say nothing where they are the same for all of our rows of a network."""
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns of which some row has something to say."""
+    """Return the columns of which some row has something to say."""
     return [
         (name, cell)
         for name, cell in COLUMNS
-        if any(cell(row) != "-" for row in rows) and (name != "images" or _differ(rows))
+        if any(cell(row) != "-" for row in rows)
+        and (name not in WHERE_THEY_DIFFER or _differ(rows, cell))
     ]
 
 
-def _differ(rows: Sequence[Row]) -> bool:
-    """Whether rows of one network were measured on different images."""
-    counts: dict[str, set[int]] = defaultdict(set)
+def _differ(rows: Sequence[Row], cell: Callable[[Row], str]) -> bool:
+    """Return whether our rows of one network differ in a column."""
+    found: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        if row.images is not None:
-            counts[row.model].add(row.images)
-    return any(len(found) > 1 for found in counts.values())
+        if row.seeds:
+            found[row.model].add(cell(row))
+    return any(len(cells) > 1 for cells in found.values())
 
 
 def as_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """A table of pipes, and the notes as a list."""
+    """Return a table of pipes, and the notes as a list."""
     table = _table(
         rows,
         escape=_markdown,
@@ -79,7 +86,7 @@ def as_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def as_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """A ``tabular`` for the package booktabs, and the notes as comments above it."""
+    """Return a ``tabular`` for the package booktabs, and the notes as comments above it."""
     alignment = "".join("r" if name in NUMBERS else "l" for name, _ in columns(rows))
     body = _table(
         rows,
@@ -94,7 +101,7 @@ def as_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def as_html(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """A ``<table>``, and the notes as a list."""
+    """Return a ``<table>``, and the notes as a list."""
     body = _table(
         rows,
         escape=html.escape,
@@ -149,19 +156,21 @@ def _latex(cell: str) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Numbers apart from their deviations, unrounded, for programs."""
+    """Return numbers apart from their deviations, unrounded, for programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("teacher", "calibrated", "top1", "agreement", "seconds")
     spreads = [f"{name}_{part}" for name in numbers for part in ("mean", "deviation")]
-    named = ["model", "weight_bits", "activation_bits", "name", "settings", "seeds", "images"]
-    writer.writerow([*named, *spreads, "stages", "repeated_runs", "source"])
+    named = ["model", "weight_bits", "activation_bits", "method", "recipe", "budget", "settings"]
+    writer.writerow([*named, "seeds", "images", *spreads, "stages", "repeated_runs", "source"])
     for row in rows:
         writer.writerow(
             [
                 _inert(row.model),
                 *row.bits,
-                _inert(row.name),
+                _inert(row.method),
+                _inert(row.recipe),
+                _inert(row.budget),
                 _inert(str(row.settings)),
                 " ".join(map(str, row.seeds)),
                 row.images,

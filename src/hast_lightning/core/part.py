@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, dataclass_transform
 
@@ -38,6 +38,10 @@ class Part(nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def unused(self) -> Collection[str]:
+        """Return the settings that nothing reads, as the others are; runs may differ in them."""
+        return ()
 
     @classmethod
     def summary(cls) -> str:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from hast_lightning.core.batch import Progress
 from hast_lightning.errors import UserError
+from hast_lightning.records.folder import JOB_FAILURE_FILE
 from hast_lightning.runtime.ranks import rank
 
 FAILURE_FILE = "failure.json"
+ENDS = {"KeyboardInterrupt": "interrupted", "SIGTERMException": "terminated"}
+"""What ended a run from outside, by the class of the error."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Failure:
     kind: str
     checkpoint: str | None
     rank: int
+
+    def headline(self, after_last_step: bool = False) -> str:
+        """Return what happened and where, as ``failed at step 2 of 9 of stage synthesis``."""
+        what = ENDS.get(self.kind, "failed")
+        if after_last_step:
+            return f"{what} after the last step"
+        return f"{what} at step {self.step:,} of {self.total:,} of stage {self.stage}"
 
     @classmethod
     def of(
@@ -80,7 +90,7 @@ class Failure:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """What a run left of its failure; none where it did not fail or was killed outright.
+    """Return what a run left of its failure; none where it did not fail or was killed outright.
 
     Raises:
         ValueError: the file is damaged.
@@ -92,6 +102,17 @@ def read_failure(folder: Path) -> Failure | None:
         return Failure(**json.loads(path.read_text(encoding="utf-8")))
     except TypeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def how_it_ended(folder: Path) -> str:
+    """Return how a run without a result ended, as far as its folder tells, in one line."""
+    with contextlib.suppress(OSError, ValueError):  # a damaged record tells nothing
+        if failure := read_failure(folder):
+            return ": ".join(filter(None, (failure.headline(), failure.reason)))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / JOB_FAILURE_FILE).read_text(encoding="utf-8"))
+        return " ".join(str(record["message"]).split())
+    return "killed, or still running"
 
 
 def forget_failure(folder: Path) -> None:

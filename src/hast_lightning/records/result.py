@@ -17,7 +17,9 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 from hast_lightning.errors import DataError
 
 RETIRED = ("synthesis_steps", "calibration_steps")
-"""Fields of results of versions before 0.2, which had two schedules."""
+"""Fields of results of versions before 0.2."""
+STAGES = {"warmup": "calibration", "alternating": "alternation"}
+"""What stages of versions before 0.2 are called today, where they have other names."""
 
 
 class ExportRecord(TypedDict):
@@ -139,25 +141,35 @@ class Result:
             raise DataError(f"cannot read the result {path}: {error.strerror}") from error
         except ValueError as error:
             raise DataError(f"the result {path} is not valid JSON: {error}") from error
-        content = _with_steps_by_stage(content)
+        content = _with_stages_of_today(content)
         _check_fields(content, path)
         _check_types(content, path)
         return cls(**content)
 
 
-def _with_steps_by_stage(content: Any) -> Any:
-    """Return the content of a result, whose steps may be in the fields of versions before 0.2."""
+def _with_stages_of_today(content: Any) -> Any:
+    """Return the content of a result of versions before 0.2 with the stages that it would have.
+
+    They had two schedules: one stage after the other, or a warm-up and then a synthesis step and
+    a student step in turns.
+    """
     if not isinstance(content, dict) or "synthesis_steps" not in content:
         return content
     kept = {name: value for name, value in content.items() if name not in RETIRED}
-    old = (("synthesis", "synthesis_steps"), ("calibration", "calibration_steps"))
-    steps = {stage: content.get(name, 0) for stage, name in old}
-    steps["distillation"] = content.get("student_steps", 0)
+    seconds = content.get("seconds_by_stage")
+    timed = seconds if isinstance(seconds, dict) else {}
+    alternated = "alternating" in timed
+    of_student = "alternation" if alternated else "distillation"
+    steps = {} if alternated else {"synthesis": content["synthesis_steps"]}
+    steps["calibration"] = content.get("calibration_steps", 0)
+    steps[of_student] = content.get("student_steps", 0)
+    if timed:
+        kept["seconds_by_stage"] = {STAGES.get(name, name): s for name, s in timed.items()}
     return {**kept, "steps_by_stage": {name: value for name, value in steps.items() if value}}
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every float inside ``value`` with its dotted name."""
+    """Yield every float inside ``value`` with its dotted name."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield from _numbers(child, f"{name}.{key}" if name else str(key))

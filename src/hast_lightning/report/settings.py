@@ -31,8 +31,6 @@ EXPORT_COLUMNS = {
     "milliseconds": "ms an image",
     "float_milliseconds": "ms in float32",
 }
-ENDS = {"KeyboardInterrupt": "Interrupted", "SIGTERMException": "Terminated"}
-"""What ended a run from outside, by the class of the error."""
 
 
 def describe(run: Run) -> tuple[Fact, ...]:
@@ -156,19 +154,17 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
 
 
 def early_end(run: Run, failure: Failure | None) -> EarlyEnd | None:
-    """What kept the run from its end, in words; none where nothing did."""
+    """Return what kept the run from its end, in words; none where nothing did."""
     if failure is None:
         return None
-    what = ENDS.get(failure.kind, "Failed")
-    done = failure.iteration >= run.module.agenda.iterations
-    where = f"at step {failure.step:,} of {failure.total:,} of stage {failure.stage}"
+    headline = failure.headline(failure.iteration >= run.module.agenda.iterations)
     if (run.folder / RESULT_FILE).exists():
         advice = "The result below was measured before and stands."
     elif failure.checkpoint is None:
         advice = "There is no checkpoint: resume=<this folder> begins the run anew."
     else:
         advice = f"resume=<this folder> goes on from its checkpoint {failure.checkpoint}."
-    return EarlyEnd(f"{what} {'after the last step' if done else where}", failure.reason, advice)
+    return EarlyEnd(headline[0].upper() + headline[1:], failure.reason, advice)
 
 
 def _footprint(result: Result) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from omegaconf import MISSING
 from torch import nn
@@ -36,6 +36,10 @@ class Alternate(Stage):
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 0)
+
+    def unused(self) -> Collection[str]:
+        """Return the numbers of steps of the two that take turns."""
+        return ("synthesis.steps", "distillation.steps")
 
     @property
     def reads(self) -> tuple[str, ...]:

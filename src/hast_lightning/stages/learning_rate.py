@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from hast_lightning.core.checks import require_choice, require_range
@@ -32,6 +33,10 @@ class LearningRate:
             require_range("milestones", milestone, 0)
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigurationError(f"milestones={list(self.milestones)} must increase")
+
+    def unused(self) -> Collection[str]:
+        """Return the settings that the policy does not have."""
+        return () if self.policy == "multistep" else ("milestones", "factor")
 
     def multiple(self, step: int, total: int) -> float:
         """Return what the base rate is multiplied by at ``step`` (from 0) of ``total``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,10 @@ class Optimizer:
         require_range("weight_decay", self.weight_decay, 0, MAX_RATE)
         if self.clip_norm is not None:
             require_range("clip_norm", self.clip_norm, 0, open_minimum=True)
+
+    def unused(self) -> Collection[str]:
+        """Return the settings that the optimizer of that name does not have."""
+        return () if self.name == "sgd" else ("momentum",)
 
     def build(self, groups: list[dict[str, Any]]) -> optim.Optimizer:
         """Return an optimizer of groups of parameters; what a group sets is its own."""

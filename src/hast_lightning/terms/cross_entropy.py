@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,6 +82,10 @@ class HardCrossEntropy(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("gamma", self.gamma, 0)
+
+    def unused(self) -> Collection[str]:
+        """Return the exponent where every sample weighs the same."""
+        return () if self.by_difficulty else ("gamma",)
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Ask for hard labels."""

@@ -24,7 +24,7 @@ class Description:
         name: Of this run.
         group: Runs of one group are shown together.
         tags: What to filter by.
-        settings: The resolved configuration, with ablation switches and origin.
+        settings: The resolved configuration, with switches and origin.
     """
 
     name: str
@@ -45,7 +45,8 @@ def describe(
         teacher_checksum: SHA-256 of the full-precision network's weights.
     """
     facts = {
-        "switches": switches(config),
+        # A dot would be read as a group of keys.
+        "switches": {place.replace(".", "/"): on for place, on in switches(config).items()},
         "git_commit": origin["git_commit"],
         "command_line": origin["command"],
         "versions": dict(origin["versions"]),
@@ -61,11 +62,24 @@ def describe(
 
 
 def switches(config: Config) -> dict[str, bool]:
-    """Return which terms and transforms of the stages that run are switched on, by their place."""
+    """Return the switches of the terms and transforms of the stages that run, by their place.
+
+    A part is itself a switch, by its place in ``stages``; a setting of it that is true or false is
+    another one. Of a part that is off none is on.
+    """
     found = {}
     for place, part in switched_parts(config):
-        found[place] = part.active if isinstance(part, Term) else part.enabled
+        found[place] = is_on(part)
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, bool) and field.name != "enabled":
+                found[f"{place}.{field.name}"] = is_on(part) and value
     return found
+
+
+def is_on(part: Term | Transform) -> bool:
+    """Return whether a part does something: it is enabled, and a term has a weight."""
+    return part.active if isinstance(part, Term) else part.enabled
 
 
 def switched_parts(config: Config) -> Iterator[tuple[str, Term | Transform]]:
@@ -80,7 +94,8 @@ def _parts_of(stage: Stage, place: str) -> Iterator[tuple[str, Term | Transform]
         if isinstance(value, Stage):
             yield from _parts_of(value, f"{place}.{field.name}")
         for name, part in value.items() if isinstance(value, dict) else ():
-            yield f"{place}.{field.name}.{name}", part
+            if isinstance(part, Term | Transform):
+                yield f"{place}.{field.name}.{name}", part
 
 
 def _tags(config: Config) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ the same gradient at every run.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -176,6 +177,10 @@ class CropAndFlip(Transform):
         require_range("flip", self.flip, 0, 1)
         require_range("min_scale", self.min_scale, 0, 1, open_minimum=True)
         require_range("max_scale", self.max_scale, self.min_scale, 1)
+
+    def unused(self) -> Collection[str]:
+        """Return the other settings where no batch is augmented."""
+        return () if self.probability else ("min_scale", "max_scale", "flip")
 
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the batch as it is, or each image (C, H, W) cropped and flipped."""
