@@ -93,10 +93,10 @@ class GradientInundation(Hook):
                 (weight, *others) = group["params"]
                 if others or weight not in layers or weight.grad is None:
                     continue
-                step = group["lr"] * step_at_rate_one(optimizer, group, weight)
+                step = rate * step_at_rate_one(optimizer, group, weight)
                 share = ChangedShare(layers[weight], step)
                 multiplier = find_multiplier(share, target, self.bisections, limit)
-                group["lr"] *= multiplier
+                group["lr"] = rate * multiplier
                 multipliers.append(multiplier)
                 changed += share(multiplier) * weight.numel()
                 total += weight.numel()
