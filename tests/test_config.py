@@ -6,26 +6,26 @@ import ast
 import copy
 import functools
 import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 import hast_lightning.config as config_module
-from hast_lightning.config import (
-    Config,
-    config_folder,
-    register_schemas,
-    require_choice,
-    require_range,
-    to_object,
-)
+from hast_lightning.config import Config, import_parts, one_line, to_object
+from hast_lightning.config.renamed import RENAMED, renamed
+from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.core.part import Part, parts
 from hast_lightning.errors import ConfigurationError
-from tests.composition import composed
+from hast_lightning.quantization import settings
+from hast_lightning.sources.image_bank import ImageBank
+from tests.composition import composed, composed_raw, options
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -36,62 +36,21 @@ REFUSED: dict[str, list[Any]] = {
     "model.input_size": [0, 3],
     "model.mean": [[1.5], [-0.1], [NAN]],
     "model.std": [[0.0], [-1.0], [NAN], [INFINITY]],
-    "quantizer.name": ["adaround"],
-    "quantizer.ranges": ["adaround"],
-    "quantizer.percentile": [50.0, 101.0, NAN],
-    "quantizer.step_lr_multiplier": [0.0, NAN],
     "quantizer.bits": [1, 9],
     "quantizer.weight_bits": [-2, 0, 1, 9, 16],
     "quantizer.activation_bits": [-2, 0, 1, 9, 16],
     "quantizer.gradient": ["straight_through"],
     "quantizer.momentum": [-0.1, 1.0, NAN, INFINITY],
-    "schedule.name": ["three_stage"],
-    "schedule.synthesis_steps": [-1],
+    "schedule.images": [0, -256],
+    "schedule.image_batch": [0],
+    "schedule.image_steps": [0],
+    "schedule.generator_steps": [0],
     "schedule.calibration_steps": [-1, 0],
     "schedule.student_steps": [-1],
-    "schedule.learning_rate.policy": ["plateau"],
-    "schedule.learning_rate.factor": [0.0, 1.5, NAN],
-    "schedule.learning_rate.warmup_steps": [-1],
-    "schedule.learning_rate.milestones": [[-1], [5, 5], [9, 3]],
-    "synthesis.source": ["disk"],
-    "synthesis.bns_weight": [-1.0, NAN, INFINITY],
-    "synthesis.hardness.beta": [-1.0, NAN],
-    "synthesis.hardness.gamma": [-0.5, NAN],
-    "synthesis.bank.size": [0, -256],
-    "synthesis.bank.batch_size": [0],
-    "synthesis.bank.iterations": [0],
-    "synthesis.bank.lr": [0.0, -1.0, NAN, INFINITY],
-    "synthesis.bank.patience": [-1],
-    "synthesis.bank.factor": [0.0, 2.0],
-    "synthesis.bank.min_lr": [-1e-4, NAN],
-    "synthesis.generator.conditioning": ["concatenate"],
-    "synthesis.generator.latent_dim": [0],
-    "synthesis.generator.batch_size": [0],
-    "synthesis.generator.lr": [0.0, NAN],
-    "synthesis.generator.beta1": [-0.1, 1.0],
-    "synthesis.generator.beta2": [-0.1, 1.0],
-    "synthesis.images.max_images": [0],
-    "synthesis.augmentation.probability": [-0.1, 1.1, NAN],
-    "synthesis.augmentation.min_scale": [0.0, 1.1, NAN],
-    "synthesis.augmentation.max_scale": [0.1, 1.1, NAN],
-    "synthesis.augmentation.flip": [-0.1, 1.1],
-    "synthesis.calibration.source": ["data"],
-    "synthesis.calibration.batch_size": [0],
-    "synthesis.calibration.cross_entropy_weight": [-1.0],
-    "synthesis.calibration.bns_weight": [-1.0],
-    "distillation.batch_size": [0],
-    "distillation.cross_entropy_weight": [-1.0, NAN],
-    "distillation.kd.weight": [-1.0, NAN],
-    "distillation.kd.temperature": [0.0, -1.0, INFINITY],
-    "distillation.kd.reduction": ["sum"],
-    "distillation.alignment.weight": [-1.0],
-    "distillation.promotion.eps": [-0.01, NAN],
-    "distillation.augmentation.flip": [2.0],
-    "distillation.optimizer.name": ["lamb"],
-    "distillation.optimizer.lr": [0.0, -1e-5, NAN, INFINITY],
-    "distillation.optimizer.momentum": [-0.1, 1.0],
-    "distillation.optimizer.weight_decay": [-1e-4],
-    "distillation.optimizer.clip_norm": [0.0, NAN],
+    "schedule.student_batch": [0],
+    "schedule.unit_steps": [0],
+    "schedule.learning_rate": ["plateau"],
+    "method.certainty": ["certain"],
     "data.source": ["mnist"],
     "data.batch_size": [0],
     "data.holdout": [-0.1, 0.6, NAN],
@@ -117,24 +76,60 @@ REFUSED: dict[str, list[Any]] = {
     "compare.plots": [["gif"]],
     "command": ["train"],
     "seed": [-1, 2**32],
-    "run": [["evaluate", "distil"]],
+}
+# The same of parts, which check their values without knowing where they stand.
+REFUSED_OF_PARTS: dict[str, list[Any]] = {
+    "quantizer.ranges.lr_multiplier": [0.0, NAN],
+    "sources.bank.size": [0, -256],
+    "sources.bank.batch_size": [0],
+    "sources.bank.iterations": [0],
+    "sources.bank.lr": [0.0, -1.0, NAN, INFINITY],
+    "sources.bank.patience": [-1],
+    "sources.bank.factor": [0.0, 2.0],
+    "sources.bank.min_lr": [-1e-4, NAN],
+    "sources.calibration.conditioning": ["concatenate"],
+    "sources.calibration.latent_dim": [0],
+    "sources.calibration.batch_size": [0],
+    "sources.calibration.lr": [0.0, NAN],
+    "sources.calibration.beta1": [-0.1, 1.0],
+    "sources.calibration.beta2": [-0.1, 1.0],
+    "stages.synthesis.steps": [-1, 0],
+    "stages.synthesis.terms.bns.weight": [-1.0, NAN, INFINITY],
+    "stages.synthesis.terms.hard_cross_entropy.weight": [-1.0, NAN],
+    "stages.synthesis.terms.hard_cross_entropy.gamma": [-0.5, NAN],
+    "stages.synthesis.transforms.crop_and_flip.probability": [-0.1, 1.1, NAN],
+    "stages.synthesis.transforms.crop_and_flip.min_scale": [0.0, 1.1, NAN],
+    "stages.synthesis.transforms.crop_and_flip.max_scale": [0.1, 1.1, NAN],
+    "stages.synthesis.transforms.crop_and_flip.flip": [-0.1, 1.1],
+    "stages.calibration.steps": [-1, 0],
+    "stages.calibration.batch_size": [0],
+    "stages.calibration.terms.cross_entropy.weight": [-1.0],
+    "stages.distillation.steps": [-1],
+    "stages.distillation.batch_size": [0],
+    "stages.distillation.terms.kd.weight": [-1.0, NAN],
+    "stages.distillation.terms.kd.temperature": [0.0, -1.0, INFINITY],
+    "stages.distillation.terms.kd.reduction": ["sum"],
+    "stages.distillation.terms.alignment.weight": [-1.0],
+    "stages.distillation.transforms.promotion.eps": [-0.01, NAN],
+    "stages.distillation.optimizer.name": ["lamb"],
+    "stages.distillation.optimizer.lr": [0.0, -1e-5, NAN, INFINITY],
+    "stages.distillation.optimizer.momentum": [-0.1, 1.0],
+    "stages.distillation.optimizer.weight_decay": [-1e-4],
+    "stages.distillation.optimizer.clip_norm": [0.0, NAN],
+    "stages.distillation.learning_rate.policy": ["plateau"],
+    "stages.distillation.learning_rate.factor": [0.0, 1.5, NAN],
+    "stages.distillation.learning_rate.warmup_steps": [-1],
+    "stages.distillation.learning_rate.milestones": [[-1], [5, 5], [9, 3]],
 }
 ALONG = {
     "model.mean": {"model.std": [1.0]},
     "model.std": {"model.mean": [0.5]},
-    "quantizer.ranges": {"quantizer.name": "deploy"},
 }
-
-
-def _raw(*overrides: str) -> DictConfig:
-    register_schemas()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 @functools.cache
 def _default() -> DictConfig:
-    return _raw()
+    return composed_raw()
 
 
 def changed(changes: dict[str, Any]) -> Config:
@@ -145,38 +140,77 @@ def changed(changes: dict[str, Any]) -> Config:
     return to_object(config)
 
 
-def reported(key: str) -> str:
-    """The key as messages name it: augmentation, which is in two groups, without its group."""
-    return key.split(".", 1)[1] if ".augmentation." in key else key
-
-
 @pytest.mark.parametrize(
-    ("key", "value"), [(key, value) for key, values in REFUSED.items() for value in values]
+    ("key", "value"),
+    [(key, value) for key, values in (REFUSED | REFUSED_OF_PARTS).items() for value in values],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         changed({key: value, **ALONG.get(key, {})})
     message = str(caught.value)
-    assert message.startswith(f"{reported(key)}="), message
+    assert message.startswith(f"{key}="), message
     assert "\n" not in message
     offender = value[-1] if isinstance(value, list) else value
     shown = str(value if "must increase" in message else offender)
     assert shown in message
 
 
-def test_every_check_of_the_configuration_has_a_value_here_that_it_refuses() -> None:
-    """Guards the table above: it names each key that the schemas check."""
-    schemas = Path(config_module.__file__).parent.glob("*.py")
-    checked = {
+# Numbers of groups that are free, or refused only together with others.
+FREE = {"method.year", "model.depth"}
+
+
+def _types(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have, those of a list's entries among them."""
+    inner = [each for argument in get_args(hint) for each in _types(argument)]
+    return (hint, *inner)
+
+
+def _numbers_of_groups(schema: Any, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        hint, key = hints[field.name], f"{prefix}{field.name}"
+        if is_dataclass(hint):
+            yield from _numbers_of_groups(hint, f"{key}.")
+        elif {int, float} & set(_types(hint)):
+            yield key
+
+
+def test_every_number_and_choice_of_a_group_has_a_value_here_that_it_refuses() -> None:
+    """Guards the first table above."""
+    schemas = [*Path(config_module.__file__).parent.glob("*.py"), Path(settings.__file__)]
+    choices = {
         node.args[0].value
         for schema in schemas
         for node in ast.walk(ast.parse(schema.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id in ("require_range", "require_choice")
+        and node.func.id == "require_choice"
         and isinstance(node.args[0], ast.Constant)
     }
-    assert checked == {reported(key) for key in REFUSED}
+    assert choices | (set(_numbers_of_groups(Config)) - FREE) == set(REFUSED)
+
+
+def _numbers_of_parts() -> Iterator[tuple[type[Part], str, float]]:
+    """Every setting of every part that is a number, with one that can never be right."""
+    import_parts()
+    for classes in parts().values():
+        for cls in classes.values():
+            for field in fields(cls):
+                types = _types(get_type_hints(cls)[field.name])
+                if float in types and list not in map(get_origin, types):
+                    yield cls, field.name, NAN
+                elif int in types and list not in map(get_origin, types):
+                    yield cls, field.name, -(10**9)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [pytest.param(*found, id=f"{found[0].kind}.{found[1]}") for found in _numbers_of_parts()],
+)
+def test_a_part_checks_every_number(cls: type[Part], name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        cls(**{name: value})
+    assert str(caught.value).startswith(f"{name}=")
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -227,6 +261,9 @@ def test_the_ends_of_a_range_belong_to_it(value: float, options: dict[str, Any])
         require_range("k", -value, **options)
 
 
+TERMS = "stages.distillation.terms"
+
+
 # --- combinations ----------------------------------------------------------------------------
 
 
@@ -237,35 +274,43 @@ def test_the_ends_of_a_range_belong_to_it(value: float, options: dict[str, Any])
         (["model.provider=cifar_resnet", "model.checkpoint=x"], "model.depth=None must be 6n"),
         (["model=resnet20_cifar10", "model.depth=21"], "model.depth=21 must be 6n"),
         (["model=resnet20_cifar10", "model.depth=2"], "model.depth=2 must be 6n"),
-        (["model=torchvision"], "missing mandatory value: name"),
+        (["model=torchvision"], "model.name is not set"),
         (["model.mean=[0.5]"], "model.mean and model.std go together"),
         (["model.std=[0.5]"], "model.mean and model.std go together"),
         (["data=npz"], "data.path is not set: point it at an .npz file"),
         (["data=none", "data.holdout=0"], "data.holdout=0.0 must be greater than 0"),
         (
-            ["synthesis.bank.size=100", "synthesis.bank.batch_size=30"],
-            "synthesis.bank.size=100 must be a multiple of synthesis.bank.batch_size=30",
+            ["sources.bank.size=100", "sources.bank.batch_size=30"],
+            "sources.bank.size=100 must be a multiple of batch_size=30",
         ),
         (
-            ["distillation.kd.weight=0", "distillation.alignment.enabled=false"],
-            "distillation has no term: give distillation.kd.weight",
+            [f"{TERMS}.kd.weight=0", f"{TERMS}.alignment.enabled=false"],
+            "stages.distillation.terms: none has a weight",
         ),
         (
-            ["distillation.kd.weight=0", "distillation.alignment.weight=0"],
-            "distillation has no term",
+            [f"{TERMS}.kd.weight=0", f"~{TERMS}.alignment"],
+            "stages.distillation.terms: none has a weight",
         ),
-        (["synthesis=generator"], "schedule.synthesis_steps is not set: a generator has no"),
+        (["order=[]"], "order=[] names no stage"),
+        (["order=[synthesis,synthesis]"], "order=['synthesis', 'synthesis'] names a stage twice"),
         (
-            ["synthesis=generator", "schedule=alternating", "run=[synthesize]"],
-            "schedule.synthesis_steps is not set: a generator has no",
+            ["order=[synthesis,distilation]"],
+            "order: 'distilation' is no stage of this method; did you mean distillation; it has: "
+            "synthesis, calibration, distillation",
         ),
-        (["run=[]"], "run=[] has neither synthesize nor distill"),
-        (["run=[evaluate,report]"], "has neither synthesize nor distill"),
-        (["run=[distill]"], "run=['distill'] has no synthesize and synthesis.load is not set"),
+        (["~stages.distillation"], "order: 'distillation' is no stage of this method; it has:"),
+        (["evaluate=false"], "evaluate=false with export.formats: every file is compared"),
         (
-            ["run=[synthesize]", "synthesis.load=x"],
-            "with synthesis.load=x: nothing would be done",
+            ["source@sources.bank=images", "sources.bank.load=x"],
+            "sources.bank.load=x: own pictures are read from path",
         ),
+        (
+            ["source@sources.bank=images", "sources.bank.path=p/a", "data=npz", "data.path=p"],
+            "sources.bank.path=p/a and data.path=p overlap",
+        ),
+        ([f"~term@{TERMS}.alignment"], f"{TERMS}.alignment has no part"),
+        (["quantizer=deploy", "quantizer.include_zero=false"], "quantizer.include_zero=false: the"),
+        (["schedule.name=alternating"], "schedule.name=alternating is now method=hast_altern"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str) -> None:
@@ -284,14 +329,16 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
         ["model.mean=[0.5]", "model.std=[0.25]"],
         ["data=npz", "data.path=images.npz"],
         ["data=none", "data.holdout=0.25"],
-        ["synthesis=generator", "schedule.synthesis_steps=100"],
-        ["synthesis=generator", "synthesis.load=x"],
-        ["synthesis=generator", "schedule=alternating"],
-        ["run=[synthesize]"],
-        ["run=[distill,evaluate]", "synthesis.load=x"],
-        ["distillation.kd.weight=0"],
-        ["distillation.alignment.enabled=false"],
-        ["schedule.learning_rate.milestones=[3,5]"],
+        ["method=gdfq"],
+        ["order=[synthesis]"],
+        ["order=[synthesis]", "evaluate=false"],  # no student, and so no file
+        ["order=[calibration,distillation]", "sources.bank.load=x", "report=false"],
+        [f"{TERMS}.kd.weight=0"],
+        [f"{TERMS}.alignment.enabled=false"],
+        [f"~{TERMS}.alignment"],
+        [f"+term@{TERMS}.labels=cross_entropy", f"~{TERMS}.kd"],
+        ["source@sources.bank=images", "sources.bank.path=p"],
+        ["stages.distillation.learning_rate.milestones=[3,5]"],
         ["trainer.threads=1"],
     ],
 )
@@ -313,9 +360,9 @@ def test_possible_combinations_are_not(overrides: list[str]) -> None:
         "quantizer.include_zero=perhaps",
         "quantizer.momentum=high",
         "schedule.student_steps=[1,2]",
-        "schedule.learning_rate.milestones=[a]",
+        "stages.distillation.learning_rate.milestones=[a]",
         "model.mean=0.5",
-        "distillation.kd=20",
+        "stages.distillation.terms.kd=20",
         "seed=zero",
     ],
 )
@@ -327,7 +374,7 @@ def test_a_value_of_the_wrong_type_is_refused(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["quantizer.wait_bits", "synthesis.bank.sice", "distilation", "model.kd", "epochs"]
+    "key", ["quantizer.wait_bits", "sources.bank.sice", "stagges", "model.kd", "epochs"]
 )
 def test_a_mistyped_key_is_refused(key: str) -> None:
     with pytest.raises(ConfigCompositionException, match=rf"Could not override '{key}'"):
@@ -337,8 +384,11 @@ def test_a_mistyped_key_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+quantizer.wait_bits=3", "quantizer.wait_bits is no key of the configuration; quantizer"),
-        ("+synthesis.bank.sice=3", "synthesis.bank.sice is no key of the configuration; synth"),
+        (
+            "+quantizer.wait_bits=3",
+            "quantizer.wait_bits is no key of the configuration; did you mean",
+        ),
+        ("+sources.bank.sice=3", "sources.bank.sice is no key of the configuration; did you me"),
         ("+epochs=3", "epochs is no key of the configuration; the root has: artifact, ca"),
         ("+foo={a: 1}", "foo is no key of the configuration"),
     ],
@@ -351,8 +401,50 @@ def test_a_mistyped_key_is_refused_when_it_is_added_too(override: str, message: 
     assert "\n" not in str(caught.value)
 
 
+# --- names of versions before 0.2 ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("synthesis.bank.size=3", "synthesis.bank.size: synthesis.bank is now sources.bank"),
+        ("++synthesis.bank.size=3", "synthesis is now sources, stages.synthesis and stages.cal"),
+        ("synthesis=generator", "synthesis=generator is now method=hast_alternating"),
+        ("run=[synthesize]", "run is now order, a list of stages"),
+        ("schedule=two_stage", "schedule=two_stage is now schedule=released with method=hast"),
+        ("schedule.name=two_stage", "schedule.name=two_stage is now method=hast"),
+        ("schedule.learning_rate.policy=cosine", "schedule.learning_rate.policy is now schedule.l"),
+        ("quantizer.name=lsq", "quantizer.name is now the group quantizer, as quantizer=lsq"),
+        ("quantizer.percentile=99", "quantizer.percentile is now quantizer.ranges.percentile"),
+        ("artefact=x", "artefact is now artifact"),
+    ],
+)
+def test_an_old_name_is_answered_by_the_new_one(word: str, line: str) -> None:
+    with pytest.raises((ConfigurationError, HydraException)) as caught:
+        composed(word)
+    assert one_line(caught.value, [word]).startswith(line)
+
+
+def test_every_old_name_is_gone_and_every_new_one_is_there() -> None:
+    configurations = [_default(), composed_raw("method=gdfq"), composed_raw("quantizer=percentile")]
+    for old, new in RENAMED.items():
+        assert renamed(old) == f"{old} is now {new}"
+        if "=" not in old:
+            assert not any(_has(config, old) for config in configurations), old
+        for key in re.findall(r"(?<![=@\w.])[a-z]+(?:\.[a-z_]+)+(?![\w.])", new):
+            assert any(_has(config, key) for config in configurations), new
+        for group, option in re.findall(r"(?<![\w@.])([a-z]+)=([a-z_]+)", new):
+            assert option in ("false", "none") or option in options(group), new
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    above, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, above) if above else config
+    return isinstance(node, DictConfig) and name in node
+
+
 def test_a_missing_group_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="missing mandatory value: quantizer"):
+    with pytest.raises(ConfigurationError, match="quantizer is not set"):
         composed("~quantizer")
 
 
@@ -360,5 +452,5 @@ def test_the_checked_configuration_is_plain_objects() -> None:
     config = composed()
     assert isinstance(config, Config)
     assert type(config.quantizer) is config_module.QuantizerConfig
-    assert type(config.synthesis.bank) is config_module.ImageBankConfig
-    assert type(config.run) is list
+    assert type(config.sources["bank"]) is ImageBank
+    assert type(config.order) is list

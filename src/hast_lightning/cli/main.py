@@ -21,10 +21,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 
 from hast_lightning import __version__
 from hast_lightning.cli import sweeps
-from hast_lightning.cli.hydra_folder import forget_made_folder, remove_made_folder
 from hast_lightning.config import (
+    DEFECT_STATUS,
+    USER_ERROR_STATUS,
     Config,
     config_folder,
+    foreign,
     joined_lines,
     named_modules,
     one_line,
@@ -35,7 +37,6 @@ from hast_lightning.config import (
     to_object,
 )
 from hast_lightning.errors import ConfigurationError, UserError
-from hast_lightning.records.folder import JOB_FAILURE_FILE
 
 if TYPE_CHECKING:
     from hast_lightning.records.result import Result
@@ -46,25 +47,7 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
 SWEEP_FLAGS = ("-m", "--multirun")
-# What launchers raise, by name, since they are optional. joblib's:
-KILLED_WORKER = "TerminatedWorkerError"
-WORKER_WAS_KILLED = (
-    "a process of the sweep was killed, perhaps for want of memory, and joblib ended the others "
-    "with it: jobs that are not listed may not have begun; hydra/launcher=submitit_local gives "
-    "every job processes of its own"
-)
-# submitit's:
-LOST_JOB = "UncompletedJobError"
-JOB_WAS_LOST = (
-    "a job of the sweep ended without a word: killed, or out of memory; the others go on by "
-    f"themselves, and {JOB_FAILURE_FILE} lies in the folder of each that has not come to its end"
-)
-# submitit's, where the command that starts jobs is not there:
-NO_SLURM = 'Could not detect "srun"'
-DEFECT_STATUS = 1
-USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
-TERMINATED_STATUS = 143
 BROKEN_PIPE_STATUS = 141
 
 
@@ -142,10 +125,21 @@ def _join_sweep(config: Config) -> None:
 
 def _run(config: Config) -> Result | None:
     _join_sweep(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    _require_place(folder)
     # Imported late, so that a mistyped option is refused before torch has been loaded.
     from hast_lightning.runs.pipeline import run
 
-    return run(config, Path(HydraConfig.get().runtime.output_dir), _command())
+    return run(config, folder, _command())
+
+
+def _require_place(folder: Path) -> None:
+    """Refuse a run folder that is a file, or would lie in one, before anything is loaded."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigurationError(
+            f"hydra.run.dir={folder} cannot be made: {there} is a file and no folder"
+        )
 
 
 def _resume(folder: str) -> Result | None:
@@ -186,7 +180,6 @@ def main() -> None:
     # argparse takes all overrides from one side of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
     sweeps.SweepFolder.current = None
-    forget_made_folder()
     try:
         modules = named_modules(sys.argv[1:])
         register_schemas(modules)
@@ -208,8 +201,6 @@ def main() -> None:
         except Exception as error:
             mendable = _is_mendable(error)
             defective |= not mendable
-            if mendable:
-                remove_made_folder()
             if full_error or not (mendable or sweeps.in_sweep()):
                 raise
             if isinstance(error, sweeps.FolderNotSharedError):
@@ -228,34 +219,29 @@ def main() -> None:
         print("hast-lightning: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except SystemExit as end:
-        # Lightning's, which has no status: whoever ended the run would take it for a success.
-        if type(end).__name__ != "SIGTERMException":
+        # Lightning's has no status: whoever ended the run would take it for a success.
+        known = foreign(end)
+        if known is None:
             raise
-        print("hast-lightning: terminated", file=sys.stderr)
-        sys.exit(TERMINATED_STATUS)
+        print(f"hast-lightning: {known.line}", file=sys.stderr)
+        sys.exit(known.status)
     except Exception as error:
-        if not full_error and type(error).__name__ == LOST_JOB:
-            # The others are still running, so nobody can tell yet which of them fail.
-            print(f"hast-lightning: {sweeps.SweepFolder.current}: {JOB_WAS_LOST}", file=sys.stderr)
-            sys.exit(DEFECT_STATUS)
+        known = None if full_error else foreign(error)
+        if known is not None and known.ends_alone:
+            print(f"hast-lightning: {sweeps.SweepFolder.current}: {known.line}", file=sys.stderr)
+            sys.exit(known.status)
         failed = _list_failures()
         if isinstance(error, BrokenPipeError):
             _end_where_nobody_reads()
-        if not full_error and type(error).__name__ == KILLED_WORKER:
-            print(f"hast-lightning: {WORKER_WAS_KILLED}", file=sys.stderr)
-            sys.exit(DEFECT_STATUS)
-        if not full_error and str(error).startswith(NO_SLURM):
-            print(
-                f"hast-lightning: hydra/launcher=submitit_slurm: {one_line(error)}", file=sys.stderr
-            )
-            sys.exit(USER_ERROR_STATUS)
-        if full_error or not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS)):
+        if full_error or (known is None and not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS))):
             raise
         # A search in which every trial failed has no best one, and says so by a ValueError.
         if not (failed and type(error) is ValueError):
-            if defective:
+            if defective and known is None:
                 raise
             print(f"hast-lightning: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+        if known is not None and known.status != USER_ERROR_STATUS:
+            sys.exit(known.status)
         refused = True
     else:
         failed = _list_failures()

@@ -8,7 +8,13 @@ objects: before any network is loaded. Parts are their own schemas (:mod:`hast_l
 
 from hast_lightning.config.building import from_saved, import_parts, register_schemas, to_object
 from hast_lightning.config.compare import PICTURE_FORMATS, TABLE_FORMATS, CompareConfig
-from hast_lightning.config.error_lines import joined_lines, one_line
+from hast_lightning.config.error_lines import (
+    DEFECT_STATUS,
+    USER_ERROR_STATUS,
+    foreign,
+    joined_lines,
+    one_line,
+)
 from hast_lightning.config.export import DEFAULT_OPSET, FORMATS, ExportConfig
 from hast_lightning.config.folder import config_folder
 from hast_lightning.config.method import MethodConfig
@@ -31,12 +37,14 @@ __all__ = [
     "COMMANDS",
     "DATA_SOURCES",
     "DEFAULT_OPSET",
+    "DEFECT_STATUS",
     "FORMATS",
     "LOGGERS",
     "PICTURE_FORMATS",
     "PRECISIONS",
     "PROVIDERS",
     "TABLE_FORMATS",
+    "USER_ERROR_STATUS",
     "CallbacksConfig",
     "CompareConfig",
     "Config",
@@ -49,6 +57,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainerConfig",
     "config_folder",
+    "foreign",
     "from_saved",
     "import_parts",
     "joined_lines",

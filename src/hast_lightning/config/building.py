@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from hast_lightning.config.root import Config, no_such_key
-from hast_lightning.core.part import Part, part_class, parts
+from hast_lightning.config.root import Config
+from hast_lightning.config.unknown import (
+    as_part,
+    group_of,
+    keys_of,
+    names_beside,
+    no_such_key,
+    no_such_part,
+)
+from hast_lightning.core.part import part_class, parts
 from hast_lightning.errors import ConfigurationError
 
 ROOMS = ("sources", "terms", "transforms", "stages", "quantization", "methods")
@@ -31,7 +41,6 @@ def register_schemas(modules: Collection[str] = ()) -> None:
     """
     import_parts(modules)
     OmegaConf.register_new_resolver("first", _first, replace=True)
-    OmegaConf.register_new_resolver("folder_of_command", _folder_of_command, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, classes in parts().items():
@@ -67,11 +76,6 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _folder_of_command(command: str) -> str | None:
-    """Return the folder of a command that writes nothing, for which Hydra would make a new one."""
-    return None if command == "run" else "."
-
-
 def to_object(config: DictConfig) -> Config:
     """Resolve the composed configuration and run every check.
 
@@ -100,8 +104,10 @@ def _build(node: Any, key: str, *, inside_part: bool) -> Any:
             )
             for name in node
         }
-    is_part = isinstance(schema, type) and issubclass(schema, Part)
-    inside_part = inside_part or is_part
+    part = as_part(schema)
+    if part is not None and inspect.isabstract(part):
+        raise ConfigurationError(no_such_part(key, part, names_beside(node)))
+    inside_part = inside_part or part is not None
     _refuse_added_keys(node, schema, key)
     values = {}
     for each in fields(schema):
@@ -109,11 +115,10 @@ def _build(node: Any, key: str, *, inside_part: bool) -> Any:
         value = _get(node, each.name, name)
         _refuse_value_for_group(value, schema, each.name, name)
         values[each.name] = _build(value, name, inside_part=inside_part)
-    expected = getattr(schema, "kind", "")
-    if is_part and values["kind"] != expected:
+    if part is not None and values["kind"] != part.kind:
         raise ConfigurationError(
-            f"{key}.kind={values['kind']}: it is of kind {expected}; choose another part by its "
-            f"group, such as term@{key}={values['kind']}"
+            f"{key}.kind={values['kind']}: it is of kind {part.kind}; choose another part by its "
+            f"group, {group_of(part)}@{key}={values['kind']}"
         )
     make: Any = schema
     try:
@@ -137,6 +142,9 @@ def _get(node: Any, name: Any, key: str) -> Any:
         raise ConfigurationError(f"{key} is not set")
     try:
         return node[name]
+    except InterpolationToMissingValueError as error:
+        missing = str(error).splitlines()[0].rpartition(": ")[2]
+        raise ConfigurationError(f"{missing} is not set") from error
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"{key}: {str(error).splitlines()[0]}") from error
 
@@ -146,7 +154,7 @@ def _refuse_added_keys(node: DictConfig, schema: Any, key: str) -> None:
     known = {field.name for field in fields(schema)}
     for name in map(str, node):
         if name not in known:
-            raise ConfigurationError(no_such_key(f"{key}." if key else "", name, known))
+            raise ConfigurationError(no_such_key(f"{key}." if key else "", name, keys_of(schema)))
 
 
 def _refuse_value_for_group(value: Any, schema: Any, field: str, key: str) -> None:
@@ -170,27 +178,40 @@ def from_saved(saved: Any) -> DictConfig:
     if not isinstance(saved, Mapping):
         raise ConfigurationError("it is no mapping of keys to values")
     import_parts()
+    named = saved.get("modules")
+    missing = [m for m in named if m not in sys.modules] if isinstance(named, list) else []
+    if missing:
+        # Whoever wrote the file must not choose what code is run.
+        raise ConfigurationError(
+            f"the run has parts of your own; name their modules again, modules={missing}".replace(
+                "'", ""
+            )
+        )
     node = OmegaConf.structured(Config)
-    _fill(node, saved, Config)
+    _fill(node, saved, Config, "")
     assert isinstance(node, DictConfig)
     return node
 
 
-def _fill(node: DictConfig, saved: Mapping[Any, Any], schema: Any) -> None:
-    """Set the values of a node of ``schema``."""
+def _fill(node: DictConfig, saved: Mapping[Any, Any], schema: Any, key: str) -> None:
+    """Set the values of a node of ``schema``, whose key is ``key``."""
     hints = get_type_hints(schema)
+    known = {field.name for field in fields(schema)}
     for name, value in saved.items():
-        hint = hints.get(str(name))
-        if hint is None:
-            raise ConfigurationError(no_such_key("", str(name), hints))
-        node[str(name)] = _typed(hint, value)
+        if name not in known:
+            raise ConfigurationError(
+                no_such_key(f"{key}." if key else "", str(name), keys_of(schema))
+            )
+        node[name] = _typed(hints[name], value, _dotted(key, name))
 
 
-def _typed(hint: Any, value: Any) -> Any:
+def _typed(hint: Any, value: Any, key: str) -> Any:
     """Return a value as a node of its type; parts of the type that their ``kind`` names."""
     arguments = [each for each in get_args(hint) if each is not type(None)]
     if value is not None and get_origin(hint) is dict and isinstance(value, Mapping):
-        return {name: _typed(arguments[1], each) for name, each in value.items()}
+        return {
+            name: _typed(arguments[1], each, _dotted(key, name)) for name, each in value.items()
+        }
     if get_origin(hint) is None or value is None:
         wanted = hint
     else:
@@ -198,16 +219,8 @@ def _typed(hint: Any, value: Any) -> Any:
     if not (is_dataclass(wanted) and isinstance(value, Mapping)):
         return value
     schema: Any = wanted
-    if issubclass(schema, Part):
-        schema = part_class(_group_of(schema), str(value.get("kind")))
+    if (part := as_part(schema)) is not None:
+        schema = part_class(group_of(part), str(value.get("kind")))
     node = OmegaConf.structured(schema)
-    _fill(node, value, schema)
+    _fill(node, value, schema, key)
     return node
-
-
-def _group_of(base: type[Part]) -> str:
-    """Return the group of the parts that are subclasses of ``base``."""
-    for group, classes in parts().items():
-        if any(issubclass(cls, base) for cls in classes.values()):
-            return group
-    return base.__name__.lower()

@@ -1,39 +1,27 @@
-"""Errors of a configuration, and of Hydra that composes it, as one line each."""
+"""Errors of a configuration, and of Hydra and its launchers, as one line each."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Sequence
+from re import Match, Pattern
+from typing import NamedTuple, TypeGuard
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.folder import config_folder
-from hast_lightning.config.root import COMMANDS, describe_unknown_key, describe_unknown_key_of_entry
+from hast_lightning.config.renamed import renamed
+from hast_lightning.config.root import COMMANDS, Config
+from hast_lightning.config.unknown import describe, did_you_mean
+from hast_lightning.core.part import parts
 
-# How Hydra says it, on the command line and of a file ("In 'experiment/...': ...").
-UNKNOWN_KEY = re.compile(
-    r"(In '[^']+': )?(?:Could not override '([^']+)'|ConfigKeyError.* full_key: (\S+))", re.DOTALL
-)
-# Said of an entry of a list, whose place OmegaConf does not know.
-UNKNOWN_KEY_OF_ENTRY = re.compile(r"Key '([^']+)' not in '(\w+)'")
-MISSING_PLUGIN = re.compile(
-    r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)"
-)
-MISSING_OPTION = re.compile(
-    r"(?:In '([^']+)': )?Could not find '([^']+)/([^']*)'\s+Available options in '[^']+':(.*?)"
-    r"(?:Config search path|$)",
-    re.DOTALL,
-)
 MANY_OPTIONS = 20
 NETWORKS_ELSEWHERE = (
     "; networks of torchvision, timm and pytorchcv are named by model=torchvision model.name={0}, "
     "in Python by 'torchvision/{0}'"
 )
-NO_SETTING = re.compile(r"Error parsing override '([^=\n]*)'\s+missing EQUAL")
-ADDED_TWICE = re.compile(r"Multiple values for ([\w/]+)\.")
+PARTS_ELSEWHERE = "; modules=[package.module] makes your own known"
 EXTRAS = {
     "optuna": "sweeps",
     "joblib": "sweeps",
@@ -41,10 +29,150 @@ EXTRAS = {
     "submitit_local": "sweeps",
     "submitit_slurm": "sweeps",
 }
+"""Launchers and sweepers by the extra that brings them."""
+DEFECT_STATUS, USER_ERROR_STATUS, TERMINATED_STATUS = 1, 2, 143
+"""Exit statuses of the command."""
+
+Says = Callable[[Match[str], BaseException], str | None]
+
+
+class Recognized(NamedTuple):
+    """What is said of an error of another package.
+
+    Attributes:
+        line: In place of its message.
+        status: Exit status of the command.
+        ends_alone: Other jobs of the sweep go on, so that nobody can tell yet which of them fail.
+    """
+
+    line: str
+    status: int = USER_ERROR_STATUS
+    ends_alone: bool = False
+
+
+class Foreign(NamedTuple):
+    """An error of another package, and what is said in its place.
+
+    Attributes:
+        kind: Name of its class, which may not be installed; empty: any.
+        text: What its message begins with.
+        says: The line, or a function that returns it, or none where it is another error after all.
+        status: As of :class:`Recognized`.
+        ends_alone: As of :class:`Recognized`.
+    """
+
+    kind: str
+    text: Pattern[str]
+    says: Says | str
+    status: int = USER_ERROR_STATUS
+    ends_alone: bool = False
+
+    def recognize(self, error: BaseException) -> Recognized | None:
+        """Return what is said of an error; none of another one."""
+        found = self.text.match(str(error))
+        if found is None or self.kind not in ("", type(error).__name__):
+            return None
+        line = self.says if isinstance(self.says, str) else self.says(found, error)
+        return None if line is None else Recognized(line, self.status, self.ends_alone)
+
+
+def _by_text(pattern: str, says: Says | str) -> Foreign:
+    return Foreign("", re.compile(pattern, re.DOTALL), says)
+
+
+def _missing_plugin(found: Match[str], _: BaseException) -> str | None:
+    extra = EXTRAS.get(found[1])
+    return extra and f"{found[1]} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
+
+
+def _missing_option(found: Match[str], _: BaseException) -> str:
+    file, group, option, options = found.groups()
+    place = "" if file in (None, "config") or file.startswith("hydra/") else f"In '{file}': "
+    return place + no_such_option(group, option, options.split())
+
+
+def _word_without_value(found: Match[str], _: BaseException) -> str:
+    hint = f"; did you mean command={found[1]}?" if found[1] in COMMANDS else ""
+    return f"{found[1]!r} is no setting: expected key=value or group=option{hint}"
+
+
+def _unknown_key(found: Match[str], error: BaseException) -> str | None:
+    """Say which keys there are; OmegaConf's own error says of what."""
+    reason = error.__cause__ or error.__context__ or error
+    if not isinstance(reason, OmegaConfBaseException):
+        return None
+    groups = found.groupdict("")
+    line = describe(reason, groups.get("word", ""), Config)
+    return line and f"{groups.get('file', '')}{line}"
+
+
+ANY = re.compile("")
+FOREIGN = (
+    _by_text(
+        r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)", _missing_plugin
+    ),
+    _by_text(
+        r"(?:In '([^']+)': )?Could not find '([^']+)/([^']*)'\s+Available options in '[^']+':"
+        r"(.*?)(?:Config search path|$)",
+        _missing_option,
+    ),
+    _by_text(r"Error parsing override '([^=\n]*)'\s+missing EQUAL", _word_without_value),
+    _by_text(
+        r".*Multiple values for ([\w/]+)\.",
+        lambda found, _: (
+            f"{found[1]} has an option already: {found[1]}=... without the plus takes another"
+        ),
+    ),
+    _by_text(
+        r"Could not override '(\w+@[\w.]+)'",
+        lambda found, _: f"{found[1]}: there is nothing to be replaced; +{found[1]}=... adds it",
+    ),
+    _by_text(r"Could not override '[^']+'.*use [+](?P<word>.+)", _unknown_key),
+    _by_text(r"Error merging override [+]*(?P<word>.+)", _unknown_key),
+    _by_text(r"(?P<file>In '[^']+': )\w+ raised while composing config", _unknown_key),
+    # Of a run folder whose name has something in it that is not set.
+    _by_text(r".*Missing mandatory value: ([\w.]+)", lambda found, _: f"{found[1]} is not set"),
+    # OmegaConf, on the way to the value.
+    Foreign(
+        "AssertionError",
+        re.compile("Unexpected type for root"),
+        "a key was set below one that is null: choose the group or the part first",
+    ),
+    # joblib.
+    Foreign(
+        "TerminatedWorkerError",
+        ANY,
+        "a process of the sweep was killed, perhaps for want of memory, and joblib ended the "
+        "others with it: jobs that are not listed may not have begun; "
+        "hydra/launcher=submitit_local gives every job processes of its own",
+        DEFECT_STATUS,
+    ),
+    # submitit.
+    Foreign(
+        "UncompletedJobError",
+        ANY,
+        "a job of the sweep ended without a word: killed, or out of memory; the others go on by "
+        "themselves, and job_failure.json lies in the folder of each that has not come to its end",
+        DEFECT_STATUS,
+        ends_alone=True,
+    ),
+    _by_text(
+        'Could not detect "srun"',
+        lambda _, error: f"hydra/launcher=submitit_slurm: {joined_lines(error)}",
+    ),
+    # Lightning's end of a process that was asked to end, which has no exit status.
+    Foreign("SIGTERMException", ANY, "terminated", TERMINATED_STATUS),
+)
+"""Errors that are known by their class or by what their message says."""
+
+
+def foreign(error: BaseException) -> Recognized | None:
+    """Return what is said of an error of another package; none of any other error."""
+    return next((found for row in FOREIGN if (found := row.recognize(error))), None)
 
 
 def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
-    """An error as one line, with the choices where there are some.
+    """Return an error as one line, with the choices where there are some.
 
     Hydra proposes to add every key that it does not know, and keeps the reason why a value
     does not fit in the error's cause.
@@ -54,18 +182,8 @@ def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
         arguments: What was asked for, since Hydra does not say which of it is the number that
             it takes for a value and not for an option.
     """
-    if (plugin := MISSING_PLUGIN.search(str(error))) and (reason := _missing_plugin(plugin[1])):
-        return reason
-    if missing := MISSING_OPTION.match(str(error)):
-        file, group, option, options = missing.groups()
-        place = "" if file in (None, "config") or file.startswith("hydra/") else f"In '{file}': "
-        return place + _no_option(group, option, options.split())
-    if description := _describe_entry(error) or _describe_word(str(error)):
-        return description
-    if unknown := UNKNOWN_KEY.match(str(error)):
-        place, key = unknown[1] or "", unknown[2] or unknown[3]
-        if not _is_optional_group(key) and (description := describe_unknown_key(key)):
-            return place + description
+    if found := foreign(error):
+        return found.line
     if type(error) is ValueError and (description := _describe_unknown_option(arguments)):
         return description
     if _names_a_file(error):
@@ -77,34 +195,15 @@ def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
     return line
 
 
-def _describe_word(text: str) -> str | None:
-    """What to say of a word that is no setting, or that adds what is there; else none."""
-    if missing := NO_SETTING.match(text):
-        word = missing[1]
-        hint = f"; did you mean command={word}?" if word in COMMANDS else ""
-        return f"{word!r} is no setting: expected key=value or group=option{hint}"
-    if twice := ADDED_TWICE.search(text):
-        return f"{twice[1]} has an option already: {twice[1]}=... without the plus takes another"
-    return None
-
-
-def _describe_entry(error: BaseException) -> str | None:
-    """What to say of an unknown key in an entry of a list; none of any other error."""
-    found = UNKNOWN_KEY_OF_ENTRY.search(f"{error}\n{error.__cause__ or ''}")
-    description = found and describe_unknown_key_of_entry(found[2], found[1])
-    place = re.match(r"In '[^']+': ", str(error))
-    return f"{place[0] if place else ''}{description}" if description else None
-
-
 def _names_a_file(error: BaseException) -> TypeGuard[OSError]:
-    """Whether the system refused a file; some of Hydra's errors, and lost connections, do not."""
+    """Return whether the system refused a file; Hydra's errors, and lost connections, do not."""
     if isinstance(error, HydraException) or not isinstance(error, OSError):
         return False
     return error.filename is not None
 
 
 def joined_lines(error: BaseException) -> str:
-    """The error's own words in one line, without what Hydra and OmegaConf add for themselves."""
+    """Return the error's own words in one line, without what Hydra and OmegaConf add."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     hidden = (
         "Set the environment variable",
@@ -118,36 +217,27 @@ def joined_lines(error: BaseException) -> str:
     return " ".join(shown or [type(error).__name__])
 
 
-def _missing_plugin(name: str) -> str | None:
-    """How to install one of Hydra's launchers or sweepers; none of a name that is none."""
-    extra = EXTRAS.get(name)
-    return extra and f"{name} needs a plugin of Hydra: pip install 'hast-lightning[{extra}]'"
-
-
-def _is_optional_group(key: str) -> bool:
-    """Whether ``key`` is a group that the defaults do not mention, such as ``experiment``."""
-    return key.split(".")[0] == "hydra" or (config_folder() / key).is_dir()
-
-
 def _describe_unknown_option(arguments: Sequence[str]) -> str | None:
-    """What to say of the first option among the arguments that its group does not have."""
+    """Return what to say of the first option that its group does not have; none if all have it."""
     for argument in arguments:
         group, _, option = argument.lstrip("+").partition("=")
         options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
         if not group or group.startswith("hydra/"):
             continue  # Hydra and its plugins have options of their own.
         if options and option not in options:
-            return _no_option(group, option, options)
+            return no_such_option(group, option, options)
     return None
 
 
-def _no_option(group: str, option: str, options: Sequence[str]) -> str:
-    """What was probably meant; all there are where nothing is like it, or where they are few."""
-    close = difflib.get_close_matches(option, options)
-    hint = f"; did you mean {', '.join(close)}" if close else ""
-    if not close or len(options) <= MANY_OPTIONS:
+def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
+    """Return what was probably meant; all there are where nothing is like it, or they are few."""
+    if line := renamed(f"{group}={option}"):
+        return line
+    hint = did_you_mean(option, options)
+    if not hint or len(options) <= MANY_OPTIONS:
         hint += f"; it has: {', '.join(options)}"
     else:
         hint += f" ({len(options)} in all: python -m hast_lightning --help)"
     elsewhere = NETWORKS_ELSEWHERE.format(option) if group == "model" and option else ""
+    elsewhere = PARTS_ELSEWHERE if group in parts() else elsewhere
     return f"{group}={option}: {option or 'nothing'} is no option of {group}{hint}{elsewhere}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
@@ -20,6 +19,7 @@ from hast_lightning.config.surroundings import (
     LoggerConfig,
     TrainerConfig,
 )
+from hast_lightning.config.unknown import did_you_mean
 from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Stage
@@ -113,8 +113,8 @@ class Config:
         for name in self.order:
             if name not in self.stages:
                 raise ConfigurationError(
-                    f"order: {name!r} is no stage of this method; it has: "
-                    f"{', '.join(self.stages) or 'none'}"
+                    f"order: {name!r} is no stage of this method{did_you_mean(name, self.stages)}"
+                    f"; it has: {', '.join(self.stages) or 'none'}"
                 )
         if len(set(self.order)) < len(self.order):
             raise ConfigurationError(f"order={self.order} names a stage twice")
@@ -169,48 +169,3 @@ def _overlap(first: str, second: str) -> bool:
     """Return whether two paths are the same, or one lies in the other."""
     one, other = Path(first).resolve(), Path(second).resolve()
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def describe_unknown_key(key: str) -> str | None:
-    """What to say of a dotted ``key`` that the schema does not have; none where it has it."""
-    schema: Any = Config
-    prefix = ""
-    for name in key.split("."):
-        known = get_type_hints(schema) if is_dataclass(schema) else {}
-        if name not in known:
-            return no_such_key(prefix, name, known)
-        schema = known[name]
-        prefix = f"{prefix}{name}."
-    return None
-
-
-def describe_unknown_key_of_entry(schema: str, key: str) -> str | None:
-    """The same of a ``key`` in an entry of a list; none where no list has entries of ``schema``.
-
-    Args:
-        schema: Name of the entries' dataclass, which is what OmegaConf tells in place of the list.
-        key: As it was written.
-    """
-    for name, entry in _lists_of_groups(Config):
-        if entry.__name__ == schema:
-            known = ", ".join(sorted(field.name for field in fields(entry)))
-            return f"{name}: {key} is no key of an entry; an entry has: {known}"
-    return None
-
-
-def _lists_of_groups(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that holds a list of groups of keys, with the dataclass of its entries."""
-    for name, hint in get_type_hints(schema).items():
-        if is_dataclass(hint):
-            yield from _lists_of_groups(hint, f"{prefix}{name}.")
-        elif get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
-            yield f"{prefix}{name}", get_args(hint)[0]
-
-
-def no_such_key(prefix: str, key: str, known: Collection[str]) -> str:
-    """Return what to say of a ``key`` behind ``prefix`` that is not among those ``known``."""
-    group = prefix.rstrip(".") or "the root"
-    return (
-        f"{prefix}{key} is no key of the configuration; {group} has: "
-        f"{', '.join(sorted(known)) or 'a value and no keys'}"
-    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hast_lightning.config.renamed import renamed
 from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.stages.learning_rate import POLICIES
 
 
@@ -34,6 +36,8 @@ class ScheduleConfig:
     """How the student's learning rate moves: ``constant``, ``multistep`` or ``cosine``."""
 
     def __post_init__(self) -> None:
+        if line := renamed(f"schedule.name={self.name}"):
+            raise ConfigurationError(line)
         least = {"student_steps": 0}
         for name in (
             *("images", "image_batch", "image_steps", "generator_steps", "calibration_steps"),
