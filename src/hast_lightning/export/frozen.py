@@ -116,12 +116,17 @@ class FrozenActivation(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 
+    @property
+    def largest(self) -> int:
+        """The largest integer of the grid."""
+        return int(2**self.bits) - 1
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; computed in float32 as the student does."""
         steps = torch.round(x.float() / self.scale)
         # Not torch.clamp: with tensors as bounds it is ten times slower on a CPU.
         steps = torch.maximum(steps, -self.zero_point)
-        return torch.minimum(steps, 2**self.bits - 1 - self.zero_point) * self.scale
+        return torch.minimum(steps, self.largest - self.zero_point) * self.scale
 
 
 @torch.no_grad()

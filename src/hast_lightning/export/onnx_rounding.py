@@ -28,15 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
+from hast_lightning.export.onnx_biases import coarse_layers, layers_with_biases, widened
 from hast_lightning.export.onnx_graph import (
     DOMAIN,
     FOUR_BITS_SINCE,
     NAME_ATTRIBUTE,
-    WEIGHT_OPERATOR,
 )
 
-LARGEST_BIAS = 2**30
-"""Of a bias as an integer: the sum of products, at most 2^30 too, is added to it in 32 bits."""
 _ONLY_BYTES = ("MaxPool",)
 """Operators that onnxruntime (1.32) moves before a DequantizeLinear although it cannot run them on
 integers of 4 bits."""
@@ -76,33 +74,55 @@ def round_graph(model: onnx.ModelProto, network: nn.Module) -> onnx.ModelProto:
 
 
 class _Rounding:
-    """Rewrites one graph; new nodes stand where the placeholders stood."""
+    """Rewrites one graph; new nodes stand where the placeholders stood.
+
+    Attributes:
+        weights: By the value that they are.
+        activations: By the value that they put out.
+        grids: What rounded the values that are integers to an engine, by these values.
+        layers: Those that an engine may compute in integers, by their output.
+        coarse: Outputs of those of them that it must not.
+    """
 
     def __init__(self, graph: onnx.GraphProto, network: nn.Module, *, four_bits: bool) -> None:
-        self.graph, self.network, self.four_bits = graph, network, four_bits
+        self.graph, self.four_bits = graph, four_bits
         self.only_bytes = _inputs_behind(graph, _ONLY_BYTES)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, FrozenWeight] = {}
-        self.steps: dict[str, float] = {}
-        """Scales of values with which engines compute in integers: of all 8 bits, with zero on the
-        grid. Layers behind others run in floating point, where a rounded bias would only cost."""
+        modules = {
+            node.output[0]: network.get_submodule(_name_in(node))
+            for node in graph.node
+            if node.domain == DOMAIN
+        }
+        weights = {v: m for v, m in modules.items() if isinstance(m, FrozenWeight)}
+        self.activations = {v: m for v, m in modules.items() if isinstance(m, FrozenActivation)}
+        self.grids = self._grids()
+        steps = {value: float(grid.scale) for value, grid in self.grids.items()}
+        plain = {value: weight for value, weight in weights.items() if self._is_plain(weight)}
+        layers = layers_with_biases(graph, plain, steps)
+        self.layers = {layer.output: layer for layer in layers}
+        self.weights = weights | widened(layers, plain)
+        # What has fewer bits stands behind a Clip, in front of which nothing is computed in integers.
+        ends = {v: float(a.scale) for v, a in self.activations.items() if a.bits == 8}
+        self.coarse = coarse_layers(graph, layers, self.weights, ends)
+
+    def _grids(self) -> dict[str, FrozenActivation]:
+        grids = {value: a for value, a in self.activations.items() if _has_zero(a)}
+        for node in self.graph.node:
+            if node.op_type in _KEEP_GRID and node.input[0] in grids:
+                grids[node.output[0]] = grids[node.input[0]]
+        return grids
 
     def apply(self) -> None:
         """Rewrite the graph."""
         for node in self.graph.node:
-            if node.domain != DOMAIN:
-                self._keep(node)
-                continue
-            name = node.attribute[0].s.decode()
-            assert node.attribute[0].name == NAME_ATTRIBUTE
-            module = self.network.get_submodule(name)
-            if node.op_type == WEIGHT_OPERATOR:
-                assert isinstance(module, FrozenWeight)
-                self._weight(name, module, node.output[0])
+            value = node.output[0]
+            if value in self.weights:
+                self._weight(_name_in(node), self.weights[value], value)
+            elif value in self.activations:
+                self._activation(_name_in(node), self.activations[value], node.input[0], value)
             else:
-                assert isinstance(module, FrozenActivation)
-                self._activation(name, module, node.input[0], node.output[0])
+                self._keep(node)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
@@ -115,20 +135,26 @@ class _Rounding:
 
     # -- Weights -------------------------------------------------------------------------
 
-    def _weight(self, name: str, weight: FrozenWeight, output: str) -> None:
+    def _weight_type(self, weight: FrozenWeight) -> _Type:
         width = self._width(weight.bits)
-        kind = _SIGNED[width] if weight.symmetric else _UNSIGNED[width]
-        middle = 2 ** (weight.bits - 1) if weight.symmetric else 0
-        wanted = weight.zero_point.flatten() - middle
+        return _SIGNED[width] if weight.symmetric else _UNSIGNED[width]
+
+    def _is_plain(self, weight: FrozenWeight) -> bool:
+        """Whether its zero points are integers of its type, so that it is a DequantizeLinear."""
+        kind, zero_point = self._weight_type(weight), weight.zero_point - _middle(weight)
+        return bool(((zero_point >= kind.smallest) & (zero_point <= kind.largest)).all())
+
+    def _weight(self, name: str, weight: FrozenWeight, output: str) -> None:
+        kind = self._weight_type(weight)
+        wanted = weight.zero_point.flatten() - _middle(weight)
         zero_point = wanted.clamp(kind.smallest, kind.largest)
         scale = weight.scale.flatten()
         inputs = [
-            self._integers(f"{name}.integers", weight.integers.int() - middle, kind),
+            self._integers(f"{name}.integers", weight.integers.int() - _middle(weight), kind),
             self._floats(f"{name}.scale", scale),
             self._integers(f"{name}.zero_point", zero_point, kind),
         ]
-        self.weights[output] = weight
-        if torch.equal(zero_point, wanted):
+        if self._is_plain(weight):
             self._add("DequantizeLinear", inputs, output, axis=0)
             return
         offset = ((zero_point.double() - wanted.double()) * scale.double()).float()
@@ -139,16 +165,13 @@ class _Rounding:
     # -- Activations ---------------------------------------------------------------------
 
     def _activation(self, name: str, activation: FrozenActivation, x: str, output: str) -> None:
-        width = 8 if output in self.only_bytes else self._width(activation.bits)
-        kind = _UNSIGNED[width]
-        scale, zero_point = float(activation.scale), float(activation.zero_point)
-        largest = 2**activation.bits - 1
-        ends = torch.tensor([-zero_point, largest - zero_point])
-        if not 0 <= zero_point <= largest:
+        kind = _UNSIGNED[8 if output in self.only_bytes else self._width(activation.bits)]
+        zero_point = float(activation.zero_point)
+        ends = torch.tensor([-zero_point, activation.largest - zero_point])
+        if not _has_zero(activation):
             self._shifted(name, activation, ends, kind, x, output)
             return
-        clipped = width == 4 or largest < kind.largest
-        if clipped:
+        if activation.bits < 8:
             x = self._clip(f"{name}.clipped", x, ends * activation.scale)
         grid = [
             self._floats(f"{name}.scale", activation.scale),
@@ -156,8 +179,6 @@ class _Rounding:
         ]
         self._add("QuantizeLinear", [x, *grid], f"{name}.integers")
         self._add("DequantizeLinear", [f"{name}.integers", *grid], output)
-        if not clipped:
-            self.steps[output] = scale
 
     def _shifted(
         self,
@@ -194,33 +215,37 @@ class _Rounding:
         self._add("Min", [f"{name}.from_below", high], name)
         return name
 
-    # -- Biases --------------------------------------------------------------------------
+    # -- Layers --------------------------------------------------------------------------
 
     def _keep(self, node: onnx.NodeProto) -> None:
         kept = onnx.NodeProto()
         kept.CopyFrom(node)
-        if node.op_type in _KEEP_GRID and node.input[0] in self.steps:
-            self.steps[node.output[0]] = self.steps[node.input[0]]
-        bias = self._integer_bias(kept) if kept.op_type in ("Conv", "Gemm") else None
-        if bias is not None:
+        if node.output[0] in self.coarse:
+            kept.input[0] = self._in_floating_point(node)
+        elif (bias := self._integer_bias(node)) is not None:
             kept.input[2] = bias
         self.nodes.append(kept)
+
+    def _in_floating_point(self, node: onnx.NodeProto) -> str:
+        """What the layer takes in, as a value that is no integers to any engine."""
+        name = f"{node.output[0]}.input"
+        lowest = self._floats(f"{name}.lowest", torch.tensor(torch.finfo(torch.float32).min))
+        self._add("Max", [node.input[0], lowest], name)
+        return name
 
     def _integer_bias(self, node: onnx.NodeProto) -> str | None:
         """The bias as engines of integers take it: 32 bits, scale of the input times the weight.
 
-        None where the layer will not be one of integers, or the bias has no such form.
+        None where the layer will not be one of integers: without all 8 bits engines compute in
+        floating point, where a rounded bias would only cost.
         """
-        step, weight = self.steps.get(node.input[0]), self.weights.get(node.input[1])
-        if step is None or weight is None or len(node.input) < 3 or not weight.symmetric:
+        layer = self.layers.get(node.output[0])
+        if layer is None or self.grids[node.input[0]].bits < 8:
             return None
-        if self._width(weight.bits) == 4 or node.input[2] not in self.initializers:
+        weight = self.weights[layer.weights]
+        if not weight.symmetric or self._width(weight.bits) == 4:
             return None
-        scale = weight.scale.flatten() * float(np.float32(step))
-        bias = torch.from_numpy(numpy_helper.to_array(self.initializers[node.input[2]]).copy())
-        integers = torch.round(bias.double() / scale.double())
-        if bias.shape != scale.shape or not bool((integers.abs() < LARGEST_BIAS).all()):
-            return None
+        integers, scale = layer.integers(weight)
         name = f"{node.output[0]}.bias"
         inputs = [
             self._constant(f"{name}.integers", integers.numpy().astype(np.int32)),
@@ -248,6 +273,21 @@ class _Rounding:
     def _integers(self, name: str, value: Tensor, kind: _Type) -> str:
         array = value.to(torch.int16).numpy().astype(helper.tensor_dtype_to_np_dtype(kind.element))
         return self._constant(name, array)
+
+
+def _name_in(placeholder: onnx.NodeProto) -> str:
+    (attribute,) = placeholder.attribute
+    assert attribute.name == NAME_ATTRIBUTE
+    return str(attribute.s.decode())
+
+
+def _middle(weight: FrozenWeight) -> int:
+    """What is subtracted from the integers of a grid so that its type has signs or has none."""
+    return int(2 ** (weight.bits - 1)) if weight.symmetric else 0
+
+
+def _has_zero(activation: FrozenActivation) -> bool:
+    return 0 <= float(activation.zero_point) <= activation.largest
 
 
 def _inputs_behind(graph: onnx.GraphProto, operators: Collection[str]) -> set[str]:
