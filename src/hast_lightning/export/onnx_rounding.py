@@ -102,7 +102,7 @@ class _Rounding:
         layers = layers_with_biases(graph, plain, steps)
         self.layers = {layer.output: layer for layer in layers}
         self.weights = weights | widened(layers, plain)
-        # What has fewer bits stands behind a Clip, in front of which nothing is computed in integers.
+        # Fewer bits stand behind a Clip, in front of which nothing is computed in integers.
         ends = {v: float(a.scale) for v, a in self.activations.items() if a.bits == 8}
         self.coarse = coarse_layers(graph, layers, self.weights, ends)
 
