@@ -25,6 +25,7 @@ from hast_lightning.runs.assembly import Run
 from hast_lightning.runtime.ranks import rank
 from tests.command_line import call
 from tests.processes import Forked
+from tests.small_runs import OWN_CALIBRATION
 
 ARGUMENTS = (
     "trainer.accelerator=cpu",
@@ -32,19 +33,12 @@ ARGUMENTS = (
     "trainer.threads=1",
     "trainer.log_every_n_steps=1",
     "callbacks.progress=false",
-    "synthesis.bank.size=64",
-    "synthesis.bank.batch_size=16",
-    "synthesis.bank.iterations=3",
+    "schedule.images=64",
+    "schedule.image_batch=16",
+    "schedule.image_steps=3",
     "schedule.calibration_steps=2",
     "schedule.student_steps=3",
-    "distillation.batch_size=8",
-)
-GENERATOR = (
-    "schedule=alternating_quick",
-    "schedule.calibration_steps=2",
-    "schedule.student_steps=3",
-    "synthesis=generator",
-    "synthesis.generator.batch_size=8",
+    "schedule.student_batch=8",
 )
 
 
@@ -113,7 +107,8 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
     samples = load_file(tmp_path / "run" / "samples.safetensors")
     assert torch.equal(samples["images"], bank[0]["images"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["synthesis_steps"] == 6  # of each process, which makes half of the bank
+    # Of each process, which makes half of the bank.
+    assert result["steps_by_stage"]["synthesis"] == 6
     assert result["evaluated_images"] == 599
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
         "config.yaml",
@@ -131,7 +126,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_train_one_generator(tmp_path: Path) -> None:
-    first, second = run_on_two(tmp_path, *GENERATOR)
+    first, second = run_on_two(tmp_path, "method=hast_alternating")
     assert_equal(first["student"], second["student"])
     statistics = {key for key in first["source"] if "running" in key or "num_batches" in key}
     weights = first["source"].keys() - statistics
@@ -147,9 +142,13 @@ def test_two_processes_train_one_generator(tmp_path: Path) -> None:
 def test_two_processes_train_on_shares_of_own_pictures(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "pictures.npz", x=x)
-    own = ("synthesis=images", f"synthesis.images.path={tmp_path / 'pictures.npz'}")
+    own = (
+        "source@sources.bank=images",
+        f"sources.bank.path={tmp_path / 'pictures.npz'}",
+        "order=[calibration,distillation]",
+    )
     # 5 batches of 16 are more than a share, and so show all of it.
-    budget = ("distillation.batch_size=16", "synthesis.calibration.batch_size=16")
+    budget = (*OWN_CALIBRATION, "schedule.student_batch=16", "stages.calibration.batch_size=16")
     first, second = run_on_two(tmp_path, *own, *budget, "data=none", "data.holdout=0.25")
     assert_equal(first["student"], second["student"])
     # A picture is labelled when it is first shown: 24 of a process, and those held out.
@@ -165,7 +164,7 @@ def test_two_processes_train_on_shares_of_own_pictures(tmp_path: Path) -> None:
 def test_a_bank_of_two_processes_serves_one(tmp_path: Path) -> None:
     run_on_two(tmp_path)
     one = [argument for argument in ARGUMENTS if "devices" not in argument]
-    load = f"synthesis.load={tmp_path / 'run' / 'samples.safetensors'}"
+    load = f"sources.bank.load={tmp_path / 'run' / 'samples.safetensors'}"
     finished = call(*one, load, "hydra.run.dir=one", folder=tmp_path)
     assert finished.status == 0, finished
 
@@ -174,18 +173,18 @@ def test_a_bank_of_two_processes_serves_one(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path: Path) -> None:
     budget = [
-        "synthesis.bank.size=512",
-        "synthesis.bank.iterations=100",
+        "schedule.images=512",
+        "schedule.image_steps=100",
         "schedule.calibration_steps=50",
         "schedule.student_steps=200",
     ]
-    run_on_two(tmp_path, *budget, "synthesis.bank.batch_size=128", "distillation.batch_size=32")
+    run_on_two(tmp_path, *budget, "schedule.image_batch=128", "schedule.student_batch=32")
     one = [argument for argument in ARGUMENTS if "devices" not in argument]
     finished = call(
         *one,
         *budget,
-        "synthesis.bank.batch_size=128",
-        "distillation.batch_size=64",
+        "schedule.image_batch=128",
+        "schedule.student_batch=64",
         "hydra.run.dir=one",
         folder=tmp_path,
     )
@@ -329,8 +328,8 @@ def test_a_process_that_is_lost_in_the_last_evaluation_ends_the_other_in_one_lin
 
 
 def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
-    refusal = call(*ARGUMENTS, "synthesis.bank.size=48", folder=tmp_path).refusal()
-    assert "synthesis.bank.size=48 must be a multiple of" in refusal
+    refusal = call(*ARGUMENTS, "schedule.images=48", folder=tmp_path).refusal()
+    assert "sources.bank.size=48 must be a multiple of" in refusal
     assert "2 processes" in refusal
 
 

@@ -10,14 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.errors import MemoryLimitError
 from hast_lightning.records.folder import GRID_FILE, REPORT_FILE, RESULT_FILE
-from hast_lightning.runs import assembly, pipeline
+from hast_lightning.runs import pipeline
+from hast_lightning.stages.calibrate import Calibrate
+from hast_lightning.stages.distill import Distill
+from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.training.callbacks import checkpoint as checkpoint_module
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import SYNTHESIS_STEPS, TINY, call, content
-from tests.composition import composed
+from tests.command_line import SYNTHESIS_STEPS, TINY, call, content, undisturbed_torch
+from tests.small_runs import OWN_CALIBRATION, build_module, fit, small
 
 SECRET = "a-key-that-nobody-must-see"
 
@@ -102,7 +110,7 @@ def test_a_requeued_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert call(*arguments, folder=tmp_path).status == 0
     result = json.loads((tmp_path / "run" / RESULT_FILE).read_text())
-    assert (result["resumes"], result["synthesis_steps"]) == (1, SYNTHESIS_STEPS)
+    assert (result["resumes"], result["steps_by_stage"]["synthesis"]) == (1, SYNTHESIS_STEPS)
     assert not list((tmp_path / "run").glob("hpc*"))
 
 
@@ -119,97 +127,151 @@ def test_the_disk_use_of_a_run_is_reported_and_bounded(tmp_path: Path) -> None:
     assert reported == sum(len(data) for data in content(run).values()) - later
 
 
-def tiny_module(*overrides: str) -> ZeroShotQuantization:
-    prepared = assembly.build(
-        composed(*TINY, *overrides), Path(), pipeline.Origin("test", None, {})
+class OneStep(Callback):
+    """Keeps the student's gradients and what was measured in the only student step."""
+
+    gradients: list[torch.Tensor]
+    outcome: Outcome
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, ZeroShotQuantization)
+        self.outcome = pl_module.outcome
+        gradients = [p.grad for p in pl_module.student.parameters()]
+        self.gradients = [gradient.clone() for gradient in gradients if gradient is not None]
+
+
+def one_step(*overrides: str, prepare: Any = None) -> tuple[ZeroShotQuantization, OneStep]:
+    """Train the student for a step; the images are the same however they pass."""
+    module = build_module(
+        small(*OWN_CALIBRATION, "schedule.student_steps=1", "schedule.student_batch=8", *overrides)
     )
-    return prepared.module
+    if prepare is not None:
+        prepare(module)
+    step = OneStep()
+    with undisturbed_torch():
+        fit(module, [step])
+    return module, step
 
 
-def gradients(module: ZeroShotQuantization, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The student's gradients of one step, on images that depend on the seed alone."""
-    torch.manual_seed(1)
-    images, labels = torch.randn(8, 1, 8, 8), torch.randint(10, (8,))
-    optimizer = torch.optim.SGD(module.student.parameters(), lr=0.0)
-    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-    module._accumulate(images, labels, optimizer)  # type: ignore[arg-type]
-    return [p.grad.clone() for p in module.student.parameters() if p.grad is not None]
+def assert_alike(one: OneStep, other: OneStep) -> None:
+    """The same gradients and scalars, but for the order of additions."""
+    for left, right in zip(one.gradients, other.gradients, strict=True):
+        tolerance = 1e-4 * float(left.abs().max() + 1)
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=tolerance)
+    assert one.outcome.scalars.keys() == other.outcome.scalars.keys()
+    for name, value in one.outcome.scalars.items():
+        assert float(other.outcome.scalars[name]) == pytest.approx(float(value), rel=1e-3), name
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_accumulated_gradients_are_those_of_the_whole_batch(
-    micro_batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = gradients(calibrated(tiny_module()), monkeypatch)
-    module = calibrated(tiny_module(f"trainer.micro_batch={micro_batch}"))
-    parts = gradients(module, monkeypatch)
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1))
+def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch: int) -> None:
+    _, whole = one_step()
+    _, parts = one_step(f"trainer.micro_batch={micro_batch}")
+    assert len(parts.outcome.answers[""]) == -(-8 // micro_batch)
+    assert_alike(whole, parts)
 
 
-def calibrated(module: ZeroShotQuantization) -> ZeroShotQuantization:
-    from hast_lightning.quantization.fake_quant import (
-        ActivationMode,
-        freeze_ranges,
-        set_activation_mode,
-    )
+def test_samples_with_weights_are_accumulated_by_their_weights() -> None:
+    def weigh(module: ZeroShotQuantization) -> None:
+        sample = module.source.sample
 
-    torch.manual_seed(2)
-    set_activation_mode(module.student, ActivationMode.OBSERVE)
-    with torch.no_grad():
-        module.student(torch.randn(16, 1, 8, 8))
-    freeze_ranges(module.student)
-    return module
+        def weighted(count: int) -> Batch:
+            return sample(count)._replace(weights=torch.arange(count) / count)
+
+        module.source.sample = weighted  # type: ignore[method-assign]
+
+    _, unweighted = one_step()
+    _, whole = one_step(prepare=weigh)
+    _, parts = one_step("trainer.micro_batch=3", prepare=weigh)
+    assert_alike(whole, parts)
+    assert whole.outcome.scalars["distillation/kd"] != unweighted.outcome.scalars["distillation/kd"]
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    at_once = calibrated(tiny_module())
-    whole = gradients(at_once, monkeypatch)
-    module = calibrated(tiny_module("trainer.halve_on_out_of_memory=true"))
-    forward, passes = module.teacher.features, iter(range(100))
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing() -> None:
+    def limit(module: ZeroShotQuantization) -> None:
+        trace, passes = module.teacher.trace, iter(range(100))
 
-    def limited(images: torch.Tensor) -> Any:
-        # Not in the first pass, which has measured something by then.
-        if next(passes) > 0 and len(images) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(images)
+        def limited(images: torch.Tensor, nodes: Any = (), *, unfolded: bool = False) -> Any:
+            # Not in the first pass of the student step, which has measured something by then.
+            if not unfolded and next(passes) > 0 and len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return trace(images, nodes, unfolded=unfolded)
 
-    monkeypatch.setattr(module.teacher, "features", limited)
-    parts = gradients(module, monkeypatch)
+        module.teacher.trace = limited  # type: ignore[method-assign]
+
+    _, whole = one_step()
+    module, parts = one_step("trainer.halve_on_out_of_memory=true", prepare=limit)
     assert module.micro_batch == 2
-    assert module.scalars.keys() == at_once.scalars.keys()
-    for name, value in at_once.scalars.items():
-        assert float(module.scalars[name]) == pytest.approx(float(value), rel=1e-3), name
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1))
+    assert_alike(whole, parts)
 
 
 @pytest.mark.parametrize(
-    ("place", "stage", "lower"),
+    ("stage", "words", "message"),
     [
-        ("statistics", "synthesis", "synthesis.bank.batch_size"),
-        ("features", "distillation", "trainer.micro_batch"),
+        ("synthesis", (), "with 32 images at once: lower sources.bank.batch_size"),
+        ("calibration", (), "with 16 images at once: lower sources.calibration.batch_size"),
+        (
+            "calibration",
+            OWN_CALIBRATION,
+            "with 16 images at once: lower stages.calibration.batch_size",
+        ),
+        ("distillation", (), "with 8 images at once: lower trainer.micro_batch"),
+        (
+            "distillation",
+            ("trainer.micro_batch=4",),
+            "with 4 images at once: lower trainer.micro_batch",
+        ),
     ],
 )
 def test_out_of_memory_says_what_to_lower(
-    place: str, stage: str, lower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from hast_lightning.models.teacher import FrozenTeacher
-
-    def exhausted(self: FrozenTeacher, images: torch.Tensor) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(FrozenTeacher, place, exhausted)
-    refusal = call(*TINY, "data=none", "run=[synthesize,distill]", folder=tmp_path).refusal()
-    assert "out of memory at step 1 of" in refusal
-    assert f"stage {stage}" in refusal
-    assert refusal.endswith(f"lower {lower}")
+    def exhaust(self: Stage, bench: Bench) -> None:
+        if self.name == stage:
+            monkeypatch.setattr(type(bench.teacher), "trace", exhausted)
+            bench.student.register_forward_pre_hook(exhausted)
+
+    for kind in (Synthesize, Calibrate, Distill):
+        monkeypatch.setattr(kind, "begin", exhaust)
+    refusal = call(*TINY, *words, "data=none", folder=tmp_path).refusal()
+    assert "out of memory at step 1 of " in refusal
+    assert f"of stage {stage} {message}" in refusal
+
+
+@pytest.mark.parametrize(
+    ("network", "lower"),
+    [("teacher", "sources.generator.batch_size"), ("student", "trainer.micro_batch")],
+)
+def test_out_of_memory_in_an_alternating_step_says_which_of_the_two_it_was(
+    network: str, lower: str
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Exhausted(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, *_: Any
+        ) -> None:
+            assert isinstance(pl_module, ZeroShotQuantization)
+            if pl_module.iteration == 2:  # the first behind the calibration
+                getattr(
+                    pl_module, {"teacher": "teacher", "student": "learner"}[network]
+                ).trace = exhausted
+
+    module = build_module(small("method=hast_alternating"))
+    with pytest.raises(MemoryLimitError, match=rf"stage alternation with 8 .* lower {lower}$"):
+        fit(module, [Exhausted()])
 
 
 def test_a_long_gradient_is_clipped(tmp_path: Path) -> None:
-    clip = ("distillation.optimizer.clip_norm=1e-3", "trainer.log_every_n_steps=1")
+    clip = ("stages.distillation.optimizer.clip_norm=1e-3", "trainer.log_every_n_steps=1")
     assert call(*TINY, *clip, "hydra.run.dir=run", folder=tmp_path).status == 0
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = header.split(",").index("distillation/gradient_norm")
@@ -232,11 +294,9 @@ def test_memory_is_flat_over_two_thousand_steps(tmp_path: Path) -> None:
         patch.setattr(ZeroShotQuantization, "training_step", measured)
         arguments = (
             *TINY,
-            "schedule=alternating_quick",
+            "method=hast_alternating",
             "schedule.calibration_steps=20",
             "schedule.student_steps=2000",
-            "synthesis=generator",
-            "synthesis.generator.batch_size=8",
         )
         assert call(*arguments, "hydra.run.dir=run", folder=tmp_path).status == 0
     assert len(peaks) == 2020

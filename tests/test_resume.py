@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.records.folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
 from hast_lightning.runs.pipeline import resume
 from hast_lightning.training.callbacks.checkpoint import last_whole_checkpoint
+from tests.checkpoints import content, differences
 from tests.command_line import TINY, call
 from tests.processes import Forked
 
@@ -35,21 +35,15 @@ ARGUMENTS = (
     "trainer.log_every_n_steps=1",
     "callbacks.progress=false",
     "callbacks.checkpoint_every_n_steps=7",
-    "synthesis.bank.size=128",
-    "synthesis.bank.batch_size=64",
-    "synthesis.bank.iterations=20",
-    "synthesis.calibration.source=generator",
+    "schedule.images=128",
+    "schedule.image_batch=64",
+    "schedule.image_steps=20",
     "schedule.calibration_steps=40",
     "schedule.student_steps=40",
-    "distillation.batch_size=16",
+    "schedule.student_batch=16",
 )
-ALTERNATING = (
-    "schedule=alternating_quick",
-    "schedule.calibration_steps=40",
-    "schedule.student_steps=40",
-    "synthesis=generator",
-    "synthesis.generator.batch_size=16",
-)
+ALTERNATING = ("method=hast_alternating",)
+OWN_IMAGES = ("source@sources.bank=images", "order=[calibration,distillation]")
 STAGES = {"synthesis": (0, 40), "calibration": (40, 80), "distillation": (80, 120)}
 NOT_COMPARED = {
     "seconds_by_stage",
@@ -93,32 +87,8 @@ def kill_within(process: Process, run: Path, first: int, last: int, sign: signal
     return False
 
 
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ in any bit; NaN equals NaN."""
-    if isinstance(left, torch.Tensor):
-        same = left.dtype == right.dtype and left.shape == right.shape
-        same = same and left.numpy().tobytes() == right.numpy().tobytes()
-        return [] if same else [path]
-    if isinstance(left, dict):
-        if left.keys() != right.keys():
-            return [f"{path}: {left.keys() ^ right.keys()}"]
-        parts = (differences(left[key], right[key], f"{path}/{key}") for key in left)
-        return list(chain.from_iterable(parts))
-    if isinstance(left, list | tuple):
-        if len(left) != len(right):
-            return [path]
-        pairs = enumerate(zip(left, right, strict=True))
-        return list(chain.from_iterable(differences(a, b, f"{path}/{i}") for i, (a, b) in pairs))
-    return [] if left == right else [f"{path}: {left} {right}"]
-
-
 def load(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(
-        run / CHECKPOINT_FILE, weights_only=True, map_location="cpu"
-    )
-    # The one thing in it that may differ: seconds on the clock.
-    content["callbacks"].pop("StageTimer")
-    return content
+    return content(run / CHECKPOINT_FILE)
 
 
 def assert_same_run(whole: Path, killed: Path, resumes: int) -> None:
@@ -184,7 +154,7 @@ def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("extra", "kills"), [((), 14), (ALTERNATING, 6)], ids=["two_stage", "alternating"]
+    ("extra", "kills"), [((), 14), (ALTERNATING, 6)], ids=["hast", "alternating"]
 )
 def test_twenty_kills_at_random_moments_lose_nothing(
     tmp_path: Path, extra: tuple[str, ...], kills: int
@@ -265,8 +235,8 @@ def test_own_pictures_go_on_where_their_order_was_left(tmp_path: Path, pictures:
     whole = run_whole(
         tmp_path,
         *TINY,
-        "synthesis=images",
-        f"synthesis.images.path={pictures}",
+        *OWN_IMAGES,
+        f"sources.bank.path={pictures}",
         "schedule.student_steps=8",
         "callbacks.checkpoint_every_n_steps=6",
     )
@@ -282,8 +252,7 @@ def test_own_pictures_go_on_where_their_order_was_left(tmp_path: Path, pictures:
 
 
 def test_other_pictures_than_before_are_refused(tmp_path: Path, pictures: Path) -> None:
-    own = ("synthesis=images", f"synthesis.images.path={pictures}")
-    whole = run_whole(tmp_path, *TINY, *own)
+    whole = run_whole(tmp_path, *TINY, *OWN_IMAGES, f"sources.bank.path={pictures}")
     (whole / RESULT_FILE).unlink()
     np.savez(pictures, x=np.zeros((20, 8, 8, 1), np.uint8))
     refusal = call("resume=whole", folder=tmp_path).refusal()
