@@ -80,6 +80,14 @@ def test_the_last_entry_that_matches_counts() -> None:
     assert set(activations.values()) == {5}
 
 
+def test_one_number_for_both_counts_where_there_is_something_to_quantize() -> None:
+    overrides = [LayerBits("conv1", bits=8), LayerBits("layer2.*", 6, bits=7)]
+    weights, activations = bits_of(resnet8(), settings(overrides=overrides))
+    # The image is not quantized, and so nothing that the first layer takes in.
+    assert differing(weights, 3) == {"conv1": 8, "layer2.0.conv1": 6, "layer2.0.conv2": 6}
+    assert differing(activations, 4) == {"layer1_0_relu2": 7, "layer2_0_relu1": 7}
+
+
 class Branching(nn.Module):
     """One value that two layers take in."""
 

@@ -47,8 +47,8 @@ def plan_bits(
     inputs = dict.fromkeys(names, settings.activation_bits)
     for entry in entries:
         for name in _matching(entry, names):
-            weights[name] = entry.weight_bits or weights[name]
-            inputs[name] = entry.activation_bits or inputs[name]
+            weights[name] = entry.weight_bits or entry.bits or weights[name]
+            inputs[name] = entry.activation_bits or entry.bits or inputs[name]
     taken_in = {node: set(_takers(node, student, nodes)) for node in nodes}
     _refuse_ineffective(settings.overrides, names, taken_in)
     activations = {

@@ -29,13 +29,15 @@ class LayerBits:
     """Bits of the layers' weights."""
     activation_bits: int | None = None
     """Bits of what the layers take in."""
+    bits: int | None = None
+    """Bits of both that are not set, where what the layers take in is quantized."""
 
     def __post_init__(self) -> None:
-        if self.weight_bits is None and self.activation_bits is None:
+        if self.weight_bits is None and self.activation_bits is None and self.bits is None:
             raise ConfigurationError(
                 f"quantizer.overrides: {self.layers!r} sets neither weight_bits nor activation_bits"
             )
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", "bits"):
             bits = getattr(self, name)
             if bits is not None:
                 _require_bits(f"quantizer.overrides: {self.layers!r}: {name}", bits)
