@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from hast_lightning.config import LoggerConfig
+from hast_lightning.config import Config, LoggerConfig
+from hast_lightning.config.methods import composed_methods
+from hast_lightning.core.part import parts
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.tracking.dashboard import build_dashboard, save_dashboard
+from hast_lightning.tracking import dashboard
+from hast_lightning.tracking.dashboard import ablated_switches, build_dashboard, save_dashboard
+from hast_lightning.tracking.facts import switches
 from tests.command_line import call
+from tests.composition import composed, options
 
 pytest.importorskip("wandb_workspaces", reason="the extra dashboard is not installed")
 
@@ -20,49 +29,150 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
 
 
-def panels() -> dict[str, list[dict[str, Any]]]:
+@functools.cache
+def method(*overrides: str) -> Config:
+    return composed(*overrides)
+
+
+def methods() -> list[Config]:
+    """Methods of two papers, one of which takes turns."""
+    return [method("method=gdfq"), method("method=hast"), method("method=hast_alternating")]
+
+
+def sections(found: Sequence[Config]) -> dict[str, list[dict[str, Any]]]:
     """What would be sent to wandb: panels by the name of their section."""
-    view = build_dashboard("me", "project")._to_model().model_dump(by_alias=True, exclude_none=True)
+    workspace = build_dashboard("me", "project", found)
+    view = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
     assert (view["entity"], view["project"]) == ("me", "project")
-    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
-    return {section["name"]: section["panels"] for section in sections}
+    shown = view["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in shown}
+
+
+def lines(panels: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The line plots among them, by their title."""
+    drawn = [panel for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    return {panel["config"]["chartTitle"]: panel["config"] for panel in drawn}
 
 
 def test_there_is_a_section_for_every_question() -> None:
-    assert list(panels()) == [
+    assert list(sections(methods())) == [
         "Results",
         "Evaluation",
         "Synthesis",
+        "Synthesis, terms of one paper alone",
         "Calibration",
+        "Calibration, terms of one paper alone",
         "Distillation",
-        "Terms of other recipes",
+        "Distillation, terms of one paper alone",
         "Synthetic images",
         "Difficulty and confidence",
         "Layers",
     ]
 
 
-def test_every_curve_is_drawn_over_the_steps_of_its_stage() -> None:
-    found = panels()
+def test_terms_are_where_the_methods_have_them() -> None:
+    found = {name: list(lines(panels)) for name, panels in sections(methods()).items()}
+    assert found["Synthesis"] == ["synthesis/bns"]
+    assert found["Synthesis, terms of one paper alone"] == [
+        "synthesis/hard_cross_entropy",
+        "synthesis/cross_entropy",
+    ]
+    assert found["Distillation"] == ["distillation/kd", "distillation/learning_rate"]
+    assert found["Distillation, terms of one paper alone"] == [
+        "distillation/alignment",
+        "distillation/cross_entropy",
+    ]
+
+
+def test_one_method_has_its_terms_in_one_place() -> None:
+    found = sections([method("method=hast")])
+    assert not any("alone" in name for name in found)
+    assert list(lines(found["Distillation"])) == [
+        "distillation/kd",
+        "distillation/alignment",
+        "distillation/learning_rate",
+    ]
+
+
+PROBE = """
+from torch import Tensor
+from hast_lightning.core.batch import Seen
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+
+@part("term", "probe")
+class Probe(Term):
+    "A term of a user's own."
+
+    title = "Probe"
+
+    def forward(self, seen: Seen) -> Tensor:
+        return seen.teacher.logits.mean()
+"""
+
+
+@pytest.fixture
+def _probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module of the user's with a term, which is forgotten again."""
+    (tmp_path / "a_module_of_mine.py").write_text(PROBE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    cast("dict[str, object]", parts()["term"]).pop("probe")
+
+
+@pytest.mark.usefixtures("_probe")
+def test_a_term_that_is_added_has_its_panel() -> None:
+    config = composed(
+        "modules=[a_module_of_mine]",
+        "+term@stages.synthesis.terms.probe=probe",
+        "+term@stages.distillation.terms.probe=probe",
+    )
+    found = sections([config])
+    assert lines(found["Synthesis"])["synthesis/probe"]["metrics"] == ["synthesis/probe"]
+    assert lines(found["Distillation"])["distillation/probe"]["metrics"] == [
+        "distillation/probe",
+        "distillation/probe_promoted",
+    ]
+    by_summand = lines(found["Layers"])["Distillation, terms by summand"]["metricRegex"]
+    assert re.fullmatch(by_summand, "distillation/probe_promoted/one_of_many")
+
+
+def test_a_term_that_is_off_has_no_panel() -> None:
+    found = sections([composed("stages.distillation.terms.alignment.enabled=false")])
+    assert "distillation/alignment" not in lines(found["Distillation"])
+
+
+def test_every_method_is_asked() -> None:
+    """Each is composed by other tests; here it is who is asked that counts."""
+    names = [config.method.name for config in itertools.islice(composed_methods(), 2)]
+    assert names == options("method")[:2]
+    assert names != []
+
+
+def test_the_switches_of_the_ablation_are_columns_of_every_run() -> None:
+    config = composed("method=hast")
+    told = {place.replace(".", "/") for place in switches(config)}
+    assert len(ablated_switches()) == 3
+    assert set(ablated_switches()) <= told
+
+
+def test_every_curve_is_drawn_over_the_steps_of_its_group() -> None:
+    found = sections(methods())
     axes = {
-        panel["config"]["chartTitle"]: panel["config"]["xAxis"]
+        title: config["xAxis"]
         for name in ("Synthesis", "Distillation", "Evaluation", "Layers")
-        for panel in found[name]
-        if panel["viewType"] == "Run History Line Plot"
+        for title, config in lines(found[name]).items()
     }
     assert axes["synthesis/bns"] == "synthesis/step"
-    assert axes["evaluation/student_top1"] == "distillation/step"
-    assert axes["Alignment loss by block"] == "distillation/step"
-    assert set(axes.values()) == {"synthesis/step", "distillation/step"}
+    assert axes["evaluation/student_top1"] == "student/step"
+    assert axes["Distillation, terms by summand"] == "distillation/step"
+    assert axes["Weight error by layer"] == "student/step"
 
 
 def test_a_term_on_promoted_images_is_drawn_beside_the_term() -> None:
-    metrics = {
-        panel["config"]["chartTitle"]: panel["config"]["metrics"]
-        for panel in panels()["Distillation"]
-    }
-    assert metrics["distillation/kd"] == ["distillation/kd", "distillation/kd_promoted"]
-    assert metrics["distillation/learning_rate"] == ["distillation/learning_rate"]
+    drawn = lines(sections(methods())["Distillation"])
+    assert drawn["distillation/kd"]["metrics"] == ["distillation/kd", "distillation/kd_promoted"]
+    assert drawn["distillation/learning_rate"]["metrics"] == ["distillation/learning_rate"]
 
 
 @pytest.mark.usefixtures("_no_key")
@@ -80,5 +190,6 @@ def test_what_goes_wrong_at_wandb_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(Workspace, "save", refuse)
+    monkeypatch.setattr(dashboard, "composed_methods", methods)
     with pytest.raises(ConfigurationError, match=r"saved to wandb: permission denied$"):
         save_dashboard(LoggerConfig(entity="me"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +26,12 @@ from hast_lightning.tracking.wandb_key import KEYS, wandb_key_exists
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 from tests.command_line import undisturbed_torch
 from tests.small_runs import build_module, small
+from tests.tracking.test_dashboard import sections
 from tests.wandb_files import WandbRun, read_wandb_run, read_wandb_runs
 
+NAME = "hast_digits_resnet_w3a3"
 LOGGED = ("logger.name=wandb", "logger.tags=[trial]", "callbacks.media_every_n_steps=3")
-WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+WITHOUT_REPORT = ("report=false", "export.formats=[]")
 MEDIA_FIELDS = {"width", "height", "size", "nrows", "ncols"}
 TAPS = ("layer1_0_bn2", "layer2_0_bn2", "layer3_0_bn2")
 
@@ -52,7 +55,7 @@ def folder(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
     (folder / "student.onnx").write_bytes(b"stands for a model")
-    assert pipeline.run(small(WITHOUT_REPORT, *LOGGED), folder, "typed") is not None
+    assert pipeline.run(small(*WITHOUT_REPORT, *LOGGED), folder, "typed") is not None
     return folder
 
 
@@ -67,8 +70,10 @@ def test_every_metric_is_drawn_over_the_steps_of_its_own_stage(logged: WandbRun)
         "synthesis/*": "synthesis/step",
         "calibration/*": "calibration/step",
         "distillation/*": "distillation/step",
-        "evaluation/*": "distillation/step",
-        "quantization/*": "distillation/step",
+        "evaluation/*": "student/step",
+        "quantization/*": "student/step",
+        "batch/*": "student/step",
+        "samples/*": "iteration",
     }
     steps = [step for step, _ in logged.series("synthesis/bns", "synthesis/step")]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -81,21 +86,24 @@ def test_every_metric_is_drawn_over_the_steps_of_its_own_stage(logged: WandbRun)
 
 
 def test_no_panel_of_the_dashboard_is_empty(logged: WandbRun) -> None:
-    """But for those of terms that the recipe does not have."""
+    """Of one that is built from the method of the run."""
+    pytest.importorskip("wandb_workspaces", reason="the extra dashboard is not installed")
     entries = {name for row in logged.history for name in row}
     # Pictures, tables and histograms are several entries each.
     names = entries | {name.rpartition("/")[0] for name in entries}
-    panels = (
-        *(dashboard.SYNTHESIS, dashboard.CALIBRATION, dashboard.DISTILLATION),
-        *(dashboard.EVALUATION, dashboard.IMAGES, dashboard.HISTOGRAMS),
-    )
-    drawn = {name for panel in panels for name in panel} | {dashboard.LAYER_TABLE}
-    drawn |= {dashboard.PROMOTED[name] for name in dashboard.DISTILLATION[:2]}
-    assert drawn <= names
-    assert not set(dashboard.OTHER_TERMS) & names
+    shown = [panel["config"] for panels in sections([small()]).values() for panel in panels]
+    drawn = [name for config in shown for name in config.get("metrics", ())]
+    drawn += [name for config in shown for name in config.get("mediaKeys", ())]
+    assert len(drawn) > 15
+    assert set(drawn) <= names
+    patterns = [config["metricRegex"] for config in shown if "metricRegex" in config]
+    met = [p.partition("/")[0] for p in patterns if any(re.fullmatch(p, name) for name in names)]
+    # Of HAST's terms only the alignment is a sum.
+    assert met == ["distillation", "quantization", "quantization"]
+    assert dashboard.LAYER_TABLE in names
     facts = {name.removeprefix("result.") for name in dashboard.FACTS}
     assert facts <= set(logged.summary["result"])
-    assert set(dashboard.SWITCHES) == set(logged.config["ablation"])
+    assert set(dashboard.ablated_switches()) <= set(logged.config["switches"])
 
 
 def test_the_alignment_loss_is_the_sum_of_those_of_its_blocks(logged: WandbRun) -> None:
@@ -111,11 +119,11 @@ def test_the_alignment_loss_is_the_sum_of_those_of_its_blocks(logged: WandbRun) 
 
 def test_the_result_is_the_last_point_of_the_evaluation(logged: WandbRun, folder: Path) -> None:
     result = Result.read(folder / "result.json")
-    assert logged.series("evaluation/student_top1", "distillation/step") == [
+    assert logged.series("evaluation/student_top1", "student/step") == [
         (0, result.calibrated_top1),
         (3, result.quantized_top1),
     ]
-    agreement = logged.series("evaluation/agreement", "distillation/step")
+    agreement = logged.series("evaluation/agreement", "student/step")
     assert agreement[-1] == (3, result.teacher_agreement)
 
 
@@ -130,11 +138,11 @@ def test_the_result_is_what_runs_are_compared_by(logged: WandbRun, folder: Path)
 def test_tables_of_the_layers_come_at_the_ends_of_stages_and_their_numbers_in_between(
     offline: None, tmp_path: Path
 ) -> None:
-    overrides = (WITHOUT_REPORT, *QUIETLY[:2], "callbacks.media_every_n_steps=1")
+    overrides = (*WITHOUT_REPORT, *QUIETLY[:2], "callbacks.media_every_n_steps=1")
     pipeline.run(small(*overrides), tmp_path, "typed")
     rows = read_wandb_run(tmp_path).history
     steps = {
-        name: [row["distillation/step"] for row in rows if name in row]
+        name: [row["student/step"] for row in rows if name in row]
         for name in ("quantization/layers/path", "quantization/weight_error/conv1")
     }
     assert steps == {
@@ -147,15 +155,15 @@ def test_evaluations_on_the_way_are_in_their_order_and_each_is_there_once(
     offline: None, tmp_path: Path
 ) -> None:
     overrides = (*QUIETLY, "callbacks.evaluate_every_n_steps=1")
-    result = pipeline.run(small(WITHOUT_REPORT, *overrides), tmp_path, "typed")
+    result = pipeline.run(small(*WITHOUT_REPORT, *overrides), tmp_path, "typed")
     assert result is not None
-    found = read_wandb_run(tmp_path).series("evaluation/agreement", "distillation/step")
+    found = read_wandb_run(tmp_path).series("evaluation/agreement", "student/step")
     assert [step for step, _ in found] == [0, 1, 2, 3]
     assert (found[0][1], found[-1][1]) == (result.calibrated_agreement, result.teacher_agreement)
 
 
 def test_histograms_have_their_means_beside_them(logged: WandbRun) -> None:
-    for name in ("synthesis/difficulty", "distillation/difficulty/student_promoted"):
+    for name in ("samples/difficulty", "batch/difficulty/student_promoted"):
         shown = [row for row in logged.history if f"{name}_mean" in row]
         assert shown
         for row in shown:
@@ -163,23 +171,23 @@ def test_histograms_have_their_means_beside_them(logged: WandbRun) -> None:
 
 
 def test_images_are_shown_while_they_are_made(logged: WandbRun) -> None:
-    images = [row for row in logged.history if "synthesis/images/path" in row]
+    images = [row for row in logged.history if "samples/images/path" in row]
     # Early at 1 and 4, at the interval at 3 and 6.
-    assert [row["synthesis/step"] for row in images] == [1, 3, 4, 6]
+    assert [row["iteration"] + 1 for row in images] == [1, 3, 4, 6]
     for row in images:
-        picture = logged.folder / "files" / row["synthesis/images/path"]
+        picture = logged.folder / "files" / row["samples/images/path"]
         assert picture.read_bytes().startswith(b"\x89PNG")
-        assert row["synthesis/images/width"] >= 4 * 128
+        assert row["samples/images/width"] >= 4 * 128
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("synthesis/difficulty", 64),
-        ("synthesis/teacher_confidence", 64),
-        ("distillation/difficulty/student", 8),
-        ("distillation/difficulty/student_promoted", 8),
-        ("distillation/difficulty/teacher_promoted", 8),
+        ("samples/difficulty", 64),
+        ("samples/teacher_confidence", 64),
+        ("batch/difficulty/student", 8),
+        ("batch/difficulty/student_promoted", 8),
+        ("batch/difficulty/teacher_promoted", 8),
     ],
 )
 def test_histograms_count_every_image_between_zero_and_one(
@@ -200,7 +208,7 @@ def table(logged: WandbRun, row: dict[str, Any], name: str) -> list[list[Any]]:
 def test_layers_are_a_table_bars_and_curves(logged: WandbRun) -> None:
     shown = [row for row in logged.history if "quantization/layers/path" in row]
     # When the ranges froze, and at the end.
-    assert [row["distillation/step"] for row in shown] == [0, 3]
+    assert [row["student/step"] for row in shown] == [0, 3]
     rows = table(logged, shown[-1], "quantization/layers")
     assert [row[1] for row in rows].count("weight") == 8
     assert [row[1] for row in rows].count("activation") == 7
@@ -212,13 +220,12 @@ def test_layers_are_a_table_bars_and_curves(logged: WandbRun) -> None:
 
 
 def test_the_run_says_what_it_is(logged: WandbRun) -> None:
-    assert (logged.name, logged.group) == ("digits_w3a3/run", "digits_w3a3")
-    assert {"trial", "digits_w3a3", "digits_resnet", "W3A3"} <= set(logged.tags)
-    assert logged.config["ablation"] == {
-        "hard_sample_synthesis": True,
-        "sample_difficulty_promotion": True,
-        "feature_alignment": True,
-    }
+    assert (logged.name, logged.group) == (f"{NAME}/run", NAME)
+    assert {"trial", NAME, "hast", "digits_resnet", "W3A3"} <= set(logged.tags)
+    assert logged.config["method"]["name"] == "hast"
+    on = [name for name, is_on in logged.config["switches"].items() if is_on]
+    assert {"distillation/transforms/promotion", "distillation/terms/alignment"} <= set(on)
+    assert "distillation/transforms/crop_and_flip" not in on
     assert logged.config["quantizer"]["weight_bits"] == 3
     assert logged.config["command_line"] == "typed"
     assert "git_commit" in logged.config
@@ -232,15 +239,15 @@ def test_what_the_run_made_is_logged_where_it_lies(logged: WandbRun, folder: Pat
     digest = sha256(folder / SAMPLES_FILE)
     assert samples.name == f"samples-{digest[:12]}"
     assert samples.manifest.contents[0].local_path == str(folder / SAMPLES_FILE)
-    assert model.name == "digits_w3a3-onnx-model"
+    assert model.name == f"{NAME}-onnx-model"
     facts = json.loads(model.metadata)
-    assert (facts["weight_bits"], facts["recipe"]) == (3, "digits_w3a3")
+    assert (facts["weight_bits"], facts["recipe"]) == (3, NAME)
 
 
 def test_a_run_that_is_logged_has_the_numbers_of_one_that_is_not(
     folder: Path, tmp_path: Path
 ) -> None:
-    alone = pipeline.run(small(WITHOUT_REPORT), tmp_path / "alone", "typed")
+    alone = pipeline.run(small(*WITHOUT_REPORT), tmp_path / "alone", "typed")
     result = Result.read(folder / "result.json")
     assert alone is not None
     assert (alone.quantized_top1, alone.teacher_agreement, alone.calibrated_top1) == (
@@ -260,7 +267,11 @@ def test_a_run_that_fails_is_finished_as_failed_and_names_what_it_went_on_from(
     import wandb
 
     samples = folder / SAMPLES_FILE
-    overrides = (f"synthesis.load={samples}", "distillation.optimizer.lr=1e25", "logger.group=g")
+    overrides = (
+        f"sources.bank.load={samples}",
+        "stages.distillation.optimizer.lr=1e25",
+        "logger.group=g",
+    )
     with pytest.raises(DivergenceError):
         pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
     # Or the next job of a sweep would write into this run.
@@ -275,12 +286,12 @@ def test_a_run_that_fails_is_finished_as_failed_and_names_what_it_went_on_from(
         "sha256": digest,
     }
     # What was measured and made until then is there all the same.
-    assert [step for step, _ in failed.series("evaluation/agreement", "distillation/step")] == [0]
+    assert [step for step, _ in failed.series("evaluation/agreement", "student/step")] == [0]
     assert failed.summary["failure"].startswith("DivergenceError: the distillation loss became ")
 
 
 def test_a_run_that_fails_keeps_the_samples_that_it_has_made(offline: None, tmp_path: Path) -> None:
-    overrides = ("distillation.optimizer.lr=1e25", "callbacks.media_every_n_steps=0")
+    overrides = ("stages.distillation.optimizer.lr=1e25", "callbacks.media_every_n_steps=0")
     with pytest.raises(DivergenceError):
         pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
     digest = sha256(tmp_path / SAMPLES_FILE)
@@ -332,7 +343,7 @@ def resumed(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if trainer.lightning_module.iteration == 4:
             raise OSError("the power is out")
 
-    often = small(WITHOUT_REPORT, *QUIETLY, "callbacks.checkpoint_every_n_steps=2")
+    often = small(*WITHOUT_REPORT, *QUIETLY, "callbacks.checkpoint_every_n_steps=2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LastCheckpoint, "save", interrupt)
         with pytest.raises(OSError, match="the power is out"):
@@ -368,11 +379,11 @@ def test_wandb_is_asked_to_go_on_only_with_what_the_folder_names(
         raise ConnectionError
 
     monkeypatch.setattr(wandb, "init", init)
-    schedule = build_module(small()).schedule
+    agenda = build_module(small()).agenda
     described = Description("name", "group", (), {})
     for folder in (resumed, tmp_path):
         with pytest.raises(ConnectionError):
-            build_loggers(small(*QUIETLY).logger, folder, described, schedule)
+            build_loggers(small(*QUIETLY).logger, folder, described, agenda)
     # Chosen and written down before wandb begins, so that a kill on the way costs no connection.
     assert [arguments["id"] for arguments in asked] == list(map(read_wandb_id, (resumed, tmp_path)))
     assert asked[0]["id"] != asked[1]["id"]
@@ -386,11 +397,17 @@ def test_a_damaged_id_makes_a_new_wandb_run(tmp_path: Path, content: bytes) -> N
 
 
 def test_artifacts_can_be_switched_off(offline: None, tmp_path: Path) -> None:
-    overrides = ("run=[synthesize]", "logger.artifacts=false", "callbacks.media_every_n_steps=0")
+    overrides = (
+        "order=[synthesis]",
+        "evaluate=false",
+        "export.formats=[]",
+        "logger.artifacts=false",
+        "callbacks.media_every_n_steps=0",
+    )
     pipeline.run(small(*LOGGED, *overrides), tmp_path, "typed")
     logged = read_wandb_run(tmp_path)
     assert (logged.artifacts, logged.exit_code) == ([], 0)
-    assert not any("synthesis/images/path" in row for row in logged.history)
+    assert not any("samples/images/path" in row for row in logged.history)
     assert len(logged.series("synthesis/bns", "synthesis/step")) == 6
 
 
@@ -398,7 +415,7 @@ def test_artifacts_can_be_switched_off(offline: None, tmp_path: Path) -> None:
 def events(offline: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path_factory.mktemp("runs") / "tensorboard_run"
-    config = small(WITHOUT_REPORT, "logger.name=tensorboard", "callbacks.media_every_n_steps=3")
+    config = small(*WITHOUT_REPORT, "logger.name=tensorboard", "callbacks.media_every_n_steps=3")
     assert pipeline.run(config, folder, "typed") is not None
     accumulator = accumulators.EventAccumulator(str(folder / "tensorboard"))
     accumulator.Reload()
@@ -412,8 +429,8 @@ def test_tensorboard_has_the_same_numbers_over_the_same_steps(
         "synthesis/bns": "synthesis/step",
         "calibration/bns": "calibration/step",
         f"distillation/alignment/{TAPS[0]}": "distillation/step",
-        "quantization/weight_error/conv1": "distillation/step",
-        "evaluation/student_top1": "distillation/step",
+        "quantization/weight_error/conv1": "student/step",
+        "evaluation/student_top1": "student/step",
     }
     for name, axis in axes.items():
         steps, values = zip(*logged.series(name, axis), strict=True)
@@ -447,7 +464,7 @@ def test_steps_that_are_done_again_are_in_tensorboard_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LastCheckpoint, "save", interrupt)
         with pytest.raises(OSError, match="the power is out"):
-            pipeline.run(small(WITHOUT_REPORT, *options), tmp_path, "typed")
+            pipeline.run(small(*WITHOUT_REPORT, *options), tmp_path, "typed")
     (file,) = (tmp_path / "tensorboard").glob("events.*")
     with file.open("ab") as events:
         events.write(b"\x40\0\0")  # what a kill leaves of the next event
@@ -464,8 +481,9 @@ def test_steps_that_are_done_again_are_in_tensorboard_once(
 
 
 def test_tensorboard_has_the_same_pictures_and_histograms(events: Any, logged: WandbRun) -> None:
-    pictures = events.Images("synthesis/images")
-    assert [picture.step for picture in pictures] == [1, 3, 4, 6]
+    pictures = events.Images("samples/images")
+    # Steps 1, 3, 4 and 6 of the synthesis.
+    assert [picture.step for picture in pictures] == [0, 2, 3, 5]
     assert pictures[-1].encoded_image_string.startswith(b"\x89PNG")
     histograms = {
         key.removesuffix("/values")
@@ -474,7 +492,7 @@ def test_tensorboard_has_the_same_pictures_and_histograms(events: Any, logged: W
         if key.endswith("/values")
     }
     assert set(events.Tags()["histograms"]) == histograms
-    assert events.Histograms("synthesis/difficulty")[-1].histogram_value.num == 64
+    assert events.Histograms("samples/difficulty")[-1].histogram_value.num == 64
     (text,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("quantization/layers")]
     shown = events.Tensors(text)[-1].tensor_proto.string_val[0].decode()
     assert "| conv1 | weight | 3 |" in shown

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from hast_lightning.core.batch import Answers, Batch
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
-from hast_lightning.terms.distillation import Answers
 from hast_lightning.tracking.media import (
     Media,
     Samples,
@@ -31,9 +31,9 @@ def test_difficulty_and_confidence_are_the_teachers() -> None:
     found = sample_histograms(samples())
     sure = 1 / (1 + torch.tensor(-9.0).exp())
     expected = torch.stack([1 - sure, torch.tensor(0.5), sure])
-    torch.testing.assert_close(found["synthesis/difficulty"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["samples/difficulty"], expected, atol=1e-6, rtol=0)
     confidence = torch.stack([sure, torch.tensor(0.5), sure])
-    torch.testing.assert_close(found["synthesis/teacher_confidence"], confidence)
+    torch.testing.assert_close(found["samples/teacher_confidence"], confidence)
 
 
 def test_images_with_a_color_are_drawn() -> None:
@@ -44,19 +44,27 @@ def test_images_with_a_color_are_drawn() -> None:
 
 def test_the_parts_of_a_step_are_put_together_before_and_after_promotion() -> None:
     easy, hard = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
-    label = torch.tensor([0])
+    batch = Batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
     answers = {
-        "": [Answers(easy, easy, label), Answers(hard, easy, label)],
-        "_promoted": [Answers(hard, easy, label), Answers(hard, hard, label)],
+        "": [Answers(easy, easy, batch), Answers(hard, easy, batch)],
+        "_promoted": [Answers(hard, easy, batch), Answers(hard, hard, batch)],
     }
     found = promotion_histograms(answers)
     rounded = {name: values.round().int().tolist() for name, values in found.items()}
     assert rounded == {
-        "distillation/difficulty/student": [0, 1],
-        "distillation/difficulty/teacher": [0, 0],
-        "distillation/difficulty/student_promoted": [1, 1],
-        "distillation/difficulty/teacher_promoted": [0, 1],
+        "batch/difficulty/student": [0, 1],
+        "batch/difficulty/teacher": [0, 0],
+        "batch/difficulty/student_promoted": [1, 1],
+        "batch/difficulty/teacher_promoted": [0, 1],
     }
+
+
+def test_a_batch_without_labels_is_as_difficult_as_the_teachers_answers() -> None:
+    easy, hard = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
+    unlabelled = Batch(torch.zeros(1, 1, 8, 8))
+    found = promotion_histograms({"": [Answers(easy, hard, unlabelled)]})
+    assert found["batch/difficulty/student"].round().int().tolist() == [1]
+    assert found["batch/difficulty/teacher"].round().int().tolist() == [0]
 
 
 def test_only_what_is_known_of_a_layer_is_a_number() -> None:

@@ -8,24 +8,26 @@ from hast_lightning.training.agenda import Agenda
 
 ITERATION = "iteration"
 """Number of the iteration, from 0: the axis of what has no group of its own."""
-STUDENT = "student"
-"""Its counter is of the steps that trained the student."""
-OF_THE_STUDENT = ("evaluation", "quantization")
-"""Groups that show what training has made of the student so far."""
+STUDENT_AXIS = "student/step"
+"""The counter of the steps that trained the student."""
+OF_THE_STUDENT = ("evaluation", "quantization", "batch")
+"""Groups of what training has made of the student so far, and of the batches of its steps."""
+SAMPLES = "samples"
+"""The group of what a source has come to, whichever stages improve it."""
 
 
 def axes(agenda: Agenda) -> dict[str, str]:
     """Return the axis of every group of metrics that a run may log."""
     own = {group: f"{group}/step" for group in agenda.groups}
-    return {**own, **dict.fromkeys(OF_THE_STUDENT, f"{STUDENT}/step")}
+    return {**own, **dict.fromkeys(OF_THE_STUDENT, STUDENT_AXIS), SAMPLES: ITERATION}
 
 
 def axis_of(name: str) -> str:
     """Return the name of the axis that the metric ``name``, such as ``synthesis/bns``, has."""
     group, slash, _ = name.partition("/")
-    if not slash:
+    if not slash or group == SAMPLES:
         return ITERATION
-    return f"{STUDENT if group in OF_THE_STUDENT else group}/step"
+    return STUDENT_AXIS if group in OF_THE_STUDENT else f"{group}/step"
 
 
 def axis_values(agenda: Agenda, names: Iterable[str], iteration: int) -> dict[str, int]:
@@ -39,7 +41,7 @@ def axis_values(agenda: Agenda, names: Iterable[str], iteration: int) -> dict[st
         group = axis.partition("/")[0]
         if axis == ITERATION:
             found[axis] = iteration
-        elif group == STUDENT:
+        elif axis == STUDENT_AXIS:
             found[axis] = agenda.student_steps(iteration + 1)
         else:
             found[axis] = agenda.steps_of_group(group, iteration + 1)

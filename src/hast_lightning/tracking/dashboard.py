@@ -1,70 +1,86 @@
-"""The project's dashboard, built in code: a wandb workspace with a section for each question."""
+"""The project's dashboard, built from the parts of all methods: a section for each question."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hast_lightning.config import LoggerConfig
+from omegaconf import OmegaConf
+
+from hast_lightning.config import Config, LoggerConfig, config_folder
+from hast_lightning.config.methods import composed_methods
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.tracking.axes import axis_of
+from hast_lightning.tracking.facts import running_stages, switched_parts
 from hast_lightning.tracking.wandb_key import wandb_key_exists
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 NAME = "Zero-shot quantization"
-SYNTHESIS = ("synthesis/bns", "synthesis/hard_cross_entropy")
-CALIBRATION = ("calibration/bns", "calibration/cross_entropy")
-DISTILLATION = ("distillation/kd", "distillation/alignment", "distillation/learning_rate")
-# Terms that most recipes do not have: their panels would be empty among the others.
-OTHER_TERMS = ("distillation/cross_entropy",)
-PROMOTED = {term: f"{term}_promoted" for term in (*DISTILLATION[:2], *OTHER_TERMS)}
-"""What is measured on promoted images too, in the same panel."""
 EVALUATION = ("evaluation/student_top1", "evaluation/agreement")
 FACTS = ("result.teacher_top1", "result.calibrated_top1", "result.quantized_bytes")
-IMAGES = ("synthesis/images",)
-HISTOGRAMS = (
-    "synthesis/difficulty",
-    "synthesis/teacher_confidence",
-    *(
-        f"distillation/difficulty/{network}{suffix}"
-        for network in ("student", "teacher")
-        for suffix in ("", "_promoted")
-    ),
-)
+IMAGES = ("samples/images",)
+OF_IMAGES = ("samples/difficulty", "samples/teacher_confidence")
+"""Histograms of a source's images."""
+OF_BATCHES = ("batch/difficulty/student", "batch/difficulty/teacher")
+"""Histograms of the student's batches, and of what transforms by gradient made of them."""
 LAYER_TABLE = "quantization/layers"
-SWITCHES = ("hard_sample_synthesis", "sample_difficulty_promotion", "feature_alignment")
+BITS = ("weight_bits", "activation_bits")
+ABLATION = "ablation"
+"""The sweep whose keys are the switches that runs are compared by."""
 
 
-def build_dashboard(entity: str, project: str) -> Workspace:
-    """The workspace, not saved yet: nothing is sent anywhere.
+def build_dashboard(entity: str, project: str, methods: Sequence[Config]) -> Workspace:
+    """Return the workspace, not saved yet: nothing is sent anywhere.
 
     Args:
         entity: User or team that owns the project.
         project: Name of the project.
+        methods: Whose terms and transforms have panels.
 
     Raises:
         ConfigurationError: the package wandb-workspaces is not installed.
     """
     _, ws = _libraries()
+    switches = ablated_switches()
     return ws.Workspace(  # type: ignore[no-any-return]
         name=NAME,
         entity=entity,
         project=project,
-        sections=[_results(), *_curves(), _images(), _histograms(), _layers()],
+        sections=[
+            _results(switches),
+            _section("Evaluation", [_line(name) for name in EVALUATION]),
+            *_curves(methods),
+            _images(),
+            _histograms(methods),
+            _layers(methods),
+        ],
         runset_settings=ws.RunsetSettings(
             pinned_columns=[
                 "run:displayName",
+                "config:method.value.name",
                 *(f"summary:{name}" for name in (*EVALUATION, *FACTS)),
-                *(f"config:quantizer.value.{name}" for name in ("weight_bits", "activation_bits")),
-                *(f"config:ablation.value.{name}" for name in SWITCHES),
+                *(f"config:quantizer.value.{name}" for name in BITS),
+                *(f"config:switches.value.{name}" for name in switches),
             ],
         ),
     )
 
 
+def ablated_switches() -> list[str]:
+    """Return the switches of the ablation, as a run's settings name them."""
+    path = config_folder() / "sweep" / f"{ABLATION}.yaml"
+    keys = map(str, OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params"))
+    places = (key.removeprefix("stages.").removesuffix(".enabled") for key in keys)
+    return [place.replace(".", "/") for place in places]
+
+
 def save_dashboard(config: LoggerConfig) -> str:
-    """Build the workspace of the project and save it as a new view; returns its address.
+    """Build the workspace of the project, save it as a new view and return its address.
 
     Raises:
         ConfigurationError: there is no key, the server refuses it or cannot be reached, or the
@@ -80,7 +96,7 @@ def save_dashboard(config: LoggerConfig) -> str:
 
     try:
         entity = config.entity or wandb.Api().default_entity
-        workspace = build_dashboard(str(entity), config.project)
+        workspace = build_dashboard(str(entity), config.project, list(composed_methods()))
         workspace.save()  # type: ignore[no-untyped-call]
         return str(workspace.url)
     except ConfigurationError:
@@ -94,7 +110,7 @@ def save_dashboard(config: LoggerConfig) -> str:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """The modules of panels and of workspaces."""
+    """Return the modules of panels and of workspaces."""
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
@@ -106,23 +122,30 @@ def _libraries() -> tuple[Any, Any]:
     return wr, ws
 
 
-def _section(name: str, panels: list[Any], columns: int, *, is_open: bool = True) -> Any:
+def _section(name: str, panels: list[Any], columns: int = 2, *, is_open: bool = True) -> Any:
     _, ws = _libraries()
     layout = ws.SectionLayoutSettings(columns=columns, rows=max(1, -(-len(panels) // columns)))
     return ws.Section(name=name, panels=panels, is_open=is_open, layout_settings=layout)
 
 
-def _results() -> Any:
-    """What all this is for: accuracy and agreement of the last step, over bits and switches."""
+def _line(metric: str, marks: Sequence[str] = ()) -> Any:
+    """Return a curve over the steps of its group, with what transforms by gradient added to it."""
     wr, _ = _libraries()
-    settings = ["quantizer.weight_bits", "quantizer.activation_bits"]
-    settings += [f"ablation.{name}" for name in SWITCHES]
+    drawn = [metric, *(f"{metric}{mark}" for mark in marks)]
+    return wr.LinePlot(title=metric, x=axis_of(metric), y=drawn)
+
+
+def _results(switches: Sequence[str]) -> Any:
+    """Return what all this is for: the last step's result over methods, bits and switches."""
+    wr, _ = _libraries()
+    settings = ["method.name", *(f"quantizer.{name}" for name in BITS)]
+    settings += [f"switches.{name}" for name in switches]
     return _section(
         "Results",
         [
             *(wr.BarPlot(title=name, metrics=[name]) for name in EVALUATION),
             wr.ParallelCoordinatesPlot(
-                title="Bits and switches against the result",
+                title="Method, bits and switches against the result",
                 columns=[
                     wr.ParallelCoordinatesPlotColumn(metric=name)
                     for name in (*map(wr.Config, settings), EVALUATION[0])
@@ -130,33 +153,78 @@ def _results() -> Any:
             ),
             wr.RunComparer(diff_only="split"),
         ],
-        columns=2,
     )
 
 
-def _curves() -> list[Any]:
-    """A section for every stage, each metric over the steps of its own."""
-    wr, _ = _libraries()
-    stages = {
-        "Evaluation": EVALUATION,
-        "Synthesis": SYNTHESIS,
-        "Calibration": CALIBRATION,
-        "Distillation": DISTILLATION,
-        "Terms of other recipes": OTHER_TERMS,
+def _curves(methods: Sequence[Config]) -> list[Any]:
+    """Return a section for every group of metrics, and one for what only one paper has of it."""
+    papers = _papers_by_term(methods)
+    of_papers = {paper for found in papers.values() for paper in found}
+    marks, rates = _marks(methods), _learning_rates(methods)
+    sections = []
+    for group in dict.fromkeys(group for group, _ in papers):
+        for alone in (False, True):
+            panels = [
+                _line(f"{group}/{name}", marks.get(group, ()))
+                for (of, name), found in papers.items()
+                if of == group and (len(found) == 1 < len(of_papers)) == alone
+            ]
+            if not alone and group in rates:
+                panels.append(_line(rates[group]))
+            title = group.capitalize() + ", terms of one paper alone" * alone
+            if panels:
+                sections.append(_section(title, panels, is_open=not alone))
+    return sections
+
+
+def _papers_by_term(methods: Sequence[Config]) -> dict[tuple[str, str], set[str]]:
+    """Return the papers whose methods have a term, by its group and name.
+
+    Groups are in the order of the methods with most stages.
+    """
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for config in sorted(methods, key=lambda config: -len(config.order)):
+        for place, part in switched_parts(config):
+            group, name = place.split(".")[-3::2]
+            if isinstance(part, Term) and part.active:
+                found[group, name].add(config.method.paper)
+    return found
+
+
+def _learning_rates(methods: Sequence[Config]) -> dict[str, str]:
+    """Return the learning rate of each group that has one."""
+    groups = {
+        place.split(".")[-1]
+        for config in methods
+        for place, stage in running_stages(config)
+        if hasattr(stage, "learning_rate")
     }
-    return [
-        _section(
-            title,
-            [wr.LinePlot(title=name, x=axis_of(name), y=_lines(name)) for name in metrics],
-            columns=2,
-            is_open=title not in ("Calibration", "Terms of other recipes"),
+    return {group: f"{group}/learning_rate" for group in groups}
+
+
+def _marks(methods: Sequence[Config]) -> dict[str, list[str]]:
+    """Return the marks of transforms by gradient, by the group of metrics that they are in."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for config in methods:
+        for place, part in switched_parts(config):
+            group = place.split(".")[-3]
+            if isinstance(part, Transform) and part.by_gradient and part.mark not in found[group]:
+                found[group].append(part.mark)
+    return found
+
+
+def _summands(methods: Sequence[Config]) -> dict[str, str]:
+    """Return a pattern of the summands of terms for each group, such as blocks, by its title."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for group, name in _papers_by_term(methods):
+        names[group].append(name)
+    marks = _marks(methods)
+    return {
+        f"{group.capitalize()}, terms by summand": (
+            f"{group}/({'|'.join(found)})({'|'.join(['', *marks.get(group, ())])})/.*"
         )
-        for title, metrics in stages.items()
-    ]
-
-
-def _lines(name: str) -> list[str]:
-    return [name, PROMOTED[name]] if name in PROMOTED else [name]
+        for group, found in names.items()
+    }
 
 
 def _images() -> Any:
@@ -165,18 +233,18 @@ def _images() -> Any:
     return _section("Synthetic images", [browser], columns=1)
 
 
-def _histograms() -> Any:
-    wr, _ = _libraries()
+def _histograms(methods: Sequence[Config]) -> Any:
     # A line plot of histograms is a heat map over the steps.
-    panels = [wr.LinePlot(title=name, x=axis_of(name), y=[name]) for name in HISTOGRAMS]
-    return _section("Difficulty and confidence", panels, columns=2)
+    marks = dict.fromkeys(mark for found in _marks(methods).values() for mark in found)
+    of_batches = [f"{name}{mark}" for name in OF_BATCHES for mark in ("", *marks)]
+    return _section("Difficulty and confidence", [_line(n) for n in (*OF_IMAGES, *of_batches)])
 
 
-def _layers() -> Any:
-    """The table of layers; blocks and layers as curves, whatever the network calls them."""
+def _layers(methods: Sequence[Config]) -> Any:
+    """Return the table of layers; blocks and layers as curves, whatever the network calls them."""
     wr, _ = _libraries()
     curves = {
-        "Alignment loss by block": "distillation/alignment/.*",
+        **_summands(methods),
         "Weight error by layer": "quantization/weight_error/.*",
         "Activation range by layer": "quantization/activation_(low|high)/.*",
     }
@@ -189,5 +257,4 @@ def _layers() -> Any:
             ),
             wr.WeavePanelSummaryTable(table_name=LAYER_TABLE),
         ],
-        columns=2,
     )

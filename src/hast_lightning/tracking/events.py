@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hast_lightning.tracking.axes import axis_of, axis_values
+from hast_lightning.tracking.axes import STUDENT_AXIS, axis_of, axis_values
 from hast_lightning.training.agenda import Agenda
 
 PATTERN = "events.out.tfevents.*"
@@ -33,25 +33,21 @@ def keep_events(folder: Path, agenda: Agenda, done: int) -> None:
 
 
 def _events(file: Path) -> list[Any]:
-    """All whole events; a killed process may have left half of one."""
+    """Return all whole events; a killed process may have left half of one."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     return list(LegacyEventFileLoader(str(file)).Load())
 
 
 def _is_done(event: Any, agenda: Agenda, done: int) -> bool:
-    """Whether the event belongs to a step that is not done again; those without values say no."""
+    """Return whether an event belongs to a step that is not done again; one without values not."""
     names = [value.tag for value in event.summary.value]
     if not done or not names:
         return False
-    if not agenda.calibrated(done) and any(map(_is_of_student, names)):
+    if not agenda.calibrated(done) and any(axis_of(name) == STUDENT_AXIS for name in names):
         return False  # its first place is that of the step that freezes the ranges
     places = axis_values(agenda, names, done - 1)
     return all(event.step <= places[axis_of(name)] for name in names)
-
-
-def _is_of_student(name: str) -> bool:
-    return axis_of(name) == axis_of("distillation/")
 
 
 def _write(folder: Path, events: list[Any]) -> None:

@@ -84,18 +84,26 @@ def is_on(part: Term | Transform) -> bool:
 
 def switched_parts(config: Config) -> Iterator[tuple[str, Term | Transform]]:
     """Yield the terms and transforms of the stages that run, with their place in ``stages``."""
+    for place, stage in running_stages(config):
+        for field in fields(stage):
+            value = getattr(stage, field.name)
+            for name, part in value.items() if isinstance(value, dict) else ():
+                if isinstance(part, Term | Transform):
+                    yield f"{place}.{field.name}.{name}", part
+
+
+def running_stages(config: Config) -> Iterator[tuple[str, Stage]]:
+    """Yield the stages that run and those that take turns in them, with their place."""
     for name, stage in config.ordered.items():
-        yield from _parts_of(stage, name)
+        yield from _with_nested(stage, name)
 
 
-def _parts_of(stage: Stage, place: str) -> Iterator[tuple[str, Term | Transform]]:
+def _with_nested(stage: Stage, place: str) -> Iterator[tuple[str, Stage]]:
+    yield place, stage
     for field in fields(stage):
         value = getattr(stage, field.name)
         if isinstance(value, Stage):
-            yield from _parts_of(value, f"{place}.{field.name}")
-        for name, part in value.items() if isinstance(value, dict) else ():
-            if isinstance(part, Term | Transform):
-                yield f"{place}.{field.name}.{name}", part
+            yield from _with_nested(value, f"{place}.{field.name}")
 
 
 def _tags(config: Config) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What there is to see of a run beside numbers: pictures, histograms, the table of layers."""
+"""Pictures, histograms and the table of layers: what a run shows beside numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hast_lightning.core.batch import Answers
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.records.grid import draw_grid
 from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.tracking.axes import SAMPLES
 
 HISTOGRAM_BINS = 32
 """Bins between 0 and 1: always the same, so that histograms of different steps compare."""
@@ -37,7 +38,7 @@ class Media:
     ends_stage: bool = True
 
     def __bool__(self) -> bool:
-        """Whether there is anything to show."""
+        """Return whether there is anything to show."""
         return bool(self.pictures or self.histograms or self.layers)
 
 
@@ -68,7 +69,7 @@ class Samples:
 def sample_pictures(
     samples: Samples, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Image.Image]:
-    """The grid of images, from easy to hard; none of images that have no color.
+    """Return the grid of images, from easy to hard; none of images that have no color.
 
     Args:
         samples: What to draw, all of it.
@@ -81,20 +82,20 @@ def sample_pictures(
     hardness = difficulty(logits, samples.labels)
     predicted = logits.argmax(dim=1)
     grid = draw_grid(samples.images, samples.labels, hardness, mean, std, predicted)
-    return {"synthesis/images": grid}
+    return {f"{SAMPLES}/images": grid}
 
 
 def sample_histograms(samples: Samples) -> dict[str, Tensor]:
-    """Difficulty ``1 - p(label)`` of the images, and the teacher's largest probability."""
+    """Return difficulty ``1 - p(label)`` of the images, and the teacher's largest probability."""
     probabilities = samples.teacher_logits.float().softmax(dim=1)
     return {
-        "synthesis/difficulty": difficulty(samples.teacher_logits, samples.labels),
-        "synthesis/teacher_confidence": probabilities.amax(dim=1),
+        f"{SAMPLES}/difficulty": difficulty(samples.teacher_logits, samples.labels),
+        f"{SAMPLES}/teacher_confidence": probabilities.amax(dim=1),
     }
 
 
 def promotion_histograms(answers: Mapping[str, Sequence[Answers]]) -> dict[str, Tensor]:
-    """Difficulty of a step's images for both networks, before and after promotion.
+    """Return the difficulty of a step's images for both networks, before and after promotion.
 
     Args:
         answers: What the networks said to the batch, by ``""``, and to what transforms by gradient
@@ -107,18 +108,18 @@ def promotion_histograms(answers: Mapping[str, Sequence[Answers]]) -> dict[str, 
         given = [part.batch.labels for part in parts]
         known = [labels for labels in given if labels is not None]
         labels = torch.cat(known) if known else teacher.argmax(dim=1)
-        found[f"distillation/difficulty/student{suffix}"] = difficulty(student, labels)
-        found[f"distillation/difficulty/teacher{suffix}"] = difficulty(teacher, labels)
+        found[f"batch/difficulty/student{suffix}"] = difficulty(student, labels)
+        found[f"batch/difficulty/teacher{suffix}"] = difficulty(teacher, labels)
     return found
 
 
 def mean_scalars(histograms: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of every histogram, which most of one bin says little without."""
+    """Return the mean of every histogram, which most of one bin says little without."""
     return {f"{name}_mean": float(values.float().mean()) for name, values in histograms.items()}
 
 
 def layer_scalars(layers: Sequence[LayerDiagnosis]) -> dict[str, float]:
-    """What moves of every layer: errors of weights and ends of activation ranges, by name."""
+    """Return what moves of every layer by name: errors of weights, ends of activation ranges."""
     found = {}
     for layer in layers:
         if layer.kind == WEIGHT and layer.error is not None:
@@ -130,7 +131,7 @@ def layer_scalars(layers: Sequence[LayerDiagnosis]) -> dict[str, float]:
 
 
 def layer_rows(layers: Sequence[LayerDiagnosis]) -> list[list[str | int | float | None]]:
-    """A row of :data:`LAYER_COLUMNS` for every quantized tensor, in order of execution."""
+    """Return a row of :data:`LAYER_COLUMNS` for every quantized tensor, in order of execution."""
     return [
         [layer.name, layer.kind, layer.bits, layer.low, layer.high, layer.scale, layer.error]
         for layer in layers
@@ -138,7 +139,7 @@ def layer_rows(layers: Sequence[LayerDiagnosis]) -> list[list[str | int | float 
 
 
 def layer_markdown(layers: Sequence[LayerDiagnosis]) -> str:
-    """The same rows as a Markdown table."""
+    """Return the same rows as a Markdown table."""
     lines = [LAYER_COLUMNS, ("---",) * len(LAYER_COLUMNS), *map(_cells, layer_rows(layers))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -52,11 +52,11 @@ def names(media: Media) -> set[str]:
 
 
 DIFFICULTIES = {
-    f"distillation/difficulty/{network}{suffix}"
+    f"batch/difficulty/{network}{suffix}"
     for network in ("student", "teacher")
     for suffix in ("", "_promoted")
 }
-SAMPLES = {"synthesis/images", "synthesis/difficulty", "synthesis/teacher_confidence"}
+SAMPLES = {"samples/images", "samples/difficulty", "samples/teacher_confidence"}
 
 
 def test_every_stage_shows_what_it_changes_at_its_interval_and_at_its_end() -> None:
@@ -84,8 +84,8 @@ def test_an_alternating_run_shows_all_at_once() -> None:
 def test_without_promotion_there_is_nothing_after_it() -> None:
     _, gallery = observed(small("distillation.promotion.enabled=false"))
     assert names(gallery.shown[-1][1]) == {
-        "distillation/difficulty/student",
-        "distillation/difficulty/teacher",
+        "batch/difficulty/student",
+        "batch/difficulty/teacher",
         "layers",
     }
 
@@ -94,8 +94,8 @@ def test_the_histograms_are_of_what_the_step_saw() -> None:
     _, gallery = observed(small("trainer.micro_batch=3"))
     histograms = gallery.shown[-1][1].histograms
     assert {len(values) for values in histograms.values()} == {8}
-    before = histograms["distillation/difficulty/student"]
-    assert not torch.equal(before, histograms["distillation/difficulty/student_promoted"])
+    before = histograms["batch/difficulty/student"]
+    assert not torch.equal(before, histograms["batch/difficulty/student_promoted"])
 
 
 @pytest.mark.parametrize(
