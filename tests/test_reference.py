@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.data.ticker import StepTicker
+from hast_lightning.core.batch import Batch, Progress, Seen
+from hast_lightning.core.source import Site, TrainedSource
+from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import find_taps
 from hast_lightning.graph.tracing import expose, trace
 from hast_lightning.models import zoo
@@ -34,16 +37,19 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.ranges import affine_parameters
 from hast_lightning.quantization.rounding import fake_quantize
-from hast_lightning.quantization.spec import QuantizationSpec
-from hast_lightning.terms.channel_attention import alignment_loss, channel_attention
+from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.stages.loss import weighted_loss
+from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.channel_attention import alignment_losses, channel_attention
+from hast_lightning.terms.cross_entropy import HardCrossEntropy, difficulty
 from hast_lightning.terms.kl import kl_divergence
-from hast_lightning.terms.synthesis import SynthesisObjective, difficulty
 from hast_lightning.training.module import ZeroShotQuantization
-from hast_lightning.training.schedule import Schedule
 from hast_lightning.transforms.promotion import promote
 from tests.composition import composed
 from tests.real_data import cifar10_folder, reference_file
+from tests.small_runs import OWN_CALIBRATION, fit
 
+HARD = "stages.synthesis.terms.hard_cross_entropy"
 ONE_PASS, GRADIENT, AFTER_SIGN = 1e-4, 1e-3, 1e-2
 
 BITS = (2, 3, 4, 5, 8)
@@ -103,12 +109,12 @@ def taps() -> list[str]:
 
 @functools.cache
 def teacher() -> FrozenTeacher:
-    return FrozenTeacher(pretrained().network, taps())
+    return FrozenTeacher(pretrained())
 
 
 def quantized_student() -> fx.GraphModule:
     """The W3A3 student with the ranges of the reference."""
-    student = convert(pretrained().network, QuantizationSpec(3, 3))
+    student = convert(pretrained().network, QuantizerConfig(bits=3))
     set_reference_ranges(student)
     return student
 
@@ -120,9 +126,25 @@ def set_reference_ranges(student: nn.Module) -> None:
         quantizer.set_range(*ends)
 
 
+@functools.cache
+def bns() -> BNS:
+    """The term, bound to the teacher."""
+    term = BNS()
+    term.bind(teacher(), teacher())
+    return term
+
+
+def synthesis_step(images: Tensor) -> Seen:
+    """What the terms of a synthesis step see."""
+    nodes = bns().bind(teacher(), teacher()).teacher
+    passed = teacher().trace(images, nodes, unfolded=True)
+    return Seen(Batch(images, reference()["labels"]), passed, None, Progress("synthesis", 1, 1))
+
+
 def compute_teacher() -> Iterator[tuple[str, Tensor]]:
     images, labels = reference()["images"], reference()["labels"]
-    logits, statistics = teacher().statistics(images)
+    seen = synthesis_step(images)
+    logits, statistics = seen.teacher.logits, bns().statistics(seen)
     yield "teacher_logits", teacher()(images)
     yield "label_probability", 1 - difficulty(logits, labels)
     yield "cross_entropy", F.cross_entropy(logits, labels, reduction="none")
@@ -136,15 +158,13 @@ def compute_teacher() -> Iterator[tuple[str, Tensor]]:
 
 
 def compute_synthesis() -> Iterator[tuple[str, Tensor]]:
-    labels = reference()["labels"]
     for name, (beta, gamma) in HARDNESS.items():
         images = reference()["images"].clone().requires_grad_()
-        logits, statistics = teacher().statistics(images)
-        loss, values = SynthesisObjective(beta, gamma, 1.0)(logits, labels, statistics)
-        loss.backward()
+        terms: dict[str, Term] = {"bns": bns(), "hard": HardCrossEntropy(weight=beta, gamma=gamma)}
+        loss = weighted_loss(terms, synthesis_step(images))
+        loss.total.backward()
         assert images.grad is not None
-        weighted = values["hard_cross_entropy" if gamma else "cross_entropy"]
-        yield f"hard_loss_{name}", beta * weighted
+        yield f"hard_loss_{name}", loss.values["hard"]
         yield f"synthesis_grad_{name}", images.grad
 
 
@@ -160,7 +180,7 @@ def compute_quantizer() -> Iterator[tuple[str, Tensor]]:
 
 def compute_ranges() -> Iterator[tuple[str, Tensor]]:
     """Minima and maxima that one batch of the images has in the network without rounding."""
-    student = convert(pretrained().network, QuantizationSpec(3, 3))
+    student = convert(pretrained().network, QuantizerConfig(bits=3))
     quantizers = activation_quantizers(student)
     for quantizer in quantizers:
         quantizer.register_forward_hook(lambda q, args, _: q.moving_range.observe(args[0]))
@@ -195,10 +215,11 @@ def compute_student() -> Iterator[tuple[str, Tensor]]:
     images = reference()["images"].clone().requires_grad_()
 
     def losses(batch: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        teacher_logits, teacher_features = teacher().features(batch)
+        teacher_logits, values = teacher().trace(batch, taps())
+        teacher_features = list(values.values())
         student_logits, student_features = expose(student, taps())(batch)
         kl = 20 * kl_divergence(student_logits, teacher_logits, 20)
-        alignment = 1000 * alignment_loss(student_features, teacher_features)
+        alignment = 1000 * alignment_losses(student_features, teacher_features).sum()
         attentions = [channel_attention(f[0]) for f in (teacher_features, student_features)]
         return kl, alignment, [student_logits, *attentions]
 
@@ -267,61 +288,59 @@ def test_taps_are_the_nine_residual_bodies_after_their_second_batch_norm() -> No
     assert taps() == [f"layer{i}_{j}_bn2" for i in (1, 2, 3) for j in range(3)]
 
 
-class FixedImages(nn.Module):
+class FixedImages(TrainedSource):
     """A source that has only the images of the reference."""
 
-    steps_to_fill: int | None = None
-    steps_to_start = 0
-    shared = False
-
-    def __init__(self) -> None:
-        super().__init__()
+    def build(self, site: Site) -> None:
+        super().build(site)
         self.images = nn.Parameter(reference()["images"].clone())
         self.loss = float("nan")
 
-    def propose(self) -> tuple[Tensor, Tensor]:
-        return self.images, reference()["labels"]
+    def propose(self) -> Batch:
+        return Batch(self.images, reference()["labels"])
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([self.images], lr=1e-9)
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"sgd": torch.optim.SGD([self.images], lr=1e-9)}
 
-    def improved(self, loss: float, optimizer: torch.optim.Optimizer) -> None:
+    def improved(self, loss: float, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         self.loss = loss
 
-    def sample(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        return reference()["images"].clone(), reference()["labels"]
-
-    def held_out(self, count: int) -> tuple[Tensor, Tensor]:
-        return self.sample(count)
+    def sample(self, count: int) -> Batch:
+        return Batch(reference()["images"].clone(), reference()["labels"])
 
 
-def trained_for_one_iteration(schedule: Schedule, *overrides: str) -> ZeroShotQuantization:
-    """The whole module, driven by Lightning, with the recipe's own settings."""
+class ReferenceRanges(Callback):
+    """Sets the ranges of the reference when the student is calibrated."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, ZeroShotQuantization)
+        if pl_module.progress.stage == "calibration":
+            set_reference_ranges(pl_module.student)
+
+
+def trained(*overrides: str) -> ZeroShotQuantization:
+    """The whole module, driven by Lightning, with the recipe's own settings; a step a stage."""
     config = composed(
         "+experiment=cifar10_resnet20_w3a3",
         "data=none",
+        "trainer.accelerator=cpu",
         f"model.checkpoint={cifar10_folder() / 'resnet20-12fca82f.th'}",
-        "synthesis.calibration.source=synthesis",
-        "distillation.augmentation.probability=0",
+        "stages.synthesis.steps=1",
+        "stages.calibration.steps=1",
+        "stages.distillation.steps=1",
+        "stages.distillation.transforms.crop_and_flip.probability=0",
         *overrides,
     )
-    module = ZeroShotQuantization(config, pretrained(), FixedImages(), schedule)
-    set_reference_ranges(module.student)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(StepTicker(0, schedule.iterations), batch_size=None))
-    assert module.iteration == 1
+    images = FixedImages()
+    images.build(Site(pretrained(), key="sources.bank"))
+    module = ZeroShotQuantization(config, pretrained(), {"bank": images})
+    fit(module, [ReferenceRanges()])
+    assert module.iteration == len(config.order)
     return module
 
 
 def test_the_modules_student_step_gives_the_losses_and_gradients_of_the_reference() -> None:
-    module = trained_for_one_iteration(Schedule("two_stage", 0, 0, 1))
+    module = trained("order=[calibration,distillation]", *OWN_CALIBRATION)
     logged = {
         "kl_loss": "kd",
         "alignment_loss": "alignment",
@@ -329,7 +348,7 @@ def test_the_modules_student_step_gives_the_losses_and_gradients_of_the_referenc
         "alignment_loss_perturbed": "alignment_promoted",
     }
     for key, name in logged.items():
-        assert_agrees(key, torch.as_tensor(module.scalars[f"distillation/{name}"]))
+        assert_agrees(key, torch.as_tensor(module.outcome.scalars[f"distillation/{name}"]))
     parameters = dict(module.student.named_parameters())
     for key, name in GRADIENTS_OF.items():
         gradient = parameters[name].grad
@@ -340,11 +359,7 @@ def test_the_modules_student_step_gives_the_losses_and_gradients_of_the_referenc
 @pytest.mark.parametrize("name", HARDNESS)
 def test_the_modules_generator_step_gives_the_gradient_of_the_reference(name: str) -> None:
     beta, gamma = HARDNESS[name]
-    module = trained_for_one_iteration(
-        Schedule("two_stage", 1, 0, 0),
-        f"synthesis.hardness.beta={beta}",
-        f"synthesis.hardness.gamma={gamma}",
-    )
+    module = trained("order=[synthesis]", f"{HARD}.weight={beta}", f"{HARD}.gamma={gamma}")
     source = module.source
     assert isinstance(source, FixedImages)
     assert source.images.grad is not None
@@ -355,11 +370,7 @@ def test_the_modules_generator_step_gives_the_gradient_of_the_reference(name: st
 
 
 def test_hardness_switched_off_is_the_plain_cross_entropy() -> None:
-    module = trained_for_one_iteration(
-        Schedule("two_stage", 1, 0, 0),
-        "synthesis.hardness.enabled=false",
-        "synthesis.hardness.beta=1",
-    )
+    module = trained("order=[synthesis]", f"{HARD}.by_difficulty=false", f"{HARD}.weight=1")
     assert isinstance(module.source, FixedImages)
     assert module.source.images.grad is not None
     assert_agrees("synthesis_grad_beta1_gamma0", module.source.images.grad)
