@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hast_lightning.errors import DivergenceError
-from hast_lightning.runtime.loss_scaling import LEAST_SCALE, LossScaling, spoil_gradients
+from hast_lightning.runtime.loss_scaling import LEAST_SCALE, LossScaling
+from hast_lightning.stages.distill import spoil_gradients
 from hast_lightning.training.module import ZeroShotQuantization
-from hast_lightning.training.resumable import SOURCE_OPTIMIZER, STUDENT_OPTIMIZER
-from hast_lightning.training.schedule import Action
 from tests.command_line import undisturbed_torch
 from tests.small_runs import build_module, fit, small
 
 HALF = "trainer.precision=16-mixed"
+SOURCE, STUDENT = "sources.bank", "stages.distillation"
 INITIAL_SCALE = 2.0**16
 LOW_SCALE = 2.0**8
 
@@ -50,15 +50,15 @@ class Watch(Callback):
             self.act(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.scalars.append({key: float(value) for key, value in pl_module.scalars.items()})
+        self.scalars.append({key: float(value) for key, value in pl_module.outcome.scalars.items()})
         self.students.append(flat(pl_module.student))
 
 
 def low(module: ZeroShotQuantization) -> None:
     """Begin at a scale where nothing overflows: two of three steps would find it."""
     if module.iteration == 0:
-        scalers = module.loss_scaling.scalers
-        scalers[:] = [torch.amp.GradScaler("cpu", LOW_SCALE) for _ in scalers]
+        for name in (SOURCE, "sources.calibration", STUDENT):
+            module.loss_scaling.scalers[name] = torch.amp.GradScaler("cpu", LOW_SCALE)
 
 
 def flat(module: nn.Module) -> Tensor:
@@ -75,10 +75,10 @@ def test_a_run_in_float16_ends_near_one_in_float32() -> None:
     # Eight bits and plain gradients: at three, or with Adam's first steps, which have all the same
     # length, what float16 rounds decides between two values far apart.
     alike = (
-        "distillation.promotion.enabled=false",
+        "stages.distillation.transforms.promotion.enabled=false",
         "quantizer.weight_bits=8",
         "quantizer.activation_bits=8",
-        "distillation.optimizer.name=sgd",
+        "stages.distillation.optimizer.name=sgd",
     )
     half, watch = watched(*alike, act=low)
     full = build_module(small(*alike))
@@ -98,21 +98,20 @@ def test_a_run_in_float16_ends_near_one_in_float32() -> None:
 def test_every_optimizer_has_a_scale_of_its_own() -> None:
     def overflow_once(module: ZeroShotQuantization) -> None:
         if module.iteration == 0:
-            module.loss_scaling.scalers[SOURCE_OPTIMIZER] = torch.amp.GradScaler("cpu", 2.0**120)
+            module.loss_scaling.scalers[SOURCE] = torch.amp.GradScaler("cpu", 2.0**120)
 
     module, watch = watched(act=overflow_once)
     synthesis = [s for s in watch.scalars if "synthesis/loss_scale" in s]
     assert synthesis[0]["synthesis/loss_scale"] == 2.0**119
     assert synthesis[0]["synthesis/skipped_steps"] == 1
     assert watch.scalars[-1]["distillation/loss_scale"] <= INITIAL_SCALE
-    assert module.iteration == module.schedule.iterations
+    assert module.iteration == module.agenda.iterations
 
 
 def test_a_step_whose_gradients_overflow_changes_nothing_and_is_counted() -> None:
     def overflow(module: ZeroShotQuantization) -> None:
-        scalers = module.loss_scaling.scalers
-        if Action.DISTILL in module.schedule.actions(module.iteration):
-            scalers[STUDENT_OPTIMIZER] = torch.amp.GradScaler("cpu", 2.0**120)
+        if module.agenda.progress(module.iteration).stage == "distillation":
+            module.loss_scaling.scalers[STUDENT] = torch.amp.GradScaler("cpu", 2.0**120)
 
     module, watch = watched(act=overflow)
     steps = [i for i, s in enumerate(watch.scalars) if "distillation/loss_scale" in s]
@@ -137,13 +136,15 @@ def test_an_image_gradient_that_overflows_in_the_teacher_skips_the_step(
             return gradients[0] * float("nan")
 
     module = build_module(small(HALF))
-    features, seen = module.teacher.features, []
+    trace, seen = module.teacher.trace, []
 
-    def overflowing(images: Tensor) -> Any:
-        seen.append(len(images))
-        return features(Overflow.apply(images))
+    def overflowing(images: Tensor, nodes: Any = (), *, unfolded: bool = False) -> Any:
+        if not unfolded:  # as synthesis asks for it
+            seen.append(len(images))
+            images = Overflow.apply(images)
+        return trace(images, nodes, unfolded=unfolded)
 
-    monkeypatch.setattr(module.teacher, "features", overflowing)
+    monkeypatch.setattr(module.teacher, "trace", overflowing)
     watch = Watch()
     fit(module, [watch])
     assert len(seen) == 3  # no promoted copies
@@ -152,8 +153,8 @@ def test_an_image_gradient_that_overflows_in_the_teacher_skips_the_step(
 
 
 def test_gradients_are_clipped_at_their_true_length() -> None:
-    _, watch = watched("distillation.optimizer.clip_norm=1e-3", act=low)
-    full = build_module(small("distillation.optimizer.clip_norm=1e-3"))
+    _, watch = watched("stages.distillation.optimizer.clip_norm=1e-3", act=low)
+    full = build_module(small("stages.distillation.optimizer.clip_norm=1e-3"))
     reference = Watch()
     fit(full, [reference])
     norms, expected = (
@@ -166,7 +167,7 @@ def test_gradients_are_clipped_at_their_true_length() -> None:
 def test_gradients_that_are_never_finite_end_the_run() -> None:
     def always(module: ZeroShotQuantization) -> None:
         spoil = torch.amp.GradScaler("cpu", LEAST_SCALE)
-        module.loss_scaling.scalers[STUDENT_OPTIMIZER] = spoil
+        module.loss_scaling.scalers[STUDENT] = spoil
         hook = next(module.student.parameters())
         if not hook._backward_hooks:
             hook.register_hook(lambda gradient: gradient * float("nan"))
@@ -176,20 +177,19 @@ def test_gradients_that_are_never_finite_end_the_run() -> None:
 
 
 def test_scales_and_counts_come_back() -> None:
-    before, after = LossScaling("cpu", 2), LossScaling("cpu", 2)
-    before.select(1)
+    before, after = LossScaling("cpu"), LossScaling("cpu")
+    before.select("one")
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     before.scaler.scale(parameter.sum()).backward()
     parameter.grad[0] = float("inf")
     before.unscale(optimizer)
     before.scaler.step(optimizer)
-    before.scaler.update()
-    before.skipped[1] = 1
+    before.update()
     after.load_state_dict(before.state_dict())
-    after.select(1)
+    after.select("one")
     assert (after.scale, after.skipped_steps) == (INITIAL_SCALE / 2, 1)
-    after.select(0)
+    after.select("other")
     assert (after.scale, after.skipped_steps) == (INITIAL_SCALE, 0)
 
 

@@ -15,7 +15,14 @@ from hast_lightning.tracking.media import Media
 from hast_lightning.training.callbacks.observation import Observation
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import undisturbed_torch
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, fit, small
+from tests.small_runs import (
+    ALTERNATING,
+    ALTERNATING_BANK,
+    GENERATOR,
+    build_module,
+    fit,
+    small,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +80,7 @@ def test_every_stage_shows_what_it_changes_at_its_interval_and_at_its_end() -> N
 
 
 def test_an_alternating_run_shows_all_at_once() -> None:
-    _, gallery = observed(small(*GENERATOR, *ALTERNATING, "callbacks.media_every_n_steps=100"))
+    _, gallery = observed(small(*ALTERNATING, "callbacks.media_every_n_steps=100"))
     assert [(i, names(media)) for i, media in gallery.shown] == [
         (0, SAMPLES),
         (1, SAMPLES | {"layers"}),
@@ -82,7 +89,7 @@ def test_an_alternating_run_shows_all_at_once() -> None:
 
 
 def test_without_promotion_there_is_nothing_after_it() -> None:
-    _, gallery = observed(small("distillation.promotion.enabled=false"))
+    _, gallery = observed(small("stages.distillation.transforms.promotion.enabled=false"))
     assert names(gallery.shown[-1][1]) == {
         "batch/difficulty/student",
         "batch/difficulty/teacher",
@@ -102,9 +109,9 @@ def test_the_histograms_are_of_what_the_step_saw() -> None:
     "overrides",
     [
         (),
-        pytest.param(ALTERNATING, marks=pytest.mark.slow),
+        pytest.param(ALTERNATING_BANK, marks=pytest.mark.slow),
         pytest.param(GENERATOR, marks=pytest.mark.slow),
-        (*GENERATOR, *ALTERNATING),
+        ALTERNATING,
     ],
     ids=["bank", "alternating_bank", "generator", "alternating_generator"],
 )

@@ -11,9 +11,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hast_lightning.core.batch import Progress
+from hast_lightning.core.stage import Outcome
+from hast_lightning.training.agenda import Agenda, Leg
 from hast_lightning.training.callbacks import progress as progress_module
-from hast_lightning.training.callbacks.progress import Snapshot, StageProgressBar, stage_scalars
-from hast_lightning.training.schedule import StageProgress
+from hast_lightning.training.callbacks.progress import Snapshot, StageProgressBar, short_scalars
 
 TOTALS = {"synthesis": 30, "distillation": 20}
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -28,22 +30,24 @@ class Clock:
 
 
 class Staged(LightningModule):
-    """Steps of a fixed duration on the given clock; counts how often its scalars are read."""
+    """Steps of a fixed duration on the given clock; counts how often its outcome is read."""
 
-    stage_totals = TOTALS
+    agenda = Agenda(tuple(Leg(stage, total) for stage, total in TOTALS.items()))
 
     def __init__(self, clock: Clock, seconds: float, fail_at: int | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.clock, self.seconds, self.fail_at = clock, seconds, fail_at
-        self.progress = StageProgress("synthesis", 0, 30)
+        self.progress = Progress("synthesis", 0, 30)
         self.reads = 0
 
     @property
-    def scalars(self) -> dict[str, float | Tensor]:
+    def outcome(self) -> Outcome:
         self.reads += 1
-        return {"synthesis/bns": torch.tensor(0.5), "distillation/kd": 0.25 * self.weight + 1.25}
+        if self.progress.stage == "synthesis":
+            return Outcome({"synthesis/bns": torch.tensor(0.5)})
+        return Outcome({"distillation/kd": 0.25 * self.weight + 1.25})
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         done = int(batch) + 1
@@ -51,7 +55,7 @@ class Staged(LightningModule):
             raise RuntimeError("step failed")
         in_synthesis = done <= TOTALS["synthesis"]
         stage, step = ("synthesis", done) if in_synthesis else ("distillation", done - 30)
-        self.progress = StageProgress(stage, step, TOTALS[stage])
+        self.progress = Progress(stage, step, TOTALS[stage])
         self.clock.now += self.seconds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -200,7 +204,7 @@ def test_other_ranks_are_silent(clock: Clock) -> None:
     console, module = make_console(terminal=False), Staged(clock, 0.5)
     bar = StageProgressBar(console)
     bar.on_train_start(SecondRank(), module)  # type: ignore[arg-type]
-    module.progress = StageProgress("synthesis", 30, 30)
+    module.progress = Progress("synthesis", 30, 30)
     bar.on_train_batch_end(SecondRank(), module, None, None, 0)  # type: ignore[arg-type]
     bar.on_train_end(SecondRank(), module)  # type: ignore[arg-type]
     assert output(console) == ""
@@ -212,19 +216,17 @@ def test_other_ranks_are_silent(clock: Clock) -> None:
     [(None, ""), (123.4, "123 steps/s"), (12.34, "12.3 steps/s"), (0.4, "2.5 s/step")],
 )
 def test_pace_in_the_unit_that_reads_best(rate: float | None, pace: str) -> None:
-    assert Snapshot(StageProgress("synthesis", 1, 2), {}, rate, 0.0).pace == pace
+    assert Snapshot(Progress("synthesis", 1, 2), {}, rate, 0.0).pace == pace
 
 
-def test_a_stage_shows_its_own_losses() -> None:
+def test_names_are_short_and_values_plain_numbers() -> None:
     scalars = {"synthesis/bns": torch.tensor(2.0, requires_grad=True), "distillation/kd": 0.5}
-    assert stage_scalars(scalars, "synthesis") == {"bns": 2.0}
-    assert stage_scalars(scalars, "calibration") == {}
-    assert stage_scalars(scalars, "alternating") == {"bns": 2.0, "kd": 0.5}
+    assert short_scalars(scalars) == {"bns": 2.0, "kd": 0.5}
 
 
 def test_names_that_two_groups_share_keep_their_group() -> None:
     scalars = {"synthesis/loss": 1.0, "distillation/loss": 2.0, "distillation/kd": 3.0}
-    assert stage_scalars(scalars, "alternating") == {
+    assert short_scalars(scalars) == {
         "synthesis/loss": 1.0,
         "distillation/loss": 2.0,
         "kd": 3.0,

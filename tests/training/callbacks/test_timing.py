@@ -9,18 +9,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hast_lightning.core.batch import Progress
 from hast_lightning.training.callbacks import timing
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.training.callbacks.timing import StageTimer
-from hast_lightning.training.schedule import StageProgress
 
 SECONDS = {"synthesis": 5.0, "distillation": 0.5}
 STEPS = [
-    StageProgress("synthesis", 1, 2),
-    StageProgress("synthesis", 2, 2),
-    StageProgress("distillation", 1, 3),
-    StageProgress("distillation", 2, 3),
-    StageProgress("distillation", 3, 3),
+    Progress("synthesis", 1, 2),
+    Progress("synthesis", 2, 2),
+    Progress("distillation", 1, 3),
+    Progress("distillation", 2, 3),
+    Progress("distillation", 3, 3),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_new_timer_goes_on_from_the_checkpoint(clock: Clock, tmp_path: Path) -
 def test_cuda_is_waited_for_only_where_a_stage_ends(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[StageProgress] = []
+    waited: list[Progress] = []
     module, timer = Staged(clock), StageTimer()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(Staged, "device", torch.device("cuda", 0))
