@@ -70,9 +70,10 @@ def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> N
         ((*OWN_CALIBRATION, "quantizer=lsq"), (2, 6, 7, 8, 9)),
         (GENERATOR, (3, 6, 8)),
         (ALTERNATING, ()),
+        (("trainer.precision=16-mixed",), (7, 9)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
-    ids=["hast", "own_calibration", "generator", "alternating", "alternating_bank"],
+    ids=["hast", "own_calibration", "generator", "alternating", "float16", "alternating_bank"],
 )
 def test_a_run_that_goes_on_ends_as_it_would_have(
     words: tuple[str, ...], at: tuple[int, ...], tmp_path: Path
