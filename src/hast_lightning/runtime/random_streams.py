@@ -10,7 +10,7 @@ import torch
 
 
 def random_streams() -> dict[str, Any]:
-    """The state of every generator that a run may draw from: tensors, numbers and lists only."""
+    """Return the state of every generator of a run, in tensors, numbers and lists."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {

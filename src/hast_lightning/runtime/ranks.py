@@ -22,12 +22,12 @@ RANK_SEED_STRIDE = 1_000_003
 
 
 def world_size() -> int:
-    """How many processes the run has."""
+    """Return the number of processes of the run."""
     return distributed.get_world_size() if _is_distributed() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return distributed.get_rank() if _is_distributed() else 0
 
 
@@ -36,13 +36,13 @@ def _is_distributed() -> bool:
 
 
 def rank_seed(seed: int) -> int:
-    """A seed of its own for every rank; that of rank 0 is ``seed`` itself."""
+    """Return a seed of its own for every rank; that of rank 0 is ``seed`` itself."""
     return seed + RANK_SEED_STRIDE * rank()
 
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Around a message to the other processes: an error in one line if they do not answer.
+    """Tell in one line that the other processes do not answer the message sent within.
 
     Raises:
         LostProcessError: the backend of torch.distributed gave up.
@@ -62,7 +62,7 @@ def answered() -> Iterator[None]:
 
 @torch.no_grad()
 def averaged(tensor: Tensor) -> Tensor:
-    """The mean of ``tensor`` over the ranks, the same on each."""
+    """Return the mean of ``tensor`` over the ranks, the same on each."""
     if world_size() == 1:
         return tensor
     total = tensor.clone()
@@ -89,7 +89,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks (of one shape), one after the other along the first dimension."""
+    """Concatenate the tensors of all ranks, of one shape, along the first dimension."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -99,7 +99,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def gathered_objects(value: T) -> list[T]:
-    """``value`` of every rank, in the order of the ranks."""
+    """Return ``value`` of every rank, in the order of the ranks."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()

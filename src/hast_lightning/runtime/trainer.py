@@ -39,7 +39,7 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     folder: Path = Path(),
 ) -> Trainer:
-    """The trainer of a run."""
+    """Return the trainer of a run."""
     parallel = options.devices * options.num_nodes > 1
     timeout = timedelta(minutes=options.timeout_minutes)
     scaled = options.precision == FLOAT16
@@ -68,7 +68,7 @@ def build_trainer(
 
 
 def _device_type(options: TrainerConfig) -> str:
-    """Where the networks will run: what the trainer makes of ``auto``, without starting one."""
+    """Return the type of device that the trainer makes of ``auto``, without starting one."""
     if options.accelerator in ("cpu", "mps"):
         return options.accelerator
     if options.accelerator in ("gpu", "cuda") or torch.cuda.is_available():
@@ -77,7 +77,7 @@ def _device_type(options: TrainerConfig) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the files of the run, known before the processes have met."""
+    """Return whether this process writes the files, known before the processes have met."""
     # Lightning's own reading of the launchers' environment variables.
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 

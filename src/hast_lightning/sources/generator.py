@@ -193,7 +193,7 @@ class ConditionalGenerator(TrainedSource):
             self.train(training)
 
     def _shape_header(self) -> dict[str, str]:
-        """What must agree between a file and the network that it is loaded into."""
+        """Return what must agree between a file and the network that it is loaded into."""
         return {
             "conditioning": self.conditioning,
             "latent_dim": str(self.latent_dim),

@@ -43,7 +43,7 @@ class ImageBank(TrainedSource):
     last images of the bank are those that are held out.
 
     Source: released HAST (Li et al., CVPR 2023): N(0, 1), Adam at 0.5 reduced on plateaus, 1,000
-    iterations a batch of 256, 5,120 images, uniform labels.
+    iterations per batch of 256, 5,120 images, uniform labels.
     """
 
     size: int = 5120
@@ -132,18 +132,18 @@ class ImageBank(TrainedSource):
 
     @property
     def steps_to_fill(self) -> int:
-        """Optimizer steps after which every image of the bank was made once."""
+        """Return the optimizer steps after which every image of the bank was made once."""
         batches = self.count // (self.batch_size * self.processes)
         return batches * self.iterations
 
     @property
     def steps_to_start(self) -> int:
-        """Optimizer steps after which the first batch is finished; zero if one was loaded."""
+        """Return the optimizer steps until the first batch is finished; zero if one was loaded."""
         return 0 if self.filled else self.iterations
 
     @property
     def full(self) -> bool:
-        """Whether every image of the bank was made."""
+        """Return whether every image of the bank was made."""
         return self.filled == self.count
 
     def propose(self) -> Batch:
@@ -157,7 +157,7 @@ class ImageBank(TrainedSource):
         self.active_labels.random_(self.site.pretrained.num_classes)
 
     def own_state(self) -> dict[str, Any]:
-        """The active batch, its plateau, and where this rank is in its epoch."""
+        """Return the active batch, its plateau, and where this rank is in its epoch."""
         return {
             "active": self.active.detach().cpu(),
             "labels": self.active_labels.cpu(),

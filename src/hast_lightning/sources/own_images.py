@@ -1,4 +1,4 @@
-"""The user's own unlabelled pictures in place of synthetic images.
+"""The user's own unlabeled pictures in place of synthetic images.
 
 For those who do have a few, and as the upper bound that every zero-shot figure is read against.
 """
@@ -35,12 +35,12 @@ from hast_lightning.runtime.ranks import rank, world_size
 _log = logging.getLogger(__name__)
 
 UNKNOWN = -1
-LABELLED_AT_ONCE = 32
+LABELED_AT_ONCE = 32
 EXPECTED = "a folder of pictures or an .npz file with x (uint8 N,H,W,C)"
 
 
 def read_own_images(path: Path, limit: int, network: PretrainedNetwork, key: str) -> Tensor:
-    """The pictures as the network expects them, but for the normalization.
+    """Return the pictures as the network expects them, but for the normalization.
 
     Photographs are resized and their centre is cropped as evaluation data are; what has the
     network's size already is taken as it is.
@@ -105,7 +105,7 @@ def _from_archive(
 
 
 def _evenly(count: int, limit: int, origin: str) -> NDArray[np.int64]:
-    """Which of ``count`` pictures are kept: all, or ``limit`` with the same gaps between them."""
+    """Return which of ``count`` pictures are kept: all, or ``limit`` at equal distances."""
     if count > limit:
         _log.warning(
             "%s has %d pictures, of which %d are used (max_images)",
@@ -117,7 +117,7 @@ def _evenly(count: int, limit: int, origin: str) -> NDArray[np.int64]:
 
 @part("source", "images")
 class OwnImages(Source):
-    """The user's own unlabelled pictures in place of synthetic images; it needs no steps.
+    """The user's own unlabeled pictures in place of synthetic images; it needs no steps.
 
     They are kept as bytes on the CPU and normalized batch by batch on the source's device.
     Neither checkpoints nor any other file of a run holds them: a resumed run reads them again,
@@ -186,7 +186,7 @@ class OwnImages(Source):
         self._shuffled = None
 
     def own_state(self) -> dict[str, Any]:
-        """Where this rank is in its epochs, and the labels that it knows."""
+        """Return where this rank is in its epochs, and the labels that it knows."""
         return {"labels": self.labels.cpu(), "counters": self.get_extra_state()}
 
     def set_own_state(self, state: dict[str, Any]) -> None:
@@ -205,19 +205,19 @@ class OwnImages(Source):
         return self._batch(index)
 
     def _place(self, number: int) -> Tensor:
-        """Where in the share the picture is that is given as the ``number``th, from 0."""
+        """Return the place in the share of the picture given as the ``number``th, from 0."""
         epoch, place = divmod(number, len(self._share))
         return self._order(epoch)[place]
 
     def _order(self, epoch: int) -> Tensor:
-        """A function of the epoch's number alone, so that a checkpoint need not hold it."""
+        """Return the order of an epoch, which follows from its number and is in no checkpoint."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             seeded = torch.Generator().manual_seed(self._epochs_seed + epoch)
             self._shuffled = (epoch, torch.randperm(len(self._share), generator=seeded))
         return self._shuffled[1]
 
     def collect(self, count: int) -> Batch:
-        """Return pictures (N, C, H, W) of the rank's share and predicted labels, always the same."""
+        """Return pictures (N, C, H, W) of the rank's share and labels, always the same."""
         return self._batch(self._share[: max(count, 0)])
 
     def held_out(self, count: int) -> Batch:
@@ -250,7 +250,7 @@ class OwnImages(Source):
 
     def _predict(self, images: Tensor) -> Tensor:
         network = self.site.pretrained.network.to(images.device)
-        parts = torch.split(images, LABELLED_AT_ONCE)
+        parts = torch.split(images, LABELED_AT_ONCE)
         return torch.cat([network(part).argmax(dim=1) for part in parts])
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -273,5 +273,5 @@ class OwnImages(Source):
 
 
 def _drawn_seed() -> int:
-    """From torch's global stream, so that it follows from the seed of the run and the rank."""
+    """Draw from torch's global stream: it follows from the seed of the run and the rank."""
     return int(torch.randint(2**31, ()))

@@ -1,4 +1,4 @@
-"""How a student's learning rate moves over the steps of its stage."""
+"""The student's learning rate over the steps of its stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICIES = ("constant", "multistep", "cosine")
 
 @dataclass
 class LearningRate:
-    """How the learning rate moves over the steps of a stage."""
+    """The learning rate over the steps of a stage, as multiples of the base rate."""
 
     policy: str = "multistep"
     """``constant``, ``multistep`` (falls at the milestones) or ``cosine`` (falls to zero)."""

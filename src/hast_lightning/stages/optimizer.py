@@ -1,4 +1,4 @@
-"""What moves the student's parameters."""
+"""The student's optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("sgd", "adam", "adamw")
 
 @dataclass
 class Optimizer:
-    """The student's optimizer."""
+    """SGD, Adam or AdamW over the student's parameters."""
 
     name: str = "sgd"
     """``sgd`` (with Nesterov momentum), ``adam`` or ``adamw``."""

@@ -23,10 +23,10 @@ class Evaluation:
     """What one pass over a set of images found, in percent.
 
     Attributes:
-        teacher_top1: Share of the images that the teacher classifies as labelled.
+        teacher_top1: Share of the images that the teacher classifies as labeled.
         student_top1: The same of the student.
         agreement: Share of the images on which both predict the same class.
-        images: How many images were seen.
+        images: Number of images.
     """
 
     teacher_top1: float
@@ -36,13 +36,13 @@ class Evaluation:
 
 
 def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
-    """A metric's state on every rank: as torchmetrics gathers, but a lost rank is told as such."""
+    """Gather a metric's state as torchmetrics does, but tell a lost rank as such."""
     with answered():
         return gather_all_tensors(state, group)
 
 
 class Confusion(Metric):
-    """How often the student said one class where the teacher said another.
+    """Counts how often the student said one class where the teacher said another.
 
     torchmetrics' own counts in a mode that deterministic algorithms make very slow with a
     thousand classes.
@@ -65,7 +65,7 @@ class Confusion(Metric):
         self.counts.index_put_((of_teacher, of_student), one, accumulate=True)
 
     def compute(self) -> Tensor:
-        """Images by the teacher's class (rows) and the student's, (classes, classes) int64."""
+        """Return images by class of teacher (rows) and student, (classes, classes) int64."""
         return self.counts
 
 
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:
-    """A class number would be read off NaN all the same, and look like a result."""
+    """Refuse NaN and infinity, which have a largest entry too and would look like a result."""
     if not bool(of_teacher.isfinite().all()):
         raise ModelError("the pretrained network puts out NaN or infinite logits")
     if not bool(of_student.isfinite().all()):

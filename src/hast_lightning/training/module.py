@@ -172,7 +172,7 @@ class ZeroShotQuantization(LightningModule):
         self.iteration += 1
 
     def _log_scalars(self) -> None:
-        """The one place that logs: everything that was measured, at the run's own counter."""
+        """Log everything that was measured, at the run's own counter; no other place logs."""
         outcome, every = self.outcome, self.config.trainer.log_every_n_steps
         if not (outcome.scalars and self.agenda.is_logged(self.iteration, every)):
             return
@@ -279,7 +279,7 @@ class ZeroShotQuantization(LightningModule):
         return own
 
     def _continue_own_state(self) -> None:
-        """Not before the first step: the trainer draws numbers of its own on its way there."""
+        """Take up this rank's state; in the first step, for the trainer draws numbers before it."""
         own, self._own = self._own, None
         if own is None:
             return

@@ -85,7 +85,7 @@ class LastCheckpoint(Callback):
             self.save(trainer)
 
     def _is_late(self, trainer: Trainer) -> bool:
-        """Whether the minutes are over; decided by rank zero, since clocks differ."""
+        """Return whether the minutes are over; rank zero decides, since clocks differ."""
         if self.every_n_minutes == float("inf"):
             return False
         late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
@@ -149,12 +149,12 @@ class LastCheckpoint(Callback):
 
 
 def numbered(path: Path, age: int) -> Path:
-    """Where the checkpoint lies that is ``age`` checkpoints older than the last."""
+    """Return the path of the checkpoint that is ``age`` checkpoints older than the last."""
     return path.with_name(f"{path.stem}.{age}{path.suffix}") if age else path
 
 
 def last_whole_checkpoint(path: Path) -> Path | None:
-    """The youngest checkpoint that is whole, none where none was ever written.
+    """Return the youngest checkpoint that is whole, none where none was ever written.
 
     Every record's checksum is compared. A damaged checkpoint is passed over with a warning.
 

@@ -25,7 +25,7 @@ class StudentEvaluation(Callback):
         evaluate: Measures the student as it is now; none where there is nothing to measure
             on yet.
         every_n_steps: Iterations between evaluations after the calibration; 0: none.
-        labelled: Whether what it is measured on has labels. Those of synthetic images were made
+        labeled: Whether what it is measured on has labels. Those of synthetic images were made
             up: without others there is agreement, and no accuracy.
 
     Attributes:
@@ -37,11 +37,11 @@ class StudentEvaluation(Callback):
         self,
         evaluate: Callable[[], Evaluation | None],
         every_n_steps: int,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> None:
         self._evaluate = evaluate
         self._every_n_steps = every_n_steps
-        self._labelled = labelled
+        self._labeled = labeled
         self._seen_frozen = False
         self.calibrated: Evaluation | None = None
         self.best: float | None = None
@@ -65,7 +65,7 @@ class StudentEvaluation(Callback):
             self._record(pl_module.loggers, module.iteration - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, in plain numbers."""
+        """Return what a resumed run needs, in plain numbers."""
         calibrated = None if self.calibrated is None else asdict(self.calibrated)
         return {"seen": self._seen_frozen, "calibrated": calibrated, "best": self.best}
 
@@ -79,13 +79,13 @@ class StudentEvaluation(Callback):
         evaluation = self._evaluate()
         if evaluation is None:
             return
-        if self._labelled:
+        if self._labeled:
             self.best = max(self.best or 0.0, evaluation.student_top1)
         metrics = {f"evaluation/{name}": value for name, value in self._metrics(evaluation).items()}
         for logger in loggers:
             logger.log_metrics(metrics, step=iteration)
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        """What there is to log, by name without the group."""
+        """Return what there is to log, by name without the group."""
         metrics = {"agreement": evaluation.agreement}
-        return metrics | ({"student_top1": evaluation.student_top1} if self._labelled else {})
+        return metrics | ({"student_top1": evaluation.student_top1} if self._labeled else {})

@@ -81,7 +81,7 @@ class Observation(Callback):
 
     @torch.no_grad()
     def observe(self, module: ObservedModule) -> Media:
-        """What there is to see now: the images while they change, the student once it is one."""
+        """Return what there is to see: images while they change, the student once it is one."""
         pictures, histograms = {}, {}
         if _changes_images(module):
             samples = self._samples(module)

@@ -32,7 +32,7 @@ class Snapshot:
     Attributes:
         progress: Stage, steps done and steps in all.
         scalars: Current losses by short name.
-        rate: Steps a second, or none after a single step.
+        rate: Steps per second, or none after a single step.
         elapsed: Seconds since the stage began (or since the resume).
     """
 
@@ -43,7 +43,7 @@ class Snapshot:
 
     @property
     def pace(self) -> str:
-        """Speed in the unit that reads best."""
+        """Return the speed in the unit that reads best."""
         if not self.rate:
             return ""
         if self.rate < 1:
@@ -52,7 +52,7 @@ class Snapshot:
 
     @property
     def clock(self) -> str:
-        """Time elapsed and left."""
+        """Return the time elapsed and left."""
         elapsed = _duration(self.elapsed)
         steps_left = self.progress.total - self.progress.step
         if not self.rate or not steps_left:
@@ -61,7 +61,7 @@ class Snapshot:
 
     @property
     def losses(self) -> str:
-        """Names and values of the scalars."""
+        """Return names and values of the scalars."""
         return "  ".join(f"{name} {value:.4g}" for name, value in self.scalars.items())
 
 
@@ -69,7 +69,7 @@ class Display(Protocol):
     """Where progress is shown."""
 
     def due(self, progress: StageProgress, now: float) -> bool:
-        """Whether this step is worth showing; ``now`` in seconds. Must be cheap."""
+        """Return whether this step is worth showing; ``now`` in seconds. Must be cheap."""
         ...
 
     def show(self, snapshot: Snapshot) -> None:
@@ -82,7 +82,7 @@ class Display(Protocol):
 
 
 class BarDisplay:
-    """One bar a stage, dim until it starts, and the current losses below them.
+    """One bar per stage, dim until it starts, and the current losses below them.
 
     There is no refresh thread: bars move when a step ends.
     """
@@ -112,7 +112,7 @@ class BarDisplay:
         self._live.start(refresh=True)
 
     def due(self, progress: StageProgress, now: float) -> bool:
-        """Every ``REFRESH_SECONDS``, and when a stage ends."""
+        """Return true every ``REFRESH_SECONDS``, and when a stage ends."""
         if now - self._shown_at < REFRESH_SECONDS and progress.step < progress.total:
             return False
         self._shown_at = now
@@ -159,7 +159,7 @@ class LineDisplay:
         self._print("stages: " + ", ".join(f"{s} ({n} steps)" for s, n in stage_totals.items()))
 
     def due(self, progress: StageProgress, now: float) -> bool:
-        """Whether a line is due."""
+        """Return whether a line is due."""
         stage, step, total = progress
         part = LINES_PER_STAGE * step // total
         if stage == self._stage and part == self._part and now - self._shown_at < LINE_SECONDS:

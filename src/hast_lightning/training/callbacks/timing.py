@@ -50,7 +50,7 @@ class StageTimer(Callback):
         self._mark = now
 
     def state_dict(self) -> dict[str, Any]:
-        """The seconds so far, for the checkpoint."""
+        """Return the seconds so far, for the checkpoint."""
         return {"seconds": dict(self.seconds)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
