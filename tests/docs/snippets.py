@@ -51,14 +51,14 @@ BUDGET = (
     "trainer.threads=1",
     "callbacks.progress=false",
     "callbacks.grid_images=4",
-    "synthesis.bank.size=8",
-    "synthesis.bank.batch_size=4",
-    "synthesis.bank.iterations=1",
-    "synthesis.generator.batch_size=4",
-    "synthesis.calibration.batch_size=4",
-    "distillation.batch_size=4",
+    "schedule.images=8",
+    "schedule.image_batch=4",
+    "schedule.image_steps=1",
+    "schedule.generator_steps=2",
     "schedule.calibration_steps=2",
     "schedule.student_steps=2",
+    "schedule.student_batch=4",
+    "schedule.unit_steps=1",
 )
 """What makes a run take a second. It stands before a command's own words, which so win."""
 AFTER = "after="
