@@ -1,0 +1,221 @@
+"""What stages refuse before anything is computed, and how they share sources and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from hast_lightning.core.batch import Batch, Needs, Seen
+from hast_lightning.core.network import Network
+from hast_lightning.core.term import Term
+from hast_lightning.errors import ConfigurationError, DivergenceError
+from hast_lightning.sources.generator import ConditionalGenerator
+from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.noise import Noise
+from hast_lightning.stages.alternate import Alternate
+from hast_lightning.stages.synthesize import Synthesize
+from hast_lightning.terms.cross_entropy import CrossEntropy
+from hast_lightning.training.module import ZeroShotQuantization
+from tests.command_line import undisturbed_torch
+from tests.small_runs import ALTERNATING, GENERATOR, OWN_CALIBRATION, build_module, fit, small
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed_torch() -> Iterator[None]:
+    with undisturbed_torch():
+        yield
+
+
+NO_TERMS = (
+    "stages.synthesis.terms.bns.enabled=false",
+    "stages.synthesis.terms.hard_cross_entropy.weight=0",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("stages.synthesis.source=nowhere",),
+            "stages.synthesis.source=nowhere is no source; there are: bank, calibration",
+        ),
+        (
+            ("source@sources.bank=noise",),
+            "stages.synthesis.source=bank: a source of kind noise has nothing to improve",
+        ),
+        (NO_TERMS, "stages.synthesis.terms: none has a weight, so nothing is improved for"),
+        (
+            GENERATOR[:2],
+            "stages.synthesis.steps is not set: a generator has no natural end; say how many "
+            "steps it gets",
+        ),
+        (
+            ("order=[distillation]",),
+            "order: stages.distillation trains the student, which no stage before it calibrates",
+        ),
+        (
+            (
+                "stages.distillation.terms.kd.weight=0",
+                "stages.distillation.terms.alignment.enabled=false",
+            ),
+            "stages.distillation.terms: none has a weight, so that nothing would be learned",
+        ),
+        (
+            (*ALTERNATING, "order=[alternation]"),
+            "order: stages.alternation.distillation trains the student, which no stage before it "
+            "calibrates",
+        ),
+        (
+            (*ALTERNATING, "stages.alternation.distillation.batch_size=4"),
+            "stages.alternation.distillation.batch_size=4 differs from "
+            "sources.generator.batch_size=8: both steps see the same batch",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_its_key(
+    words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_module(small(*words))
+    assert str(caught.value) == message
+
+
+class Unlabeled(Noise):
+    """Noise without labels."""
+
+    kind = "unlabeled"
+    label_kind = "none"
+
+    def sample(self, count: int) -> Batch:
+        return Batch(super().sample(count).inputs)
+
+
+def test_labels_are_refused_by_the_key_of_the_term_also_inside_of_a_stage() -> None:
+    config = small(*ALTERNATING)
+    alternation = config.stages["alternation"]
+    assert isinstance(alternation, Alternate)
+    config.sources["bare"] = Unlabeled()
+    alternation.distillation.source = "bare"
+    build_module(config)  # HAST's student needs no labels
+    alternation.distillation.terms["mine"] = CrossEntropy()
+    with pytest.raises(
+        ConfigurationError, match=r"^stages\.alternation\.distillation\.terms\.mine: .* gives none$"
+    ):
+        build_module(config)
+
+
+def test_a_source_that_was_read_from_a_file_needs_no_steps(tmp_path: Path) -> None:
+    words = ("order=[synthesis]", "sources.bank.size=32")
+    module = build_module(small(*words))
+    fit(module)
+    module.save_samples(tmp_path / "bank.safetensors")
+    load = f"sources.bank.load={tmp_path / 'bank.safetensors'}"
+    loaded = build_module(small(load))
+    assert loaded.agenda.stages == {"calibration": 2, "distillation": 3}
+    assert torch.equal(loaded.source.collect(32).inputs, module.source.collect(32).inputs)
+
+
+# --- a term of the synthesis that looks at the student ---------------------------------------
+
+
+class Disagreement(Term):
+    """The student's squared logits, which images are to lower."""
+
+    kind = "disagreement"
+
+    def bind(self, teacher: Network, student: Network) -> Needs:
+        return Needs(student=())
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.student is not None
+        return seen.student.logits.square().mean()
+
+
+def test_a_student_that_is_not_calibrated_yet_is_not_looked_at() -> None:
+    config = small()
+    for name in ("synthesis", "calibration"):
+        stage = config.stages[name]
+        stage.terms["disagreement"] = Disagreement()
+        with pytest.raises(ConfigurationError, match=rf"^stages\.{name}\.terms: a term looks at"):
+            build_module(config)
+        del stage.terms["disagreement"]
+
+
+def test_a_student_that_is_looked_at_stays_as_it_is_and_trains_afterwards() -> None:
+    class Students(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            parameters = [p.detach().flatten().clone() for p in pl_module.student.parameters()]
+            students.append(torch.cat(parameters))
+            assert all(p.requires_grad for p in pl_module.student.parameters())
+            if pl_module.progress.stage == "more":
+                assert all(p.grad is None for p in pl_module.student.parameters())
+                assert "more/disagreement" in pl_module.outcome.scalars
+
+    students: list[Tensor] = []
+    config = small(*OWN_CALIBRATION)
+    config.stages["more"] = Synthesize(
+        source="bank", steps=2, terms={"disagreement": Disagreement()}
+    )
+    config.order = ["synthesis", "calibration", "more", "distillation"]
+    module = build_module(config)
+    before = module.sources["bank"].active.detach().clone()
+    fit(module, [Students()])
+    assert torch.equal(students[7], students[9])
+    assert not torch.equal(students[9], students[10])
+    assert not torch.equal(module.sources["bank"].active, before)
+
+
+# --- alternating steps -----------------------------------------------------------------------
+
+
+def test_a_batch_is_handed_on_by_the_source_that_the_student_reads_and_no_other() -> None:
+    class Seen(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            assert isinstance(pl_module, ZeroShotQuantization)
+            proposed = pl_module.outcome.batch
+            if pl_module.progress.stage == "alternation":
+                assert proposed is not None
+                (answers,) = pl_module.outcome.answers[""]
+                handed_on.append(torch.equal(answers.batch.inputs, proposed.inputs))
+
+    handed_on: list[bool] = []
+    config = small(*ALTERNATING)
+    fit(build_module(config), [Seen()])
+    assert handed_on == [True] * 3
+    handed_on.clear()
+    alternation = config.stages["alternation"]
+    assert isinstance(alternation, Alternate)
+    config.sources["other"] = ConditionalGenerator(batch_size=8)
+    alternation.distillation.source = "other"
+    fit(build_module(config), [Seen()])
+    assert handed_on == [False] * 3
+
+
+# --- samples that diverge --------------------------------------------------------------------
+
+
+def test_finished_images_that_are_not_finite_end_the_run_in_one_line() -> None:
+    class Spoil(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, *_: Any
+        ) -> None:
+            assert isinstance(pl_module, ZeroShotQuantization)
+            bank = pl_module.source
+            assert isinstance(bank, ImageBank)
+            if pl_module.iteration == 2:
+                # As a step would do whose gradients are too large.
+                optimizer = pl_module.stepper("sources.bank", dict).optimizers["adam"]
+                optimizer.param_groups[0]["lr"] = float("inf")
+
+    with pytest.raises(DivergenceError) as caught:
+        fit(build_module(small()), [Spoil()])
+    assert str(caught.value).startswith(
+        "finished images are NaN or infinite at step 3 of 6 of stage synthesis: lower the"
+    )
