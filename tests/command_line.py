@@ -33,6 +33,7 @@ TINY = (
     "schedule.calibration_steps=2",
     "schedule.student_steps=3",
     "schedule.student_batch=8",
+    "schedule.unit_steps=2",
 )
 SYNTHESIS_STEPS, CALIBRATION_STEPS, STUDENT_STEPS = 6, 2, 3
 

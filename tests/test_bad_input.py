@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -101,14 +103,15 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 
 
 ROOT = (
-    "the root has: artifact, callbacks, command, compare, data, distillation, export, images, "
-    "logger, model, predictions, quantizer, recipe, resume, run, runs, schedule, seed, "
-    "synthesis, trainer"
+    "the root has: artifact, callbacks, command, compare, data, evaluate, export, images, logger, "
+    "method, model, modules, order, predictions, quantizer, recipe, report, resume, runs, "
+    "schedule, seed, sources, stages, trainer"
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
-    "name, overrides, percentile, ranges, step_lr_multiplier, weight_bits"
+    "overrides, placement, ranges, rounding, weight_bits"
 )
+KL = "stages.distillation.terms.kd has: enabled, reduction, temperature, weight"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,10 @@ QUANTIZER = (
         ("quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
         ("+quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
         ("++quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
-        ("synthesis.hardness.delta=1", "synthesis.hardness.delta", "has: beta, enabled, gamma"),
+        ("stages.distillation.terms.kd.wieght=3", "stages.distillation.terms.kd.wieght", KL),
+        ("+stages.distillation.terms.kd.wieght=3", "stages.distillation.terms.kd.wieght", KL),
+        ("sources.bank.sise=3", "sources.bank.sise", "lr, min_lr, patience, size"),
+        ("quantizer.ranges.lr=3", "quantizer.ranges.lr", "quantizer.ranges has: lr_multiplier"),
     ],
 )
 def test_an_unknown_group_or_key(
@@ -129,6 +135,81 @@ def test_an_unknown_group_or_key(
     line = refused_unread(override)
     assert line.startswith(f"{key} is no key of the configuration; ")
     assert line.endswith(known)
+
+
+def test_an_unknown_key_that_is_nearly_right(refused_unread: Refuse) -> None:
+    line = refused_unread("stages.distillation.terms.kd.wieght=3")
+    assert "; did you mean weight; " in line
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "stages.distillation.terms.kdd.weight=3",
+            "stages.distillation.terms.kdd has no part; did",
+        ),
+        (
+            "+stages.distillation.terms.x.weight=3",
+            "stages.distillation.terms.x has no part; +term@",
+        ),
+        ("+stages.distillation.terms.x={weight: 3}", "stages.distillation.terms.x has no part; +t"),
+        ("stages.distilation.steps=3", "stages.distilation has no part; did you mean distillation"),
+        (
+            "+sources.other.load=x",
+            "sources.other has no part; +source@sources.other=... adds one o",
+        ),
+        (
+            "stages.distillation.terms.kd=kl",
+            "stages.distillation.terms.kd: a part is chosen by its",
+        ),
+        ("quantizer.ranges=mse", "quantizer.ranges: a part is chosen by its group, ranges@quantiz"),
+        (
+            "+term@stages.distillation.terms.x=nope",
+            "term=nope: nope is no option of term; it has: ",
+        ),
+        (
+            "+term@stages.distilation.terms.x=kl",
+            "In 'term/kl': stages.distilation has no part; did",
+        ),
+        (
+            "term@stages.distillation.terms.x=kl",
+            "term@stages.distillation.terms.x: there is nothin",
+        ),
+        (
+            "term@stages.distillation.terms.kd=cross_entropy",
+            "In 'method/hast': stages.distillation.terms.kd.temperature is no key of the",
+        ),
+        (
+            "~term@stages.distillation.terms.kd",
+            "In 'method/hast': stages.distillation.terms.kd has no part; +term@st",
+        ),
+        (
+            "stages.distillation.terms.kd.kind=bns",
+            "stages.distillation.terms.kd.kind=bns: it is of",
+        ),
+        ("~stages.distillation.terms.kdd", "Could not delete from config. 'stages.distillation.te"),
+        ("stages.distillation.hook.x=3", "a key was set below one that is null: choose the group"),
+    ],
+)
+def test_a_part_that_is_not_there(refused_unread: Refuse, override: str, line: str) -> None:
+    assert refused_unread(override).startswith(line)
+
+
+def test_a_key_of_another_part_tells_how_a_part_is_exchanged(refused_unread: Refuse) -> None:
+    line = refused_unread("term@stages.distillation.terms.kd=cross_entropy")
+    assert re.search(r"; it is a key of ([a-z_]+, )*kl\b", line)
+    assert line.endswith("and take this one out, ~stages.distillation.terms.kd")
+
+
+def test_settings_without_their_part_tell_how_both_are_left_out(refused_unread: Refuse) -> None:
+    line = refused_unread("~term@stages.distillation.terms.kd")
+    assert line.endswith("; ~stages.distillation.terms.kd leaves out what is set there")
+
+
+def test_an_unknown_part_tells_how_ones_own_are_made_known(refused_unread: Refuse) -> None:
+    line = refused_unread("+term@stages.distillation.terms.x=nope")
+    assert line.endswith("; modules=[package.module] makes your own known")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +221,7 @@ def test_an_unknown_group_or_key(
         ("model=21", "model"),
         ("quantizer=", "quantizer"),
         ("schedule=alternate", "schedule"),
-        ("synthesis=disk", "synthesis"),
-        ("distillation=none", "distillation"),
+        ("method=disk", "method"),
         ("data=mnist", "data"),
         ("trainer=tpu", "trainer"),
         ("logger=mlflow", "logger"),
@@ -160,9 +240,7 @@ def test_an_unknown_option_of_a_group(refused_unread: Refuse, override: str, gro
 def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
     line = refused_unread("+experiment=digits_w3a")
     assert line.startswith("experiment=digits_w3a: digits_w3a is no option of experiment; did you ")
-    assert "did you mean digits_w3a3, " in line
-    assert "cifar100" not in line, "all recipes would fill the screen"
-    assert line.endswith("in all: python -m hast_lightning --help)")
+    assert "did you mean digits" in line
     line = refused_unread("model=resnet34")
     assert "did you mean resnet50, resnet18; it has: " in line
     assert "by model=torchvision model.name=resnet34" in line
@@ -174,9 +252,8 @@ def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
         ("quantizer.gradient=exact", "clipped, pass_through"),
         ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
         ("data.source=mnist", "cifar10, digits, given, imagenet, none, npz"),
-        ("distillation.optimizer.name=lamb", "adam, adamw, sgd"),
+        ("stages.distillation.optimizer.name=lamb", "adam, adamw, sgd"),
         ("export.formats=[tflite]", "onnx, packed, program"),
-        ("run=[evaluate,distil]", "distill, evaluate, export, report, synthesize"),
     ],
 )
 def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, choices: str) -> None:
@@ -195,12 +272,13 @@ def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, cho
         ("quantizer.weight_bits=null", "is not Optional"),
         ("quantizer.momentum=high", "'high' of type 'str' could not be converted to Float"),
         ("quantizer.include_zero=perhaps", "'perhaps' is not a valid bool (type str)"),
-        ("schedule.learning_rate=3", "int is not a subclass of LearningRateConfig"),
-        ("run=evaluate", "str is not a ListConfig, list or tuple"),
+        ("stages.distillation.learning_rate=3", "int is not a subclass of LearningRate"),
+        ("order=synthesis", "str is not a ListConfig, list or tuple"),
+        ("stages.distillation.terms=3", "Cannot assign int to Dict[str, Term]"),
         ("model.name=[digits]", "Cannot convert 'list' to string"),
         ("seed=-1", "seed=-1 must be at least 0 and at most 4294967295"),
-        ("distillation.optimizer.lr=nan", "lr=nan must be greater than 0 and at most 1e+30"),
-        ("synthesis.bank.lr=1e38", "lr=1e+38 must be greater than 0 and at most 1e+30"),
+        ("stages.distillation.optimizer.lr=nan", "lr=nan must be greater than 0 and at most 1e+30"),
+        ("sources.bank.lr=1e38", "lr=1e+38 must be greater than 0 and at most 1e+30"),
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
     ],
 )
@@ -218,13 +296,15 @@ def test_a_value_of_the_wrong_type_or_range(
         ("quantizer.weight_bits=[2", "no viable alternative at input '[2'"),
         ("quantizer.weight_bits", "'quantizer.weight_bits' is no setting: expected key=value"),
         ("compare", "is no setting: expected key=value or group=option; did you mean command=comp"),
-        ("+schedule=two_stage", "schedule has an option already: schedule=... without the plus"),
+        ("+schedule=quick", "schedule has an option already: schedule=... without the plus"),
         ("=3", "must be a string or a list"),
         ("quantizer.weight_bits=2,3", "To sweep over it, add --multirun"),
         ("experiment=digits_w3a3", "use +experiment=digits_w3a3"),
         ("~quantizer.weight_bits", "does not support deletion"),
-        ("~logger", "missing mandatory value: logger"),
-        ("model=torchvision", "missing mandatory value: name"),
+        ("~stages.distillation.optimizer", "does not support deletion"),
+        ("~logger", "logger is not set"),
+        ("model=torchvision", "model.name is not set"),
+        ("model=torchvision recipe=mine", "model.name is not set"),
         *(
             (f"{plus}quantizer.overrides=[{{layer: conv1, weight_bits: 8}}]", ENTRY_WITHOUT_LAYER)
             for plus in ("", "+", "++")
@@ -234,7 +314,7 @@ def test_a_value_of_the_wrong_type_or_range(
     ],
 )
 def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str) -> None:
-    assert reason in refused_unread(override)
+    assert reason in refused_unread(*override.split(" ") if " recipe" in override else [override])
 
 
 def test_an_unknown_key_of_an_entry_in_a_file(refused_unread: Refuse, tmp_path: Path) -> None:
@@ -267,54 +347,27 @@ def test_an_unknown_key_of_an_entry_in_a_file(refused_unread: Refuse, tmp_path: 
         (["data.path=x.npz"], "data.path=x.npz: data=digits reads no files"),
         (["data=npz"], "data.path is not set: point it at an .npz file"),
         (["data=none", "data.holdout=0"], "data.holdout=0.0 must be greater than 0"),
+        (["order=[]"], "order=[] names no stage: nothing would be done"),
         (
-            ["schedule=alternating", "schedule.synthesis_steps=9"],
-            "schedule.synthesis_steps=9: schedule.name=alternating synthesizes once in every",
+            ["order=[distilation]"],
+            "order: 'distilation' is no stage of this method; did you mean d",
+        ),
+        (["evaluate=false"], "evaluate=false with export.formats: every file is compared with the"),
+        (
+            ["source@sources.bank=images", "sources.bank.path=p", "sources.bank.load=x"],
+            "sources.bank.load=x: own pictures are read from path",
         ),
         (
-            ["schedule=alternating", "synthesis=generator", "distillation.batch_size=7"],
-            "distillation.batch_size=7 differs from synthesis.generator.batch_size=64",
+            ["source@sources.bank=images", "sources.bank.path=p/a", "data=npz", "data.path=p"],
+            "sources.bank.path=p/a and data.path=p overlap: the result would be measured",
         ),
+        (["sources.bank.size=40"], "sources.bank.size=40 must be a multiple of batch_size=32"),
         (
-            ["schedule=alternating", "run=[distill]", "synthesis.load=x.safetensors"],
-            "run=['distill']: schedule.name=alternating synthesizes in every iteration",
-        ),
-        (["run=[distill]"], "run=['distill'] has no synthesize and synthesis.load is not set"),
-        (["run=[]"], "run=[] has neither synthesize nor distill: nothing would be done"),
-        (
-            ["run=[synthesize]", "synthesis.load=x"],
-            "run=['synthesize'] with synthesis.load=x: nothing would be done",
-        ),
-        (
-            ["synthesis=images", "synthesis.images.path=p", "schedule=alternating"],
-            "synthesis.source=images with schedule.name=alternating: there is nothing to synth",
-        ),
-        (
-            ["synthesis=images", "synthesis.images.path=p", "schedule.synthesis_steps=3"],
-            "schedule.synthesis_steps=3 with synthesis.source=images: there is nothing to synth",
-        ),
-        (
-            ["synthesis=images", "synthesis.images.path=p", "run=[synthesize]"],
-            "run=['synthesize'] with synthesis.source=images: nothing would be done",
-        ),
-        (
-            ["synthesis=images", "synthesis.images.path=p", "synthesis.load=x.safetensors"],
-            "synthesis.load=x.safetensors with synthesis.source=images: the pictures are read",
-        ),
-        (["synthesis=images"], "synthesis.images.path is not set: point it at a folder"),
-        (
-            ["synthesis.images.path=p"],
-            "synthesis.images.path=p with synthesis.source=image_bank: the pictures would not",
-        ),
-        (
-            ["synthesis=images", "synthesis.images.path=p/a", "data=npz", "data.path=p"],
-            "synthesis.images.path=p/a and data.path=p overlap: the result would be measured",
-        ),
-        (["synthesis=generator"], "schedule.synthesis_steps is not set: a generator has no"),
-        (["synthesis.bank.size=40"], "synthesis.bank.size=40 must be a multiple of synthesis.bank"),
-        (
-            ["distillation.kd.weight=0", "distillation.alignment.enabled=false"],
-            "distillation has no term: give distillation.kd.weight",
+            [
+                "stages.distillation.terms.kd.weight=0",
+                "stages.distillation.terms.alignment.enabled=false",
+            ],
+            "stages.distillation.terms: none has a weight, so that nothing would be learned",
         ),
     ],
 )
@@ -345,14 +398,7 @@ def paths(place: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        (REFUSED,),
-        (REFUSED, "hydra.run.dir=a/b/c"),
-        # Hydra's own record and log, which the package switches off.
-        (REFUSED, "hydra.output_subdir=.hydra", "hydra/job_logging=default"),
-        ("resume=no_such_run",),
-    ],
+    "arguments", [(REFUSED,), (REFUSED, "hydra.run.dir=a/b/c"), ("resume=no_such_run",)]
 )
 def test_a_refused_run_leaves_no_folder(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     for full_error in ("0", "1"):
@@ -370,25 +416,42 @@ def test_folders_that_were_there_stay(tmp_path: Path) -> None:
     assert paths(tmp_path) == {"empty", "outputs", "outputs/other"}
 
 
-def test_what_somebody_else_wrote_into_the_new_folder_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("hydra.output_subdir=.hydra",), {"new/.hydra/config.yaml"}),
+        (("hydra/job_logging=default",), {"new/hast_lightning.log"}),
+        (("hydra.job.chdir=true",), {"new/notes"}),
+    ],
+)
+def test_whoever_asks_hydra_for_files_of_its_own_has_them_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], left: set[str]
 ) -> None:
     def write(_: object) -> None:
-        (tmp_path / "new" / "notes").mkdir()
+        if "hydra.job.chdir=true" in words:
+            Path("notes").touch()
         raise ConfigurationError("refused")
 
     monkeypatch.setattr(cli, "run_job", write)
-    call("hydra.run.dir=new", "hydra.output_subdir=.hydra", folder=tmp_path).refusal()
-    assert {"new/notes", "new/.hydra/config.yaml"} <= paths(tmp_path)
+    call("hydra.run.dir=new", *words, folder=tmp_path).refusal()
+    assert {"new", *left} <= paths(tmp_path)
+    assert all(path.startswith("new") for path in paths(tmp_path))
 
 
-def test_a_refused_run_removes_nothing_of_the_one_before_it_in_the_same_process(
+def test_a_run_knows_its_folder_which_is_not_made_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "run_job", lambda _: None)
-    assert call("hydra.run.dir=first", folder=tmp_path).status == 0
-    call("quantizer.weight_bits=three", folder=tmp_path).refusal()
-    assert paths(tmp_path) == {"first"}
+    """Lightning starts processes with what Hydra says of it."""
+    seen: list[str] = []
+
+    def look(_: object) -> None:
+        settings = HydraConfig.get()
+        seen.extend([settings.run.dir, settings.runtime.output_dir])
+
+    monkeypatch.setattr(cli, "run_job", look)
+    assert call("hydra.run.dir=new", folder=tmp_path).status == 0
+    assert seen == [str(tmp_path / "new")] * 2
+    assert paths(tmp_path) == set()
 
 
 # --- configuration files of one's own --------------------------------------------------------
@@ -450,7 +513,7 @@ def test_a_run_folder_that_cannot_be_made(refused_unread: Refuse, tmp_path: Path
     file.touch()
     for folder in (file, file / "below"):
         line = refused_unread(f"hydra.run.dir={folder}")
-        assert line.startswith(f"the folder or file {folder} cannot be used: ")
+        assert line == f"hydra.run.dir={folder} cannot be made: {file} is a file and no folder"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that not even root writes")
@@ -462,13 +525,7 @@ def test_a_run_folder_that_cannot_be_written_to(refused: Refuse) -> None:
 # --- networks --------------------------------------------------------------------------------
 
 
-def test_a_network_without_batch_norm_before_images_are_made(
-    refused: Refuse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def make(*_: object) -> None:
-        raise AssertionError("a bank was made")
-
-    monkeypatch.setattr(assembly, "source_for", make)
+def test_a_network_without_batch_norm(refused: Refuse) -> None:
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
     assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
@@ -656,8 +713,8 @@ def test_evaluation_data(refused: Refuse, tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("absent", "synthesis.images.path={path} does not exist; expected a folder of pictures"),
-        ("empty", "synthesis.images.path={path} has no pictures; allowed endings: .jpg, "),
+        ("absent", "sources.bank.path={path} does not exist; expected a folder of pictures"),
+        ("empty", "sources.bank.path={path} has no pictures; allowed endings: .jpg, "),
         ("text", "{path}/a/p.png is not a readable picture: cannot identify image file"),
     ],
 )
@@ -667,7 +724,7 @@ def test_own_pictures(refused: Refuse, tmp_path: Path, kind: str, reason: str) -
         (path / "a").mkdir(parents=True)
     if kind == "text":
         (path / "a" / "p.png").write_text("no picture")
-    line = refused("synthesis=images", f"synthesis.images.path={path}")
+    line = refused("source@sources.bank=images", f"sources.bank.path={path}")
     assert line.startswith(reason.format(path=path))
 
 
@@ -690,7 +747,9 @@ PHOTOGRAPHS = (
 
 def test_a_folder_of_photographs_that_is_missing_or_empty(refused: Refuse, tmp_path: Path) -> None:
     line = refused(*PHOTOGRAPHS)
-    assert line.startswith("data.path=data/imagenet/val is not a folder; expected one folder a cl")
+    assert line.startswith(
+        "data.path=data/imagenet/val is not a folder; expected one folder per cl"
+    )
     line = refused(*PHOTOGRAPHS, f"data.path={tmp_path}")
     assert line.startswith(f"data.path={tmp_path}: ")
     assert "expected one folder per class" in line
@@ -724,7 +783,7 @@ def test_photographs_for_a_network_that_sees_no_colours(refused: Refuse, tmp_pat
 
 def test_saved_samples(refused: Refuse, earlier: Path, tmp_path: Path) -> None:
     samples = earlier / "earlier" / "samples.safetensors"
-    load = f"synthesis.load={tmp_path / 'samples.safetensors'}"
+    load = f"sources.bank.load={tmp_path / 'samples.safetensors'}"
     assert refused(load) == f"{load}: there is no such file"
     (tmp_path / "samples.safetensors").write_bytes(samples.read_bytes()[:-100])
     assert refused(load).startswith(f"{load}: not a readable safetensors file, perhaps truncated")
@@ -739,23 +798,82 @@ def test_saved_samples(refused: Refuse, earlier: Path, tmp_path: Path) -> None:
 
 
 def test_a_bank_that_never_gets_a_first_batch(refused: Refuse) -> None:
-    line = refused("schedule=alternating", *TINY, "synthesis.bank.iterations=6")
+    line = refused("order=[calibration,distillation]")
     assert line == (
-        "the first images of the bank are finished after 6 synthesis steps "
-        "(synthesis.bank.iterations), and the schedule alternating has 5"
+        "sources.bank: the first samples are finished after 3 synthesis steps, and the stages of "
+        "this run have 0"
     )
 
 
 def test_a_bank_that_is_not_full_when_it_is_measured_on(refused: Refuse) -> None:
-    line = refused("schedule=alternating", *TINY, "data=none")
-    assert line.startswith("data=none measures on the last images of the bank, which takes 6")
+    line = refused("stages.synthesis.steps=5", "data=none")
+    assert line.startswith("data=none measures on the last samples of sources.bank, which takes 6")
+
+
+STAGES: list[tuple[tuple[str, ...], str]] = [
+    (("order=[distillation]",), "order: stages.distillation trains the student, which no stage"),
+    (
+        ("order=[distillation,calibration]",),
+        "order: stages.distillation trains the student, which no stage before it calibrates",
+    ),
+    (
+        ("method=hast_alternating", "order=[alternation]"),
+        "order: stages.alternation.distillation trains the student, which no stage before it",
+    ),
+    (("source@sources.bank=images",), "sources.bank.path is not set: point it at a folder"),
+    (
+        ("source@sources.bank=noise",),
+        "stages.synthesis.source=bank: a source of kind noise has nothing to improve; leave",
+    ),
+    (
+        ("+source@sources.other=generator", "stages.synthesis.source=other"),
+        "stages.synthesis.steps is not set: a generator has no natural end; say how many steps",
+    ),
+    (
+        ("+term@stages.synthesis.terms.other=kl",),
+        "stages.synthesis.terms: a term looks at the student, which no stage has calibrated yet",
+    ),
+    (
+        ("~stages.synthesis.terms.bns", "~stages.synthesis.terms.hard_cross_entropy"),
+        "stages.synthesis.terms: none has a weight, so nothing is improved for",
+    ),
+    *(
+        ((f"stages.{stage}.source=other",), f"stages.{stage}.source=other is no source; there are:")
+        for stage in ("synthesis", "calibration", "distillation")
+    ),
+    (
+        ("method=gdfq", "stages.alternation.synthesis.source=other"),
+        "stages.alternation.synthesis.source=other is no source; there are: generator",
+    ),
+    (
+        ("method=hast_alternating", "stages.alternation.distillation.batch_size=7"),
+        "stages.alternation.distillation.batch_size=7 differs from sources.generator.batch_size=8",
+    ),
+    (
+        ("method=hast_alternating", "stages.alternation.synthesis.steps=9"),
+        "stages.alternation.synthesis.steps=9: both steps are done in every iteration, as often",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), STAGES)
+def test_stages_and_sources_that_do_not_go_together(
+    refused: Refuse, words: tuple[str, ...], line: str
+) -> None:
+    assert refused(*words).startswith(line)
+
+
+def test_a_run_that_would_do_nothing(refused: Refuse, earlier: Path) -> None:
+    samples = earlier / "earlier" / "samples.safetensors"
+    line = refused("order=[synthesis]", f"sources.bank.load={samples}")
+    assert line == "order=['synthesis']: none of these stages has a step, so nothing would be done"
 
 
 # --- training that diverges ------------------------------------------------------------------
 
-SGD = ("distillation.optimizer.name=sgd", "distillation.optimizer.lr=1e30")
+SGD = ("stages.distillation.optimizer.name=sgd", "stages.distillation.optimizer.lr=1e30")
 # Gradients so large that one step leaves float32.
-OVERFLOWING = (*SGD, "distillation.kd.weight=1e20")
+OVERFLOWING = (*SGD, "stages.distillation.terms.kd.weight=1e20")
 EVERY_STEP = "callbacks.checkpoint_every_n_steps=1"
 ADVICE = "lower the learning rate or the loss weights; what was saved before is kept"
 
@@ -802,11 +920,12 @@ def test_weights_that_overflow_are_not_saved(diverged: Refuse, tmp_path: Path) -
     assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS
 
 
-@pytest.mark.parametrize("agenda", ["run=[synthesize,distill]", "run=[synthesize,distill,report]"])
+@pytest.mark.parametrize("report", ["report=false", "report=true"])
 def test_a_last_step_that_overflows_is_no_end(
-    diverged: Refuse, tmp_path: Path, agenda: str
+    diverged: Refuse, tmp_path: Path, report: str
 ) -> None:
-    line = diverged(*OVERFLOWING, "schedule.student_steps=1", agenda)
+    unmeasured = ("evaluate=false", "export=none", report)
+    line = diverged(*OVERFLOWING, "schedule.student_steps=1", *unmeasured)
     assert line.endswith(" became NaN or infinite at step 1 of 1 of stage distillation")
     assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS
     assert not (tmp_path / "samples.png").exists()
@@ -820,7 +939,7 @@ def test_a_student_that_only_the_evaluation_finds_out(
 
     def last_step_ruins(module: ZeroShotQuantization, batch: Any, batch_idx: int) -> None:
         step(module, batch, batch_idx)
-        if module.iteration == module.schedule.iterations:
+        if module.iteration == module.agenda.iterations:
             for parameter in module.student.parameters():
                 torch.nn.init.constant_(parameter, 1e38)
 
@@ -833,7 +952,7 @@ def test_a_student_that_only_the_evaluation_finds_out(
 
 
 def test_images_that_diverge(diverged: Refuse, tmp_path: Path) -> None:
-    line = diverged("synthesis.bank.lr=1e30")
+    line = diverged("sources.bank.lr=1e30")
     assert line.startswith("the synthesis loss became ")
     assert line.endswith(" at step 2 of 6 of stage synthesis")
     assert _iteration_of_good_checkpoint(tmp_path) == 1
@@ -841,7 +960,7 @@ def test_images_that_diverge(diverged: Refuse, tmp_path: Path) -> None:
 
 
 def test_a_calibration_that_diverges(diverged: Refuse, tmp_path: Path) -> None:
-    line = diverged("synthesis.calibration.source=generator", "synthesis.generator.lr=1e30")
+    line = diverged("sources.calibration.lr=1e30")
     assert line == "the calibration loss became nan at step 2 of 2 of stage calibration"
     assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + 1
 
@@ -849,30 +968,31 @@ def test_a_calibration_that_diverges(diverged: Refuse, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        (("synthesis.generator.lr=1e30",), "the synthesis loss became nan at step 2 of 2 of stage"),
-        (SGD, "the distillation loss became nan at step 2 of 3 of stage alternating"),
+        (("sources.generator.lr=1e30",), "the calibration loss became nan at step 2 of 2 of stage"),
+        (
+            [word.replace("stages.", "stages.alternation.") for word in SGD],
+            "the distillation loss became nan at step 2 of 3 of stage alternation",
+        ),
     ],
     ids=["generator", "student"],
 )
 def test_an_alternating_run_that_diverges(
-    diverged: Refuse, wrong: tuple[str, ...], expected: str
+    diverged: Refuse, wrong: Sequence[str], expected: str
 ) -> None:
-    generator = ("synthesis=generator", "synthesis.generator.batch_size=8")
-    steps = ("schedule.calibration_steps=2", "schedule.student_steps=3")
-    assert diverged("schedule=alternating", *steps, *generator, *wrong).startswith(expected)
+    assert diverged("method=hast_alternating", *wrong).startswith(expected)
 
 
 def test_what_was_saved_before_can_be_used(diverged: Refuse, tmp_path: Path) -> None:
     diverged(*SGD)
-    load = f"synthesis.load={tmp_path / 'samples.safetensors'}"
+    load = f"sources.bank.load={tmp_path / 'samples.safetensors'}"
     again = f"hydra.run.dir={tmp_path / 'again'}"
     assert call(*TINY, load, again, folder=tmp_path).status == 0
     assert Result.read(tmp_path / "again" / "result.json").student_steps == 3
 
 
 def test_a_job_that_diverges_does_not_end_a_sweep(tmp_path: Path) -> None:
-    rates = "distillation.optimizer.lr=1e30,1e-3"
-    sweep = ("-m", *TINY, "distillation.optimizer.name=sgd", rates, "hydra.sweep.dir=.")
+    rates = "stages.distillation.optimizer.lr=1e30,1e-3"
+    sweep = ("-m", *TINY, "stages.distillation.optimizer.name=sgd", rates, "hydra.sweep.dir=.")
     finished = call(*sweep, folder=tmp_path)
     assert finished.status == 2
     line = finished.err.splitlines()[0].removeprefix("hast-lightning: ")

@@ -131,7 +131,7 @@ def completed(typed: str, path: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("+experiment=digits_", ["+experiment=digits_w2a2", "+experiment=digits_w3a3"]),
+        ("+experiment=dig", ["+experiment=digits"]),
         ("seed=1 quantizer=m", ["quantizer=minmax", "quantizer=mse"]),
         ("-m quantizer.weight_b", ["quantizer.weight_bits="]),
         # Of a plain key the value that it has, whatever else it may have.

@@ -24,6 +24,7 @@ from hast_lightning.runs import pipeline
 from tests.command_line import TINY, call
 
 ARRAY = 4711
+ONLY_IMAGES = ("order=[synthesis]", "report=false")
 SLURM = (
     "hydra/launcher=submitit_slurm",
     "hydra.launcher.partition=gpu",
@@ -162,7 +163,7 @@ def test_a_ray_cluster_runs_the_jobs_on_one_device_each_and_lists_the_one_that_i
     tmp_path: Path,
 ) -> None:
     finished = in_a_process(
-        *("-m", "quantizer.weight_bits=2,9,3", *TINY, "run=[synthesize]"),
+        *("-m", "quantizer.weight_bits=2,9,3", *TINY, *ONLY_IMAGES),
         *("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_cpus=1"),
         *("hydra.sweep.dir=sweep", "logger.tags=['${oc.env:CUDA_VISIBLE_DEVICES}']"),
         folder=tmp_path,
@@ -203,7 +204,7 @@ def test_ray_runs_the_jobs_on_this_machine_alone(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     # "local" even where a cluster is running, which the test before has just left.
     alone = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=local")
-    small = (*TINY, "run=[synthesize]", "hydra.sweep.dir=sweep")
+    small = (*TINY, *ONLY_IMAGES, "hydra.sweep.dir=sweep")
     finished = in_a_process("-m", "seed=1,2", *alone, *small, folder=tmp_path)
     assert finished.returncode == 0, finished
     for job in ("0", "1"):
@@ -222,7 +223,7 @@ def test_what_a_launcher_complains_of_is_passed_on(
 @pytest.mark.slow
 def test_submitit_runs_real_jobs_in_processes_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    small = (*TINY, "run=[synthesize]", "hydra.sweep.dir=sweep", "hydra.launcher.timeout_min=5")
+    small = (*TINY, *ONLY_IMAGES, "hydra.sweep.dir=sweep", "hydra.launcher.timeout_min=5")
     finished = call("-m", "seed=1,2", "hydra/launcher=submitit_local", *small, folder=tmp_path)
     assert finished.status == 0, finished
     for job in ("0", "1"):

@@ -20,9 +20,9 @@ from PIL import Image
 from hast_lightning import __version__
 from hast_lightning.cli import main as cli
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.files.tensors import read_tensors
 from hast_lightning.records.result import Result
 from hast_lightning.runs import pipeline
-from hast_lightning.sources.source import read_tensors
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import (
     CALIBRATION_STEPS,
@@ -90,7 +90,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Called:
 
 @pytest.fixture
 def default_run(default: Called) -> Path:
-    return only_child(default.folder / "outputs" / "digits_w3a3")
+    return only_child(default.folder / "outputs" / "hast_digits_resnet_w3a3")
 
 
 def test_a_run_succeeds_and_leaves_its_files_in_a_folder_of_its_own(
@@ -104,13 +104,15 @@ def test_a_run_succeeds_and_leaves_its_files_in_a_folder_of_its_own(
 
 def test_the_result_holds_the_numbers_of_the_run(default_run: Path) -> None:
     result = Result.read(default_run / "result.json")
-    assert (result.recipe, result.seed, result.status) == ("digits_w3a3", 0, "complete")
+    assert (result.recipe, result.seed, result.status) == ("hast_digits_resnet_w3a3", 0, "complete")
     assert (result.weight_bits, result.activation_bits) == (3, 3)
-    assert (result.synthesis_steps, result.calibration_steps, result.student_steps) == (
-        SYNTHESIS_STEPS,
-        CALIBRATION_STEPS,
-        STUDENT_STEPS,
-    )
+    assert (result.method, result.budget) == ("hast", "demo")
+    assert result.steps_by_stage == {
+        "synthesis": SYNTHESIS_STEPS,
+        "calibration": CALIBRATION_STEPS,
+        "distillation": STUDENT_STEPS,
+    }
+    assert result.student_steps == STUDENT_STEPS
     assert result.evaluated_images == 599
     assert result.teacher_top1 is not None
     assert result.teacher_top1 > 95
@@ -166,29 +168,38 @@ def test_own_pictures_take_the_place_of_synthetic_images(tmp_path: Path) -> None
     for number in range(20):
         noise = torch.randint(256, (12, 10), dtype=torch.uint8).numpy()
         Image.fromarray(noise).save(tmp_path / "pictures" / "deep" / f"{number}.png")
-    mine = ("synthesis=images", "synthesis.images.path=pictures", "data=none", "data.holdout=0.2")
-    called = recorded(tmp_path, *mine, "hydra.run.dir=here")
+    mine = ("source@sources.bank=images", "sources.bank.path=pictures", "data=none")
+    stages = ("order=[calibration,distillation]", "data.holdout=0.2")
+    called = recorded(tmp_path, *mine, *stages, "hydra.run.dir=here")
     assert called.finished.status == 0, called
     # The pictures are nowhere in the folder, but for those in the report.
     assert files(tmp_path / "here") == RUN_FILES - {"samples.safetensors"}
     result = Result.read(tmp_path / "here" / "result.json")
     assert (result.agreement_on, result.evaluated_images) == ("held-out own images", 4)
-    assert (result.synthesis_steps, result.student_steps) == (0, STUDENT_STEPS)
+    assert result.steps_by_stage == {
+        "calibration": CALIBRATION_STEPS,
+        "distillation": STUDENT_STEPS,
+    }
 
 
-def test_the_agenda_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Path) -> None:
-    first = recorded(tmp_path, "run=[synthesize]", "hydra.run.dir=made/here")
+def test_the_order_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Path) -> None:
+    only_images = ("order=[synthesis]", "report=false")
+    first = recorded(tmp_path, *only_images, "hydra.run.dir=made/here")
     assert first.finished.status == 0, first
     assert first.objectives == [None]
     made = tmp_path / "made" / "here"
     left_out = {"result.json", "student.safetensors", "samples.png", "report.html"}
     assert files(made) == RUN_FILES - left_out
     before = content(made)
-    load = f"synthesis.load={made / 'samples.safetensors'}"
-    second = recorded(tmp_path, load, "run=[distill,evaluate]", "hydra.run.dir=used")
+    load = f"sources.bank.load={made / 'samples.safetensors'}"
+    rest = ("order=[calibration,distillation]", "report=false", "export=none")
+    second = recorded(tmp_path, load, *rest, "hydra.run.dir=used")
     assert second.finished == Finished(0, "", "")
     result = Result.read(tmp_path / "used" / "result.json")
-    assert (result.synthesis_steps, result.student_steps) == (0, STUDENT_STEPS)
+    assert result.steps_by_stage == {
+        "calibration": CALIBRATION_STEPS,
+        "distillation": STUDENT_STEPS,
+    }
     assert files(tmp_path) == {"made", "used"}
     assert content(made) == before
 
@@ -211,11 +222,12 @@ def test_mobilenet_v2_runs_offline_with_random_weights(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     small = (
         "model.input_size=32",
-        "synthesis.bank.size=8",
-        "synthesis.bank.batch_size=4",
-        "synthesis.bank.iterations=1",
-        "synthesis.calibration.batch_size=4",
-        "distillation.batch_size=4",
+        "schedule.images=8",
+        "schedule.image_batch=4",
+        "schedule.image_steps=1",
+        "schedule.student_batch=4",
+        "stages.calibration.batch_size=4",
+        "sources.calibration.batch_size=4",
         "data.holdout=0.25",
         "hydra.run.dir=here",
     )
@@ -245,19 +257,19 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     called = recorded(tmp_path, "-m", *RANDOM_NETWORK, *bits)
     assert called.finished.status == 0, called
     assert called.finished.err == ""
-    sweep = only_child(tmp_path / "multirun" / "digits_w3a3")
+    sweep = only_child(tmp_path / "multirun" / "hast_digits_resnet_w3a3")
     assert files(sweep) == {"0", "1", "2", "3", "multirun.yaml"}
     jobs = [sweep / str(number) for number in range(4)]
     assert all(files(job) == RUN_FILES for job in jobs)
     # Loggers show them together, under the name of the sweep's folder.
     loggers = [OmegaConf.load(job / "config.yaml").logger for job in jobs]
-    assert {logger.group for logger in loggers} == {f"digits_w3a3/{sweep.name}"}
+    assert {logger.group for logger in loggers} == {f"hast_digits_resnet_w3a3/{sweep.name}"}
     combinations = [
         [f"quantizer.weight_bits={weight}", f"quantizer.activation_bits={activation}"]
         for weight, activation in ((2, 2), (2, 4), (3, 2), (3, 4))
     ]
     assert [list(logger.tags) for logger in loggers] == [["sweep", *own] for own in combinations]
-    assert loggers[1].run_name == f"digits_w3a3/1 {' '.join(combinations[1])}"
+    assert loggers[1].run_name == f"hast_digits_resnet_w3a3/1 {' '.join(combinations[1])}"
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]

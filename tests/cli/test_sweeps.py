@@ -30,9 +30,9 @@ def jobs(preset: str, folder: Path, *arguments: str) -> list[Config]:
 def test_the_ablation_is_every_combination_of_three_switches(tmp_path: Path) -> None:
     switches = {
         (
-            config.synthesis.hardness.enabled,
-            config.distillation.promotion.enabled,
-            config.distillation.alignment.enabled,
+            config.stages["synthesis"].terms["hard_cross_entropy"].by_difficulty,
+            config.stages["distillation"].transforms["promotion"].enabled,
+            config.stages["distillation"].terms["alignment"].enabled,
         )
         for config in jobs("ablation", tmp_path)
     }
@@ -103,7 +103,7 @@ def test_a_search_maximizes_the_agreement(tmp_path: Path) -> None:
     finished = call(*TINY, *trials, folder=tmp_path)
     assert finished.status == 0, finished
     best = (tmp_path / "search" / "optimization_results.yaml").read_text()
-    assert "synthesis.hardness.beta" in best
+    assert "hard_cross_entropy.weight" in best
     refused = call(*TINY, *trials, "data=digits", folder=tmp_path)
     assert refused.status == cli.USER_ERROR_STATUS
     assert "would choose by the labels" in refused.err
@@ -129,9 +129,9 @@ def test_a_sweep_does_not_repeat_what_makes_no_run(tmp_path: Path) -> None:
 
 
 def test_the_words_of_a_job_start_that_job_alone() -> None:
-    words = ["+experiment=digits_w2a2", "sweep=search", "seed=1", "synthesis.hardness.beta=0.3"]
+    words = ["+experiment=digits_w2a2", "sweep=search", "seed=1", "sources.bank.lr=0.3"]
     assert list(sweeps.own_words(words)) == [
-        *("+experiment=digits_w2a2", "data=none", "seed=1", "synthesis.hardness.beta=0.3")
+        *("+experiment=digits_w2a2", "data=none", "seed=1", "sources.bank.lr=0.3")
     ]
     assert list(sweeps.own_words(["sweep=ablation", "seed=0"])) == ["seed=0"]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -101,14 +103,33 @@ def _compare(config: Config) -> None:
     compare(config)
 
 
+def _methods(config: Config) -> None:
+    from hast_lightning.compare.measured import measured_here
+    from hast_lightning.runs.methods import show_methods
+
+    show_methods(config, _composed_methods(), measured_here())
+
+
+def _composed_methods() -> dict[str, Config]:
+    """Compose every method, those of the user's own folders among them, with the rest as it is."""
+    words = HydraConfig.get().overrides
+    left_out = ("command", "method", "modules")
+    others = [word for word in words.task if word.partition("=")[0] not in left_out]
+    return {
+        name: to_object(compose("config", [*words.hydra, *others, f"method={name}"]))
+        for name in GlobalHydra.instance().config_loader().get_group_options("method")
+    }
+
+
 WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
     "inspect": _inspect,
     "predict": _predict,
     "compare": _compare,
+    "methods": _methods,
     "dashboard": _dashboard,
 }
 """Commands that make no run."""
-WITHOUT_JOBS = ("compare", "dashboard", "predict")
+WITHOUT_JOBS = ("compare", "dashboard", "methods", "predict")
 """Commands that do the same whatever a sweep changes."""
 
 

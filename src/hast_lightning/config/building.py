@@ -106,7 +106,7 @@ def _build(node: Any, key: str, *, inside_part: bool) -> Any:
         }
     part = as_part(schema)
     if part is not None and inspect.isabstract(part):
-        raise ConfigurationError(no_such_part(key, part, names_beside(node)))
+        raise ConfigurationError(no_such_part(key, part, names_beside(node), bare=True))
     inside_part = inside_part or part is not None
     _refuse_added_keys(node, schema, key)
     values = {}

@@ -46,18 +46,20 @@ def group_of(base: type[Part]) -> str:
     return next(c for c in base.__mro__ if Part in c.__bases__).__name__.lower()
 
 
-def no_such_part(key: str, base: type[Part], siblings: Iterable[str]) -> str:
+def no_such_part(key: str, base: type[Part], siblings: Iterable[str], *, bare: bool = False) -> str:
     """Return what to say of a ``key`` that has no part, though it should have one.
 
     Args:
         key: Of the part.
         base: What parts there are subclasses of.
         siblings: The names of the parts beside it.
+        bare: Settings of the part are there all the same.
     """
     group, name = group_of(base), key.rpartition(".")[2]
     hint = did_you_mean(name, [sibling for sibling in siblings if sibling != name])
     options = ", ".join(sorted(parts().get(group, {}))) or "none is known"
-    return f"{key} has no part{hint}; +{group}@{key}=... adds one of: {options}"
+    line = f"{key} has no part{hint}; +{group}@{key}=... adds one of: {options}"
+    return f"{line}; ~{key} leaves out what is set there" if bare else line
 
 
 def describe(error: OmegaConfBaseException, word: str, root: Any) -> str | None:
@@ -83,7 +85,7 @@ def describe(error: OmegaConfBaseException, word: str, root: Any) -> str | None:
             known = ", ".join(keys_of(schema))
             return f"{entries}: {name} is no key of an entry; an entry has: {known}"
         if (part := as_part(schema)) is not None and inspect.isabstract(part):
-            return no_such_part(prefix, part, names_beside(error.parent_node))
+            return no_such_part(prefix, part, names_beside(error.parent_node), bare=True)
         line = no_such_key(f"{prefix}." if prefix else "", name, keys_of(schema))
         others = [] if word else _others_that_have(name, schema)
         if not others:

@@ -158,6 +158,10 @@ def build(
         )
     evaluation_data = data or load_evaluation_data(config.data, network)
     module = ZeroShotQuantization(config, network, build_sources(config, network))
+    if not module.agenda.iterations:
+        raise ConfigurationError(
+            f"order={config.order}: none of these stages has a step, so nothing would be done"
+        )
     _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
     return Run(config, folder, origin, network, evaluation_data, module)
 

@@ -64,6 +64,11 @@ class Alternate(Stage):
         """
         self.synthesis.place("synthesis", f"{self.key}.synthesis")
         self.distillation.place("distillation", f"{self.key}.distillation")
+        if self.synthesis.steps is not None:
+            raise ConfigurationError(
+                f"{self.synthesis.key}.steps={self.synthesis.steps}: both steps are done in every "
+                f"iteration, as often as {self.key}.steps={self.steps} says; leave it out"
+            )
         self.synthesis.bind(bench)
         self.distillation.bind(bench)
         source, seen = bench.sources[self.synthesis.source], self.distillation.batch_size

@@ -144,7 +144,8 @@ def trained_source(bench: Bench, name: str, key: str) -> tuple[TrainedSource]:
     source = bench.sources[name]
     if not isinstance(source, TrainedSource):
         raise ConfigurationError(
-            f"{key}.source={name}: a source of kind {source.kind} has nothing to improve"
+            f"{key}.source={name}: a source of kind {source.kind} has nothing to improve; leave "
+            "the stage out of order"
         )
     return (source,)
 
