@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.records.results_table import HeadlineRow
 from hast_lightning.report.content import (
+    Change,
     ConfusionTable,
     Curve,
     Difficulties,
@@ -14,9 +15,10 @@ from hast_lightning.report.content import (
     EarlyEnd,
     Fact,
     Panel,
+    PartLine,
     RunReport,
     Seconds,
-    Switch,
+    StageLines,
     Tile,
 )
 
@@ -37,16 +39,28 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
         headline=(HeadlineRow("", text, 99.0, None, "32/32", "1 MB"),),
         measured_on=text,
         facts=(Fact(text, text),),
-        switches=(Switch(text, True, text, text), Switch("off", False, "never shown", text)),
+        stages=(
+            StageLines(
+                text,
+                1200,
+                text,
+                text,
+                text,
+                (
+                    PartLine(text, text, True, text, text, text),
+                    PartLine("off", text, False, "", "never shown", text),
+                ),
+            ),
+            StageLines("inside", None, "", text, ""),
+        ),
         panels=(
             Panel("synthesis", text, (Curve(text, ((0, 1), (9, 2))), Curve("b", ((0, 3),))), text),
         ),
         easy=(tile,),
         hard=(tile,),
         looked_at=2,
-        difficulties=(Difficulties(text, (0.1, 0.9), (0.2, 0.95)),),
-        eps=0.01,
-        promotion=(0.5, 0.75),
+        difficulties=(Difficulties(text, (0.1, 0.9), (0.2, 0.95), text),),
+        change=Change("promoted", 0.5, 0.75),
         layers=(
             LayerDiagnosis(text, WEIGHT, 3, -1.0, 1.0, 0.3, 0.02),
             LayerDiagnosis(text, ACTIVATION, 4, None, None, None, None),

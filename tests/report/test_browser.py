@@ -95,12 +95,13 @@ def show(browser: webdriver.Chrome, file: Path, width: int, scheme: str = "light
 
 
 def requests(browser: webdriver.Chrome) -> set[str]:
-    """Addresses that were asked for since the last look."""
+    """Addresses that pages asked for since the last look; Chromium's own pages do not count."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     return {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
+        request["request"]["url"]
+        for request in sent
+        if not request["documentURL"].startswith("chrome")
     }
 
 

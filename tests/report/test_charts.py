@@ -128,11 +128,13 @@ def test_a_histogram_counts_every_image_once() -> None:
     assert charts.shares(()) == [0] * charts.BINS
 
 
-def test_bars_are_as_high_as_their_shares_and_the_outline_shows_the_promoted() -> None:
-    chart = charts.histogram(Difficulties("student", (0.06, 0.06, 0.06, 0.99), (0.99,) * 4))
+def test_bars_are_as_high_as_their_shares_and_the_outline_shows_the_changed() -> None:
+    images = (0.06, 0.06, 0.06, 0.99)
+    chart = charts.histogram(Difficulties("student", images, (0.99,) * 4, "promoted"))
     assert chart.bars[1].height == pytest.approx(3 * chart.bars[-1].height)
     assert sum(bar.height > 0 for bar in chart.bars) == 2
     (outline,) = chart.lines
+    assert outline.name == "promoted"
     assert min(y for _, y in coordinates(outline.path)) < chart.bars[1].y
     assert chart.summary == "Mean difficulty for the student: 0.292, promoted 0.990"
     assert charts.histogram(Difficulties("student", (0.5,))).lines == ()

@@ -9,10 +9,17 @@ import pytest
 from hast_lightning.report.content import Panel
 from hast_lightning.report.curves import MAX_BLOCKS, MAX_POINTS, read_panels
 
+TITLES = {
+    "synthesis/bns": "BatchNorm statistics loss",
+    "distillation/kd": "Distillation loss (KL)",
+    "distillation/alignment": "Feature alignment loss",
+}
+
 
 def panels(tmp_path: Path, text: str) -> dict[str, Panel]:
     (tmp_path / "metrics.csv").write_text(text)
-    return {f"{p.stage}: {p.title}": p for p in read_panels(tmp_path / "metrics.csv")}
+    found = read_panels(tmp_path / "metrics.csv", TITLES, ["_promoted"])
+    return {f"{p.stage}: {p.title}": p for p in found}
 
 
 def test_stages_are_in_their_order_and_promoted_images_beside_the_others(tmp_path: Path) -> None:
@@ -69,4 +76,13 @@ def test_what_is_no_number_is_no_point(tmp_path: Path) -> None:
 
 
 def test_no_file_no_curves(tmp_path: Path) -> None:
-    assert read_panels(tmp_path / "metrics.csv") == ()
+    assert read_panels(tmp_path / "metrics.csv", TITLES) == ()
+
+
+def test_what_no_term_says_is_named_after_its_column(tmp_path: Path) -> None:
+    text = "step,warmup/my_own_loss,warmup/my_own_loss_promoted,warmup/learning_rate\n0,1,2,3\n"
+    (tmp_path / "metrics.csv").write_text(text)
+    # Without a transform of that mark it is another measure.
+    found = [panel.title for panel in read_panels(tmp_path / "metrics.csv", {})]
+    assert found == ["My own loss", "My own loss promoted", "Learning rate"]
+    assert list(panels(tmp_path, text)) == ["warmup: My own loss", "warmup: Learning rate"]

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.errors import ExportError
 from hast_lightning.records.failure import FAILURE_FILE
 from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
 from hast_lightning.report import page
-from hast_lightning.runs import exporting as artifacts
-from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import CALIBRATION_STEPS, SYNTHESIS_STEPS, TINY, call
+from hast_lightning.runs import exporting
+from hast_lightning.stages.distill import Distill
+from tests.command_line import TINY, call
 from tests.report.pages import Page
 
 RUN = (*TINY, "trainer.threads=1", "hydra.run.dir=run")
@@ -23,15 +24,15 @@ RUN = (*TINY, "trainer.threads=1", "hydra.run.dir=run")
 @pytest.fixture
 def diverges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second student step spoils a weight."""
-    step = ZeroShotQuantization._distill
+    step = Distill.step
 
-    def diverge(self: ZeroShotQuantization, proposal: Any) -> None:
-        if self.iteration == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1:
+    def diverge(self: Distill, bench: Bench, index: int) -> Outcome:
+        if index == 1:
             with torch.no_grad():
-                next(self.student.parameters()).fill_(float("nan"))
-        step(self, proposal)
+                next(bench.student.parameters()).fill_(float("nan"))
+        return step(self, bench, index)
 
-    monkeypatch.setattr(ZeroShotQuantization, "_distill", diverge)
+    monkeypatch.setattr(Distill, "step", diverge)
 
 
 @pytest.mark.usefixtures("diverges")
@@ -55,8 +56,8 @@ def test_it_says_where_and_why_and_shows_what_was_logged(
 
 
 @pytest.mark.usefixtures("diverges")
-def test_without_the_stage_there_is_no_page(tmp_path: Path) -> None:
-    call(*RUN, "run=[synthesize,distill,evaluate]", folder=tmp_path).refusal()
+def test_without_a_report_there_is_no_page(tmp_path: Path) -> None:
+    call(*RUN, "report=false", folder=tmp_path).refusal()
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert FAILURE_FILE in names and REPORT_FILE not in names
 
@@ -77,7 +78,7 @@ def test_an_export_that_fails_stands_above_the_whole_result(
     def refuse(*_: Any) -> None:
         raise ExportError("the packed file is not the student")
 
-    monkeypatch.setattr(artifacts, "_prove", refuse)
+    monkeypatch.setattr(exporting, "_prove", refuse)
     assert call(*RUN, folder=tmp_path).status == 2
     assert (tmp_path / "run" / RESULT_FILE).exists()
     found = Page((tmp_path / "run" / REPORT_FILE).read_text(encoding="utf-8"))

@@ -14,21 +14,27 @@ import torch
 from PIL import Image
 from pytest import approx
 
-from hast_lightning.quantization.fake_quant import ActivationMode, set_activation_mode
+from hast_lightning.core.batch import Answers, Batch
+from hast_lightning.core.stage import Outcome
 from hast_lightning.records.folder import REPORT_FILE
 from hast_lightning.records.result import Result
-from hast_lightning.report import write_report
-from hast_lightning.report.content import RunReport
+from hast_lightning.report import samples, write_report
+from hast_lightning.report.content import Change, RunReport
 from hast_lightning.report.gather import TILES, gather
-from hast_lightning.report.samples import FEWEST, MOST, look_at, sample_count
+from hast_lightning.report.samples import FEWEST, MOST, harder_batch, look_at, sample_count
 from hast_lightning.runs import assembly, pipeline
 from hast_lightning.runs.assembly import Run
-from hast_lightning.terms.synthesis import difficulty
-from tests.command_line import STUDENT_STEPS, undisturbed_torch
+from hast_lightning.terms.cross_entropy import difficulty
+from tests.command_line import (
+    CALIBRATION_STEPS,
+    STUDENT_STEPS,
+    SYNTHESIS_STEPS,
+    undisturbed_torch,
+)
 from tests.report.pages import Page
-from tests.small_runs import small
+from tests.small_runs import GENERATOR, small
 
-WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+WITHOUT_REPORT = ("report=false", "export.formats=[]")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,7 +49,7 @@ def finished(folder: Path, *overrides: str) -> tuple[Run, Result | None]:
     build = assembly.build
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "build", lambda *args: found.append(build(*args)) or found[0])
-        result = pipeline.run(small(WITHOUT_REPORT, *overrides), folder, "typed 'by' <hand>")
+        result = pipeline.run(small(*WITHOUT_REPORT, *overrides), folder, "typed 'by' <hand>")
     return found[0], result
 
 
@@ -86,12 +92,23 @@ def test_every_quantized_tensor_and_every_stage_is_there(told: RunReport) -> Non
     assert {panel.stage for panel in told.panels} == {"synthesis", "calibration", "distillation"}
     kd = next(panel for panel in told.panels if "KL" in panel.title)
     assert [len(curve.points) for curve in kd.curves] == [STUDENT_STEPS] * 2
-    assert [switch.enabled for switch in told.switches] == [True] * 3
+    assert [(stage.name, stage.steps) for stage in told.stages] == [
+        ("synthesis", SYNTHESIS_STEPS),
+        ("calibration", CALIBRATION_STEPS),
+        ("distillation", STUDENT_STEPS),
+    ]
+    off = [part.key for stage in told.stages for part in stage.parts if not part.enabled]
+    # Neither crops nor flips suit digits.
+    assert off == [
+        "stages.synthesis.transforms.crop_and_flip",
+        "stages.distillation.transforms.crop_and_flip",
+    ]
 
 
 def test_the_grids_are_the_two_ends(told: RunReport, done: tuple[Run, Result]) -> None:
     run, _ = done
-    images, labels = run.module.source.preview(64)
+    images, labels, _ = run.module.source.preview(64)
+    assert labels is not None
     with torch.no_grad():
         expected = difficulty(run.module.teacher(images), labels)
     order = expected.argsort(stable=True).tolist()
@@ -105,38 +122,52 @@ def test_the_grids_are_the_two_ends(told: RunReport, done: tuple[Run, Result]) -
     assert torch.equal(shown.float(), pixels.clamp(0, 1).mul(255).round())
 
 
-def test_difficulties_are_told_before_and_after_promotion(told: RunReport) -> None:
-    assert told.promotion is not None and min(told.promotion) > 0
+def test_difficulties_are_told_before_and_after_promotion(
+    told: RunReport, done: tuple[Run, Result]
+) -> None:
+    """As the last step saw them: nothing is computed again."""
+    scalars = done[0].module.outcome.scalars
+    terms = ("distillation/kd", "distillation/alignment")
+    losses = [sum(float(scalars[f"{t}{mark}"]) for t in terms) for mark in ("", "_promoted")]
+    assert told.change == Change("promoted", *map(approx, losses))
     assert [found.network for found in told.difficulties] == ["student", "teacher"]
     for found in told.difficulties:
-        assert len(found.before) == len(found.after) == 64
+        assert len(found.before) == len(found.after) == 8
+        assert found.word == "promoted"
         assert found.before != found.after
         assert all(0 <= value <= 1 for value in (*found.before, *found.after))
 
 
-def test_promotion_goes_up_the_loss(done: tuple[Run, Result]) -> None:
+def test_batches_do_not_change_what_is_seen(
+    done: tuple[Run, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = done[0].module
-    # Between steps of rounded activations the loss is flat or jumps; without them it has a slope.
-    set_activation_mode(module.student, ActivationMode.FLOAT)
-    try:
-        losses = look_at(module, *module.source.preview(32)).losses
-    finally:
-        set_activation_mode(module.student, ActivationMode.QUANTIZE)
-    assert losses is not None and losses[1] > 1.001 * losses[0]
+    whole = look_at(module)
+    monkeypatch.setattr(samples, "AT_ONCE", 7)
+    for first, second in zip(whole, look_at(module), strict=True):
+        assert first is not None and second is not None and len(first) == 64
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
-def test_batches_do_not_change_what_is_seen(done: tuple[Run, Result]) -> None:
-    module = done[0].module
-    images, labels = module.source.preview(24)
-    whole, parts = [], []
-    with pytest.MonkeyPatch.context() as patch:
-        for size, into in ((24, whole), (7, parts)):
-            patch.setattr(module, "micro_batch", size)
-            into.append(look_at(module, images, labels))
-    for first, second in zip(whole[0], parts[0], strict=True):
-        assert first is not None and second is not None and len(first) == 24
-        if first.dim() == 1 and first.is_floating_point() and first[0] != first[-1]:
-            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+def test_micro_batches_of_a_step_are_put_together_in_their_order() -> None:
+    easy, hard = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
+    batch = Batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
+    outcome = Outcome(
+        scalars={"a/kd": 1.0, "a/kd_harder": 3.0, "a/learning_rate": 9.0},
+        answers={
+            "": [Answers(easy, easy, batch), Answers(hard, easy, batch)],
+            "_harder": [Answers(hard, easy, batch), Answers(hard, hard, batch)],
+        },
+    )
+    found = harder_batch(outcome)
+    assert found is not None
+    pairs = (found.of_student, found.of_teacher)
+    assert [[v.round().int().tolist() for v in pair] for pair in pairs] == [
+        [[0, 1], [1, 1]],
+        [[0, 0], [0, 1]],
+    ]
+    assert (found.losses, found.word) == ((1.0, 3.0), "harder")
+    assert harder_batch(Outcome(answers={"": outcome.answers[""]})) is None
 
 
 def test_telling_leaves_no_trace(done: tuple[Run, Result]) -> None:
@@ -188,26 +219,27 @@ def test_a_part_that_fails_is_a_warning(
 @pytest.mark.parametrize(
     ("overrides", "sections"),
     [
-        (("run=[synthesize,report]",), {"setup", "curves", "samples", "difficulty"}),
+        (("order=[synthesis]",), {"setup", "curves", "samples", "difficulty"}),
         pytest.param(
-            ("run=[synthesize,distill,report]",),
+            ("evaluate=false", "export.formats=[]"),
             {"setup", "curves", "samples", "difficulty"},
             marks=pytest.mark.slow,
         ),
         (
-            ("data.source=none", "data.holdout=0.1", "distillation.promotion.enabled=false"),
+            (
+                "data.source=none",
+                "data.holdout=0.1",
+                "stages.distillation.transforms.promotion.enabled=false",
+            ),
             {"result", "confusion"},
         ),
         (
-            (
-                "synthesis.source=generator",
-                "schedule.synthesis_steps=4",
-                "synthesis.generator.batch_size=8",
-            ),
+            GENERATOR,
             {"result", "confusion", "samples"},
         ),
+        (("method=gdfq",), {"result", "confusion", "samples", "curves"}),
     ],
-    ids=["images_only", "not_evaluated", "no_data_no_promotion", "generator"],
+    ids=["images_only", "not_evaluated", "no_data_no_promotion", "generator", "in_turns"],
 )
 def test_every_agenda_has_its_page(
     tmp_path: Path, overrides: tuple[str, ...], sections: set[str]
@@ -216,7 +248,8 @@ def test_every_agenda_has_its_page(
     found = Page((tmp_path / REPORT_FILE).read_text(encoding="utf-8"))
     assert sections <= set(found.attributes("id"))
     assert ("result" in found.attributes("id")) == (result is not None)
-    assert ("Promotion is off" in found.texts()) == any("promotion" in o for o in overrides)
+    promoted = not any(word in o for word in ("promotion", "order", "gdfq") for o in overrides)
+    assert ("Difficulty of images as they are, and promoted" in found.texts()) == promoted
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -65,8 +66,7 @@ def test_pictures_charts_and_tables_speak_to_those_who_cannot_see_them() -> None
     found = Page(page.render(report()))
     (alternative, _) = [tags["alt"] for tag, tags in found.tags if tag == "img"]
     assert alternative == (
-        "Synthetic image for class plain; the teacher sees plain, the student plain; "
-        "difficulty 0.25"
+        "Image of class plain; the teacher sees plain, the student plain; difficulty 0.25"
     )
     identifiers = found.attributes("id")
     charts = [tags for tag, tags in found.tags if tag == "svg" and tags.get("role") == "img"]
@@ -75,6 +75,12 @@ def test_pictures_charts_and_tables_speak_to_those_who_cannot_see_them() -> None
         assert set(str(chart["aria-labelledby"]).split()) <= set(identifiers)
     headers = [tags for tag, tags in found.tags if tag == "th"]
     assert headers and all(tags.get("scope") in ("col", "row") for tags in headers)
+
+
+def test_images_are_called_what_they_are() -> None:
+    made, taken = (replace(report(), synthetic=synthetic) for synthetic in (True, False))
+    assert "Synthetic images, easy against hard" in Page(page.render(made)).texts()
+    assert "Own images, easy against hard" in Page(page.render(taken)).texts()
 
 
 def test_what_was_not_measured_is_left_out() -> None:
@@ -90,6 +96,7 @@ def test_numbers_are_shown_with_their_units() -> None:
     assert "2 17.0" in text  # error in percent, SQNR in decibels
     assert "not calibrated" in text
     assert "12.5" in text and "never shown" not in text
+    assert "Stage plain: 1,200 steps" in text and "Stage inside plain" in text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), OSError(28, "full"), KeyError("x")])

@@ -8,8 +8,7 @@ from typing import Any, cast
 import pytest
 
 from hast_lightning.records.result import Result
-from hast_lightning.report.settings import duration, exports, switches, widths
-from tests.small_runs import small
+from hast_lightning.report.settings import duration, exports, widths
 
 
 def with_exports(found: Any) -> Result:
@@ -46,16 +45,6 @@ def test_exports_are_rows_with_units() -> None:
 def test_without_exports_there_are_no_rows(found: Any) -> None:
     assert exports(with_exports(found)) == ()
     assert exports(None) == ()
-
-
-def test_switches_show_what_is_on_and_how() -> None:
-    on = {switch.key: switch for switch in switches(small("distillation.promotion.eps=0.5"))}
-    assert len(on) == 3 and all(switch.enabled for switch in on.values())
-    assert on["distillation.promotion.enabled"].settings == "ε = 0.5"
-    off = switches(
-        small("synthesis.hardness.enabled=false", "distillation.alignment.enabled=false")
-    )
-    assert [switch.enabled for switch in off] == [False, True, False]
 
 
 @pytest.mark.parametrize(

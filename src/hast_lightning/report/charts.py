@@ -102,7 +102,7 @@ def line_chart(panel: Panel) -> Chart:
 
 
 def histogram(values: Difficulties) -> Chart:
-    """Shares of the images by difficulty: bars before promotion, an outline after it.
+    """Shares of the images by difficulty: bars as they are, an outline of what was made of them.
 
     Where most images are easy the axis is logarithmic: on a linear one they would be one bar.
     """
@@ -117,7 +117,7 @@ def histogram(values: Difficulties) -> Chart:
         Bar(x_scale(i / BINS) + 0.5, y_scale(share), width - 1, floor - y_scale(share))
         for i, share in enumerate(before)
     )
-    outline = Line("promoted", _outline(after, x_scale, y_scale), "")
+    outline = Line(values.word, _outline(after, x_scale, y_scale), "")
     return Chart(
         f"Difficulty for the {values.network}",
         f"difficulty 1 − p(label){', logarithmic' if logarithmic else ''}",
@@ -126,7 +126,7 @@ def histogram(values: Difficulties) -> Chart:
         tuple(Tick(y_scale(y), number(y)) for y in ticks),
         (outline,) if values.after else (),
         bars,
-        "as synthesized",
+        "as they are",
         _histogram_summary(values),
         f"{_histogram_summary(values)}.",
     )
@@ -218,7 +218,7 @@ def _summary(curve: Curve) -> str:
 
 def _histogram_summary(values: Difficulties) -> str:
     text = f"Mean difficulty for the {values.network}: {_mean(values.before):.3f}"
-    return text + (f", promoted {_mean(values.after):.3f}" if values.after else "")
+    return text + (f", {values.word} {_mean(values.after):.3f}" if values.after else "")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -67,12 +67,14 @@ class Difficulties:
     Attributes:
         network: Whose probabilities they are.
         before: Of the images as they are.
-        after: Of the same images promoted; empty where nothing was promoted.
+        after: Of what a transform by gradient made of them; empty where there was none.
+        word: What the changed images are called.
     """
 
     network: str
     before: tuple[float, ...]
     after: tuple[float, ...] = ()
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,60 @@ class ConfusionTable:
 
 
 @dataclass(frozen=True)
-class Switch:
-    """One part of the method that can be switched off."""
+class PartLine:
+    """A term or a transform of a stage.
+
+    Attributes:
+        name: Its title.
+        about: What it computes.
+        enabled: It does something.
+        weight: Of a term; empty for a transform.
+        settings: All others in words.
+        key: Where it stands in the configuration.
+    """
 
     name: str
+    about: str
     enabled: bool
+    weight: str
     settings: str
     key: str
+
+
+@dataclass(frozen=True)
+class StageLines:
+    """A stage and its parts.
+
+    Attributes:
+        name: Of the stage.
+        steps: That it does; none where its steps are those of the stage that it is in.
+        source: Name of the source that it uses; empty where it names none.
+        about: What it does.
+        settings: In words.
+        parts: Its terms and transforms.
+    """
+
+    name: str
+    steps: int | None
+    source: str
+    about: str
+    settings: str
+    parts: tuple[PartLine, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """The student's loss on the last step's images, and on what a transform made of them.
+
+    Attributes:
+        word: What the changed images are called: ``promoted``.
+        before: On the images as they were.
+        after: On the changed ones.
+    """
+
+    word: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -154,13 +203,14 @@ class RunReport:
         headline: The networks that are compared; empty without an evaluation.
         measured_on: What accuracy and agreement were measured on.
         facts: What was quantized and how.
-        switches: The parts of the method.
+        stages: What the run did, stage by stage.
+        synthetic: The images were made, not taken.
         panels: Loss curves in the order of the stages.
         easy: The easiest of the images looked at, the easiest first.
         hard: The hardest of them, the hardest first.
         looked_at: How many images ``easy`` and ``hard`` are from.
         difficulties: By network.
-        promotion: The student's loss on the last step's images before and after promotion.
+        change: What the last step trained on beside its batch; none where there was nothing.
         layers: Every quantized tensor.
         confusion: None without an evaluation.
         exports: Rows of a table of exported files and how they compare, by column.
@@ -177,13 +227,14 @@ class RunReport:
     headline: tuple[HeadlineRow, ...] = ()
     measured_on: str = ""
     facts: tuple[Fact, ...] = ()
-    switches: tuple[Switch, ...] = ()
+    stages: tuple[StageLines, ...] = ()
+    synthetic: bool = True
     panels: tuple[Panel, ...] = ()
     easy: tuple[Tile, ...] = ()
     hard: tuple[Tile, ...] = ()
     looked_at: int = 0
     difficulties: tuple[Difficulties, ...] = ()
-    promotion: tuple[float, float] | None = None
+    change: Change | None = None
     layers: tuple[LayerDiagnosis, ...] = ()
     confusion: ConfusionTable | None = None
     exports: tuple[dict[str, str], ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hast_lightning.report.content import Curve, Panel
@@ -14,7 +14,6 @@ MAX_POINTS = 300
 """More than a chart has pixels for; of longer curves neighbours are averaged."""
 MAX_BLOCKS = 6
 """Curves by block in one chart, at most: of more, evenly spaced ones are shown."""
-PROMOTED = "_promoted"
 NAMES = {
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm",
@@ -25,12 +24,15 @@ NAMES = {
 Points = list[tuple[float, float]]
 
 
-def read_panels(path: Path, titles: Mapping[str, str]) -> tuple[Panel, ...]:
+def read_panels(
+    path: Path, titles: Mapping[str, str], marks: Sequence[str] = ()
+) -> tuple[Panel, ...]:
     """Return the charts of a ``metrics.csv``, group by group; none where there is no such file.
 
     Args:
         path: The file.
         titles: What the curves of terms are called, by ``group/name``.
+        marks: Ends of names of what was measured on changed images: ``_promoted``.
     """
     if not path.is_file():
         return ()
@@ -38,15 +40,15 @@ def read_panels(path: Path, titles: Mapping[str, str]) -> tuple[Panel, ...]:
     for column, points in _columns(path).items():
         stage, _, name = column.partition("/")
         if name:
-            measure, curve = _split(name)
+            measure, curve = _split(name, marks)
             groups[stage, measure][curve] = points
     stages = list(dict.fromkeys(stage for stage, _ in groups))
     ordered = sorted(groups, key=lambda key: (stages.index(key[0]), "/" in key[1]))
-    return tuple(_panel(*key, groups[key], titles) for key in ordered)
+    return tuple(_panel(*key, groups[key], titles, marks) for key in ordered)
 
 
 def _columns(path: Path) -> dict[str, Points]:
-    """Every column's finite values by iteration, in the file's order."""
+    """Return every column's finite values by iteration, in the file's order."""
     columns: dict[str, Points] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -60,7 +62,7 @@ def _columns(path: Path) -> dict[str, Points]:
 
 
 def _number(text: str | None) -> float | None:
-    """A finite number; none for a cell that is empty or was cut off."""
+    """Return a finite number; none for a cell that is empty or was cut off."""
     try:
         value = float(text or "nan")
     except (TypeError, ValueError):
@@ -68,16 +70,27 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _split(name: str) -> tuple[str, str]:
-    """What is measured, and which of several curves it is: ``kd_promoted`` is one of ``kd``."""
+def _split(name: str, marks: Sequence[str]) -> tuple[str, str]:
+    """Return what is measured, and which curve it is: ``kd_promoted`` is one of ``kd``."""
     base, slash, block = name.partition("/")
-    measure = base.removesuffix(PROMOTED)
-    promoted = "promoted images" if base.endswith(PROMOTED) else "images"
-    return (f"{base}/", block) if slash else (measure, promoted)
+    measure, images = _unmarked(base, marks)
+    return (f"{base}/", block) if slash else (measure, images)
 
 
-def _panel(stage: str, measure: str, curves: dict[str, Points], titles: Mapping[str, str]) -> Panel:
-    title, names, notes = _title(stage, measure, titles), list(curves), []
+def _unmarked(name: str, marks: Sequence[str]) -> tuple[str, str]:
+    """Return a name without its mark, and what images it was measured on."""
+    mark = next((mark for mark in marks if name.endswith(mark)), "")
+    return name.removesuffix(mark), f"{mark.replace('_', ' ')} images".strip()
+
+
+def _panel(
+    stage: str,
+    measure: str,
+    curves: dict[str, Points],
+    titles: Mapping[str, str],
+    marks: Sequence[str],
+) -> Panel:
+    title, names, notes = _title(stage, measure, titles, marks), list(curves), []
     if len(names) > MAX_BLOCKS:
         last = len(names) - 1
         kept = [names[round(i * last / (MAX_BLOCKS - 1))] for i in range(MAX_BLOCKS)]
@@ -89,17 +102,17 @@ def _panel(stage: str, measure: str, curves: dict[str, Points], titles: Mapping[
     return Panel(stage, title, thin, "; ".join(notes))
 
 
-def _title(stage: str, measure: str, titles: Mapping[str, str]) -> str:
-    base = measure.rstrip("/").removesuffix(PROMOTED)
+def _title(stage: str, measure: str, titles: Mapping[str, str], marks: Sequence[str]) -> str:
+    base, images = _unmarked(measure.rstrip("/"), marks)
     known = titles.get(f"{stage}/{base}") or NAMES.get(base)
     title = known or base.replace("_", " ").capitalize()
-    if measure.endswith("/"):
-        title += " by block"
-    return title + ", promoted images" * measure.endswith(f"{PROMOTED}/")
+    if not measure.endswith("/"):
+        return title
+    return f"{title} by block" + ("" if images == "images" else f", {images}")
 
 
 def _thinned(points: Points) -> Points:
-    """At most ``MAX_POINTS`` points, each the mean of its neighbourhood."""
+    """Return at most ``MAX_POINTS`` points, each the mean of its neighbourhood."""
     size = -(-len(points) // MAX_POINTS)
     if size == 1:
         return points

@@ -8,14 +8,16 @@ from dataclasses import replace
 import torch
 
 from hast_lightning.core.stage import Stage
+from hast_lightning.core.transform import Transform
 from hast_lightning.quantization.diagnosis import diagnose
 from hast_lightning.records.failure import read_failure
 from hast_lightning.records.folder import METRICS_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import headline
 from hast_lightning.report.confusion import confusion_table
-from hast_lightning.report.content import Difficulties, RunReport, Seconds, Tile
+from hast_lightning.report.content import Change, Difficulties, RunReport, Seconds, Tile
 from hast_lightning.report.curves import read_panels
+from hast_lightning.report.parts import stage_lines
 from hast_lightning.report.pictures import data_addresses
 from hast_lightning.report.samples import Harder, Samples, harder_batch, look_at
 from hast_lightning.report.settings import (
@@ -24,9 +26,9 @@ from hast_lightning.report.settings import (
     exports,
     key_figures,
     origin,
-    switches,
 )
 from hast_lightning.runs.assembly import Run
+from hast_lightning.tracking.facts import switched_parts
 
 TILES = 12
 """Images in each of the two grids, at most."""
@@ -54,7 +56,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
         hard=hard,
         looked_at=len(samples.images),
         difficulties=_difficulties(samples, harder),
-        promotion=None if harder is None else harder.losses,
+        change=None if harder is None else Change(harder.word, *harder.losses),
         layers=tuple(diagnose(module.student)) if module.ranges_frozen else (),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
         exports=exports(result),
@@ -73,8 +75,9 @@ def outline(run: Run, result: Result | None) -> RunReport:
         ),
         failure=early_end(run, read_failure(run.folder)),
         facts=describe(run),
-        switches=switches(config),
-        panels=read_panels(run.folder / METRICS_FILE, _titles(run)),
+        stages=stage_lines(run),
+        synthetic=run.module.source.synthetic,
+        panels=read_panels(run.folder / METRICS_FILE, _titles(run), _marks(run)),
         origin=origin(run, result),
         command=run.origin.command,
         versions=run.origin.versions,
@@ -90,6 +93,12 @@ def _titles(run: Run) -> dict[str, str]:
         for group, terms in stage.all_terms.items()
         for name, term in terms.items()
     }
+
+
+def _marks(run: Run) -> tuple[str, ...]:
+    """Return what curves on batches of transforms by gradient are called by."""
+    parts = [part for _, part in switched_parts(run.config) if isinstance(part, Transform)]
+    return tuple(dict.fromkeys(part.mark for part in parts if part.by_gradient))
 
 
 def _exceptions(run: Run) -> str:
@@ -118,7 +127,7 @@ def _difficulties(samples: Samples, harder: Harder | None) -> tuple[Difficulties
     if harder is not None:
         pairs = {"student": harder.of_student, "teacher": harder.of_teacher}
         return tuple(
-            Difficulties(network, tuple(before.tolist()), tuple(after.tolist()))
+            Difficulties(network, tuple(before.tolist()), tuple(after.tolist()), harder.word)
             for network, (before, after) in pairs.items()
         )
     columns = {"student": samples.of_student, "teacher": samples.of_teacher}

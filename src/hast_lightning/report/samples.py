@@ -45,11 +45,13 @@ class Harder(NamedTuple):
         of_student: Difficulty for the student before and after, (N,) each.
         of_teacher: The same for the teacher.
         losses: The student's loss before and after.
+        word: What the changed images are called, from the mark of the transform.
     """
 
     of_student: tuple[Tensor, Tensor]
     of_teacher: tuple[Tensor, Tensor]
     losses: tuple[float, float]
+    word: str
 
 
 def sample_count(input_shape: tuple[int, int, int]) -> int:
@@ -88,7 +90,8 @@ def harder_batch(outcome: Outcome) -> Harder | None:
     marked = {name for name in outcome.scalars if name.endswith(mark)}
     plain = {name.removesuffix(mark) for name in marked}
     losses = tuple(sum(float(outcome.scalars[n]) for n in names) for names in (plain, marked))
-    return Harder((before[0], after[0]), (before[1], after[1]), (losses[0], losses[1]))
+    word = mark.strip("_").replace("_", " ")
+    return Harder((before[0], after[0]), (before[1], after[1]), (losses[0], losses[1]), word)
 
 
 def _joined(parts: list[Answers]) -> tuple[Tensor, Tensor]:

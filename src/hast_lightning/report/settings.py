@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hast_lightning.config import Config
 from hast_lightning.core.part import Part
-from hast_lightning.core.term import Term
-from hast_lightning.core.transform import Transform
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.quantization.settings import LayerBits
 from hast_lightning.records.failure import Failure
@@ -18,12 +15,10 @@ from hast_lightning.records.folder import RESULT_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.versions import device_name
-from hast_lightning.report.content import EarlyEnd, Fact, Switch
+from hast_lightning.report.content import EarlyEnd, Fact
+from hast_lightning.report.parts import about, settings_of
 from hast_lightning.runs.assembly import Run
-from hast_lightning.tracking.facts import switched_parts
 
-UNSAID = ("kind", "enabled", "source", "steps")
-"""Settings that are said elsewhere."""
 EXPORT_COLUMNS = {
     "format": "format",
     "agreement": "agreement with the student, %",
@@ -34,44 +29,49 @@ EXPORT_COLUMNS = {
 
 
 def describe(run: Run) -> tuple[Fact, ...]:
-    """The network, its quantizer, the images and the training."""
+    """Return the method, the network, its quantizer, the sources and the evaluation in words."""
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
     channels, height, width = network.input_shape
     weights = [layer.weight_quantizer.bits for _, layer in quantized_layers(student)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
+    quantizer = config.quantizer
     return (
+        Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
         Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", f"{widths(activations)}, {len(activations)} tensors, one range each"),
-        Fact("Quantizer", _quantizer(config)),
-        Fact("Method", _method(config)),
-        *(Fact(f"Source {name}", _settings(part)) for name, part in _used_sources(run)),
-        *(Fact(f"Stage {name}", _stage(run, name)) for name in config.order),
+        Fact("Ranges", _part(quantizer.ranges)),
+        Fact("Rounding", f"{_part(quantizer.rounding)} {_gradient(config)}"),
+        Fact("Placement", _part(quantizer.placement)),
+        *(Fact("Exception", text) for text in _exceptions(config)),
+        *(Fact(f"Source {name}", _part(config.sources[name])) for name in run.module.sources),
         Fact("Evaluation", _evaluation(run)),
     )
 
 
+def _part(part: Part) -> str:
+    """Return what a part is and how it is set, as two sentences."""
+    settings = settings_of(part)
+    return about(part) + (f" Settings: {settings}." if settings else "")
+
+
+def _gradient(config: Config) -> str:
+    return f"Gradients are {config.quantizer.gradient.replace('pass_through', 'passed through')}."
+
+
+def _exceptions(config: Config) -> list[str]:
+    ends = ["first and last layer: 8 bits"] * config.quantizer.first_and_last_8bit
+    return [*ends, *map(_override, config.quantizer.overrides)]
+
+
 def widths(bits: Sequence[int]) -> str:
-    """The bits of many tensors: ``3 bits``, or ``2 bits (8 bits in 2 of them)``."""
+    """Return the bits of many tensors: ``3 bits``, or ``2 bits (8 bits in 2 of them)``."""
     (usual, _), *others = Counter(bits).most_common()
     text = ", ".join(f"{count} bits in {number} of them" for count, number in sorted(others))
     return f"{usual} bits" + (f" ({text})" if text else "")
-
-
-def _quantizer(config: Config) -> str:
-    quantizer = config.quantizer
-    parts = [
-        f"ranges: {_settings(quantizer.ranges)}",
-        f"rounding: {_settings(quantizer.rounding)}",
-        f"placement: {_settings(quantizer.placement)}",
-        f"gradient {quantizer.gradient.replace('_', ' ')}",
-        "first and last layer at 8 bits" * quantizer.first_and_last_8bit,
-        *(_override(override) for override in quantizer.overrides),
-    ]
-    return "; ".join(filter(None, parts))
 
 
 def _override(override: LayerBits) -> str:
@@ -82,34 +82,8 @@ def _override(override: LayerBits) -> str:
 
 def _method(config: Config) -> str:
     method = config.method
-    source = f" ({method.paper})" if method.paper else ""
-    return f"{method.title or method.name}{source}; budget: {config.schedule.name}"
-
-
-def _used_sources(run: Run) -> list[tuple[str, Part]]:
-    return [(name, run.config.sources[name]) for name in run.module.sources]
-
-
-def _stage(run: Run, name: str) -> str:
-    steps = run.module.agenda.stages.get(name, 0)
-    stage = run.config.stages[name]
-    others = [
-        f"{field.name}: {_settings(value, field.name)}"
-        for field in fields(stage)
-        if is_dataclass(value := getattr(stage, field.name)) and not isinstance(value, type)
-    ]
-    return "; ".join([f"{_settings(stage)}, {steps:,} iterations", *others])
-
-
-def _settings(part: Any, kind: str = "") -> str:
-    """Return a part in one line: its kind, and its settings that are numbers or words."""
-    shown = []
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if field.name not in UNSAID and isinstance(value, int | float | str):
-            shown.append(f"{field.name.replace('_', ' ')} {value}")
-    name = getattr(part, "kind", kind).replace("_", " ")
-    return name + (f" ({', '.join(shown)})" if shown else "")
+    title = f"{method.title} ({method.name})" if method.title else method.name
+    return "; ".join(filter(None, [title, method.paper, f"budget {config.schedule.name}"]))
 
 
 def _evaluation(run: Run) -> str:
@@ -120,25 +94,8 @@ def _evaluation(run: Run) -> str:
     return f"{run.config.data.source}, never trained on; the last step counts"
 
 
-def switches(config: Config) -> tuple[Switch, ...]:
-    """Return every term and transform of the stages that run, each with its switch."""
-    return tuple(
-        Switch(
-            name=_title(part),
-            enabled=part.active if isinstance(part, Term) else part.enabled,
-            settings=_settings(part),
-            key=f"stages.{place}.enabled",
-        )
-        for place, part in switched_parts(config)
-    )
-
-
-def _title(part: Term | Transform) -> str:
-    return getattr(part, "title", "") or part.kind.replace("_", " ").capitalize()
-
-
 def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
-    """Seed, commit, weights, device and what the run took up."""
+    """Return seed, commit, weights, device and what the run took up."""
     facts = [
         Fact("Seed", str(run.config.seed)),
         Fact("Git commit", run.origin.git_commit or "not run from a checkout"),
@@ -173,7 +130,7 @@ def _footprint(result: Result) -> list[tuple[str, str]]:
 
 
 def key_figures(result: Result) -> tuple[Fact, ...]:
-    """The numbers that come first."""
+    """Return the numbers that come first."""
     bits = f"W{result.weight_bits}A{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     figures = [
@@ -191,7 +148,7 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    """Return ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -201,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def exports(result: Result | None) -> tuple[dict[str, str], ...]:
-    """Exported files and how they compare with the student, as rows of one table."""
+    """Return exported files and how they compare with the student, as rows of one table."""
     found: Any = getattr(result, "exports", None) or []
     entries = found.items() if isinstance(found, dict) else enumerate(found)
     rows = []
