@@ -16,7 +16,10 @@ from torch import nn
 
 import hast_lightning
 from hast_lightning import quantize
+from hast_lightning.api.arguments import bits_settings
+from hast_lightning.api.composition import composed
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
+from hast_lightning.export.frozen import frozen_activations, frozen_layers
 from tests.command_line import TINY
 from tests.small_calls import INPUT, SHORT, digits_network
 
@@ -41,6 +44,20 @@ def expected(network: nn.Module) -> dict[str, torch.Tensor]:
     ("options", "message"),
     [
         ({"bits": 4.0}, "bits=4.0 must be one integer, or two"),
+        ({"bits": "w4"}, "bits='w4' must be one integer"),
+        ({"bits": "w4a9"}, "quantizer.activation_bits=9 must be at least 2 and at most 8"),
+        ({"bits": {"*": None}}, r"bits={'\*': None} must be one integer"),
+        ({"bits": {3: 4}}, r"bits={3: 4}: 3 is no pattern of the names of layers"),
+        ({"bits": {"stem*": 8}}, r"overrides: 'stem\*' matches no convolution or linear layer"),
+        ({"bits": {"conv1": 9}}, "overrides: 'conv1': bits=9 must be at least 2 and at most 8"),
+        ({"method": "hest"}, "method=hest: hest is no option of method; did you mean hast"),
+        ({"method": ""}, "method='' must be the name of a method; there are: adadfq"),
+        ({"method": 3}, "method=3 must be the name of a method"),
+        ({"schedule": "quik"}, "schedule=quik: quik is no option of schedule; did you mean quick"),
+        (
+            {"schedule": ["quick"]},
+            r"schedule=\['quick'\] must be the name of a schedule; there are",
+        ),
         (
             {"overrides": ["quantizer.bits=4", "quantizer.weight_bits=3"]},
             "quantizer.bits=4 quantizer.weight_bits=3: bits is both",
@@ -250,7 +267,7 @@ def test_a_network_that_has_no_weights_yet_is_refused() -> None:
     [
         {"schedule": {"student_steps": 2}},
         {"schedule.student_steps": 2, "quantizer": "mse"},
-        {"schedule": {"student_steps": np.int64(2)}, "synthesis": {"bank": {"lr": np.float64(1)}}},
+        {"schedule": {"student_steps": np.int64(2)}, "sources": {"bank": {"lr": np.float64(1)}}},
     ],
 )
 def test_overrides_may_be_a_mapping(network: nn.Module, overrides: dict[str, Any]) -> None:
@@ -259,7 +276,43 @@ def test_overrides_may_be_a_mapping(network: nn.Module, overrides: dict[str, Any
     small["callbacks.progress"] = False
     made = quantize(network, 3, overrides={**small, **overrides}, **INPUT)
     assert made.result.student_steps == 2
-    assert made.description.quantizer["name"] == overrides.get("quantizer", "lsq")
+    assert made.description.quantizer["ranges"]["kind"] == overrides.get("quantizer", "lsq")
+
+
+@pytest.mark.parametrize(
+    ("bits", "same", "layers"),
+    [
+        ("w3a4", (3, 4), []),
+        ("W3A4", (3, 4), []),
+        ([np.int64(3), 4], (3, 4), []),
+        ({"*": "w3a4"}, (3, 4), []),
+        ({"conv1": 8, "*": (3, 4)}, (3, 4), [("conv1", None, None, 8)]),
+        ({"*": (3, 4), "layer1.*": "w2a5", "*conv1": 6}, (3, 4),
+         [("layer1.*", 2, 5, None), ("*conv1", None, None, 6)]),
+    ],
+)  # fmt: skip
+def test_bits_come_in_several_forms(
+    bits: Any, same: tuple[int, int], layers: list[tuple[Any, ...]]
+) -> None:
+    config = composed(list(bits_settings(bits)))
+    assert (config.quantizer.weight_bits, config.quantizer.activation_bits) == same
+    found = [
+        (e.layers, e.weight_bits, e.activation_bits, e.bits) for e in config.quantizer.overrides
+    ]
+    assert found == layers
+
+
+def test_single_layers_have_bits_of_their_own(network: nn.Module) -> None:
+    bits = {"conv1": 8, "linear": (5, 6), "*": "w3a4"}
+    made = quantize(network, bits, overrides=SHORT, **INPUT)
+    weights = {name: layer.quantized_weight.bits for name, layer in frozen_layers(made.network)}
+    assert {name: number for name, number in weights.items() if number != 3} == {
+        "conv1": 8,
+        "linear": 5,
+    }
+    assert sorted({a.bits for _, a in frozen_activations(made.network)}) == [4, 6]
+    # And the call that the report shows asks for the same.
+    assert f"bits={bits!r}" in made.result.command
 
 
 def test_one_override_may_stand_alone(network: nn.Module) -> None:
@@ -276,7 +329,7 @@ FILES = "without folder=... a run leaves no files"
     [
         ("export=all", {}, FILES),
         ("export.opset=20", {}, FILES),
-        ("run=[synthesize,distill,evaluate,report]", {}, FILES),
+        ("report=true", {}, FILES),
         ("logger=tensorboard", {}, FILES),
         ("hydra.run.dir=elsewhere", {}, "folder=... says where files go"),
         ("hydra.run.dir=elsewhere", {"folder": "run"}, "folder=... says where files go"),

@@ -1,8 +1,9 @@
-"""Which recipe is taken where none is named, and that it is said where it is a guess."""
+"""Which method and budget are taken where none is named, and that a guess is said to be one."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from torch import nn
 
 from hast_lightning import quantize
 from hast_lightning.api import quantization
-from hast_lightning.api.recipes import MEASURED, choose
+from hast_lightning.api.choice import MEASURED, choose
+from hast_lightning.api.composition import composed
 from hast_lightning.config import Config
 from tests.composition import options
 from tests.small_calls import INPUT
 
-CIFAR, IMAGENET = "cifar10_resnet20", "mobilenetv1_x025"
+CIFAR, IMAGENET = "hast_adam", "hast_imagenet_adam"
 
 
 class ReachedError(Exception):
@@ -47,65 +49,141 @@ def classifier(channels: int) -> nn.Module:
     )
 
 
-def recipe_of(planned: list[Config], network: Any, *arguments: Any, **options: Any) -> str:
+def taken(planned: list[Config], network: Any, *arguments: Any, **options: Any) -> tuple[str, str]:
+    """Method and schedule of a call."""
     with pytest.raises(ReachedError):
         quantize(network, *arguments, **options)
-    return planned[-1].recipe
+    return planned[-1].method.name, planned[-1].schedule.name
 
 
-def test_every_recipe_that_may_be_chosen_is_there() -> None:
-    chosen = {recipe for family in MEASURED for recipe in family.by_bits.values()}
-    assert chosen <= set(options("experiment"))
+def test_every_option_that_may_be_chosen_is_there() -> None:
+    assert {known.method for known in MEASURED} <= set(options("method"))
+    assert {known.schedule for known in MEASURED} <= set(options("schedule"))
 
 
 @pytest.mark.parametrize(
-    ("shape", "bits", "recipe", "suits"),
+    ("shape", "method", "schedule", "suits"),
     [
-        ((1, 8, 8), 3, "digits_w3a3", True),
-        ((1, 8, 8), 2, "digits_w2a2", True),
-        ((1, 8, 8), None, "digits_w3a3", True),
-        ((3, 32, 32), 2, f"{CIFAR}_w3a3_recommended", True),
-        ((3, 32, 32), 8, f"{CIFAR}_w4a4_recommended", True),
-        ((3, 224, 224), 3, f"{IMAGENET}_w4a4_recommended", True),
-        ((3, 224, 224), 5, f"{IMAGENET}_w5a5_recommended", True),
-        ((3, 224, 224), None, f"{IMAGENET}_w8a8_recommended", True),
-        ((3, 8, 8), 3, "digits_w3a3", False),
-        ((1, 28, 28), 4, f"{CIFAR}_w4a4_recommended", False),
-        ((3, 64, 64), 4, f"{CIFAR}_w4a4_recommended", False),
-        ((3, 16, 16), 4, f"{CIFAR}_w4a4_recommended", False),
-        ((3, 299, 299), 8, f"{IMAGENET}_w8a8_recommended", False),
-        ((3, 32, 33), 4, f"{CIFAR}_w4a4_recommended", False),
+        ((1, 8, 8), "hast", "demo", True),
+        ((3, 32, 32), CIFAR, "quick", True),
+        ((3, 224, 224), IMAGENET, "evening_imagenet", True),
+        ((3, 8, 8), "hast", "demo", False),
+        ((1, 28, 28), CIFAR, "quick", False),
+        ((3, 64, 64), CIFAR, "quick", False),
+        ((3, 16, 16), CIFAR, "quick", False),
+        ((3, 32, 33), CIFAR, "quick", False),
+        ((3, 299, 299), IMAGENET, "evening_imagenet", False),
     ],
 )
-def test_size_channels_and_bits_decide(
-    shape: tuple[int, int, int], bits: int | None, recipe: str, suits: bool
+def test_size_and_channels_decide(
+    shape: tuple[int, int, int], method: str, schedule: str, suits: bool
 ) -> None:
-    choice = choose(shape, bits)
-    assert (choice.recipe, choice.suits) == (recipe, suits)
+    choice = choose(shape, method=True, schedule=True)
+    assert (choice.named, choice.suits) == ({"method": method, "schedule": schedule}, suits)
 
 
-def test_a_network_gets_the_recipe_for_its_images_without_a_word(planned: list[Config]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "bits", "recipe"),
+    [
+        ((1, 8, 8), None, "digits_w3a3"),
+        ((1, 8, 8), 2, "digits_w2a2"),
+        ((3, 32, 32), None, "cifar10_resnet20_w4a4_recommended"),
+        ((3, 32, 32), 2, "cifar10_resnet20_w3a3_recommended"),
+        ((3, 32, 32), 3, "cifar10_resnet20_w3a3_recommended"),
+        ((3, 32, 32), 8, "cifar10_resnet20_w8a8_recommended"),
+        ((3, 224, 224), None, "mobilenetv1_x025_w8a8_recommended"),
+        ((3, 224, 224), 7, "mobilenetv1_x025_w8a8_recommended"),
+        ((3, 224, 224), 6, "mobilenetv1_x025_w6a6_recommended"),
+        ((3, 224, 224), 4, "mobilenetv1_x025_w4a4_recommended"),
+    ],
+)
+def test_what_is_chosen_is_the_recommended_recipe(
+    planned: list[Config], shape: tuple[int, int, int], bits: int | None, recipe: str
+) -> None:
+    """Value by value, but for its name and what is said of the network and the data."""
+    taken(planned, classifier(shape[0]), bits, input_shape=shape, mean=shape[0] * [0.5],
+          std=shape[0] * [0.5], folder="kept", progress=True)  # fmt: skip
+    own = ["model=own", "model.provider=given", "model.name=own"]
+    expected = composed([f"+experiment={recipe}", *own, "data=none", *bits_as_words(bits)])
+    found, wanted = asdict(planned[-1]), asdict(expected)
+    for name in ("recipe", "model"):
+        del found[name], wanted[name]
+    # What the method does itself, the recipe's budget asks for once more.
+    assert {found["schedule"].pop("learning_rate"), wanted["schedule"].pop("learning_rate")} <= {
+        "constant",
+        "cosine",
+    }
+    assert planned[-1].stages["distillation"].learning_rate.policy == "cosine"  # type: ignore[attr-defined]
+    assert found == wanted
+
+
+def bits_as_words(bits: int | None) -> list[str]:
+    return (
+        []
+        if bits is None
+        else [f"quantizer.{kind}_bits={bits}" for kind in ("weight", "activation")]
+    )
+
+
+def test_a_network_gets_what_suits_its_images_without_a_word(planned: list[Config]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert recipe_of(planned, classifier(3), 3, input_shape=32) == (f"{CIFAR}_w3a3_recommended")
-        assert recipe_of(planned, classifier(1), (2, 3), **INPUT) == "digits_w2a2"
-        assert recipe_of(planned, classifier(3), 5, input_shape=224) == (
-            f"{IMAGENET}_w5a5_recommended"
-        )
-        assert recipe_of(planned, "digits") == "digits_w3a3"
+        assert taken(planned, classifier(3), 3, input_shape=32) == (CIFAR, "quick")
+        assert taken(planned, classifier(1), (2, 3), **INPUT) == ("hast", "demo")
+        assert taken(planned, classifier(3), 5, input_shape=224) == (IMAGENET, "evening_imagenet")
+        assert planned[-1].recipe == f"{IMAGENET}_Sequential_w5a5"
+        assert (planned[-1].model.provider, planned[-1].model.factory) == ("given", None)
+        assert taken(planned, "digits") == ("hast", "demo")
         assert planned[-1].model.provider == "digits"
-    config = planned[2]
-    assert (config.model.provider, config.model.factory) == ("given", None)
-    assert config.quantizer.name == "lsq"
-    assert config.distillation.optimizer.lr == 3e-4
 
 
-def test_a_guess_is_a_warning_in_one_line_that_points_at_the_call(planned: list[Config]) -> None:
-    with pytest.warns(UserWarning, match="no recipe was measured on images of 3x64x64") as seen:
-        recipe_of(planned, classifier(3), 4, input_shape=64)
+def test_what_is_named_is_taken_and_the_rest_chosen(planned: list[Config]) -> None:
+    network = classifier(3)
+    assert taken(planned, network, 4, method="synq", input_shape=32) == ("synq", "quick")
+    assert taken(planned, network, 4, schedule="demo", input_shape=32) == (CIFAR, "demo")
+    assert taken(planned, network, 4, overrides="method=gdfq", input_shape=32) == ("gdfq", "quick")
+    assert taken(planned, network, 4, recipe={"schedule": "demo"}, input_shape=32) == (
+        CIFAR,
+        "demo",
+    )
+    # Overrides go before all else, and method and budget before those of a recipe.
+    assert taken(planned, network, 4, method="synq", overrides="method=gdfq", input_shape=32) == (
+        "gdfq",
+        "quick",
+    )
+    assert taken(
+        planned, network, 4, recipe="resnet18_w4a4", method="synq", schedule="demo", input_shape=32
+    ) == ("synq", "demo")
+    # A method that is named is as it stands in its file.
+    taken(planned, network, 3, method=CIFAR, input_shape=32)
+    assert planned[-1].quantizer.ranges.lr_multiplier == 1  # type: ignore[attr-defined]
+
+
+def test_the_same_words_mean_the_same_on_the_command_line(planned: list[Config]) -> None:
+    taken(planned, "digits", 4, method="synq", schedule="quick", folder="kept", progress=True)
+    words = ["model=digits", "method=synq", "schedule=quick", "quantizer.bits=4", "data=none"]
+    found, typed = asdict(planned[-1]), asdict(composed(words))
+    assert found["quantizer"].pop("bits") is None
+    assert typed["quantizer"].pop("bits") == 4
+    assert found == typed
+
+
+@pytest.mark.parametrize(
+    ("named", "taken_words"),
+    [
+        ({}, f"method='{CIFAR}' schedule='quick', for 3x32x32"),
+        ({"method": "gdfq"}, "images of 3x64x64: schedule='quick', for 3x32x32"),
+        ({"schedule": "quick"}, f"images of 3x64x64: method='{CIFAR}', for 3x32x32"),
+    ],
+)
+def test_a_guess_is_a_warning_in_one_line_that_points_at_the_call(
+    planned: list[Config], named: dict[str, str], taken_words: str
+) -> None:
+    with pytest.warns(UserWarning, match="nothing was measured on images of 3x64x64") as seen:
+        taken(planned, classifier(3), 4, input_shape=64, **named)
     (warning,) = seen
     text = str(warning.message)
-    assert f"recipe='{CIFAR}_w4a4_recommended'" in text
+    assert taken_words in text
     assert "\n" not in text
     assert warning.filename == __file__
 
@@ -115,7 +193,8 @@ def test_a_guess_is_a_warning_in_one_line_that_points_at_the_call(planned: list[
     [
         {"recipe": "resnet18_w4a4"},
         {"overrides": "+experiment=resnet18_w4a4"},
-        {"recipe": f"{IMAGENET}_w4a4_recommended", "overrides": {"recipe": "resnet18_w4a4"}},
+        {"method": "hast_imagenet", "schedule": "released"},
+        {"method": "hast_imagenet", "overrides": {"schedule": "released"}},
     ],
 )
 def test_what_is_named_is_taken_without_a_word(
@@ -123,43 +202,61 @@ def test_what_is_named_is_taken_without_a_word(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recipe = recipe_of(planned, classifier(3), 4, input_shape=64, **options)
-    assert recipe == "resnet18_w4a4"
+        assert taken(planned, classifier(3), 4, input_shape=64, **options) == (
+            "hast_imagenet",
+            "released",
+        )
     assert planned[-1].model.provider == "given"
 
 
-def test_a_mapping_changes_the_recipe_that_is_chosen(planned: list[Config]) -> None:
-    changes = {"quantizer": {"weight_bits": 3}, "distillation": {"kd": {"weight": 7.0}}}
-    recipe = recipe_of(planned, classifier(3), recipe=changes, input_shape=32)
-    assert recipe == f"{CIFAR}_w3a3_recommended"
-    assert planned[-1].distillation.kd.weight == 7
-    assert planned[-1].quantizer.step_lr_multiplier == 5
+def test_a_mapping_changes_what_is_chosen(planned: list[Config]) -> None:
+    terms = {"kd": {"weight": 7.0}}
+    changes = {
+        "quantizer": {"weight_bits": 3},
+        "stages": {"distillation": {"terms": terms}},
+    }
+    assert taken(planned, classifier(3), recipe=changes, input_shape=32) == (CIFAR, "quick")
+    distillation: Any = planned[-1].stages["distillation"]
+    assert distillation.terms["kd"].weight == 7
+    assert planned[-1].quantizer.ranges.lr_multiplier == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("quantizer", ["quantizer=minmax", "quantizer=mse"])
+def test_another_quantizer_is_not_given_what_the_usual_one_needs(
+    planned: list[Config], quantizer: str
+) -> None:
+    taken(planned, classifier(3), 3, overrides=quantizer, input_shape=32)
+    assert planned[-1].quantizer.ranges.kind in quantizer
 
 
 @pytest.mark.parametrize(
-    ("bits", "overrides", "recipe"),
+    ("bits", "overrides", "faster"),
     [
-        (None, "quantizer.bits=2", "digits_w2a2"),
-        (None, {"quantizer": {"weight_bits": 2}}, "digits_w2a2"),
-        (3, "quantizer.bits=2", "digits_w2a2"),
-        (2, "quantizer.weight_bits=3", "digits_w3a3"),
-        (2, "quantizer.activation_bits=8", "digits_w2a2"),
+        (None, "quantizer.bits=2", True),
+        (None, {"quantizer": {"weight_bits": 2}}, True),
+        (3, "quantizer.bits=4", False),
+        (4, "quantizer.weight_bits=3", True),
+        (2, "quantizer.activation_bits=8", True),
+        ("w3a8", "seed=1", True),
+        ({"0": 3, "*": 4}, "seed=1", False),
     ],
 )
 def test_bits_count_wherever_they_are_asked_for(
-    planned: list[Config], bits: int | None, overrides: Any, recipe: str
+    planned: list[Config], bits: Any, overrides: Any, faster: bool
 ) -> None:
-    assert recipe_of(planned, "digits", bits, overrides=overrides) == recipe
+    taken(planned, classifier(3), bits, overrides=overrides, input_shape=32)
+    rate: float = planned[-1].quantizer.ranges.lr_multiplier  # type: ignore[attr-defined]
+    assert rate == (5 if faster else 1)
 
 
 def test_recipes_without_a_network_of_their_own_fit_a_named_one(planned: list[Config]) -> None:
-    recipe_of(planned, "digits", recipe=f"{IMAGENET}_w4a4_quick")
+    taken(planned, "digits", recipe="mobilenetv1_x025_w4a4_quick")
     assert (planned[-1].model.name, planned[-1].model.factory) == ("digits_resnet", None)
 
 
 def test_a_call_leaves_the_random_stream_alone(planned: list[Config]) -> None:
     network = classifier(3)
     state = torch.get_rng_state()
-    recipe_of(planned, network, 4, input_shape=32)
-    recipe_of(planned, "digits", 3)
+    taken(planned, network, 4, input_shape=32)
+    taken(planned, "digits", 3)
     assert torch.equal(torch.get_rng_state(), state)

@@ -43,13 +43,19 @@ def test_nested_values_arrive() -> None:
     values: dict[str, Any] = {
         "quantizer": {"weight_bits": 4, "overrides": [{"layers": "fc*", "weight_bits": 8}]},
         "trainer": {"threads": None, "compile": False},
-        "distillation": {"optimizer": {"lr": 1e-5}},
+        "stages": {"distillation": {"optimizer": {"lr": 1e-5}}},
     }
     config = composed(list(as_overrides(values)))
     assert config.quantizer.weight_bits == 4
     assert config.quantizer.overrides[0].layers == "fc*"
     assert config.trainer.threads is None
-    assert config.distillation.optimizer.lr == 1e-5
+    assert config.stages["distillation"].optimizer.lr == 1e-5  # type: ignore[attr-defined]
+
+
+def test_words_that_are_no_settings_of_hydra_arrive() -> None:
+    config = composed(["+experiment=digits_w5a6", "modules=tests.malicious"])
+    assert (config.recipe, config.quantizer.activation_bits) == ("digits_w5a6", 6)
+    assert config.modules == ["tests.malicious"]
 
 
 def test_an_unknown_key_is_refused_in_one_line() -> None:
@@ -64,7 +70,7 @@ def test_a_running_application_goes_on(tmp_path: Path) -> None:
     ConfigStore.instance().store(name="schema", node={"y": 2})
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         application = GlobalHydra.instance().hydra
-        assert composed([]).recipe == "digits_w3a3"
+        assert composed([]).method.name == "hast"
         assert GlobalHydra.instance().hydra is application
         again = compose("config")
     assert (again.x, again.y) == (41, 2)

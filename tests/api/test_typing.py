@@ -26,6 +26,8 @@ def smaller(network: nn.Module, folder: Path) -> float | None:
     quantized: QuantizedModel = quantize(
         network,
         bits=(3, 4),
+        method="hast",
+        schedule="demo",
         recipe={"schedule": {"student_steps": 10}},
         overrides=["trainer.threads=1"],
         input_shape=(1, 8, 8),
@@ -44,6 +46,7 @@ def smaller(network: nn.Module, folder: Path) -> float | None:
     print(logits, best, prediction.probabilities.max(), names)
     quantize(
         network,
+        bits={"stem*": 8, "*": "w4a8"},
         overrides={"schedule": {"student_steps": 10}},
         mean=np.zeros(1),
         std=torch.ones(1),
@@ -55,7 +58,7 @@ def smaller(network: nn.Module, folder: Path) -> float | None:
 MISUSES = """\
 from hast_lightning import quantize
 
-quantize("digits", bits="three")
+quantize("digits", bits=3.5)
 quantize("digits", bit=3)
 text: str = quantize("digits")
 """

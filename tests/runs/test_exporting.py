@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from hast_lightning.config import Config
 from hast_lightning.errors import ConfigurationError, ExportError
 from hast_lightning.export.artifact import open_artifact
 from hast_lightning.export.frozen import FrozenActivation
-from hast_lightning.export.parity import Parity, compare
+from hast_lightning.export.parity import Parity, prove
 from hast_lightning.records.result import ExportRecord, Result
 from hast_lightning.runs import exporting as artifacts
 from hast_lightning.runs import pipeline
 from tests.command_line import undisturbed_torch
 from tests.small_runs import small
 
-AGENDA = "run=[synthesize,distill,evaluate,export]"
+FEW = ("data.source=none", "data.holdout=0.1")
 ALL = "export.formats=[program,onnx,packed]"
 FILES = {"packed": "student.safetensors", "onnx": "student.onnx", "program": "student.pt2"}
 
@@ -35,7 +35,7 @@ def _undisturbed_torch() -> Iterator[None]:
 
 
 def config(*overrides: str) -> Config:
-    return small(AGENDA, *overrides)
+    return small("report=false", *overrides)
 
 
 def exported(folder: Path) -> set[str]:
@@ -62,6 +62,8 @@ def test_every_file_is_there_and_was_run_on_the_evaluation_images(everything: Pa
         assert record["bytes"] == (everything / FILES[name]).stat().st_size
         assert record["images"] == result.evaluated_images == 599
         assert record["agreement"] >= 99.8
+        assert record["compared"] > record["images"]
+        assert record["deviation"] < 1e-3
         assert record["milliseconds"] > 0 and record["float_milliseconds"] > 0
     assert result.exports["packed"]["largest_logit_difference"] == 0
     assert result.exports["onnx"]["engine"].startswith("onnxruntime ")
@@ -73,16 +75,18 @@ def test_a_file_says_where_it_comes_from(everything: Path, name: str) -> None:
     network, description = open_artifact(everything / FILES[name])
     result = Result.read(everything / "result.json")
     assert description.teacher_checksum == result.model_checksum
-    assert (description.recipe, description.seed) == ("digits_w3a3", 0)
+    assert (description.recipe, description.seed) == (result.recipe, 0)
     assert description.quantizer["weight_bits"] == 3
+    assert description.quantizer["ranges"] == {"kind": "minmax"}
     assert network(torch.zeros(2, *description.input_shape)).shape == (2, 10)
 
 
 def test_without_data_the_held_out_images_are_what_a_file_is_run_on(tmp_path: Path) -> None:
-    overrides = ("data.source=none", "data.holdout=0.1", "export.formats=[packed]")
-    result = pipeline.run(config(*overrides), tmp_path, "typed")
+    result = pipeline.run(config(*FEW, "export.formats=[packed]"), tmp_path, "typed")
     assert result is not None
     assert result.exports["packed"]["images"] == result.evaluated_images == 6
+    # So few say little: others are drawn.
+    assert result.exports["packed"]["compared"] == 256
 
 
 def test_a_limit_on_the_images(tmp_path: Path) -> None:
@@ -101,13 +105,11 @@ def test_a_student_in_another_memory_format_is_compared_in_that_of_the_file(
     """Where convolutions would add in another order, and a few images of a thousand differ."""
     compared: list[bool] = []
 
-    def spy(
-        exported: Callable[[Tensor], Tensor], student: nn.Module, batches: Iterable[Tensor]
-    ) -> Parity:
+    def spy(name: str, exported: Any, student: nn.Module, *arguments: Any) -> Parity:
         compared.extend(weight.is_contiguous() for weight in student.parameters())
-        return compare(exported, student, batches)
+        return prove(name, exported, student, *arguments)
 
-    monkeypatch.setattr(artifacts, "compare", spy)
+    monkeypatch.setattr(artifacts, "prove", spy)
     settings = config("trainer.channels_last=true", "export.formats=[packed]")
     result = pipeline.run(settings, tmp_path, "typed")
     assert result is not None
@@ -146,6 +148,24 @@ def test_a_file_that_does_not_agree_is_an_error_and_no_file(
     result = Result.read(tmp_path / "result.json")
     assert list(result.exports) == ["packed"]
     assert result.quantized_top1 is not None
+
+
+def test_a_file_of_other_logits_is_an_error_where_the_classes_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank of six held-out images, all of which the file gets right."""
+    write = artifacts.write_artifact
+
+    def write_wrongly(name: str, network: Any, *arguments: Any) -> None:
+        network.get_submodule("linear").bias[0] -= 1
+        write(name, network, *arguments)
+
+    monkeypatch.setattr(artifacts, "write_artifact", write_wrongly)
+    monkeypatch.setattr(Parity, "agrees", lambda *_: True)
+    message = r"the packed file puts out other logits .* on the median of 256 images one differs by"
+    with pytest.raises(ExportError, match=message):
+        pipeline.run(config(*FEW, "export.formats=[packed]"), tmp_path, "typed")
+    assert exported(tmp_path) == set()
 
 
 def test_a_run_that_is_stopped_while_it_exports_can_be_resumed(
@@ -207,8 +227,8 @@ def test_a_network_that_a_format_cannot_hold_is_refused_before_training(
         (["export.opset=24"], "export.opset=24 must be at least 18 and at most 23"),
         (["export.images=0"], "export.images=0 must be at least 1"),
         (["export.min_agreement=101"], "export.min_agreement=101"),
-        (["run=[synthesize,distill,export]"], "export needs evaluate"),
-        (["run=[synthesize,export]"], "export needs distill and evaluate"),
+        (["export.max_deviation=-1"], "export.max_deviation=-1.0 must be at least 0"),
+        (["evaluate=false", "export.formats=[onnx]"], "evaluate=false with export.formats: every"),
     ],
 )
 def test_values_that_are_not_allowed(overrides: list[str], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,6 +19,11 @@ from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.records.folder import CONFIG_FILE
 
 InputShape = int | tuple[int, int, int]
+BitsOfLayers = int | tuple[int, int] | str
+"""Of weights and activations: one number for both, two numbers, or ``w4a8``."""
+Bits = BitsOfLayers | Mapping[str, BitsOfLayers]
+ALL_LAYERS = "*"
+BITS_IN_A_WORD = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE | re.ASCII)
 ARCHIVE_SUFFIX = ".npz"
 FILE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
 LIBRARIES = ("torchvision", "timm", "pytorchcv")
@@ -64,22 +70,60 @@ def network_settings(
     yield from as_overrides(known, "model.")
 
 
-def bits_settings(bits: int | tuple[int, int] | None) -> Iterator[str]:
-    """Bits of weights and of activations.
+def option_settings(**options: Any) -> Iterator[tuple[str, str]]:
+    """Groups and the names of their options, where they are given.
 
     Raises:
-        ConfigurationError: they are not one or two integers.
+        ConfigurationError: one is no text.
+    """
+    for group, option in options.items():
+        if option is None:
+            continue
+        if not isinstance(option, str) or not option:
+            raise ConfigurationError(
+                f"{group}={option!r} must be the name of a {group}; there are: "
+                f"{', '.join(_options_of(group))}"
+            )
+        yield group, option
+
+
+def bits_settings(bits: Bits | None) -> Iterator[str]:
+    """Bits of weights and of activations, of all layers and of some.
+
+    Raises:
+        ConfigurationError: they are of no form that is known.
     """
     if bits is None:
         return
-    pair: Sequence[Any] = bits if isinstance(bits, tuple | list) else (bits, bits)
+    by_layer: Mapping[Any, Any] = bits if isinstance(bits, Mapping) else {ALL_LAYERS: bits}
+    entries = []
+    for layers, wanted in by_layer.items():
+        if not isinstance(layers, str) or not layers:
+            raise ConfigurationError(
+                f"bits={bits!r}: {layers!r} is no pattern of the names of layers"
+            )
+        numbers = _weights_and_activations(bits, wanted)
+        if layers == ALL_LAYERS:
+            yield from as_overrides({"bits": None, **numbers}, "quantizer.")
+        elif _is_integer(wanted):
+            # Of both, where what these layers take in is quantized at all.
+            entries.append({"layers": layers, "bits": int(wanted)})
+        else:
+            entries.append({"layers": layers, **numbers})
+    if entries:
+        yield f"quantizer.overrides={literal(entries)}"
+
+
+def _weights_and_activations(bits: Bits, wanted: Any) -> dict[str, int]:
+    if isinstance(wanted, str) and (word := BITS_IN_A_WORD.fullmatch(wanted)):
+        wanted = tuple(map(int, word.groups()))
+    pair: Sequence[Any] = wanted if isinstance(wanted, tuple | list) else (wanted, wanted)
     if len(pair) != 2 or not all(_is_integer(number) for number in pair):
         raise ConfigurationError(
-            f"bits={bits!r} must be one integer, or two: of weights and of activations"
+            f"bits={bits!r} must be one integer, or two, of weights and of activations, also as "
+            "'w4a8'; or such by patterns of the names of layers, {'stem*': 8, '*': 4}"
         )
-    yield from as_overrides(
-        {"bits": None, "weight_bits": pair[0], "activation_bits": pair[1]}, "quantizer."
-    )
+    return {"weight_bits": int(pair[0]), "activation_bits": int(pair[1])}
 
 
 def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
@@ -93,7 +137,7 @@ def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
             yield "data=none"
     elif is_handed_over(data):
         yield from ("data=none", "data.source=given", "data.holdout=0")
-    elif data in _options_of_data():
+    elif data in _options_of("data"):
         yield f"data={literal(data)}"
     elif not os.fspath(data):  # which would be the working directory
         raise DataError(f"data={data!r} is no path")
@@ -119,7 +163,7 @@ def surroundings_settings(
         yield f"seed={_integer('seed', seed)}"
     if folder is None:
         # What reports and exports leave in the folder would be gone with it.
-        yield "run=[synthesize,distill,evaluate]"
+        yield from ("report=false", "export=none")
     elif not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise ConfigurationError(f"folder={folder!r} must be the path of a folder")
     elif Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
@@ -161,13 +205,13 @@ def _data_in_files(path: Path) -> Iterator[str]:
     else:
         raise DataError(
             f"data={str(path)!r} is neither an option of the group data ("
-            f"{', '.join(_options_of_data())}), nor a folder with one folder a class, nor an "
+            f"{', '.join(_options_of('data'))}), nor a folder with one folder a class, nor an "
             f"{ARCHIVE_SUFFIX} file"
         )
 
 
-def _options_of_data() -> list[str]:
-    return sorted(path.stem for path in (config_folder() / "data").glob("*.yaml"))
+def _options_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
 def _is_integer(value: Any) -> bool:

@@ -22,7 +22,16 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning.config import Config, config_folder, one_line, register_schemas, to_object
+from hast_lightning.config import (
+    Config,
+    config_folder,
+    named_modules,
+    one_line,
+    register_recipes,
+    register_schemas,
+    spelled_modules,
+    to_object,
+)
 from hast_lightning.errors import ConfigurationError
 
 _OF_AN_APPLICATION = (GlobalHydra, HydraConfig, JobRuntime)
@@ -37,9 +46,10 @@ def composed(overrides: Sequence[str]) -> Config:
     """
     try:
         with _hydra_of_our_own(), initialize_config_dir(str(config_folder()), version_base="1.3"):
-            register_schemas()
+            register_schemas(named_modules(overrides))
+            register_recipes(overrides)
             # Inside: resolving needs our own resolvers.
-            return to_object(compose("config", overrides=list(overrides)))
+            return to_object(compose("config", overrides=spelled_modules(overrides)))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigurationError(one_line(error, overrides)) from error
 

@@ -93,6 +93,8 @@ def _said_by_an_argument(text: str, module: bool, data: bool) -> str | None:
 
 def _lost(text: str) -> str | None:
     """What would be written into a folder that is gone in the end."""
+    if concerns(text, "report"):
+        return "without folder=... a run leaves no files, and so no report; pass it"
     if concerns(text, "export"):
         return (
             "without folder=... a run leaves no files; pass it, or use save, export_onnx and "

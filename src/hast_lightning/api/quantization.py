@@ -12,18 +12,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from hast_lightning.api.arguments import (
+    Bits,
     InputShape,
     bits_settings,
     checked_input_shape,
     data_settings,
     is_handed_over,
     network_settings,
+    option_settings,
     surroundings_settings,
 )
+from hast_lightning.api.choice import Choice, choose
 from hast_lightning.api.composition import as_overrides, composed, literal
 from hast_lightning.api.overrides import Overrides, as_texts, concerns, key_of, refuse_ineffective
 from hast_lightning.api.quantized_model import QuantizedModel
-from hast_lightning.api.recipes import Choice, choose
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
 from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
 from hast_lightning.core.network import PretrainedNetwork
@@ -41,15 +43,17 @@ from hast_lightning.runs.pipeline import carry_out
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NEEDED_STAGES = ("distill", "evaluate")
-STAGES_WITH_FILES = ("export", "report")
+KEPT_SAMPLES = 32
+"""Samples that files of the quantized network are run on before they get their name."""
 Recipe = str | Mapping[str, Any]
 
 
 def quantize(
     network: nn.Module | str,
-    bits: int | tuple[int, int] | None = None,
+    bits: Bits | None = None,
     *,
+    method: str | None = None,
+    schedule: str | None = None,
     recipe: Recipe | None = None,
     overrides: Overrides = (),
     input_shape: InputShape | None = None,
@@ -64,24 +68,31 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a pretrained classifier without any training data.
 
-    Without a recipe, the one is taken that was measured on images of the network's size and has
-    the nearest number of weight bits (without ``bits``: the most):
+    ``method`` and ``schedule`` are words of the command line: what is done, and at what cost. Where
+    they are not named, HAST is taken in the form that was measured on images of the network's
+    size, at a budget for two CPU cores:
 
-    - 8x8, one channel: ``digits_w2a2``, ``digits_w3a3``;
-    - 32x32, colour: ``cifar10_resnet20_w3a3_recommended``, ``cifar10_resnet20_w4a4_recommended``;
-    - 224x224, colour: ``mobilenetv1_x025_w4a4_recommended``, ``..._w5a5_...``, ``..._w8a8_...``.
+    - 8x8, one channel: ``hast`` and ``demo``, a minute;
+    - 32x32, color: ``hast_adam`` and ``quick``, minutes;
+    - 224x224, color: ``hast_imagenet_adam`` and ``evening_imagenet``, an evening.
 
-    For other images the nearest of them is taken, with a warning that names it. The schedules of
-    the papers, which take many times as long, have names of their own: ``resnet18_w4a4``.
+    For other images the nearest of them is taken, with a warning that names it. What the papers
+    did takes many times as long: ``schedule="released"``, with a method's own name.
 
     Args:
         network: A module with its weights, which stays as it is, also inside of ``torch.compile``
             or ``DataParallel``; or the name of one: an option of the configuration's group
             ``model`` (``digits``, ``resnet18``, ...) or ``<provider>/<name>``
             (``torchvision/resnet50``, ``timm/mobilenetv3_large_100``).
-        bits: Of weights and of activations, 2 to 8; one number for both; none: the recipe's.
-        recipe: Name of a recipe (``hast-lightning --help`` lists the experiments), or keys and
-            values to change in the one that is taken otherwise, nested as in its files.
+        bits: 2 to 8: one number for weights and activations, two of them ``(4, 8)``, or both in
+            one word, ``"w4a8"``; or such by patterns of the names of layers,
+            ``{"stem*": 8, "*": 4}``, of which the last that matches counts and ``"*"`` are the
+            others. None: those that were measured with the fewest losses, or the recipe's.
+        method: Name of a method (``hast-lightning command=methods`` lists them).
+        schedule: Name of a budget: ``demo``, ``quick``, ``released``, ...
+        recipe: Name of a recipe (``hast-lightning --help`` lists the experiments), which method,
+            budget and bits go before; or keys and values to change in what is taken otherwise,
+            nested as in its files.
         overrides: Single settings that go before all else: one or several in the words of the
             command line, ``schedule.student_steps=100``, or a mapping as of ``recipe``. One that
             would change nothing is refused.
@@ -100,7 +111,7 @@ def quantize(
             (``digits``, ...). None: student and teacher are compared on synthetic images that
             were kept from training.
         folder: Where the run leaves its files; none: nothing is left.
-        seed: Of all random numbers; none: the recipe's.
+        seed: Of all random numbers; none: 0, or the recipe's.
         progress: Show bars and the table of results.
 
     Returns:
@@ -120,7 +131,9 @@ def quantize(
     call = _Call(
         network=network,
         input_shape=checked_input_shape(network, input_shape),
+        bits=bits,
         recipe=_recipe_name(recipe),
+        options=dict(option_settings(method=method, schedule=schedule)),
         changes=changes,
         of_network=list(network_settings(network, num_classes, mean, std, class_names)),
         of_run=[
@@ -130,7 +143,6 @@ def quantize(
         ],
         overrides=texts[len(changes) :],
         data=data,
-        keeps_folder=keeps_folder,
     )
     with undisturbed_process(), run_folder(folder) as path:
         with quiet(not progress):
@@ -144,7 +156,7 @@ def quantize(
             # a network draws while it is built is part of the run's random stream.
             own = None if isinstance(network, str) else plan.pretrained
             run, result = carry_out(plan.config, path, call.text(plan), own, images)
-            if result is not None and "report" not in plan.config.run:
+            if result is not None and not plan.config.report:
                 Console().print(results_table(result))
         return _quantized(run, result)
 
@@ -156,11 +168,15 @@ class _Plan:
     Attributes:
         config: Of the run, checked.
         pretrained: The network.
-        choice: The recipe that was chosen, where the call names none.
+        options: Options of the groups ``method`` and ``schedule``, named or chosen.
+        settings: What a chosen method needs beside.
+        choice: None where the call names all that there is to choose.
     """
 
     config: Config
     pretrained: PretrainedNetwork
+    options: dict[str, str]
+    settings: list[str]
     choice: Choice | None
 
 
@@ -169,21 +185,23 @@ class _Call:
     """What was asked for, in the words of the configuration.
 
     Attributes:
-        recipe: The name of one; none: to be chosen.
-        changes: What is to be different in it.
+        recipe: The name of one; none: method and budget are named, or to be chosen.
+        options: Named options of the groups ``method`` and ``schedule``.
+        changes: What is to be different in the recipe, or in what is chosen.
         of_network: Settings of the group ``model``.
         of_run: All others that the arguments say.
     """
 
     network: nn.Module | str
     input_shape: InputShape | None
+    bits: Bits | None
     recipe: str | None
+    options: dict[str, str]
     changes: list[str]
     of_network: list[str]
     of_run: list[str]
     overrides: list[str]
     data: Any
-    keeps_folder: bool
 
     def plan(self) -> _Plan:
         """Compose the configuration and load the network; of both the cheaper is done first.
@@ -191,27 +209,40 @@ class _Call:
         Raises:
             UserError: something does not fit together.
         """
-        if self.recipe is not None or any(concerns(text, "experiment") for text in self.overrides):
-            config = self._composed(self.recipe)
-            return _Plan(config, self._pretrained(config.model), None)
-        # The rest may make no sense without the recipe, which the network decides.
+        missing = {name: not self._names(name) for name in ("method", "schedule")}
+        if self.recipe is not None or self._names("experiment") or not any(missing.values()):
+            config = self._composed(self.options)
+            return _Plan(config, self._pretrained(config.model), self.options, [], None)
+        # The rest may make no sense without the choice, which the network decides.
         changes, overrides = (
             [text for text in texts if concerns(text, "model")]
             for texts in (self.changes, self.overrides)
         )
         model = composed([*changes, *self.of_network, "data=none", *overrides]).model
         pretrained = self._pretrained(model)
-        choice = choose(pretrained.input_shape, self._weight_bits())
-        return _Plan(self._composed(choice.recipe), pretrained, choice)
+        choice = choose(pretrained.input_shape, **missing)
+        options = {**choice.named, **self.options}
+        own_quantizer = self._names("quantizer") or self._names("ranges")
+        settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
+        bits = [
+            f"quantizer.{kind}_bits={choice.measured.bits}" for kind in ("weight", "activation")
+        ]
+        config = self._composed(options, [*bits, *settings])
+        return _Plan(config, pretrained, options, settings, choice)
 
     def text(self, plan: _Plan) -> str:
         """The call, for the report; objects that have no short form are named alone."""
-        config = plan.config
+        quantizer = plan.config.quantizer
         said: dict[str, object] = {
-            "bits": (config.quantizer.weight_bits, config.quantizer.activation_bits),
-            "recipe": plan.choice.recipe if plan.choice else self.recipe,
-            "overrides": [*self.changes, *self.overrides],
-            "seed": config.seed,
+            "bits": (
+                dict(self.bits)
+                if isinstance(self.bits, Mapping)
+                else (quantizer.weight_bits, quantizer.activation_bits)
+            ),
+            **plan.options,
+            **({} if self.recipe is None else {"recipe": self.recipe}),
+            "overrides": [*plan.settings, *self.changes, *self.overrides],
+            "seed": plan.config.seed,
         }
         if isinstance(self.network, nn.Module):
             pretrained = plan.pretrained
@@ -228,12 +259,22 @@ class _Call:
         kind = type(self.network).__name__
         return f"hast_lightning.quantize(network, {', '.join(words)})  # network: a {kind}"
 
-    def _composed(self, recipe: str | None) -> Config:
-        chosen = [] if recipe is None else [f"+experiment={literal(recipe)}"]
-        config = composed([*chosen, *self.changes, *self.of_network, *self.of_run, *self.overrides])
+    def _names(self, group: str) -> bool:
+        """Whether the call chooses an option of a group itself."""
+        texts = [*self.changes, *self.overrides]
+        return group in self.options or any(key_of(text) == group for text in texts)
+
+    def _composed(self, options: Mapping[str, str], settings: Sequence[str] = ()) -> Config:
+        config = composed(
+            [
+                *([] if self.recipe is None else [f"+experiment={literal(self.recipe)}"]),
+                *(f"{group}={literal(option)}" for group, option in options.items()),
+                *(*settings, *self.changes, *self.of_network, *self.of_run, *self.overrides),
+            ]
+        )
         # By now they are known to be well-formed.
         refuse_two_ways_of_bits([*self.changes, *self.overrides])
-        _check(config, self.keeps_folder)
+        _check(config)
         return config
 
     def _pretrained(self, model: ModelConfig) -> PretrainedNetwork:
@@ -260,18 +301,12 @@ def _recipe_name(recipe: Recipe | None) -> str | None:
     )
 
 
-def _check(config: Config, keeps_folder: bool) -> None:
-    missing = [stage for stage in NEEDED_STAGES if stage not in config.run]
-    if missing:
+def _check(config: Config) -> None:
+    if not (config.trains and config.evaluate):
         raise ConfigurationError(
-            f"run={list(config.run)}: quantize needs {' and '.join(NEEDED_STAGES)}; use the "
-            "command line for anything else"
-        )
-    lost = [stage for stage in STAGES_WITH_FILES if stage in config.run and not keeps_folder]
-    if lost:
-        raise ConfigurationError(
-            f"run={list(config.run)}: without folder=... a run leaves no files, so it has no use "
-            f"for {' and '.join(lost)}"
+            f"order={config.order} evaluate={str(config.evaluate).lower()}: quantize needs a stage "
+            "that calibrates or trains the student, and evaluate=true; use the command line for "
+            "anything else"
         )
     if config.trainer.devices * config.trainer.num_nodes > 1:
         raise ConfigurationError(
@@ -282,4 +317,5 @@ def _check(config: Config, keeps_folder: bool) -> None:
 
 
 def _quantized(run: Run, result: Result | None) -> QuantizedModel:
-    return QuantizedModel(freeze(run.module.student), describe(run), result)
+    samples = run.module.source.preview(KEPT_SAMPLES).inputs.detach().cpu().clone()
+    return QuantizedModel(freeze(run.module.student), describe(run), result, samples)

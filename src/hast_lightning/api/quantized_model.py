@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +13,15 @@ from torch import Tensor, fx
 
 from hast_lightning.api.images import batches
 from hast_lightning.api.loading import packed_file
+from hast_lightning.api.surroundings import undisturbed_process
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
+from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.description import Description
-from hast_lightning.export.onnx_file import write_onnx
 from hast_lightning.export.onnx_graph import WRITING, require_packages
-from hast_lightning.export.packed import read_packed, write_packed
-from hast_lightning.export.program import write_program
+from hast_lightning.export.packed import read_packed
+from hast_lightning.export.parity import prove
 from hast_lightning.records.folder import RESULT_FILE
 from hast_lightning.records.result import Result
-
-Writer = Callable[[fx.GraphModule, Description, Path], None]
 
 
 class _LogitsAndLabels(NamedTuple):
@@ -64,17 +62,25 @@ class Prediction(_LogitsAndLabels):
 class QuantizedModel:
     """A quantized network whose rounding is done, on the CPU.
 
+    Every file is run beside the network before it gets its name, as those of a run are.
+
     Attributes:
         network: The network, frozen: it takes normalized images (N, C, H, W), float32.
         description: Where it comes from, and what images it expects.
     """
 
     def __init__(
-        self, network: fx.GraphModule, description: Description, result: Result | None = None
+        self,
+        network: fx.GraphModule,
+        description: Description,
+        result: Result | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         self.network = network
         self.description = description
         self._result = result
+        # Images that files are run on, (N, C, H, W); none: noise alone.
+        self._samples = samples
 
     def __repr__(self) -> str:
         """Name and bits."""
@@ -123,9 +129,10 @@ class QuantizedModel:
         Raises:
             ConfigurationError: the name has another suffix.
             ModelError: the network has a layer that such a file cannot describe.
+            ExportError: the file does not compute what the network computes.
             StorageError: the file cannot be written.
         """
-        return self._write(write_packed, path, ".safetensors")
+        return self._write("packed", path)
 
     def export_onnx(self, path: str | Path) -> Path:
         """Write an ONNX file with QuantizeLinear and DequantizeLinear (.onnx).
@@ -133,10 +140,11 @@ class QuantizedModel:
         Raises:
             ConfigurationError: the name has another suffix, or a package for ONNX is missing.
             ModelError: torch cannot translate the network.
+            ExportError: the file does not compute what the network computes.
             StorageError: the file cannot be written.
         """
         require_packages(WRITING)
-        return self._write(write_onnx, path, ".onnx")
+        return self._write("onnx", path)
 
     def export_program(self, path: str | Path) -> Path:
         """Write a torch.export program (.pt2).
@@ -144,9 +152,10 @@ class QuantizedModel:
         Raises:
             ConfigurationError: the name has another suffix.
             ModelError: torch.export cannot take the network.
+            ExportError: the file does not compute what the network computes.
             StorageError: the file cannot be written.
         """
-        return self._write(write_program, path, ".pt2")
+        return self._write("program", path)
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedModel:
@@ -165,15 +174,17 @@ class QuantizedModel:
         result = place / RESULT_FILE
         return cls(network, description, Result.read(result) if result.is_file() else None)
 
-    def _write(self, write: Writer, where: str | Path, suffix: str) -> Path:
-        """Write beside the path and rename, so that a failure leaves no half file."""
-        path = _path(where)
+    def _write(self, name: str, where: str | Path) -> Path:
+        """Write beside the path, run that, and rename it: a failure leaves no file."""
+        path, suffix = _path(where), FORMATS[name].suffix
         if path.suffix != suffix:
             raise ConfigurationError(f"{path}: the name of such a file ends in {suffix}")
         partial = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(self.network, self.description, partial)
+            with undisturbed_process():
+                write_artifact(name, self.network, self.description, partial)
+                self._prove(name, partial)
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -182,6 +193,11 @@ class QuantizedModel:
             with suppress(OSError):  # the first error says more
                 partial.unlink(missing_ok=True)
         return path
+
+    def _prove(self, name: str, path: Path) -> None:
+        network, _ = open_artifact(path)
+        samples = [] if self._samples is None else [self._samples]
+        prove(name, network, self.network, samples, self.description.input_shape)
 
 
 def _path(given: Any) -> Path:

@@ -30,6 +30,10 @@ class ExportConfig:
     """Percent of these images on which the file must predict the student's class. Below 100, one
     image may always differ, however few there are: a value on the border between two integers,
     which the order of a sum decides, is enough for that where two classes are nearly tied."""
+    max_deviation: float = 0.1
+    """How far a logit of the file may be from the student's on the median of at least 256 images,
+    as a share of the spread of the student's logits. Where there are fewer evaluation images,
+    others are drawn."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -39,3 +43,4 @@ class ExportConfig:
         require_range("export.opset", self.opset, MIN_OPSET, MAX_OPSET)
         require_range("export.images", self.images, 1)
         require_range("export.min_agreement", self.min_agreement, 0, 100)
+        require_range("export.max_deviation", self.max_deviation, 0)

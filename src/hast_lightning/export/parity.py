@@ -6,24 +6,42 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from hast_lightning.config import ExportConfig
 from hast_lightning.errors import ExportError
 from hast_lightning.export.artifact import Network
 
 REPEATS = 7
 PERCENT_DIGITS = 4
+LEAST_IMAGES = 256
+"""Images that logits are compared on, at least."""
+TOGETHER, ONE_BY_ONE = 32, 8
+"""Images of a batch that is drawn, and images that are run once more, each on its own."""
+SEED = 20230326
+"""Any fixed number: a file is proved on the same images every time."""
+STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+"""Of noise, in standard deviations of the images."""
+COARSENESS = 8
+"""Pixels that share a value in noise that looks more like a picture."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What one pass over a set of images found.
+    """Found by one pass over a set of images.
 
     Attributes:
-        images: How many there were.
+        images: How many there were to predict classes of.
         agreeing: On how many of them both predict the same class.
+        compared: On how many logits were compared: on these and on others that were drawn.
+        deviation: Largest difference between two logits of an image, as a share of the logits'
+            spread (their standard deviation over the classes); on the median image, in batches
+            or one by one, wherever it is larger.
         largest_difference: Between two logits, over all images and classes.
         lead: Of the student's best logit over its second, on the median image.
         lost_lead: Of the student's class over the exported network's, where they differ: the
@@ -32,17 +50,19 @@ class Parity:
 
     images: int
     agreeing: int
+    compared: int
+    deviation: float
     largest_difference: float
     lead: float
     lost_lead: float
 
     @property
     def agreement(self) -> float:
-        """Share of the images with the same prediction, in percent."""
-        return round(100 * self.agreeing / self.images, PERCENT_DIGITS)
+        """Return the share of the images with the same prediction, in percent."""
+        return round(100 * self.agreeing / self.images, PERCENT_DIGITS) if self.images else 100.0
 
-    def is_enough(self, min_agreement: float) -> bool:
-        """Whether at most ``100 - min_agreement`` percent of the images differ, or one.
+    def agrees(self, min_agreement: float) -> bool:
+        """Return whether at most ``100 - min_agreement`` percent of the images differ, or one.
 
         Of ``n`` images ``n * (100 - min_agreement) / 100`` may differ, rounded down, but one at
         least: at 99.9 one of up to 1,999 images, two of 2,000, ten of 10,000. At 100 none may.
@@ -58,38 +78,160 @@ class Parity:
         return self.images - self.agreeing <= max(allowed, one)
 
 
-@torch.no_grad()
-def compare(exported: Network, student: Network, batches: Iterable[Tensor]) -> Parity:
-    """Run both on ``batches`` of normalized images (N, C, H, W) on the CPU.
+def prove(
+    name: str,
+    exported: Network,
+    student: Network,
+    images: Iterable[Tensor],
+    shape: tuple[int, int, int],
+    limits: ExportConfig | None = None,
+) -> Parity:
+    """Compare an exported network with its student, and refuse it where they differ.
+
+    Args:
+        name: Of the format, for the message.
+        exported: The network as the file has it.
+        student: What the file was made of, on the CPU.
+        images: Batches of normalized images (N, C, H, W), float32, on which both are to predict
+            the same class; there may be few, or none.
+        shape: (C, H, W) of an image.
+        limits: Say what is enough; none: those of a run.
+
+    Raises:
+        ExportError: the exported network predicts other classes, or puts out other logits.
+    """
+    limits = limits or ExportConfig()
+    parity = compare(exported, student, images, shape)
+    if not parity.agrees(limits.min_agreement):
+        raise ExportError(
+            f"the {name} file predicts the student's class on {parity.agreement:.2f} % of "
+            f"{parity.images} images only, not on {limits.min_agreement:g} % "
+            f"(export.min_agreement). That class leads by {parity.lost_lead:.3g} at most on the "
+            f"others, and by {parity.lead:.3g} on the median image. The file was removed"
+        )
+    if not parity.deviation <= limits.max_deviation:
+        raise ExportError(
+            f"the {name} file puts out other logits than the student: on the median of "
+            f"{parity.compared} images one differs by {parity.deviation:.3g} of the logits' "
+            f"spread, more than {limits.max_deviation:g} (export.max_deviation). The file was "
+            "removed"
+        )
+    return parity
+
+
+def compare(
+    exported: Network, student: Network, images: Iterable[Tensor], shape: tuple[int, int, int]
+) -> Parity:
+    """Run both on ``images`` and on others that are drawn, in batches and one by one.
+
+    Args:
+        exported: From normalized images (N, C, H, W) to logits (N, classes), on the CPU.
+        student: Likewise.
+        images: Batches of normalized images; there may be none.
+        shape: (C, H, W) of an image.
 
     Raises:
         ExportError: the exported network puts out NaN or infinite logits.
     """
-    largest = 0.0
-    leads, lost_leads = [], []
-    for batch in batches:
-        found, expected = exported(batch), student(batch)
-        if not bool(found.isfinite().all()):
-            raise ExportError("the exported network puts out NaN or infinite logits")
-        largest = max(largest, float((found - expected).abs().max()))
-        best = expected.topk(min(2, expected.shape[1]), dim=1).values
-        leads.append(best[:, 0] - best[:, -1])
-        found_class = found.argmax(dim=1, keepdim=True)
-        differs = found_class.squeeze(1) != expected.argmax(dim=1)
-        lost_leads.append((best[:, 0] - expected.gather(1, found_class).squeeze(1))[differs])
-    lead, lost_lead = torch.cat(leads), torch.cat(lost_leads)
+    batches = iter(images)
+    first = next(batches, torch.zeros(0, *shape))
+    seeds = first[:TOGETHER]
+    given = _Seen.of(exported, student, chain([first], batches))
+    count = max(TOGETHER, LEAST_IMAGES - len(given.lead))
+    drawn = _Seen.of(exported, student, torch.split(drawn_images(count, seeds, shape), TOGETHER))
+    few = torch.cat([seeds, drawn_images(ONE_BY_ONE, seeds, shape)])[:ONE_BY_ONE]
+    alone = _Seen.of(exported, student, torch.split(few, 1))
+    together = _Seen(*(torch.cat(both) for both in zip(given, drawn, strict=True)))
     return Parity(
-        images=len(lead),
-        agreeing=len(lead) - len(lost_lead),
-        largest_difference=largest,
-        lead=float(lead.median()),
-        lost_lead=float(lost_lead.max()) if len(lost_lead) else 0.0,
+        images=len(given.lead),
+        agreeing=int((~given.differs).sum()),
+        compared=len(together.lead),
+        deviation=max(together.deviation, alone.deviation),
+        largest_difference=float(torch.cat([together.difference, alone.difference]).max()),
+        lead=float(given.lead.median()) if len(given.lead) else 0.0,
+        lost_lead=float(given.lost_lead.max()) if len(given.lead) else 0.0,
     )
+
+
+class _Seen(NamedTuple):
+    """What two networks put out for N images, (N,) each.
+
+    Attributes:
+        difference: Largest between two logits.
+        variance: Of the student's logits, over the classes.
+        lead: Of the student's best logit over its second.
+        lost_lead: Of the student's best logit over that of the exported network's class.
+        differs: Whether the classes differ.
+    """
+
+    difference: Tensor
+    variance: Tensor
+    lead: Tensor
+    lost_lead: Tensor
+    differs: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, exported: Network, student: Network, batches: Iterable[Tensor]) -> _Seen:
+        """Run both networks on batches of images, some of which may be empty."""
+        none = torch.zeros(0)
+        parts = [cls(none, none, none, none, none.bool())]
+        for batch in batches:
+            if not len(batch):
+                continue
+            found, expected = exported(batch), student(batch)
+            if not bool(found.isfinite().all()):
+                raise ExportError("the exported network puts out NaN or infinite logits")
+            best = expected.topk(min(2, expected.shape[1]), dim=1).values
+            classes = found.argmax(dim=1, keepdim=True)
+            parts.append(
+                cls(
+                    difference=(found - expected).abs().amax(dim=1),
+                    variance=expected.var(dim=1, correction=0),
+                    lead=best[:, 0] - best[:, -1],
+                    lost_lead=best[:, 0] - expected.gather(1, classes).squeeze(1),
+                    differs=classes.squeeze(1) != expected.argmax(dim=1),
+                )
+            )
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    @property
+    def deviation(self) -> float:
+        """The difference on the median image, as a share of the spread of the logits."""
+        spread = self.variance.mean().sqrt()
+        # Where the student says nothing at all, whatever differs is too much.
+        return float(self.difference.median() / spread) if float(self.difference.max()) else 0.0
+
+
+def drawn_images(count: int, seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return images (count, C, H, W) that were never seen: ``seeds`` under noise, or noise alone.
+
+    Noise of single pixels and of larger spots takes turns, from hardly visible to louder than any
+    picture, which drives a network to the ends of its ranges.
+
+    Args:
+        count: How many.
+        seeds: Normalized images (N, C, H, W), in turns; there may be none.
+        shape: (C, H, W) of an image.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    fine = torch.randn(count, *shape, generator=generator)
+    height, width = (-(-side // COARSENESS) for side in shape[1:])
+    spots = torch.randn(count, shape[0], height, width, generator=generator)
+    coarse = interpolate(spots, size=shape[1:], mode="nearest")
+    number = torch.arange(count)
+    noise = torch.where((number % 2 == 0).view(-1, 1, 1, 1), fine, coarse)
+    strength = torch.tensor(STRENGTHS)[number // 2 % len(STRENGTHS)].view(-1, 1, 1, 1)
+    if not len(seeds):
+        return noise * strength
+    # Of images that are all of one color any noise will do.
+    spread = float(seeds.std(correction=0)) or 1.0
+    return seeds[number % len(seeds)] + noise * strength * spread
 
 
 @torch.no_grad()
 def latencies(first: Network, second: Network, images: Tensor) -> tuple[float, float]:
-    """Median milliseconds of a pass of each over ``images``, measured in turns."""
+    """Return median milliseconds of a pass of each over ``images``, measured in turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS + 1):
         for network, kept in zip((first, second), times, strict=True):

@@ -33,6 +33,11 @@ class ExportRecord(TypedDict):
     """Images that it was run on, beside the student."""
     agreement: float
     """Percent of them on which it predicts the student's class."""
+    compared: int
+    """Images that its logits were compared on: these, and others that were drawn."""
+    deviation: float
+    """Largest distance of a logit from the student's, as a share of the logits' spread; median
+    over the images."""
     largest_logit_difference: float
     """From the student's, over all images and classes."""
     engine: str

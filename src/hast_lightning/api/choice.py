@@ -1,0 +1,114 @@
+"""Which method and budget suit a network of which nothing is known but its images.
+
+Those with which networks for such images were measured (``experiments/``) at a budget for two CPU
+cores. What the papers released takes many times as long, and is taken only by its names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one kind of images.
+
+    Attributes:
+        images: (C, H, W).
+        method: HAST, in the form that did best.
+        schedule: The budget.
+        bits: The most bits of weights and activations, at which least is lost.
+        settings: What the method needs beside, in the words of the configuration.
+        at_bits: What it needs at some numbers of weight bits only.
+    """
+
+    images: tuple[int, int, int]
+    method: str
+    schedule: str
+    bits: int
+    settings: tuple[str, ...] = ()
+    at_bits: tuple[tuple[range, str], ...] = ()
+
+
+MEASURED = (
+    Measured((1, 8, 8), "hast", "demo", 3, ("tuned=hast_digits",)),
+    Measured(
+        *((3, 32, 32), "hast_adam", "quick", 4, ("trainer.channels_last=true",)),
+        at_bits=((range(2, 4), "quantizer.ranges.lr_multiplier=5.0"),),
+    ),
+    Measured(
+        *((3, 224, 224), "hast_imagenet_adam", "evening_imagenet", 8),
+        settings=("trainer.channels_last=true",),
+        at_bits=((range(7, 9), "stages.distillation.optimizer.lr=1.0e-4"),),
+    ),
+)
+
+
+class Choice(NamedTuple):
+    """What is taken where a call does not say it.
+
+    Attributes:
+        measured: On the images that are most like the network's.
+        suits: The network takes such images.
+        method: Whether the method is chosen, or named by the call.
+        schedule: Whether the budget is.
+    """
+
+    measured: Measured
+    suits: bool
+    method: bool
+    schedule: bool
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Return the chosen options by their groups."""
+        chosen = {"method": self.method, "schedule": self.schedule}
+        return {group: getattr(self.measured, group) for group, it_is in chosen.items() if it_is}
+
+    def settings(self, weight_bits: int | None, *, quantizer: bool) -> Iterator[str]:
+        """Yield what the chosen method needs beside.
+
+        Args:
+            weight_bits: That are wanted; none: the most that were measured.
+            quantizer: The call does not name another quantizer.
+        """
+        if not self.method:
+            return
+        yield from self.measured.settings
+        for bits, text in self.measured.at_bits:
+            fits = quantizer or not text.startswith("quantizer.")
+            if fits and (weight_bits or self.measured.bits) in bits:
+                yield text
+
+    def doubt(self, input_shape: tuple[int, int, int]) -> str:
+        """Return what to say where the network takes other images."""
+        wanted, measured = ("x".join(map(str, s)) for s in (input_shape, self.measured.images))
+        taken = " ".join(f"{group}={option!r}" for group, option in self.named.items())
+        return (
+            f"nothing was measured on images of {wanted}: {taken}, for {measured}, is the nearest "
+            "and is taken; to name it is to take it without this warning; "
+            "`hast-lightning --help` lists the others"
+        )
+
+
+def choose(input_shape: tuple[int, int, int], *, method: bool, schedule: bool) -> Choice:
+    """Return what suits a network that takes images of ``input_shape``, (C, H, W).
+
+    Args:
+        input_shape: Of the network.
+        method: Choose the method.
+        schedule: Choose the budget.
+    """
+    channels, height, width = input_shape
+    side = math.sqrt(height * width)
+    nearest = min(
+        MEASURED,
+        key=lambda known: (
+            abs(math.log2(side / known.images[1])),
+            known.images[0] != channels,
+        ),
+    )
+    return Choice(nearest, input_shape == nearest.images, method, schedule)
