@@ -16,8 +16,8 @@ from hast_lightning.compare.saved import as_config, current_layout
 from hast_lightning.tracking.facts import switches
 from tests.compare.test_rows import result
 from tests.compare.test_settings import saved
-from tests.docs.snippets import ROOT
 
+ROOT = Path(__file__).parents[2]
 QUANTIZERS = ROOT / "experiments" / "cifar10_resnet20_quantizers" / "results"
 CONFIGS = sorted((ROOT / "experiments").rglob("config.yaml"))
 CIFAR = ("model.checkpoint=resnet20-12fca82f.th", "data.path=cifar10_test_first1017.npz")

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from hast_lightning.cli import main
 from hast_lightning.config import Config, LoggerConfig
-from hast_lightning.config.methods import composed_methods
 from hast_lightning.core.part import parts
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.tracking import dashboard
@@ -142,11 +141,24 @@ def test_a_term_that_is_off_has_no_panel() -> None:
     assert "distillation/alignment" not in lines(found["Distillation"])
 
 
-def test_every_method_is_asked() -> None:
-    """Each is composed by other tests; here it is who is asked that counts."""
-    names = [config.method.name for config in itertools.islice(composed_methods(), 2)]
-    assert names == options("method")[:2]
-    assert names != []
+def test_a_stage_without_terms_shows_whatever_it_logs() -> None:
+    (panel,) = lines(sections([method("method=reconstruct")])["Reconstruction"]).values()
+    assert re.fullmatch(panel["metricRegex"], "reconstruction/loss")
+    assert panel["xAxis"] == "reconstruction/step"
+
+
+def test_the_command_asks_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def save(config: LoggerConfig, methods: Callable[[], Mapping[str, Config]]) -> str:
+        asked.extend(methods())
+        return "there"
+
+    monkeypatch.setattr(dashboard, "save_dashboard", save)
+    monkeypatch.setattr(main, "to_object", lambda composed: composed)
+    finished = call("command=dashboard", folder=tmp_path)
+    assert (finished.status, finished.out) == (0, "The dashboard is at there\n")
+    assert asked == options("method")
 
 
 def test_the_switches_of_the_ablation_are_columns_of_every_run() -> None:
@@ -190,6 +202,5 @@ def test_what_goes_wrong_at_wandb_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(Workspace, "save", refuse)
-    monkeypatch.setattr(dashboard, "composed_methods", methods)
     with pytest.raises(ConfigurationError, match=r"saved to wandb: permission denied$"):
-        save_dashboard(LoggerConfig(entity="me"))
+        save_dashboard(LoggerConfig(entity="me"), lambda: {"hast": method("method=hast")})

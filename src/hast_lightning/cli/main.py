@@ -94,7 +94,7 @@ def _predict(config: Config) -> None:
 def _dashboard(config: Config) -> None:
     from hast_lightning.tracking.dashboard import save_dashboard
 
-    print(f"The dashboard is at {save_dashboard(config.logger)}")
+    print(f"The dashboard is at {save_dashboard(config.logger, _composed_methods)}")
 
 
 def _compare(config: Config) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
-from hast_lightning.compare.rows import BITS_IN_NAME, Row, Spread
+from hast_lightning.compare.recipes import BITS_IN_NAME
+from hast_lightning.compare.rows import Row, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from hast_lightning.compare.recipes import BITS_IN_NAME, method_of
 from hast_lightning.compare.runs import FinishedRun
 from hast_lightning.compare.settings import Settings, distinguish
 from hast_lightning.records.result import Result
 
-BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
 # What a reader of numbers has to know to be the same: versions of the rest move them little.
 VERSIONS_SHOWN = ("hast_lightning", "torch")
 
@@ -37,7 +36,8 @@ class Row:
     Attributes:
         model: Name of the network.
         bits: Of weights and of activations.
-        method: Its name; empty for results of versions that had no names for methods.
+        method: Its name; of results of versions that had no names for methods, what their
+            recipe says today, empty where there is no such recipe.
         recipe: Name of the recipe; empty of a published number.
         budget: Name of the schedule.
         settings: What the runs of the recipe differ in.
@@ -132,7 +132,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
     return Row(
         first.model,
         (first.weight_bits, first.activation_bits),
-        first.method,
+        first.method or method_of(first.recipe),
         first.recipe,
         first.budget,
         settings,

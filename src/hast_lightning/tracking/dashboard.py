@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from hast_lightning.config import Config, LoggerConfig, config_folder
-from hast_lightning.config.methods import composed_methods
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
@@ -79,8 +78,12 @@ def ablated_switches() -> list[str]:
     return [place.replace(".", "/") for place in places]
 
 
-def save_dashboard(config: LoggerConfig) -> str:
+def save_dashboard(config: LoggerConfig, methods: Callable[[], Mapping[str, Config]]) -> str:
     """Build the workspace of the project, save it as a new view and return its address.
+
+    Args:
+        config: Says which project.
+        methods: Composes the methods, by name; asked when wandb can be reached.
 
     Raises:
         ConfigurationError: there is no key, the server refuses it or cannot be reached, or the
@@ -96,7 +99,7 @@ def save_dashboard(config: LoggerConfig) -> str:
 
     try:
         entity = config.entity or wandb.Api().default_entity
-        workspace = build_dashboard(str(entity), config.project, list(composed_methods()))
+        workspace = build_dashboard(str(entity), config.project, list(methods().values()))
         workspace.save()  # type: ignore[no-untyped-call]
         return str(workspace.url)
     except ConfigurationError:
@@ -174,7 +177,25 @@ def _curves(methods: Sequence[Config]) -> list[Any]:
             title = group.capitalize() + ", terms of one paper alone" * alone
             if panels:
                 sections.append(_section(title, panels, is_open=not alone))
-    return sections
+    return [*sections, *_stages_without_terms(methods)]
+
+
+def _stages_without_terms(methods: Sequence[Config]) -> list[Any]:
+    """Return a section for each stage that has no terms, of whatever it logs."""
+    wr, _ = _libraries()
+    groups: dict[str, None] = {}
+    for config in methods:
+        busy = {
+            place.split(".")[0] for place, part in switched_parts(config) if isinstance(part, Term)
+        }
+        groups |= dict.fromkeys(name for name in config.order if name not in busy)
+    return [
+        _section(
+            group.capitalize(),
+            [wr.LinePlot(title=group, x=axis_of(f"{group}/"), metric_regex=f"{group}/.*")],
+        )
+        for group in groups
+    ]
 
 
 def _papers_by_term(methods: Sequence[Config]) -> dict[tuple[str, str], set[str]]:

@@ -1,0 +1,40 @@
+"""What a recipe's file says of results that do not say it themselves."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from hast_lightning.config import config_folder
+
+BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
+
+
+@cache
+def method_of(recipe: str) -> str:
+    """Return the method of a recipe, as its file says; empty where it has none here.
+
+    Results of versions before 0.2 name no method.
+    """
+    names = (recipe, BITS_IN_NAME.sub("", recipe))
+    paths = [config_folder() / "experiment" / f"{name}.yaml" for name in names]
+    path = next((path for path in paths if path.is_file()), None)
+    return "" if path is None else _method_in(path)
+
+
+def _method_in(path: Path) -> str:
+    """Return what the defaults of a recipe choose, or those of the recipe that it begins with."""
+    parent = ""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for entry in content["defaults"]:
+        if isinstance(entry, str):
+            parent = entry if entry != "_self_" else parent
+        else:
+            chosen = {re.sub(r"^override |/", "", str(key)): value for key, value in entry.items()}
+            if "method" in chosen:
+                return str(chosen["method"])
+    return _method_in(path.with_name(f"{parent}.yaml")) if parent else ""
