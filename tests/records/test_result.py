@@ -166,4 +166,5 @@ def test_steps_that_were_not_done_are_no_stage(tmp_path: Path) -> None:
 
 def test_every_field_is_documented_and_every_documented_field_exists() -> None:
     documented = re.findall(r"^\| `(\w+)` \|", DOCUMENT.read_text(), flags=re.MULTILINE)
-    assert documented == [field.name for field in fields(Result)]
+    # The page has its own order: what a reader looks for first.
+    assert sorted(documented) == sorted(field.name for field in fields(Result))

@@ -48,7 +48,8 @@ NO_TERMS = (
         ),
         (
             ("source@sources.bank=noise",),
-            "stages.synthesis.source=bank: a source of kind noise has nothing to improve",
+            "stages.synthesis.source=bank: a source of kind noise has nothing to improve; "
+            "leave the stage out of order",
         ),
         (NO_TERMS, "stages.synthesis.terms: none has a weight, so nothing is improved for"),
         (
