@@ -24,10 +24,10 @@ SHORT_RUN = [
     "callbacks.grid_images=4",
     "schedule.calibration_steps=2",
     "schedule.student_steps=2",
-    "synthesis.bank.iterations=2",
-    "synthesis.bank.size=32",
-    "synthesis.bank.batch_size=32",
-    "distillation.batch_size=8",
+    "schedule.image_steps=2",
+    "schedule.images=32",
+    "schedule.image_batch=32",
+    "schedule.student_batch=8",
     "hydra.run.dir=run",
 ]
 
@@ -100,7 +100,7 @@ def test_the_wheel_holds_the_package_and_conf_and_nothing_else(wheel: Path) -> N
     "member",
     [
         "hast_lightning/conf/config.yaml",
-        "hast_lightning/conf/experiment/digits_w3a3.yaml",
+        "hast_lightning/conf/experiment/digits.yaml",
         "hast_lightning/models/weights/digits_resnet.safetensors",
         "hast_lightning/py.typed",
     ],
@@ -133,8 +133,8 @@ def test_the_checkout_is_out_of_reach(tmp_path: Path) -> None:
 def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
     shown = run_isolated([*start, "--help"], tmp_path, installed).stdout
-    assert "synthesis: digits, " in shown
-    assert "digits_w3a3" in shown
+    assert "schedule: demo, " in shown
+    assert "hast_adam" in shown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +147,7 @@ def test_the_default_recipe_runs(installed: Path, tmp_path: Path, entry: str) ->
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
     run_isolated([*start, *SHORT_RUN], tmp_path, installed)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["recipe"] == "digits_w3a3"
+    assert result["recipe"] == "hast_digits_resnet_w3a3"
     assert result["student_steps"] == 2
     assert result["evaluated_images"] == 599
     assert result["git_commit"] is None
