@@ -63,6 +63,22 @@ def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> N
         assert differences(expected, content(folder / "end.ckpt")) == [], iteration
 
 
+RECONSTRUCT = (
+    "method=reconstruct",
+    "quantizer=lsq",
+    "stages.correction.samples=16",
+    "stages.reconstruction.samples=16",
+    "stages.reconstruction.iterations=2",
+    "stages.reconstruction.batch_size=8",
+)
+ADAPTIVE = (
+    *RECONSTRUCT,
+    "quantizer=mse",
+    "rounding@quantizer.rounding=adaptive",
+    "stages.reconstruction.trains=rounding",
+)
+
+
 @pytest.mark.parametrize(
     ("words", "at"),
     [
@@ -71,9 +87,11 @@ def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> N
         (GENERATOR, (3, 6, 8)),
         (ALTERNATING, ()),
         (("trainer.precision=16-mixed",), (7, 9)),
+        (RECONSTRUCT, (8, 9, 10, 12, 13, 14)),
+        (ADAPTIVE, (9, 11, 13)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
-    ids=["hast", "own_calibration", "generator", "alternating", "float16", "alternating_bank"],
+    ids=["hast", "own_calibration", "generator", "alternating", "float16", "reconstruct", "adaptive", "alternating_bank"],
 )
 def test_a_run_that_goes_on_ends_as_it_would_have(
     words: tuple[str, ...], at: tuple[int, ...], tmp_path: Path

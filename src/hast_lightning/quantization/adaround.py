@@ -99,7 +99,7 @@ class AdaptiveWeightQuantizer(WeightQuantizer):
         return self.scale * (self.integers() - self.zero_point)
 
     @torch.no_grad()
-    def settled(self, weight: nn.Parameter) -> None:
+    def settled(self, weight: Tensor) -> None:
         """Write the hard weight into ``weight``, so that every reader of it sees the same."""
         weight.copy_(self.forward(weight))
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import MISSING
@@ -98,6 +98,8 @@ class Reconstruct(Stage):
 
     trains_student = True
 
+    _student_unit: ClassVar[fx.GraphModule]
+
     def __post_init__(self) -> None:
         for name in ("samples", "views", "iterations", "batch_size"):
             require_range(name, getattr(self, name), 1)
@@ -162,7 +164,7 @@ class Reconstruct(Stage):
             self._enter(bench, number)
         assert self._cache is not None
         student = self._student_unit
-        stepper = bench.stepper(f"{self.name}/unit", lambda: self._optimizers(student))
+        stepper = bench.stepper(f"{self.key}.unit", lambda: self._optimizers(student))
         for name, optimizer in stepper.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(name, iteration)
@@ -219,7 +221,7 @@ class Reconstruct(Stage):
             if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer):
                 layer.weight_quantizer.settled(layer.weight)
         bench.student.requires_grad_(True)
-        bench.release(f"{self.name}/unit")
+        bench.release(f"{self.key}.unit")
         with torch.no_grad():
             after = self._error(bench)
         self._measured = {
