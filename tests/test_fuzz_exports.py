@@ -1,4 +1,4 @@
-"""Exported files and image folders from strangers: read, or refused in one line.
+"""Untrusted exported files and image folders: read, or refused in one line.
 
 Beside ``test_fuzz.py``, with its way of damaging files; what is exported needs small frozen
 networks, and packed checkpoints are also damaged where their checksums do not look: in the
@@ -109,7 +109,7 @@ def change(tree: Any, rng: random.Random, mark: Path) -> None:
 
 @counts
 @pytest.mark.timeout(1800)
-def test_architectures_of_strangers_are_built_or_refused(cases: int, tmp_path: Path) -> None:
+def test_untrusted_architectures_are_built_or_refused(cases: int, tmp_path: Path) -> None:
     rng = random.Random(cases)
     mark, good, bad = (tmp_path / name for name in ("code ran", "good.st", "bad.st"))
     write_packed(frozen(), DESCRIPTION, good)
@@ -146,7 +146,7 @@ def _png() -> bytes:
 
 
 def put_something(folder: Path, rng: random.Random) -> None:
-    """One entry that a stranger's image folder may have."""
+    """Put an entry there that an untrusted image folder may have."""
     name = rng.choice(["a", "ü b", "日本", "'; rm", "-rf", "x" * 200, "%s", "\u202e"])
     path = folder / f"{name}{rng.choice(['.png', '.jpg', '.JPEG', '.txt', ''])}"
     if path.exists() or path.is_symlink():
@@ -170,7 +170,7 @@ def put_something(folder: Path, rng: random.Random) -> None:
 
 @counts
 @pytest.mark.timeout(1800)
-def test_image_folders_of_strangers_are_read_or_refused(cases: int, tmp_path: Path) -> None:
+def test_untrusted_image_folders_are_read_or_refused(cases: int, tmp_path: Path) -> None:
     rng = random.Random(cases)
     start = time.monotonic()
     for case in range(cases):

@@ -65,7 +65,7 @@ def expected(network: nn.Module) -> dict[str, torch.Tensor]:
         ({"bits": True}, "bits=True must be one integer"),
         ({"bits": (3, False)}, r"bits=\(3, False\) must be one integer"),
         ({"bits": "33"}, "bits='33' must be one integer"),
-        ({"mean": 0.5}, r"mean=0.5 must be one number a channel, for example mean=\[0.5\]"),
+        ({"mean": 0.5}, r"mean=0.5 must be one number per channel, for example mean=\[0.5\]"),
         ({"mean": "0.5"}, "mean='0.5' must be one number"),
         ({"std": [True]}, r"std=\[True\] must be one number"),
         ({"std": torch.zeros(1, 2)}, r"std=tensor\(\[\[0., 0.\]\]\) must be one number"),

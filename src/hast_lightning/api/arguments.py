@@ -20,14 +20,14 @@ from hast_lightning.records.folder import CONFIG_FILE
 
 InputShape = int | tuple[int, int, int]
 BitsOfLayers = int | tuple[int, int] | str
-"""Of weights and activations: one number for both, two numbers, or ``w4a8``."""
+"""Bits of weights and activations: one number for both, two numbers, or ``w4a8``."""
 Bits = BitsOfLayers | Mapping[str, BitsOfLayers]
 ALL_LAYERS = "*"
 BITS_IN_A_WORD = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE | re.ASCII)
 ARCHIVE_SUFFIX = ".npz"
 FILE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
 LIBRARIES = ("torchvision", "timm", "pytorchcv")
-"""Whose networks are named by the library and their own name."""
+"""Libraries whose networks are named by the library and their own name."""
 
 
 def network_settings(
@@ -37,7 +37,7 @@ def network_settings(
     std: Any,
     class_names: Sequence[str] | None,
 ) -> Iterator[str]:
-    """Where the network comes from, and what the user says of it.
+    """Yield the settings that say where the network comes from and what the user says of it.
 
     Raises:
         ConfigurationError: an argument is of the wrong type.
@@ -71,7 +71,7 @@ def network_settings(
 
 
 def option_settings(**options: Any) -> Iterator[tuple[str, str]]:
-    """Groups and the names of their options, where they are given.
+    """Yield groups and the names of their options, where they are given.
 
     Raises:
         ConfigurationError: one is no text.
@@ -88,7 +88,7 @@ def option_settings(**options: Any) -> Iterator[tuple[str, str]]:
 
 
 def bits_settings(bits: Bits | None) -> Iterator[str]:
-    """Bits of weights and of activations, of all layers and of some.
+    """Yield the bits of weights and of activations, of all layers and of some.
 
     Raises:
         ConfigurationError: they are of no form that is known.
@@ -127,7 +127,7 @@ def _weights_and_activations(bits: Bits, wanted: Any) -> dict[str, int]:
 
 
 def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
-    """Where the evaluation data are: an option's, in files, handed over, or nowhere.
+    """Yield the place of the evaluation data: an option's, in files, handed over, or nowhere.
 
     Raises:
         DataError: a name is no option of the group ``data``, and there are no such files.
@@ -146,14 +146,14 @@ def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
 
 
 def is_handed_over(data: Any) -> bool:
-    """Whether the evaluation data are objects, and not named."""
+    """Return whether the evaluation data are objects, and not named."""
     return data is not None and not isinstance(data, str | os.PathLike)
 
 
 def surroundings_settings(
     folder: str | Path | None, seed: int | None, progress: bool
 ) -> Iterator[str]:
-    """What is around the method.
+    """Yield the settings of what is around the method.
 
     Raises:
         ConfigurationError: ``seed`` is no integer, or ``folder`` is no path or a file.
@@ -173,7 +173,7 @@ def surroundings_settings(
 
 
 def checked_input_shape(network: nn.Module | str, shape: InputShape | None) -> InputShape | None:
-    """``shape`` in Python's own integers.
+    """Return ``shape`` in Python's own integers.
 
     Raises:
         ConfigurationError: it is neither a side nor (channels, height, width), or the network
@@ -205,7 +205,7 @@ def _data_in_files(path: Path) -> Iterator[str]:
     else:
         raise DataError(
             f"data={str(path)!r} is neither an option of the group data ("
-            f"{', '.join(_options_of('data'))}), nor a folder with one folder a class, nor an "
+            f"{', '.join(_options_of('data'))}), nor a folder with one folder per class, nor an "
             f"{ARCHIVE_SUFFIX} file"
         )
 
@@ -215,7 +215,7 @@ def _options_of(group: str) -> list[str]:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether it is an integer, also numpy's; True and False are meant as something else."""
+    """Return whether it is an integer, also numpy's; True and False mean something else."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -226,7 +226,7 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _numbers(name: str, values: Any) -> list[float]:
-    """Of a sequence, an array or a tensor."""
+    """Return the numbers of a sequence, an array or a tensor."""
     listed = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, list | tuple) or not all(
         isinstance(value, Real) and not isinstance(value, bool) for value in listed
@@ -234,7 +234,7 @@ def _numbers(name: str, values: Any) -> list[float]:
         # An array shows itself on several lines.
         shown = " ".join(repr(values).split())
         raise ConfigurationError(
-            f"{name}={shown} must be one number a channel, for example {name}=[0.5]"
+            f"{name}={shown} must be one number per channel, for example {name}=[0.5]"
         )
     return [float(value) for value in listed]
 
@@ -243,7 +243,7 @@ def _names(values: Any) -> list[str]:
     values = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         # Of a mapping nobody could say whether keys or values are meant.
-        raise ConfigurationError(f"class_names={values!r} must be a list of names, one a class")
+        raise ConfigurationError(f"class_names={values!r} must be a list of names, one per class")
     return [str(value) for value in values]
 
 

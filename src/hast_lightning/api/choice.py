@@ -1,7 +1,7 @@
-"""Which method and budget suit a network of which nothing is known but its images.
+"""The method and the budget that suit a network of which nothing is known but its images.
 
-Those with which networks for such images were measured (``experiments/``) at a budget for two CPU
-cores. What the papers released takes many times as long, and is taken only by its names.
+They are those with which networks for such images were measured (``experiments/``) at a budget for
+two CPU cores. What the papers released takes many times as long, and is taken only by its names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on one kind of images.
+    """A method and a budget that were measured on one kind of images.
 
     Attributes:
         images: (C, H, W).
@@ -48,7 +48,7 @@ MEASURED = (
 
 
 class Choice(NamedTuple):
-    """What is taken where a call does not say it.
+    """A method and a budget for a call that does not name them.
 
     Attributes:
         measured: On the images that are most like the network's.

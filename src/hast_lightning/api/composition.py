@@ -39,7 +39,7 @@ _PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 
 
 def composed(overrides: Sequence[str]) -> Config:
-    """The checked configuration of ``hast-lightning <overrides>``.
+    """Return the checked configuration of ``hast-lightning <overrides>``.
 
     Raises:
         ConfigurationError: an override is malformed, unknown or out of range.
@@ -55,7 +55,7 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def as_overrides(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The leaves of nested ``values`` as overrides, ``{"a": {"b": 1}}`` as ``a.b=1``.
+    """Yield the leaves of nested ``values`` as overrides, ``{"a": {"b": 1}}`` as ``a.b=1``.
 
     Raises:
         ConfigurationError: a key is no text, or a configuration cannot hold a value.
@@ -70,7 +70,7 @@ def as_overrides(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def literal(value: Any) -> str:
-    """``value`` in the grammar of Hydra's overrides.
+    """Return ``value`` in the grammar of Hydra's overrides.
 
     Raises:
         ConfigurationError: a configuration cannot hold it.
@@ -110,7 +110,7 @@ def _quoted(text: str) -> str:
 
 @contextmanager
 def _hydra_of_our_own() -> Iterator[None]:
-    """Hydra's global state as if no application ran; what it was is put back.
+    """Give Hydra a state as if no application ran, and put back what it was.
 
     Composing starts Hydra anew, and registers a schema and resolvers under names that an
     application of the user's may have, too.

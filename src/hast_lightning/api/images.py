@@ -1,4 +1,4 @@
-"""Whatever somebody may call images, as batches that a network takes."""
+"""Images in whatever form they come, as batches that a network takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIGIN = "predict"
 
 
 def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
-    """Normalized images, (B, C, H, W) float32, in order.
+    """Yield normalized images, (B, C, H, W) float32, in order.
 
     Args:
         images: As :meth:`~hast_lightning.api.quantized_model.QuantizedModel.predict` takes them.
@@ -42,7 +42,7 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
 
 
 def _pictures(images: Any) -> Sequence[Picture] | None:
-    """Pictures and the files of pictures; none where ``images`` are numbers."""
+    """Return pictures and the files of pictures; none where ``images`` are numbers."""
     if _is_picture(images):
         return [images] if isinstance(images, Image.Image) else _files(images)
     if not isinstance(images, list | tuple) or not any(map(_is_picture, images)):
@@ -63,7 +63,7 @@ def _files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _with_batch(images: Any) -> Any:
-    """A single image, or a list of them, as a batch."""
+    """Return a single image, or a list of them, as a batch."""
     if isinstance(images, list | tuple) and any(_dimensions(part) == 3 for part in images):
         parts = [as_tensor(part, ORIGIN) for part in images]
         pixels = [part.dtype == torch.uint8 for part in parts]
@@ -78,5 +78,5 @@ def _with_batch(images: Any) -> Any:
 
 
 def _dimensions(images: Any) -> int | None:
-    """Of a tensor or an array; none of anything else."""
+    """Return the number of dimensions of a tensor or an array; none of anything else."""
     return getattr(images, "ndim", None)

@@ -1,4 +1,4 @@
-"""Which file ``QuantizedModel.load`` is to read, and what it says of files that it cannot."""
+"""The file that ``QuantizedModel.load`` is to read, and refusals of those that it cannot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXPORTS = {
 
 
 def packed_file(path: Path) -> Path:
-    """The packed checkpoint at ``path``, or the only one in the folder there.
+    """Return the packed checkpoint at ``path``, or the only one in the folder there.
 
     Raises:
         ModelError: the folder has none or several, or the file is of a kind that cannot be turned

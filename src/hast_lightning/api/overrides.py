@@ -1,4 +1,4 @@
-"""What a user changes beside the arguments: as texts, and none of them without an effect."""
+"""Changes beside the arguments: as texts, and none of them without an effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_NAMED_NETWORKS = ("provider", "factory", "pretrained", "checkpoint", "depth"
 
 
 def as_texts(overrides: Overrides) -> list[str]:
-    """``overrides`` in the words of the command line, one a setting.
+    """Return ``overrides`` in the words of the command line, one per setting.
 
     Args:
         overrides: One or several such words, or keys and values, nested as in a recipe's file.
@@ -40,12 +40,12 @@ def as_texts(overrides: Overrides) -> list[str]:
 
 
 def key_of(text: str) -> str:
-    """The key that a text sets, without the signs of Hydra's grammar."""
+    """Return the key that a text sets, without the signs of Hydra's grammar."""
     return text.strip().lstrip("+~").partition("=")[0].partition("@")[0].strip()
 
 
 def concerns(text: str, key: str) -> bool:
-    """Whether a text sets ``key`` or, where that is a group, its option or one of its keys."""
+    """Return whether a text sets ``key`` or, of a group, its option or one of its keys."""
     return key_of(text).replace("/", ".").split(".")[: key.count(".") + 1] == key.split(".")
 
 
@@ -92,7 +92,7 @@ def _said_by_an_argument(text: str, module: bool, data: bool) -> str | None:
 
 
 def _lost(text: str) -> str | None:
-    """What would be written into a folder that is gone in the end."""
+    """Return advice on files that would be gone with their folder in the end."""
     if concerns(text, "report"):
         return "without folder=... a run leaves no files, and so no report; pass it"
     if concerns(text, "export"):

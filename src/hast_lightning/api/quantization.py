@@ -100,14 +100,14 @@ def quantize(
             module says it itself, as those of timm and pytorchcv do.
         num_classes: To check against what the network puts out.
         mean: Per channel, what the network's input was normalized with, for pixels in [0, 1];
-            none: the network's own, or ImageNet's for colour images.
+            none: the network's own, or ImageNet's for color images.
         std: Per channel.
-        class_names: One a class, in the order of the output.
-        data: Labelled images to measure the result on, never to train on. A pair of tensors or
+        class_names: One per class, in the order of the output.
+        data: Labeled images to measure the result on, never to train on. A pair of tensors or
             arrays (images, labels); or batches of such pairs: a list, a DataLoader, or a function
             that returns them anew at every call; or a Dataset of single pairs. Images of type
             uint8 are pixels, those of floats are normalized already. Or the path of a folder with
-            one folder a class, or of an .npz file; or an option of the group ``data``
+            one folder per class, or of an .npz file; or an option of the group ``data``
             (``digits``, ...). None: student and teacher are compared on synthetic images that
             were kept from training.
         folder: Where the run leaves its files; none: nothing is left.
@@ -163,7 +163,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is going to be run.
+    """A run that is about to begin.
 
     Attributes:
         config: Of the run, checked.
@@ -182,7 +182,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Call:
-    """What was asked for, in the words of the configuration.
+    """A call, in the words of the configuration.
 
     Attributes:
         recipe: The name of one; none: method and budget are named, or to be chosen.
@@ -231,7 +231,7 @@ class _Call:
         return _Plan(config, pretrained, options, settings, choice)
 
     def text(self, plan: _Plan) -> str:
-        """The call, for the report; objects that have no short form are named alone."""
+        """Return the call, for the report; objects that have no short form are named alone."""
         quantizer = plan.config.quantizer
         said: dict[str, object] = {
             "bits": (
@@ -260,7 +260,7 @@ class _Call:
         return f"hast_lightning.quantize(network, {', '.join(words)})  # network: a {kind}"
 
     def _names(self, group: str) -> bool:
-        """Whether the call chooses an option of a group itself."""
+        """Return whether the call chooses an option of a group itself."""
         texts = [*self.changes, *self.overrides]
         return group in self.options or any(key_of(text) == group for text in texts)
 

@@ -1,4 +1,4 @@
-"""What quantizing a network gives: predictions, and files that predict the same."""
+"""A quantized network: predictions, and files that predict the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _LogitsAndLabels(NamedTuple):
 
 
 class Prediction(_LogitsAndLabels):
-    """What a network says of N images; ``logits, labels = prediction`` takes it apart.
+    """Answers of a network to N images; ``logits, labels = prediction`` takes them apart.
 
     Attributes:
         logits: (N, classes), float32.
@@ -42,19 +42,19 @@ class Prediction(_LogitsAndLabels):
 
     @classmethod
     def of(cls, logits: Tensor, names: tuple[str, ...] | None) -> Prediction:
-        """Of logits (N, classes), and the names of all classes where they are known."""
+        """Return the prediction of logits (N, classes), with the names of all classes or none."""
         prediction = cls(logits, logits.argmax(dim=1))
         prediction._names = names
         return prediction
 
     @property
     def probabilities(self) -> Tensor:
-        """(N, classes), float32: the softmax of the logits."""
+        """Return the softmax of the logits, (N, classes), float32."""
         return self.logits.softmax(dim=1)
 
     @property
     def class_names(self) -> list[str] | None:
-        """N names, of the predicted classes; none where the network's classes have no names."""
+        """Return N names of the predicted classes; none where the network knows no names."""
         names = self._names
         return None if names is None else [names[label] for label in self.labels.tolist()]
 
@@ -83,14 +83,14 @@ class QuantizedModel:
         self._samples = samples
 
     def __repr__(self) -> str:
-        """Name and bits."""
+        """Return name and bits."""
         bits = self.description.quantizer
         name = f"W{bits.get('weight_bits')}A{bits.get('activation_bits')}"
         return f"QuantizedModel({self.description.network}, {name})"
 
     @property
     def result(self) -> Result:
-        """The numbers of the run that quantized the network.
+        """Return the numbers of the run that quantized the network.
 
         Raises:
             DataError: the network was loaded from a file, which does not hold them.

@@ -88,7 +88,7 @@ def _flushes_denormals() -> bool:
 
 @contextlib.contextmanager
 def run_folder(given: str | Path | None) -> Iterator[Path]:
-    """The folder that the user wants to keep, or one that is gone afterwards."""
+    """Give the folder that the user wants to keep, or one that is gone afterwards."""
     if given is not None:
         yield Path(given).expanduser()
         return
@@ -98,7 +98,7 @@ def run_folder(given: str | Path | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def quiet(silent: bool) -> Iterator[None]:
-    """Without the tables that a run prints, where ``silent``."""
+    """Keep back the tables that a run prints, where ``silent``."""
     if not silent:
         yield
         return

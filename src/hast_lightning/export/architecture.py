@@ -43,7 +43,7 @@ _OPERATIONS = ("placeholder", "get_attr", "call_module", "call_function", "call_
 
 
 def describe(network: fx.GraphModule) -> dict[str, Any]:
-    """Plain data (dictionaries, lists, numbers, texts) that :func:`build` makes a network of.
+    """Return the plain data (dictionaries, lists, numbers, texts) of a network for :func:`build`.
 
     Raises:
         ModelError: the network has a layer or calls a function that is not in the vocabulary.
@@ -61,7 +61,7 @@ def describe(network: fx.GraphModule) -> dict[str, Any]:
 
 
 def build(description: Any) -> fx.GraphModule:
-    """A frozen network on the device ``meta``: it takes no memory until tensors are assigned.
+    """Return a frozen network on the device ``meta``, without memory until tensors are assigned.
 
     Raises:
         ModelError: the description is damaged or asks for what is not in the vocabulary.

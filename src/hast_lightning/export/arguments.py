@@ -1,4 +1,4 @@
-"""What a layer of ``torch.nn`` was constructed with, read off the layer."""
+"""The arguments that a layer of ``torch.nn`` was constructed with, read off the layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def arguments_of(layer: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
-    """Arguments that construct a layer like ``layer`` (weights aside).
+    """Return arguments that construct a layer like ``layer`` (weights aside).
 
     The layers of ``torch.nn`` keep what they are constructed with in attributes of the same
     names, only that ``bias`` is the parameter itself. What the class would choose itself is left

@@ -63,7 +63,7 @@ def write_artifact(
 
 
 def open_artifact(path: Path) -> tuple[Network, Description]:
-    """The network in an exported file, ready to run on the CPU, and the file's description.
+    """Return the network in an exported file, ready to run on the CPU, and the file's description.
 
     The suffix says which format it is. Nothing in the file is executed, whoever made it.
 
@@ -95,7 +95,7 @@ def _format_of(path: Path) -> Format:
 
 
 def _checked(network: Network, description: Description, path: Path) -> Network:
-    """The network, which never returns anything but logits of the promised shape."""
+    """Return the network, which never gives anything but logits of the promised shape."""
 
     def run(images: Tensor) -> Tensor:
         try:
@@ -109,7 +109,7 @@ def _checked(network: Network, description: Description, path: Path) -> Network:
             description.num_classes,
         ):
             raise ModelError(
-                f"{path} is damaged: it does not put out {description.num_classes} logits an image"
+                f"{path} is damaged: it does not put out {description.num_classes} logits per image"
             )
         return logits
 

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: where it comes from, and what images it expects."""
+"""The description of an exported file: where it comes from, and what images it expects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Description:
         std: per channel.
         resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
             crop's side.
-        class_names: one a class, or none.
+        class_names: one per class, or none.
         product_version: of this package when it wrote the file.
     """
 
@@ -49,7 +49,7 @@ class Description:
     product_version: str = __version__
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return compact_json(asdict(self))
 
     @classmethod
@@ -80,7 +80,7 @@ class Description:
 
 
 def compact_json(content: Any) -> str:
-    """JSON without spaces, the same for the same content."""
+    """Return JSON without spaces, the same for the same content."""
     return json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 

@@ -19,7 +19,7 @@ from hast_lightning.graph.tracing import batch_norm_affine, foldable_batch_norms
 
 @torch.no_grad()
 def fold_into_scales(network: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a frozen network without the BatchNorms that can be folded.
+    """Return a copy of a frozen network without the BatchNorms that can be folded.
 
     The BatchNorms become identities. A channel that its BatchNorm multiplies by a negative
     number gets mirrored integers, or where the grid has no mirror image a negative scale.
@@ -44,14 +44,14 @@ def _multiply(weight: FrozenWeight, factor: Tensor) -> None:
 
 
 def _clear(weight: FrozenWeight, channels: Tensor) -> None:
-    """Zero for every weight of ``channels``; a scale of zero would leave no grid for a bias."""
+    """Set every weight to zero of ``channels``; a scale of zero would leave no grid for a bias."""
     inside = weight.zero_point.clamp(0, weight.largest)
     weight.zero_point = torch.where(channels, inside, weight.zero_point)
     weight.integers = torch.where(channels, inside.to(torch.uint8), weight.integers)
 
 
 def _mirror(weight: FrozenWeight, channels: Tensor) -> None:
-    """The same weights of ``channels`` with a positive scale."""
+    """Give the same weights of ``channels`` a positive scale."""
     if weight.symmetric:
         # The lowest signed integer has no counterpart: those channels keep a negative scale.
         lowest = weight.integers.flatten(1).amin(dim=1).view(weight.scale.shape)

@@ -28,7 +28,7 @@ from hast_lightning.quantization.rounding import quantize
 WEIGHT = "quantized_weight"
 """Name of a frozen layer's weights among its children."""
 NO_OPERATION_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-"""What evaluation mode leaves of regularization: nothing."""
+"""Regularization, of which evaluation mode leaves nothing."""
 
 
 class FrozenWeight(nn.Module):
@@ -53,17 +53,17 @@ class FrozenWeight(nn.Module):
         self.register_buffer("zero_point", zero_point)
 
     def forward(self) -> Tensor:
-        """The weights, float32."""
+        """Return the weights, float32."""
         return (self.integers.float() - self.zero_point) * self.scale
 
     @property
     def largest(self) -> int:
-        """The largest integer of the grid."""
+        """Return the largest integer of the grid."""
         return int(2**self.bits) - 1
 
     @property
     def symmetric(self) -> bool:
-        """Whether zero is in the middle of the grid, as in signed integers."""
+        """Return whether zero is in the middle of the grid, as in signed integers."""
         return bool((self.zero_point == 2 ** (self.bits - 1)).all())
 
 
@@ -118,11 +118,11 @@ class FrozenActivation(nn.Module):
 
     @property
     def largest(self) -> int:
-        """The largest integer of the grid."""
+        """Return the largest integer of the grid."""
         return int(2**self.bits) - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; computed in float32 as the student does."""
+        """Round values of any shape; computed in float32 as the student does."""
         steps = torch.round(x.float() / self.scale)
         # Not torch.clamp: with tensors as bounds it is ten times slower on a CPU.
         steps = torch.maximum(steps, -self.zero_point)
@@ -131,7 +131,7 @@ class FrozenActivation(nn.Module):
 
 @torch.no_grad()
 def freeze(student: fx.GraphModule) -> fx.GraphModule:
-    """A copy of ``student`` on the CPU whose quantizers are frozen; see the module's docstring.
+    """Return a copy of ``student`` on the CPU whose quantizers are frozen.
 
     What does nothing in evaluation mode is left out of its graph.
 
@@ -153,14 +153,14 @@ def freeze(student: fx.GraphModule) -> fx.GraphModule:
 
 
 def frozen_layers(network: nn.Module) -> Iterator[tuple[str, FrozenConv2d | FrozenLinear]]:
-    """Name and module of every layer with frozen weights."""
+    """Yield name and module of every layer with frozen weights."""
     for name, module in network.named_modules():
         if isinstance(module, FrozenConv2d | FrozenLinear):
             yield name, module
 
 
 def frozen_activations(network: nn.Module) -> Iterator[tuple[str, FrozenActivation]]:
-    """Name and module of every frozen activation quantizer."""
+    """Yield name and module of every frozen activation quantizer."""
     for name, module in network.named_modules():
         if isinstance(module, FrozenActivation):
             yield name, module

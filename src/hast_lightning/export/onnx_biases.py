@@ -23,12 +23,12 @@ from torch import Tensor
 from hast_lightning.export.frozen import FrozenWeight
 
 LARGEST_BIAS = 2**30
-"""Of a bias as an integer: the sum of products, at most 2^30 too, is added to it in 32 bits."""
+"""Largest bias as an integer: the sum of products, at most 2^30 too, is added in 32 bits."""
 COARSEST_BIAS = 0.25
 """Largest scale of a bias as an integer, in steps of what the layer puts out: rounding the bias
 moves that by an eighth of a step at most."""
 SMALLEST_SCALE = 2.0**-100
-"""Of a bias as an integer: far from where float32 has no more digits, or engines see a zero."""
+"""Smallest scale of a bias: far from where float32 has no more digits, or engines see zero."""
 LAYERS = ("Conv", "Gemm")
 _DONE_WITH_A_LAYER = ("Relu", "Clip", "Identity")
 """Operators that an engine computes in one go with the layer before them."""
@@ -95,7 +95,7 @@ def widened(
 
 @torch.no_grad()
 def _with_scales(weight: FrozenWeight, smallest: Tensor) -> FrozenWeight:
-    """The same weights on a grid of at least these scales, (out_channels,)."""
+    """Return the same weights on a grid of at least these scales, (out_channels,)."""
     scale = weight.scale.double()
     size = scale.abs()
     larger = torch.maximum(size, smallest.view(scale.shape))
@@ -134,7 +134,7 @@ def coarse_layers(
 def _steps_behind(
     value: str, graph: onnx.GraphProto, steps: Mapping[str, float]
 ) -> Iterator[float]:
-    """Scales that ``value`` is rounded to in one go with the layer that computes it."""
+    """Yield scales that ``value`` is rounded to in one go with the layer that computes it."""
     for node in graph.node:
         if value in node.input and node.op_type in _DONE_WITH_A_LAYER:
             yield from _steps_behind(node.output[0], graph, steps)

@@ -60,7 +60,7 @@ def write_float_onnx(network: nn.Module, input_shape: tuple[int, int, int], path
 
 
 def read_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
-    """The network in a file that :func:`write_onnx` wrote, run by onnxruntime on the CPU.
+    """Return the network in a file that :func:`write_onnx` wrote, run by onnxruntime on the CPU.
 
     Returns:
         A function from images (N, C, H, W) to logits (N, classes), both on the CPU; and the
@@ -75,7 +75,7 @@ def read_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
 
 
 def open_session(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
-    """As :func:`read_onnx`, for any .onnx file with one input: the metadata as they are."""
+    """Read any .onnx file with one input, as :func:`read_onnx` does; metadata as they are."""
     require_packages(READING)
     import onnxruntime
 

@@ -88,7 +88,7 @@ class _RoundPlaceholder(nn.Module):
 def graph_with_placeholders(
     network: nn.Module, input_shape: tuple[int, int, int], opset: int = DEFAULT_OPSET
 ) -> onnx.ModelProto:
-    """The graph of a network for batches (N, C, H, W) of any size.
+    """Return the graph of a network for batches (N, C, H, W) of any size.
 
     Args:
         network: frozen, folded or not, in which the name of a module of weights or of an
@@ -139,7 +139,7 @@ def _require_opset(model: onnx.ModelProto, opset: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch.onnx says of its own parts."""
+    """Keep back what torch.onnx says of its own parts."""
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
@@ -154,7 +154,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """Plain names; nothing of where this machine keeps the source, which torch.onnx notes."""
+    """Give plain names, without the places of the source on this machine that torch.onnx notes."""
     graph = model.graph
     (first,), (last,) = graph.input, graph.output
     renamed = {first.name: INPUT, last.name: OUTPUT}

@@ -55,7 +55,7 @@ _SIGNED = {4: _Type(TensorProto.INT4, -8, 7), 8: _Type(TensorProto.INT8, -128, 1
 
 
 def round_graph(model: onnx.ModelProto, network: nn.Module) -> onnx.ModelProto:
-    """A copy of ``model`` in which the modules of ``network`` take the place of placeholders.
+    """Return a copy of ``model`` with the modules of ``network`` in place of placeholders.
 
     Args:
         model: from :func:`~hast_lightning.export.onnx_graph.graph_with_placeholders`.
@@ -130,7 +130,7 @@ class _Rounding:
         self.graph.initializer.extend(t for name, t in self.initializers.items() if name in used)
 
     def _width(self, bits: int) -> int:
-        """Bits of the narrowest integers of the opset that hold ``bits``."""
+        """Return the bits of the narrowest integers of the opset that hold ``bits``."""
         return 4 if bits <= 4 and self.four_bits else 8
 
     # -- Weights -------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class _Rounding:
         return _SIGNED[width] if weight.symmetric else _UNSIGNED[width]
 
     def _is_plain(self, weight: FrozenWeight) -> bool:
-        """Whether its zero points are integers of its type, so that it is a DequantizeLinear."""
+        """Return whether its zero points are integers of its type, as in a DequantizeLinear."""
         kind, zero_point = self._weight_type(weight), weight.zero_point - _middle(weight)
         return bool(((zero_point >= kind.smallest) & (zero_point <= kind.largest)).all())
 
@@ -227,14 +227,14 @@ class _Rounding:
         self.nodes.append(kept)
 
     def _in_floating_point(self, node: onnx.NodeProto) -> str:
-        """What the layer takes in, as a value that is no integers to any engine."""
+        """Return what the layer takes in, as a value that is no integers to any engine."""
         name = f"{node.output[0]}.input"
         lowest = self._floats(f"{name}.lowest", torch.tensor(torch.finfo(torch.float32).min))
         self._add("Max", [node.input[0], lowest], name)
         return name
 
     def _integer_bias(self, node: onnx.NodeProto) -> str | None:
-        """The bias as engines of integers take it: 32 bits, scale of the input times the weight.
+        """Return the bias as engines of integers take it: 32 bits, scales of input times weights.
 
         None where the layer will not be one of integers: without all 8 bits engines compute in
         floating point, where a rounded bias would only cost.
@@ -282,7 +282,7 @@ def _name_in(placeholder: onnx.NodeProto) -> str:
 
 
 def _middle(weight: FrozenWeight) -> int:
-    """What is subtracted from the integers of a grid so that its type has signs or has none."""
+    """Return what to subtract from integers so that their type has signs or has none."""
     return int(2 ** (weight.bits - 1)) if weight.symmetric else 0
 
 
@@ -291,7 +291,7 @@ def _has_zero(activation: FrozenActivation) -> bool:
 
 
 def _inputs_behind(graph: onnx.GraphProto, operators: Collection[str]) -> set[str]:
-    """Values that reach one of ``operators`` through what only moves them."""
+    """Return the values that reach one of ``operators`` through what only moves them."""
     found: set[str] = set()
     for node in reversed(graph.node):
         passed_on = node.op_type in _KEEP_GRID and node.output[0] in found

@@ -57,7 +57,7 @@ def write_packed(network: fx.GraphModule, description: Description, path: Path) 
 
 
 def read_packed(path: Path) -> tuple[fx.GraphModule, Description]:
-    """The frozen network in a file that :func:`write_packed` wrote, and its description.
+    """Return the frozen network in a file that :func:`write_packed` wrote, and its description.
 
     Nothing in the file is executed, whoever made it.
 
@@ -77,7 +77,7 @@ def read_packed(path: Path) -> tuple[fx.GraphModule, Description]:
 
 
 def packed_files(folder: Path) -> list[Path]:
-    """The packed checkpoints in a folder, by name; files that cannot be read are passed over."""
+    """Return the packed checkpoints in a folder, by name, without files that cannot be read."""
     return [path for path in sorted(folder.glob("*.safetensors")) if _is_packed(path)]
 
 
@@ -91,7 +91,7 @@ def _is_packed(path: Path) -> bool:
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; without the counters of batches, which nothing uses."""
+    """Return parameters and buffers; without the counters of batches, which nothing uses."""
     state = network.state_dict()
     return {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
 
@@ -104,7 +104,7 @@ def _stored(name: str, value: Tensor) -> Tensor:
 
 
 def _smallest_type(value: Tensor) -> torch.dtype:
-    """The smallest integer type that holds integer-valued floats; the floats' own if none does."""
+    """Return the smallest integer type that holds integer-valued floats, or else their own."""
     low, high = value.aminmax()
     for dtype in _INTEGER_TYPES[:-1]:
         limits = torch.iinfo(dtype)

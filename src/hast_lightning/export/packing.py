@@ -10,12 +10,12 @@ from hast_lightning.errors import ModelError
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that ``count`` integers of ``bits`` bits take: all their bits, rounded up to a byte."""
+    """Return the bytes of ``count`` integers of ``bits`` bits: all their bits, rounded up."""
     return (count * bits + 7) // 8
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:
-    """One stream of bits, (packed_size,), uint8.
+    """Return one stream of bits, (packed_size,), uint8.
 
     Integer ``i`` (in the order of the flattened tensor) takes the bits ``i * bits`` to
     ``(i + 1) * bits - 1``, its lowest first; bit ``j`` of the stream is bit ``j % 8`` of byte
@@ -31,7 +31,7 @@ def pack(integers: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The integers (count,), uint8, that :func:`pack` packed.
+    """Return the integers (count,), uint8, that :func:`pack` packed.
 
     Raises:
         ModelError: there are not as many bytes as that many integers take.

@@ -26,7 +26,7 @@ TOGETHER, ONE_BY_ONE = 32, 8
 SEED = 20230326
 """Any fixed number: a file is proved on the same images every time."""
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)
-"""Of noise, in standard deviations of the images."""
+"""Strengths of noise, in standard deviations of the images."""
 COARSENESS = 8
 """Pixels that share a value in noise that looks more like a picture."""
 
@@ -154,7 +154,7 @@ def compare(
 
 
 class _Seen(NamedTuple):
-    """What two networks put out for N images, (N,) each.
+    """Two networks' answers to N images, (N,) each.
 
     Attributes:
         difference: Largest between two logits.
@@ -197,7 +197,7 @@ class _Seen(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The difference on the median image, as a share of the spread of the logits."""
+        """Return the difference on the median image, as a share of the spread of the logits."""
         spread = self.variance.mean().sqrt()
         # Where the student says nothing at all, whatever differs is too much.
         return float(self.difference.median() / spread) if float(self.difference.max()) else 0.0

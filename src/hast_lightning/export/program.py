@@ -18,7 +18,7 @@ EXAMPLE_IMAGES = 2
 
 
 def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
-    """The program of ``network`` for batches of any size.
+    """Return the program of ``network`` for batches of any size.
 
     Raises:
         ModelError: torch.export cannot take the network, or not with batches of any size.
@@ -46,7 +46,7 @@ def write_program(network: fx.GraphModule, description: Description, path: Path)
 
 
 def read_program(path: Path) -> tuple[nn.Module, Description]:
-    """The network in a file that :func:`write_program` wrote, and its description.
+    """Return the network in a file that :func:`write_program` wrote, and its description.
 
     ``torch.export.load`` unpickles where a file tells it to, and evaluates text as code; so only
     a copy of the file in which there is nothing of the kind is given to it.

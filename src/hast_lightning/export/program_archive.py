@@ -1,4 +1,4 @@
-"""Programs from strangers: a copy of a .pt2 archive in which nothing can execute code.
+"""Untrusted programs: a copy of a .pt2 archive in which nothing can execute code.
 
 ``torch.export.load`` (PyTorch 2.15 and before) unpickles example inputs, and weights and
 constants that are marked so, falling back from safe to unsafe unpickling without asking; it
@@ -43,7 +43,7 @@ _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
 def clean_copy(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
-    """The archive without all that could execute code, and its extra files by name.
+    """Return the archive without all that could execute code, and its extra files by name.
 
     Raises:
         ModelError: it is missing or damaged, or cannot do without.
@@ -118,7 +118,7 @@ def _clean_model(model: dict[str, Any]) -> None:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text with the key that it is under."""
+    """Yield every text with the key that it is under."""
     if isinstance(value, Mapping):
         for name, child in value.items():
             yield from _texts(child, name)

@@ -1,6 +1,6 @@
 """The layers, functions and methods that an architecture in a file may name.
 
-A file from a stranger can ask for these and for nothing else; none of them reads or writes
+An untrusted file can ask for these and for nothing else; none of them reads or writes
 files, imports, or runs code that it is given.
 """
 

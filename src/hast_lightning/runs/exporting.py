@@ -1,4 +1,4 @@
-"""The stage ``export``: the student as files, each of which is run before it gets its name.
+"""Exporting: the student as files, each of which is run before it gets its name.
 
 Layers that are constructed draw their first weights, so what is translated here would move the
 random streams of the run: they are put back, and a run has the same numbers with and without
@@ -38,7 +38,7 @@ _ENGINES = {"packed": "torch", "onnx": "onnxruntime", "program": "torch"}
 
 
 class Exported(NamedTuple):
-    """What came of the stage: a record of each file there is, and why others are not."""
+    """A record of each file there is, and the reasons why others are not."""
 
     records: dict[str, ExportRecord]
     failures: list[Exception]
@@ -115,7 +115,7 @@ def raise_failures(failures: list[Exception]) -> None:
 
 
 def describe(run: Run) -> Description:
-    """What the run's files say of themselves."""
+    """Return the description that the run's files have."""
     network: PretrainedNetwork = run.network
     return Description(
         network=network.name,
@@ -179,7 +179,7 @@ def _prove(run: Run, name: str, path: Path, student: nn.Module) -> ExportRecord:
 
 
 def _images(run: Run) -> Iterator[Tensor]:
-    """Batches on the CPU, ``export.images`` images in all at most."""
+    """Yield batches on the CPU, ``export.images`` images in all at most."""
     left = run.config.export.images
     for images, _ in run.all_batches() or ():
         yield images[:left].cpu()
@@ -189,7 +189,7 @@ def _images(run: Run) -> Iterator[Tensor]:
 
 
 def _float_network(run: Run, name: str) -> Network:
-    """The full-precision network in the engine of the format ``name``."""
+    """Return the full-precision network in the engine of the format ``name``."""
     network: nn.Module = copy.deepcopy(run.network.network).cpu().eval()
     if name == "program":
         return export_program(network, run.network.input_shape).module()

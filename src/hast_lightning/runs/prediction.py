@@ -62,14 +62,14 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
 
 
 def _rest(count: int) -> str:
-    """What became of the images that could be read."""
+    """Return what to say of the images that could be read."""
     if count == 0:
         return "the table has no rows"
     return "the other one is in the table" if count == 1 else f"the other {count} are in the table"
 
 
 def picture_files(images: Path, origin: str) -> list[Path]:
-    """The picture at ``images``, or all below the folder there, in sorted order.
+    """Return the picture at ``images``, or all below the folder there, in sorted order.
 
     Raises:
         DataError: there is nothing, or no picture in the folder.
@@ -82,7 +82,7 @@ def picture_files(images: Path, origin: str) -> list[Path]:
 
 
 def picture_batches(pictures: Sequence[Picture], description: Description) -> Iterator[Tensor]:
-    """Pictures as the network takes them: normalized, (B, C, H, W) float32, in order.
+    """Yield pictures as the network takes them: normalized, (B, C, H, W) float32, in order.
 
     Raises:
         DataError: one cannot be read, or the network takes none.
@@ -111,7 +111,7 @@ def _rows(
     root: Path,
     unreadable: list[str],
 ) -> Iterator[Row]:
-    """A row for every image that can be read; the names of the others go to ``unreadable``."""
+    """Yield a row for every image; the names of those that cannot be read go to ``unreadable``."""
     names = description.class_names
     prepare = _preparation(description)
     mode = MODES[description.input_shape[0]]
@@ -136,7 +136,7 @@ def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
 
 
 def _preparation(description: Description) -> Any:
-    """From a Pillow image to a normalized tensor (C, H, W), as in the evaluation of the run.
+    """Return a function from a Pillow image to a normalized tensor (C, H, W), as in the evaluation.
 
     Raises:
         DataError: images of so many channels are not in files.
