@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,22 @@ def start(
     )
 
 
-def run_on_two(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train on two processes; what each of them has in the end."""
-    words = (*ARGUMENTS, *arguments, "hydra.run.dir=run")
-    both = [
-        Forked(folder, *words, environment=ranks, become=train_and_keep) for ranks in both_ranks()
-    ]
+def begin(folder: Path, *words: str, become: Callable[[], None] = cli.main) -> list[Forked]:
+    """The two processes of a run."""
+    return [Forked(folder, *words, environment=rank, become=become) for rank in both_ranks()]
+
+
+def finish(both: list[Forked]) -> None:
+    """Wait for the end of both, which has to be a good one."""
     for process in both:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
+
+
+def run_on_two(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train on two processes; what each of them has in the end."""
+    words = (*ARGUMENTS, *arguments, "hydra.run.dir=run")
+    finish(begin(folder, *words, become=train_and_keep))
     first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     return first, second
 
@@ -199,22 +206,24 @@ def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("budget", "logged"),
+    [("schedule.student_steps=12", 5), ("schedule.calibration_steps=40", 9)],
+    ids=["synthesis", "calibration"],
+)
+def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path, budget: str, logged: int) -> None:
     from tests.test_resume import assert_same_run, steps_logged
 
-    arguments = (*ARGUMENTS, "callbacks.checkpoint_every_n_steps=2", "schedule.student_steps=12")
-    whole = start("-m", "hast_lightning", *arguments, "hydra.run.dir=whole", cwd=tmp_path)
-    output, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, output
-    killed = start("-m", "hast_lightning", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
-    while steps_logged(tmp_path / "killed") < 5:
-        assert killed.poll() is None
+    arguments = (*ARGUMENTS, "callbacks.checkpoint_every_n_steps=2", budget)
+    finish(begin(tmp_path, *arguments, "hydra.run.dir=whole"))
+    killed = begin(tmp_path, *arguments, "hydra.run.dir=killed")
+    while steps_logged(tmp_path / "killed") < logged:
+        assert [process.poll() for process in killed] == [None, None]
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=120)  # until the other process has noticed, too
-    resumed = start("-m", "hast_lightning", "resume=killed", cwd=tmp_path)
-    output, _ = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, output
+    for process in killed:
+        process.kill()
+        process.communicate(timeout=120)
+    finish(begin(tmp_path, "resume=killed"))
     assert_same_run(tmp_path / "whole", tmp_path / "killed", resumes=1)
 
 
@@ -255,9 +264,7 @@ def test_a_process_that_loses_the_other_ends_in_one_line(
     from tests.test_resume import steps_logged
 
     arguments = (*ARGUMENTS, "schedule.student_steps=100000", "trainer.timeout_minutes=0.25")
-    both = [
-        Forked(tmp_path, *arguments, "hydra.run.dir=run", environment=rank) for rank in both_ranks()
-    ]
+    both = begin(tmp_path, *arguments, "hydra.run.dir=run")
     try:
         while steps_logged(tmp_path / "run") < 12:  # in the student's steps, which are shared
             ended = [process.communicate() for process in both if process.poll() is not None]

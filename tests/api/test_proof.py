@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from torch import Tensor, nn
 
-from hast_lightning import QuantizedModel
+from hast_lightning import QuantizedModel, quantize
 from hast_lightning.api import quantized_model
-from hast_lightning.errors import ExportError
+from hast_lightning.errors import ConfigurationError, ExportError
 from hast_lightning.export.parity import TOGETHER
+from tests.small_calls import INPUT, SHORT, digits_network
 
 CALLS = {"save": ".safetensors", "export_onnx": ".onnx", "export_program": ".pt2"}
 
@@ -45,6 +48,36 @@ def test_a_file_that_computes_something_else_is_refused_and_removed(
         getattr(model, call)(tmp_path / f"network{CALLS[call]}")
     assert "\n" not in str(e.value)
     assert list(tmp_path.iterdir()) == []
+
+
+class Best(nn.Module):
+    """Classes in the order of their logits, which a packed checkpoint cannot describe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = digits_network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.topk(self.body(images), 10, sorted=False).values
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_any_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class TrainedError(Exception):
+        pass
+
+    def train(*_: Any, **__: Any) -> None:
+        raise TrainedError
+
+    monkeypatch.setattr(Trainer, "fit", train)
+    message = r"packed cannot hold this network: the network calls topk .* choose export=none"
+    with pytest.raises(ConfigurationError, match=message) as refusal:
+        quantize(Best(), 3, overrides=SHORT, **INPUT)
+    assert "\n" not in str(refusal.value)
+    # Whoever wants no file gets the network.
+    with pytest.raises(TrainedError):
+        quantize(Best(), 3, overrides=[*SHORT, "export=none"], **INPUT)
 
 
 def test_samples_of_the_run_are_kept_for_it(quantized: QuantizedModel) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hast_lightning.sources.image_bank import ImageBank
 from tests.command_line import undisturbed_torch
 from tests.composition import composed
 from tests.docs.snippets import ROOT, Block, Reader, blocks, check, commands
@@ -40,14 +41,15 @@ def follow(page: Path, folder: Path, slow: bool) -> None:
 
 def test_readme_and_tutorial_have_blocks_that_are_run() -> None:
     """Guards against a reader of pages that finds nothing in them."""
-    for name, least in (("README.md", 5), ("docs/tutorial.md", 8), ("docs/your-network.md", 6)):
+    for name, least in (("README.md", 2), ("docs/tutorial.md", 8), ("docs/your-network.md", 6)):
         run = [block for block in blocks(ROOT / name) if block.mode == "run"]
         assert len(run) >= least, name
 
 
 def test_the_budget_that_the_tutorial_and_the_notebook_tell_is_the_recipes() -> None:
     config = composed()
-    bank, steps = config.synthesis.bank, config.schedule.student_steps
+    bank, steps = config.sources["bank"], config.stages["distillation"].steps
+    assert isinstance(bank, ImageBank)
     tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     assert f"{bank.size:,} images in {bank.size // bank.batch_size} batches" in tutorial
     assert f"for {steps:,} steps" in tutorial
@@ -89,7 +91,7 @@ def test_commands_are_joined_and_comments_left_out() -> None:
 
 
 def test_a_sweep_is_checked_with_the_first_of_its_values() -> None:
-    check(["-m", "quantizer.bits=4,99", "run=[synthesize,distill]"])
+    check(["-m", "quantizer.bits=4,99", "order=[synthesis,calibration,distillation]"])
     with pytest.raises(Exception, match="bits"):
         check(["-m", "quantizer.bits=99,4"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hast_lightning.config import Config, to_object
+from hast_lightning.config import Config, from_saved, to_object
 from hast_lightning.data.evaluation import DIGITS_WHITE, digits, load_evaluation_data
 from hast_lightning.errors import ConfigurationError, DivergenceError
 from hast_lightning.models.zoo import load as load_network
@@ -34,8 +35,8 @@ from hast_lightning.records.result import Result
 from hast_lightning.runs import assembly, pipeline
 from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.stages.distill import Distill
 from hast_lightning.training.evaluation import evaluate
-from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import (
     CALIBRATION_STEPS,
     STUDENT_STEPS,
@@ -44,11 +45,13 @@ from tests.command_line import (
     call,
     undisturbed_torch,
 )
-from tests.small_runs import ALTERNATING, GENERATOR, build_module, small
+from tests.small_runs import ALTERNATING, ALTERNATING_BANK, GENERATOR, build_module, small
 
 STUDENT_FILE = "student.safetensors"
 TRAINED = {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, CHECKPOINT_FILE}
-WITHOUT_REPORT = "run=[synthesize,distill,evaluate]"
+SYNTHESIS = "order=[synthesis]"
+TRAINING = "order=[calibration,distillation]"
+PARTS = ("student.", "source_bank.", "source_calibration.")
 NO_DATA = ("data.source=none", "data.holdout=0.1")
 HELD_OUT = 6  # of the 64 images of the bank
 TIMED = {"seconds_by_stage", "peak_memory_bytes"}
@@ -62,7 +65,7 @@ def _undisturbed_torch() -> Iterator[None]:
 
 def run(folder: Path, *overrides: str) -> Result:
     """A run that has a result, without a picture and a table unless they are asked for."""
-    result = pipeline.run(small(WITHOUT_REPORT, *overrides), folder, "typed")
+    result = pipeline.run(small("report=false", "export.formats=[]", *overrides), folder, "typed")
     assert result is not None
     return result
 
@@ -101,54 +104,56 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def read_config(folder: Path) -> Config:
-    content = OmegaConf.load(folder / CONFIG_FILE)
-    return to_object(OmegaConf.merge(OmegaConf.structured(Config), content))  # type: ignore[arg-type]
+    return to_object(from_saved(OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))))
 
 
 # --- what a run leaves -----------------------------------------------------------------------
 
 
+TWO_STAGES = {
+    "synthesis": SYNTHESIS_STEPS,
+    "calibration": CALIBRATION_STEPS,
+    "distillation": STUDENT_STEPS,
+}
+IN_TURNS = {"calibration": CALIBRATION_STEPS, "alternation": STUDENT_STEPS}
+
+
 @pytest.mark.parametrize(
-    ("overrides", "synthesis_steps", "stages"),
+    ("overrides", "steps"),
     [
-        ((), 6, {"synthesis", "calibration", "distillation"}),
-        (GENERATOR, 6, {"synthesis", "calibration", "distillation"}),
-        (ALTERNATING, 5, {"warmup", "alternating"}),
-        ((*GENERATOR, *ALTERNATING), 5, {"warmup", "alternating"}),
+        ((), TWO_STAGES),
+        (GENERATOR, TWO_STAGES),
+        (ALTERNATING_BANK, IN_TURNS),
+        (ALTERNATING, IN_TURNS),
     ],
     ids=["two_stage_bank", "two_stage_generator", "alternating_bank", "alternating_generator"],
 )
-def test_both_schedules_run_with_both_sources_and_leave_a_whole_folder(
-    tmp_path: Path, overrides: tuple[str, ...], synthesis_steps: int, stages: set[str]
+def test_both_kinds_of_method_run_with_both_sources_and_leave_a_whole_folder(
+    tmp_path: Path, overrides: tuple[str, ...], steps: dict[str, int]
 ) -> None:
-    config = small(*overrides)
+    config = small("export.formats=[packed]", *overrides)
     result = pipeline.run(config, tmp_path / "deep" / "run", "typed")
     folder = tmp_path / "deep" / "run"
     reported = {SAMPLES_FILE, GRID_FILE, REPORT_FILE}
     assert names(folder) == TRAINED | reported | {RESULT_FILE, STUDENT_FILE}
 
     assert result is not None and result == Result.read(folder / RESULT_FILE)
-    assert result.synthesis_steps == synthesis_steps
-    assert result.calibration_steps == CALIBRATION_STEPS
+    assert result.steps_by_stage == steps
     assert result.student_steps == STUDENT_STEPS
-    assert result.seconds_by_stage.keys() == stages | {"evaluation"}
+    assert result.seconds_by_stage.keys() == steps.keys() | {"evaluation"}
     assert (result.status, result.command, result.resumes) == ("complete", "typed", 0)
-    assert (result.recipe, result.seed, result.model) == ("digits_w3a3", 0, "digits_resnet")
+    assert (result.recipe, result.seed, result.model) == (config.recipe, 0, "digits_resnet")
+    assert (result.method, result.budget) == (config.method.name, config.schedule.name)
     assert result.agreement_on == "evaluation images"
     assert result.evaluated_images == 599
     assert result.best_on_test_top1 is None
     assert 0 < result.quantized_bytes < result.teacher_bytes / 8
 
-    assert read_config(folder) == config
+    assert asdict(read_config(folder)) == asdict(config)
     iterations = checkpoint(folder)["iteration"]
-    assert iterations == sum(config_steps(config))
+    assert iterations == sum(steps.values())
     # Every iteration that measured something has its row, at its own number.
     assert [row["step"] for row in metrics(folder)] == list(range(iterations))
-
-
-def config_steps(config: Config) -> tuple[int, int, int]:
-    first = 0 if config.schedule.name == "alternating" else SYNTHESIS_STEPS
-    return first, config.schedule.calibration_steps, config.schedule.student_steps
 
 
 def test_what_the_checkpoint_restores_is_what_was_measured(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ def test_what_the_checkpoint_restores_is_what_was_measured(tmp_path: Path) -> No
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     first, second = (run(tmp_path / name) for name in ("first", "second"))
     other = run(tmp_path / "other", "seed=1")
-    for name in ("student.", "source.", "calibrator."):
+    for name in PARTS:
         assert same(part(tmp_path / "first", name), part(tmp_path / "second", name))
         assert not same(part(tmp_path / "first", name), part(tmp_path / "other", name))
     files = [(tmp_path / name / METRICS_FILE).read_bytes() for name in ("first", "second")]
@@ -189,12 +194,12 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
 SHORT_TRAINING = (
     "quantizer.weight_bits=2",
     "quantizer.activation_bits=2",
-    "synthesis.bank.size=256",
-    "synthesis.bank.batch_size=128",
-    "synthesis.bank.iterations=60",
+    "schedule.images=256",
+    "schedule.image_batch=128",
+    "schedule.image_steps=60",
     "schedule.calibration_steps=20",
     "schedule.student_steps=100",
-    "distillation.batch_size=64",
+    "schedule.student_batch=64",
 )
 
 
@@ -247,9 +252,9 @@ def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
     """The digits that are not evaluated on, unlabelled: the upper bound of what is synthetic."""
     pixels, _ = digits(held_out=False)
     np.savez(tmp_path / "digits.npz", x=(pixels * (255 / DIGITS_WHITE)).astype(np.uint8))
-    own = ("synthesis.source=images", f"synthesis.images.path={tmp_path / 'digits.npz'}")
+    own = ("source@sources.bank=images", f"sources.bank.path={tmp_path / 'digits.npz'}")
     result = run(tmp_path / "run", *own, *SHORT_TRAINING)
-    assert result.synthesis_steps == 0
+    assert "synthesis" not in result.steps_by_stage
     assert result.calibrated_top1 is not None and result.quantized_top1 is not None
     assert result.quantized_top1 > max(result.calibrated_top1 + 10, 90)
 
@@ -269,7 +274,7 @@ def test_the_agreement_is_that_of_both_networks_on_the_last_images_of_the_bank(
 
 
 def test_an_alternating_run_is_measured_once_its_bank_is_full(tmp_path: Path) -> None:
-    result = run(tmp_path, *NO_DATA, *ALTERNATING, "schedule.student_steps=4")
+    result = run(tmp_path, *NO_DATA, *ALTERNATING_BANK, "schedule.student_steps=4")
     assert result.calibrated_agreement is None  # no image was finished then
     assert result.evaluated_images == HELD_OUT
 
@@ -278,16 +283,16 @@ def test_an_alternating_run_is_measured_once_its_bank_is_full(tmp_path: Path) ->
     ("overrides", "message"),
     [
         (
-            ["schedule.synthesis_steps=2"],
-            r"finished after 3 synthesis steps \(synthesis\.bank\.iterations\).*two_stage has 2",
+            ["stages.synthesis.steps=2"],
+            r"sources\.bank: the first samples are finished after 3 synthesis steps.* have 2",
         ),
         (
-            [*ALTERNATING, "schedule.calibration_steps=1", "schedule.student_steps=1"],
-            "finished after 3 synthesis steps .*alternating has 2",
+            [*ALTERNATING_BANK, "schedule.calibration_steps=1", "schedule.student_steps=1"],
+            r"sources\.bank: .* finished after 3 synthesis steps.* have 2",
         ),
         (
-            [*NO_DATA, "schedule.synthesis_steps=5"],
-            "data=none measures on the last images of the bank, which takes 6 synthesis steps",
+            [*NO_DATA, "stages.synthesis.steps=5"],
+            r"data=none measures on the last samples of sources\.bank, which takes 6 synthesis",
         ),
     ],
 )
@@ -299,7 +304,7 @@ def test_a_run_whose_bank_would_starve_is_refused_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-# --- the agenda ------------------------------------------------------------------------------
+# --- the order of the stages -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overrides", [(), GENERATOR], ids=["bank", "generator"])
@@ -307,44 +312,46 @@ def test_samples_are_made_by_one_run_and_used_by_another(
     tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     made, used = tmp_path / "made", tmp_path / "used"
-    assert pipeline.run(small("run=[synthesize]", *overrides), made, "typed") is None
+    assert pipeline.run(small(SYNTHESIS, "report=false", *overrides), made, "typed") is None
     assert names(made) == TRAINED | {SAMPLES_FILE}
     assert checkpoint(made)["iteration"] == SYNTHESIS_STEPS
     assert not checkpoint(made)["ranges_frozen"]
 
-    agenda, file = "run=[distill,evaluate]", f"synthesis.load={made / SAMPLES_FILE}"
-    result = run(used, *overrides, agenda, file)
+    result = run(used, *overrides, TRAINING, f"sources.bank.load={made / SAMPLES_FILE}")
     assert names(used) == TRAINED | {RESULT_FILE}
-    assert result.synthesis_steps == 0
-    assert result.student_steps == STUDENT_STEPS
-    assert "synthesis" not in result.seconds_by_stage
+    assert result.steps_by_stage == {
+        "calibration": CALIBRATION_STEPS,
+        "distillation": STUDENT_STEPS,
+    }
+    assert result.seconds_by_stage.keys() == result.steps_by_stage.keys() | {"evaluation"}
     # Used as they are: not a bit was changed.
     samples = load_file(made / SAMPLES_FILE)
-    assert same(samples, {name: part(used, "source.")[name] for name in samples})
+    assert same(samples, {name: part(used, "source_bank.")[name] for name in samples})
 
 
 def test_what_was_loaded_is_not_synthesized_again(tmp_path: Path) -> None:
-    pipeline.run(small("run=[synthesize]"), tmp_path / "made", "typed")
-    result = run(tmp_path / "used", f"synthesis.load={tmp_path / 'made' / SAMPLES_FILE}")
-    assert result.synthesis_steps == 0
+    pipeline.run(small(SYNTHESIS), tmp_path / "made", "typed")
+    result = run(tmp_path / "used", f"sources.bank.load={tmp_path / 'made' / SAMPLES_FILE}")
+    assert "synthesis" not in result.steps_by_stage
 
 
 def test_an_alternating_run_goes_on_improving_what_was_loaded(tmp_path: Path) -> None:
-    pipeline.run(small("run=[synthesize]"), tmp_path / "made", "typed")
+    pipeline.run(small(SYNTHESIS), tmp_path / "made", "typed")
     samples = tmp_path / "made" / SAMPLES_FILE
     # With the same seed the first batch would become what it was.
-    result = run(tmp_path / "used", *ALTERNATING, f"synthesis.load={samples}", "seed=1")
-    assert result.synthesis_steps == CALIBRATION_STEPS + STUDENT_STEPS
+    run(tmp_path / "used", *ALTERNATING_BANK, f"sources.bank.load={samples}", "seed=1")
     before, after = load_file(samples), load_file(tmp_path / "used" / SAMPLES_FILE)
     changed = (before["images"] != after["images"]).flatten(1).any(1)
-    assert changed.tolist() == 32 * [True] + 32 * [False]  # one batch had its three steps
+    # One batch had its three steps: calibration and alternation have five in all.
+    assert changed.tolist() == 32 * [True] + 32 * [False]
 
 
 def test_without_evaluate_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assembly, "evaluate", None)  # calling it would fail
-    assert pipeline.run(small("run=[synthesize,distill]"), tmp_path, "typed") is None
+    config = small("evaluate=false", "report=false", "export.formats=[]")
+    assert pipeline.run(config, tmp_path, "typed") is None
     assert names(tmp_path) == TRAINED | {SAMPLES_FILE}
     assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + STUDENT_STEPS
 
@@ -354,14 +361,15 @@ def test_without_evaluate_nothing_is_measured(
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), NO_DATA, (*NO_DATA, *GENERATOR), (*NO_DATA, *GENERATOR, *ALTERNATING)],
+    [(), NO_DATA, (*NO_DATA, *GENERATOR), (*NO_DATA, *ALTERNATING)],
     ids=["digits", "bank", "generator", "alternating"],
 )
 def test_evaluating_on_the_way_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     without = run(tmp_path / "without", *overrides)
     measured = run(tmp_path / "with", *overrides, "callbacks.evaluate_every_n_steps=1")
-    for name in ("student.", "source.", "calibrator."):
-        assert same(part(tmp_path / "without", name), part(tmp_path / "with", name))
+    kept = part(tmp_path / "without", "")
+    assert {name.partition(".")[0].partition("_")[0] for name in kept} >= {"student", "source"}
+    assert same(kept, part(tmp_path / "with", ""))
     assert measured.teacher_agreement == without.teacher_agreement
     streams = [
         checkpoint(tmp_path / name)["ranks"][0]["random_streams"] for name in ("with", "without")
@@ -375,8 +383,8 @@ def test_the_best_on_test_is_reported_only_under_its_name(tmp_path: Path) -> Non
         tmp_path,
         "callbacks.evaluate_every_n_steps=1",
         "schedule.student_steps=4",
-        "distillation.optimizer.lr=0.05",
-        "schedule.learning_rate.policy=constant",
+        "stages.distillation.optimizer.lr=0.05",
+        "schedule.learning_rate=constant",
     )
     rows = metrics(tmp_path)
     curve = [row["evaluation/student_top1"] for row in rows if "evaluation/student_top1" in row]
@@ -416,7 +424,7 @@ def assert_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def test_nothing_is_saved_after_a_loss_became_nan(tmp_path: Path) -> None:
-    message = diverged(tmp_path, "distillation.optimizer.lr=1e30")
+    message = diverged(tmp_path, "stages.distillation.optimizer.lr=1e30")
     assert message.startswith("the distillation loss became nan at step 2 of 3 of stage dist")
     assert checkpoint(tmp_path)["iteration"] == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1
     assert_finite(part(tmp_path, "student."))
@@ -427,9 +435,9 @@ def test_nothing_is_saved_after_a_loss_became_nan(tmp_path: Path) -> None:
 
 # Finite losses, and steps that no float32 holds.
 EXPLODING = (
-    "distillation.optimizer.name=sgd",
-    "distillation.optimizer.lr=1e30",
-    "distillation.kd.weight=1e12",
+    "stages.distillation.optimizer.name=sgd",
+    "stages.distillation.optimizer.lr=1e30",
+    "stages.distillation.terms.kd.weight=1e12",
 )
 
 
@@ -473,14 +481,14 @@ class Destroyer(torch.optim.SGD):
                 parameter.fill_(float("nan"))
 
 
-@pytest.mark.parametrize("agenda", ["[synthesize]", "[synthesize,distill,evaluate]"])
+@pytest.mark.parametrize("order", ["[synthesis]", "[synthesis,calibration,distillation]"])
 @pytest.mark.parametrize(
     ("source", "overrides", "place"),
     [
-        (ImageBank, ["synthesis.bank.iterations=1"], "at step 1 of 2 of stage synthesis"),
+        (ImageBank, ["schedule.image_steps=1"], "at step 1 of 2 of stage synthesis"),
         (
             ConditionalGenerator,
-            [*GENERATOR, "schedule.synthesis_steps=1"],
+            [*GENERATOR, "stages.synthesis.steps=1"],
             "at step 1 of 1 of stage synthesis",
         ),
     ],
@@ -488,27 +496,27 @@ class Destroyer(torch.optim.SGD):
 def test_samples_that_are_not_finite_are_not_saved(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    agenda: str,
+    order: str,
     source: type[torch.nn.Module],
     overrides: list[str],
     place: str,
 ) -> None:
     monkeypatch.setattr(
-        source, "build_optimizer", lambda self: Destroyer(self.parameters(), lr=0.0)
+        source, "optimizers", lambda self: {"adam": Destroyer(self.parameters(), lr=0.0)}
     )
     with pytest.raises(DivergenceError, match=f"NaN or infinite {place}"):
-        pipeline.run(small(f"run={agenda}", *overrides), tmp_path, "typed")
+        pipeline.run(small(f"order={order}", "report=false", *overrides), tmp_path, "typed")
     assert names(tmp_path) <= {CONFIG_FILE, ORIGIN_FILE, METRICS_FILE, FAILURE_FILE}
 
 
 def test_an_interrupt_ends_the_run_and_closes_the_loggers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: ZeroShotQuantization, *_: Any) -> None:
+    def interrupted(self: Distill, *_: Any) -> None:
         raise KeyboardInterrupt
 
     finished: list[bool] = []
-    monkeypatch.setattr(ZeroShotQuantization, "_distill", interrupted)
+    monkeypatch.setattr(Distill, "step", interrupted)
     monkeypatch.setattr(
         pipeline, "finish_loggers", lambda loggers, succeeded: finished.append(succeeded)
     )
@@ -521,29 +529,25 @@ def test_an_interrupt_ends_the_run_and_closes_the_loggers(
 # --- one multirun is the ablation ------------------------------------------------------------
 
 SWITCHES = (
-    "synthesis.hardness.enabled",
-    "distillation.promotion.enabled",
-    "distillation.alignment.enabled",
+    "stages.synthesis.terms.hard_cross_entropy.by_difficulty",
+    "stages.distillation.transforms.promotion.enabled",
+    "stages.distillation.terms.alignment.enabled",
 )
 
 
 def test_the_ablation_is_one_multirun(tmp_path: Path) -> None:
     sweep = [f"{switch}=true,false" for switch in SWITCHES]
-    short = ("run=[synthesize,distill]", "schedule.student_steps=1")
+    short = ("evaluate=false", "report=false", "export=none", "schedule.student_steps=1")
     finished = call("-m", *TINY, *short, *sweep, "hydra.sweep.dir=ablation", folder=tmp_path)
     assert finished.status == 0, finished
     first_losses: dict[bool, set[float]] = {True: set(), False: set()}
     seen: set[tuple[bool, ...]] = set()
     for file in (tmp_path / "ablation").glob(f"*/{CONFIG_FILE}"):
         config, rows = read_config(file.parent), metrics(file.parent)
-        hardness, promotion, alignment = (
-            config.synthesis.hardness.enabled,
-            config.distillation.promotion.enabled,
-            config.distillation.alignment.enabled,
-        )
+        saved = OmegaConf.create(asdict(config))
+        hardness, promotion, alignment = (OmegaConf.select(saved, switch) for switch in SWITCHES)
         seen.add((hardness, promotion, alignment))
-        name = "hard_cross_entropy" if hardness else "cross_entropy"
-        first_losses[hardness].add(rows[0][f"synthesis/{name}"])
+        first_losses[hardness].add(rows[0]["synthesis/hard_cross_entropy"])
         terms = {"kd", "alignment"} if alignment else {"kd"}
         expected = terms | ({f"{term}_promoted" for term in terms} if promotion else set())
         logged = {name.partition("/")[2] for name in rows[-1]} - {"", "learning_rate"}

@@ -91,7 +91,16 @@ ADAPTIVE = (
         (ADAPTIVE, (9, 11, 13)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
-    ids=["hast", "own_calibration", "generator", "alternating", "float16", "reconstruct", "adaptive", "alternating_bank"],
+    ids=[
+        "hast",
+        "own_calibration",
+        "generator",
+        "alternating",
+        "float16",
+        "reconstruct",
+        "adaptive",
+        "alternating_bank",
+    ],
 )
 def test_a_run_that_goes_on_ends_as_it_would_have(
     words: tuple[str, ...], at: tuple[int, ...], tmp_path: Path

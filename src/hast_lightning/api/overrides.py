@@ -49,6 +49,11 @@ def concerns(text: str, key: str) -> bool:
     return key_of(text).replace("/", ".").split(".")[: key.count(".") + 1] == key.split(".")
 
 
+def chooses_files(text: str) -> bool:
+    """Return whether a text says in which files the network is wanted, or in none."""
+    return key_of(text) in ("export", "export.formats")
+
+
 def refuse_ineffective(
     texts: Iterable[str], *, module: bool, data: bool, keeps_folder: bool
 ) -> None:
@@ -95,7 +100,7 @@ def _lost(text: str) -> str | None:
     """Return advice on files that would be gone with their folder in the end."""
     if concerns(text, "report"):
         return "without folder=... a run leaves no files, and so no report; pass it"
-    if concerns(text, "export"):
+    if concerns(text, "export") and text.replace(" ", "") != "export=none":
         return (
             "without folder=... a run leaves no files; pass it, or use save, export_onnx and "
             "export_program of what quantize returns"

@@ -24,7 +24,14 @@ from hast_lightning.api.arguments import (
 )
 from hast_lightning.api.choice import Choice, choose
 from hast_lightning.api.composition import as_overrides, composed, literal
-from hast_lightning.api.overrides import Overrides, as_texts, concerns, key_of, refuse_ineffective
+from hast_lightning.api.overrides import (
+    Overrides,
+    as_texts,
+    chooses_files,
+    concerns,
+    key_of,
+    refuse_ineffective,
+)
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
 from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
@@ -118,8 +125,10 @@ def quantize(
         The quantized network, with the result of the run.
 
     Raises:
-        UserError: something handed in is wrong or does not fit together (before any expensive
-            work), or training diverged.
+        UserError: something handed in is wrong or does not fit together, or the network is one
+            that :meth:`~hast_lightning.api.quantized_model.QuantizedModel.save` cannot hold
+            (before any expensive work; ``overrides="export=none"`` quantizes it all the same);
+            or training diverged.
     """
     network = given.unwrapped(network) if isinstance(network, nn.Module) else network
     changes = list(as_overrides(recipe)) if isinstance(recipe, Mapping) else []
@@ -155,7 +164,9 @@ def quantize(
             # One that has a name is loaded again, behind the seed, as the command line does: what
             # a network draws while it is built is part of the run's random stream.
             own = None if isinstance(network, str) else plan.pretrained
-            run, result = carry_out(plan.config, path, call.text(plan), own, images)
+            # What save cannot hold is refused before any training.
+            saved = [] if any(map(chooses_files, texts)) else ["packed"]
+            run, result = carry_out(plan.config, path, call.text(plan), own, images, saved)
             if result is not None and not plan.config.report:
                 Console().print(results_table(result))
         return _quantized(run, result)

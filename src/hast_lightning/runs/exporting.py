@@ -8,7 +8,7 @@ files. (All of it happens on the CPU.)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,14 +45,18 @@ class Exported(NamedTuple):
 
 
 @isolate_rng(include_cuda=False)
-def require_exportable(run: Run) -> None:
+def require_exportable(run: Run, wanted: Collection[str] = ()) -> None:
     """Translate the untrained student to every wanted format, without writing it.
+
+    Args:
+        run: Its configuration wants some formats.
+        wanted: Others that its caller may want in the end.
 
     Raises:
         ConfigurationError: a package that a format needs is not installed.
         ModelError: a format cannot hold this network.
     """
-    formats = _formats(run)
+    formats = [name for name in FORMATS if name in (*_formats(run), *wanted)]
     if "onnx" in formats:
         require_packages(WRITING)
     if not formats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def carry_out(
     command: str,
     network: PretrainedNetwork | None = None,
     data: GivenData | None = None,
+    wanted: Collection[str] = (),
 ) -> tuple[Run, Result | None]:
     """As :func:`run`, with the parts of the run beside its result.
 
@@ -101,6 +103,7 @@ def carry_out(
         command: What makes the result again, for the report.
         network: In place of the one that ``config.model`` describes.
         data: Evaluation data in place of those that ``config.data`` describes.
+        wanted: Formats that the caller may write in the end, beside those that the run writes.
 
     Raises:
         UserError: as :func:`run`.
@@ -112,7 +115,7 @@ def carry_out(
     require_device(config.trainer)
     require_logger(config.logger)
     prepared = build(config, folder, Origin(command, git_commit(), versions()), network, data)
-    require_exportable(prepared)
+    require_exportable(prepared, wanted)
     if first:
         claim(folder, config, prepared.origin)
     return prepared, _execute(prepared, None)

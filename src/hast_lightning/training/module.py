@@ -276,7 +276,18 @@ class ZeroShotQuantization(LightningModule):
             names = {f"sources.{name}" for name in own["sources"]}
             states = self._optimizer_states().items()
             own["optimizers"] = {name: state for name, state in states if name in names}
+            own["buffers"] = self._own_buffers()
         return own
+
+    def _own_buffers(self) -> dict[str, Any]:
+        """Return what this rank's passes left in the student, in parts and in shared sources."""
+        parameters = {name for name, _ in self.named_parameters()}
+        others = ["teacher."] + [f"source_{n}." for n, s in self.sources.items() if not s.shared]
+        return {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in self.state_dict().items()
+            if name not in parameters and not name.startswith(tuple(others))
+        }
 
     def _continue_own_state(self) -> None:
         """Take up this rank's state; in the first step, for the trainer draws numbers before it."""
@@ -285,6 +296,7 @@ class ZeroShotQuantization(LightningModule):
             return
         for name, state in own["sources"].items():
             self.sources[name].set_own_state(state)
+        self.load_state_dict(own.get("buffers", {}), strict=False)
         if self.loss_scaling is not None and own.get("loss_scaling"):
             self.loss_scaling.load_state_dict(own["loss_scaling"])
         set_random_streams(own["random_streams"])
