@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 
 from hast_lightning.cli import main as cli
+from hast_lightning.config import import_parts
+from hast_lightning.core import part
 
 # A whole run of any method in a second or two.
 TINY = (
@@ -68,6 +71,25 @@ def undisturbed_torch() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+@contextmanager
+def modules_of_its_own(folder: Path) -> Iterator[None]:
+    """Forget what is imported from ``folder`` inside, and the parts that it makes known."""
+    import_parts()
+    known = {group: dict(classes) for group, classes in part._PARTS.items()}
+    loaded, store = set(sys.modules), ConfigStore.instance()
+    groups = {group: dict(store.repo.get(group, {})) for group in known}
+    try:
+        yield
+    finally:
+        part._PARTS.clear()
+        part._PARTS.update(known)
+        store.repo.update(groups)
+        for name in set(sys.modules) - loaded:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).is_relative_to(folder):
+                del sys.modules[name]
+
+
 def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
     """``hast-lightning <arguments>`` with ``folder`` as the working directory.
 
@@ -79,12 +101,14 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
     handlers, level = root.handlers[:], root.level
     with (
         undisturbed_torch(),
+        modules_of_its_own(folder),
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         patch.setattr(sys, "argv", ["hast-lightning", *arguments])
+        patch.setattr(sys, "path", list(sys.path))
         patch.setenv(cli.FULL_ERROR, full_error)
         if not set(arguments) & set(cli.SWEEP_FLAGS) and not any("sweep=" in a for a in arguments):
             # Hydra composes everything once more, only to ask whether this is a sweep.

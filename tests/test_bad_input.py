@@ -33,7 +33,7 @@ from tests.composition import options
 
 Refuse = Callable[..., str]
 ENTRY_WITHOUT_LAYER = (
-    "quantizer.overrides: layer is no key of an entry; an entry has: activation_bits, layers, "
+    "quantizer.overrides: layer is no key of an entry; an entry has: activation_bits, bits, layers, "
     "weight_bits"
 )
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 import hast_lightning.config as config_module
-from hast_lightning.config import Config, import_parts, one_line, to_object
+from hast_lightning.config import Config, from_saved, import_parts, one_line, to_object
 from hast_lightning.config.renamed import RENAMED, renamed
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import Part, parts
@@ -423,6 +423,13 @@ def test_an_old_name_is_answered_by_the_new_one(word: str, line: str) -> None:
     with pytest.raises((ConfigurationError, HydraException)) as caught:
         composed(word)
     assert one_line(caught.value, [word]).startswith(line)
+
+
+def test_a_saved_configuration_of_former_versions_is_answered_likewise() -> None:
+    with pytest.raises(ConfigurationError, match=r"^synthesis is now sources, stages\.synthesis"):
+        from_saved({"recipe": "former", "synthesis": {"bank": {"size": 3}}})
+    with pytest.raises(ConfigurationError, match=r"^quantizer\.name is now the group quantizer"):
+        from_saved({"quantizer": {"name": "lsq"}})
 
 
 def test_every_old_name_is_gone_and_every_new_one_is_there() -> None:

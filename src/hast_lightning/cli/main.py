@@ -48,6 +48,8 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
+WITH_RESUME = ("resume", "modules", "model.factory")
+"""What may be said of a run that is resumed: its folder, and whose code it may run."""
 SWEEP_FLAGS = ("-m", "--multirun")
 INTERRUPTED_STATUS = 130
 BROKEN_PIPE_STATUS = 141
@@ -59,6 +61,8 @@ def run_job(composed: DictConfig) -> float | None:
     The objective is the top-1 accuracy where there are labels, the agreement with the
     teacher on held-out synthetic images where there are none.
     """
+    if composed.resume is not None:
+        return _objective(_resume(str(composed.resume)))
     config = to_object(composed)
     refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
     if sweeps.in_sweep() and config.command in WITHOUT_JOBS:
@@ -70,7 +74,11 @@ def run_job(composed: DictConfig) -> float | None:
         return None
     if sweeps.in_sweep():
         sweeps.check_job(config)
-    result = _resume(config.resume) if config.resume is not None else _run(config)
+    return _objective(_run(config))
+
+
+def _objective(result: Result | None) -> float | None:
+    """Return what a sweeper maximizes; none of a run that measures nothing."""
     if result is None:
         return None
     return result.teacher_agreement if result.quantized_top1 is None else result.quantized_top1
@@ -166,7 +174,8 @@ def _require_place(folder: Path) -> None:
 def _resume(folder: str) -> Result | None:
     """Go on with a run, whose configuration is in its folder and cannot be changed."""
     words = HydraConfig.get().overrides.task
-    others = [text for text in words if text.partition("=")[0] not in ("resume", "modules")]
+    named = {key: value for key, _, value in (word.partition("=") for word in words)}
+    others = [word for word in words if word.partition("=")[0] not in WITH_RESUME]
     if others:
         raise ConfigurationError(
             f"resume={folder} takes its configuration from that folder: leave out "
@@ -174,7 +183,7 @@ def _resume(folder: str) -> Result | None:
         )
     from hast_lightning.runs.pipeline import resume
 
-    return resume(Path(folder).expanduser())
+    return resume(Path(folder).expanduser(), named.get("model.factory"))
 
 
 def _command() -> str:

@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -17,13 +18,12 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from hast_lightning.config.root import Config
 from hast_lightning.config.unknown import (
     as_part,
-    group_of,
     keys_of,
     names_beside,
     no_such_key,
     no_such_part,
 )
-from hast_lightning.core.part import part_class, parts
+from hast_lightning.core.part import group_of, part_class, parts
 from hast_lightning.errors import ConfigurationError
 
 ROOMS = ("sources", "terms", "transforms", "stages", "quantization", "methods")
@@ -37,7 +37,8 @@ def register_schemas(modules: Collection[str] = ()) -> None:
         modules: The user's own modules with parts.
 
     Raises:
-        ConfigurationError: one of the modules cannot be imported.
+        ConfigurationError: one of the modules cannot be imported, or a setting of one of their
+            parts is of a type that a configuration cannot hold.
     """
     import_parts(modules)
     OmegaConf.register_new_resolver("first", _first, replace=True)
@@ -45,7 +46,12 @@ def register_schemas(modules: Collection[str] = ()) -> None:
     store.store(name="schema", node=Config)
     for group, classes in parts().items():
         for name, cls in classes.items():
-            store.store(group=group, name=name, node=cls)
+            try:
+                store.store(group=group, name=name, node=cls)
+            except OmegaConfBaseException as error:
+                raise ConfigurationError(
+                    f"{group}={name}: {error.full_key}: {str(error).splitlines()[0]}"
+                ) from error
 
 
 def import_parts(modules: Collection[str] = ()) -> None:
@@ -58,6 +64,9 @@ def import_parts(modules: Collection[str] = ()) -> None:
         package = importlib.import_module(f"hast_lightning.{room}")
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(found.name)
+    # As "python -m" does; the console script does not.
+    if modules and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     for name in modules:
         try:
             importlib.import_module(name)

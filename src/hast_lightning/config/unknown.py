@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.renamed import renamed
-from hast_lightning.core.part import Part, parts
+from hast_lightning.core.part import Part, group_of, parts
 
 
 def keys_of(schema: Any) -> list[str]:
@@ -39,11 +39,6 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 def as_part(schema: Any) -> type[Part] | None:
     """Return the schema where it is that of a part, or the base class of some; else none."""
     return schema if isinstance(schema, type) and issubclass(schema, Part) else None
-
-
-def group_of(base: type[Part]) -> str:
-    """Return the group of a part's class, or of the base class of some."""
-    return next(c for c in base.__mro__ if Part in c.__bases__).__name__.lower()
 
 
 def no_such_part(key: str, base: type[Part], siblings: Iterable[str], *, bare: bool = False) -> str:

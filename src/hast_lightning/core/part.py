@@ -59,10 +59,19 @@ def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
         name: In YAML, and the value of ``kind``.
 
     Raises:
-        ConfigurationError: another class has that name.
+        ConfigurationError: another class has that name, the class is of another group, or it lacks
+            what its base class asks for.
     """
 
     def register(cls: type[P]) -> type[P]:
+        if group != group_of(cls):
+            raise ConfigurationError(
+                f"{group}={name}: {_place(cls)} is of the group {group_of(cls)}, as its base says"
+            )
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise ConfigurationError(
+                f"{group}={name}: {_place(cls)} does not define {', '.join(missing)}"
+            )
         cls.__annotations__ = {**inspect.get_annotations(cls), "kind": "str"}
         cls.kind = name
         made = dataclass(eq=False, repr=False, kw_only=True)(cls)
@@ -75,6 +84,11 @@ def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
         return made
 
     return register
+
+
+def group_of(cls: type[Part]) -> str:
+    """Return the group of a part's class, or of the base class of some: its name in lower case."""
+    return next(c for c in cls.__mro__ if Part in c.__bases__).__name__.lower()
 
 
 def _place(cls: type) -> str:

@@ -117,13 +117,17 @@ def write_origin(folder: Path, origin: Origin) -> None:
     temporary.replace(folder / ORIGIN_FILE)
 
 
-def reopen(folder: Path, versions: Mapping[str, str]) -> tuple[Config, Origin]:
+def reopen(
+    folder: Path, versions: Mapping[str, str], factory: str | None = None
+) -> tuple[Config, Origin]:
     """The configuration and the origin of an unfinished run.
 
     Args:
         folder: The folder of the run.
         versions: The versions that are installed now; where they differ from those that the
             run began with, a warning names them.
+        factory: The function that builds the user's own network, named again by whoever resumes
+            the run: whoever wrote the folder must not choose what code is run.
 
     Raises:
         ConfigurationError: there is no run, or it came to its end, or its files are damaged.
@@ -133,6 +137,13 @@ def reopen(folder: Path, versions: Mapping[str, str]) -> tuple[Config, Origin]:
     if (folder / RESULT_FILE).exists():
         raise ConfigurationError(f"resume={folder}: the run came to its end ({RESULT_FILE})")
     config, origin = _read_config(folder), _read_origin(folder)
+    if config.model.factory != factory:
+        raise ConfigurationError(
+            f"resume={folder}: model.factory={config.model.factory} builds the network; name it "
+            "again on the command line, since a file cannot have code called"
+            if config.model.factory is not None
+            else f"resume={folder} model.factory={factory}: the run has no network of your own"
+        )
     for name in sorted(origin.versions.keys() | versions.keys()):
         before, now = origin.versions.get(name), versions.get(name)
         if before != now:

@@ -83,7 +83,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
         UserError: something handed in is wrong, or training diverged.
     """
     if was_requeued(folder):
-        return resume(folder)
+        return resume(folder, config.model.factory)
     return carry_out(config, folder, command)[1]
 
 
@@ -121,16 +121,20 @@ def carry_out(
     return prepared, _execute(prepared, None)
 
 
-def resume(folder: Path) -> Result | None:
+def resume(folder: Path, factory: str | None = None) -> Result | None:
     """Go on with the run in ``folder`` where its last checkpoint stands.
 
     Without a checkpoint it begins anew, in the same folder and with the same numbers.
+
+    Args:
+        folder: The run folder.
+        factory: The function that builds the user's own network, where the run has one.
 
     Raises:
         UserError: the folder holds no unfinished run, its checkpoints are damaged or belong to
             another network, or whatever :func:`run` raises.
     """
-    config, origin = reopen(folder, versions())
+    config, origin = reopen(folder, versions(), factory)
     prepare_torch(config)
     require_device(config.trainer)
     require_logger(config.logger)
