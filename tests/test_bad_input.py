@@ -33,8 +33,8 @@ from tests.composition import options
 
 Refuse = Callable[..., str]
 ENTRY_WITHOUT_LAYER = (
-    "quantizer.overrides: layer is no key of an entry; an entry has: activation_bits, bits, layers, "
-    "weight_bits"
+    "quantizer.overrides: layer is no key of an entry; an entry has: activation_bits, bits, "
+    "layers, weight_bits"
 )
 
 

@@ -46,7 +46,7 @@ def test_readme_and_tutorial_have_blocks_that_are_run() -> None:
         assert len(run) >= least, name
 
 
-def test_the_budget_that_the_tutorial_and_the_notebook_tell_is_the_recipes() -> None:
+def test_the_budget_that_the_tutorial_and_the_notebook_tell_is_the_demo() -> None:
     config = composed()
     bank, steps = config.sources["bank"], config.stages["distillation"].steps
     assert isinstance(bank, ImageBank)
@@ -55,7 +55,7 @@ def test_the_budget_that_the_tutorial_and_the_notebook_tell_is_the_recipes() -> 
     assert f"for {steps:,} steps" in tutorial
     notebook = (ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8")
     budget = f"{bank.size:,} images of {bank.iterations:,} steps and {steps:,} student steps"
-    assert f"the recipe itself has {budget}" in notebook
+    assert f'schedule=\\"demo\\"` has {budget}' in notebook
 
 
 # --- the reader itself -----------------------------------------------------------------------
