@@ -52,6 +52,8 @@ NOT_COMPARED = {
     "resumes",
     "command",
     "exports",
+    # Of the checkout, which may change between the two runs.
+    "git_commit",
 }
 
 
