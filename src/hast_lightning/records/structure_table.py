@@ -1,8 +1,9 @@
-"""The tables of ``command=inspect``: a network step by step, and what quantizing it changes."""
+"""The tables of ``command=inspect``: a network, what quantizing it changes, and the method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
@@ -10,12 +11,28 @@ from rich.table import Table
 from hast_lightning.quantization.structure import Step
 from hast_lightning.records.results_table import readable_size
 
+
+@dataclass(frozen=True)
+class PartRow:
+    """A term or a transform of a stage, as a row.
+
+    Attributes:
+        name: What it is called in the stage.
+        weight: Of a term; empty for a transform.
+        needs: What it wants to see.
+    """
+
+    name: str
+    weight: str
+    needs: str
+
+
 _SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
 _NONE = "-"
 
 
 def structure_table(title: str, steps: Sequence[Step]) -> Table:
-    """One row a step; what follows a layer directly is in the layer's row.
+    """Return one row a step; what follows a layer directly is in the layer's row.
 
     Args:
         title: Names the network and the bits.
@@ -57,7 +74,7 @@ def _cells(step: Step) -> list[str]:
 def totals_table(
     steps: Sequence[Step], parameters: int, float_bytes: int, quantized_bytes: int
 ) -> Table:
-    """Full precision beside the quantized network: parameters, MACs, bit-operations, size.
+    """Return full precision beside the quantized network: parameters, MACs, bit-operations, size.
 
     Args:
         steps: In order of execution.
@@ -81,8 +98,30 @@ def totals_table(
     return table
 
 
+def method_table(title: str, stages: Sequence[tuple[str, str, str, Sequence[PartRow]]]) -> Table:
+    """Return what the stages do and what their parts need.
+
+    Args:
+        title: Names the method and the budget.
+        stages: In order: name, steps, source, and the parts that are on.
+    """
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("stage", overflow="fold")
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    table.add_column("term or transform", overflow="fold")
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("needs", overflow="fold")
+    for name, steps, source, parts in stages:
+        heads = [(name, steps, source), *[("", "", "")] * len(parts)]
+        rows = parts or [PartRow("", "", "")]
+        for head, part in zip(heads, rows, strict=False):
+            table.add_row(*head, part.name, part.weight, part.needs)
+    return table
+
+
 def readable_count(count: int) -> str:
-    """``count`` with three digits and a suffix: ``1_234_567`` is ``1.23M``."""
+    """Return ``count`` with three digits and a suffix: ``1_234_567`` is ``1.23M``."""
     for unit, suffix in _SUFFIXES:
         # What would be rounded up to the next unit belongs to it.
         if count >= 0.9995 * unit:

@@ -1,38 +1,52 @@
-"""``command=inspect``: what would be quantized, and what for, before anything is run."""
+"""``command=inspect``: what would be quantized and how, before anything is run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from rich.console import Console
 from torch import fx
 
 from hast_lightning.config import Config
+from hast_lightning.core.batch import Needs
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.term import Term
+from hast_lightning.core.transform import Transform
+from hast_lightning.errors import UserError
 from hast_lightning.graph.blocks import select_taps
+from hast_lightning.graph.network import Learner
 from hast_lightning.graph.tracing import trace
-from hast_lightning.models.teacher import batch_norms_are_new
+from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import Step, steps
-from hast_lightning.records.structure_table import structure_table, totals_table
+from hast_lightning.records.structure_table import (
+    PartRow,
+    method_table,
+    structure_table,
+    totals_table,
+)
+from hast_lightning.runs.assembly import build_sources
+from hast_lightning.tracking.facts import is_on, running_stages, switched_parts
+from hast_lightning.training.module import ZeroShotQuantization
 
 _NAMES_SHOWN = 3
 
 
 def inspect(config: Config, console: Console | None = None) -> None:
-    """Print what the network is made of and what quantizing it changes.
+    """Print what the network is made of, what quantizing it changes, and what the method does.
 
-    Needs neither evaluation data nor a run folder.
+    Needs neither evaluation data nor a run folder. A method that does not fit the network is no
+    error here: the last line says why.
 
     Args:
-        config: A checked configuration, of which ``model`` and ``quantizer`` count.
+        config: A checked configuration.
         console: Where to print; none: standard output.
 
     Raises:
-        UserError: what a run would refuse the network for, too.
+        UserError: the network cannot be loaded or quantized.
     """
     console = console or Console()
     pretrained = load_network(config.model)
@@ -46,14 +60,77 @@ def inspect(config: Config, console: Console | None = None) -> None:
     console.print(structure_table(f"{pretrained.name}, {bits}", found))
     parameters = sum(parameter.numel() for parameter in pretrained.network.parameters())
     console.print(totals_table(found, parameters, size, quantized_bytes(student, size)))
+    lengths, misfit = _steps_by_stage(config, pretrained)
+    teacher, learner = FrozenTeacher(pretrained), Learner(student, pretrained)
+    title = f"{config.method.name}, budget {config.schedule.name}"
+    console.print(method_table(title, _stages(config, lengths, teacher, learner)))
     places = {node.name: str(node.target) for node in graph_module.graph.nodes}
     lines = [
         *_describe_network(pretrained, config),
         *_describe_statistics(graph_module),
-        *_describe_parts(found, [places[tap] for tap in taps]),
+        *_describe_layers(found, [places[tap] for tap in taps]),
+        *_describe_method(config, misfit),
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict[str, int], str]:
+    """Return the steps of each stage, or none and why a run would be refused."""
+    try:
+        module = ZeroShotQuantization(config, pretrained, build_sources(config, pretrained))
+    except UserError as error:
+        return {}, " ".join(str(error).split())
+    return module.agenda.stages, ""
+
+
+def _stages(
+    config: Config, lengths: Mapping[str, int], teacher: FrozenTeacher, learner: Learner
+) -> list[tuple[str, str, str, list[PartRow]]]:
+    """Return name, steps, source and parts of each stage that runs, and of those inside."""
+    parts = dict(switched_parts(config))
+    rows = []
+    for place, stage in running_stages(config):
+        own = [
+            _part_row(key.rpartition(".")[2], part, teacher, learner)
+            for key, part in parts.items()
+            if key.rsplit(".", 2)[0] == place and is_on(part)
+        ]
+        length = lengths.get(place, 0) if lengths else None
+        shown = "" if length is None or "." in place else f"{length:,}"
+        *inside, name = place.split(".")
+        rows.append(("  " * len(inside) + name, shown, str(getattr(stage, "source", "")), own))
+    return rows
+
+
+def _part_row(
+    name: str, part: Term | Transform, teacher: FrozenTeacher, learner: Learner
+) -> PartRow:
+    weight = f"{part.weight:g}" if isinstance(part, Term) else ""
+    try:
+        needs = part.bind(teacher, learner)
+    except UserError:
+        return PartRow(name, weight, "does not fit")
+    return PartRow(name, weight, ", ".join(_in_words(needs or Needs())))
+
+
+def _in_words(needs: Needs) -> Iterator[str]:
+    if needs.batch_norms:
+        yield "BatchNorms"
+    if needs.teacher:
+        yield f"{len(needs.teacher)} teacher values"
+    if needs.student is not None:
+        yield f"{len(needs.student)} student values" if needs.student else "the student"
+    if needs.labels != "none":
+        yield f"{'hard ' * (needs.labels == 'hard')}labels"
+
+
+def _describe_method(config: Config, misfit: str) -> Iterator[str]:
+    method = config.method
+    said = ", ".join(filter(None, [method.title, method.paper]))
+    yield f"method: {method.name}{f' ({said})' if said else ''}"
+    if misfit:
+        yield f"a run would be refused: {misfit}"
 
 
 def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator[str]:
@@ -82,7 +159,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN)])
 
 
-def _describe_parts(found: list[Step], taps: list[str]) -> Iterator[str]:
+def _describe_layers(found: list[Step], taps: list[str]) -> Iterator[str]:
     layers = sum(step.weight_bits is not None for step in found)
     norms = sum(step.batch_norms for step in found)
     quantizers = sum(step.output_bits is not None for step in found)
