@@ -19,10 +19,10 @@ from hast_lightning.core.part import part_class
 from recipe_heads import Head
 
 CERTAINTIES = {
-    "code": "the authors' released code",
+    "code": "released code",
     "paper": "the paper",
-    "summary": "a summary by others",
-    "ours": "in part ours",
+    "summary": "others' summary",
+    "ours": "ours in part",
 }
 """Where formulas and constants are from, by the value of ``method.certainty``."""
 NEVER_SHOWN = ("kind", "load", "enabled")
@@ -86,16 +86,18 @@ def _parts(config: DictConfig) -> Iterator[str]:
             continue
         kind = str(node.kind)
         link = f"[{kind}](#{part_anchor(group, kind)})"
-        yield f"| `{place}` | {group} {link} | {_settings(node)} |"
+        # The stage around it says how many steps a stage in a stage has.
+        unsaid = ("steps",) if group == "stage" and place.count(".") > 1 else ()
+        yield f"| `{place}` | {group} {link} | {_settings(node, unsaid)} |"
     yield ""
 
 
-def _settings(node: DictConfig) -> str:
+def _settings(node: DictConfig, unsaid: tuple[str, ...]) -> str:
     """The plain settings of a part in one line; of one that is switched off that it is."""
     shown = ["switched off"] if not node.get("enabled", True) else []
     for name in map(str, node):
         value = OmegaConf.select(node, name, throw_on_missing=False)
-        if name not in NEVER_SHOWN and isinstance(value, bool | int | float | str):
+        if name not in (*NEVER_SHOWN, *unsaid) and isinstance(value, bool | int | float | str):
             shown.append(f"{name} {str(value).lower() if isinstance(value, bool) else value}")
     return escaped(", ".join(shown))
 
