@@ -69,6 +69,7 @@ REFUSED: dict[str, list[Any]] = {
     "callbacks.grid_images": [0],
     "callbacks.media_every_n_steps": [-1],
     "export.formats": [["tflite"]],
+    "export.max_deviation": [-0.1, NAN],
     "export.min_agreement": [-1.0, 101.0, NAN],
     "export.images": [0],
     "export.opset": [1],

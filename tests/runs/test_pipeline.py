@@ -252,7 +252,11 @@ def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
     """The digits that are not evaluated on, unlabelled: the upper bound of what is synthetic."""
     pixels, _ = digits(held_out=False)
     np.savez(tmp_path / "digits.npz", x=(pixels * (255 / DIGITS_WHITE)).astype(np.uint8))
-    own = ("source@sources.bank=images", f"sources.bank.path={tmp_path / 'digits.npz'}")
+    own = (
+        "source@sources.bank=images",
+        f"sources.bank.path={tmp_path / 'digits.npz'}",
+        "order=[calibration,distillation]",
+    )
     result = run(tmp_path / "run", *own, *SHORT_TRAINING)
     assert "synthesis" not in result.steps_by_stage
     assert result.calibrated_top1 is not None and result.quantized_top1 is not None

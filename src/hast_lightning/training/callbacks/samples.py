@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hast_lightning.errors import DataError
 from hast_lightning.training.agenda import ScheduledModule
 
 
@@ -47,4 +49,6 @@ class SaveSamples(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            self._save_to(self._path)
+            # A source may have nothing finished yet, or nothing that could be saved.
+            with contextlib.suppress(DataError):
+                self._save_to(self._path)
