@@ -101,6 +101,7 @@ def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert [key for key in sorted(tensors) if not torch.equal(left[key], right[key])] == []
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path: Path) -> None:
     first, second = run_on_two(tmp_path)
     assert_equal(first["student"], second["student"])
