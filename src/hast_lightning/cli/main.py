@@ -8,7 +8,7 @@ import select
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,7 +197,7 @@ def _command() -> str:
 def main() -> None:
     """Entry point of ``hast-lightning`` and ``python -m hast_lightning``.
 
-    What a user can mend ends in one line on standard error and exit status 2; with the
+    What a user can fix ends in one line on standard error and exit status 2; with the
     environment variable HYDRA_FULL_ERROR=1 the stack trace is shown instead.
     """
     if "--version" in sys.argv[1:]:
@@ -229,9 +229,9 @@ def main() -> None:
         try:
             return _run_recorded(composed)
         except Exception as error:
-            mendable = _is_mendable(error)
-            defective |= not mendable
-            if full_error or not (mendable or sweeps.in_sweep()):
+            fixable = _is_fixable(error)
+            defective |= not fixable
+            if full_error or not (fixable or sweeps.in_sweep()):
                 raise
             if isinstance(error, sweeps.FolderNotSharedError):
                 # No record reaches the command line, so Hydra has to carry it.
@@ -256,29 +256,49 @@ def main() -> None:
         print(f"hast-lightning: {known.line}", file=sys.stderr)
         sys.exit(known.status)
     except Exception as error:
-        known = None if full_error else foreign(error)
-        if known is not None and known.ends_alone:
-            print(f"hast-lightning: {sweeps.SweepFolder.current}: {known.line}", file=sys.stderr)
-            sys.exit(known.status)
-        failed = _list_failures()
-        if isinstance(error, BrokenPipeError):
-            _end_where_nobody_reads()
-        if full_error or (known is None and not isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS))):
+        if full_error:
+            _list_failures()
             raise
-        # A search in which every trial failed has no best one, and says so by a ValueError.
-        if not (failed and type(error) is ValueError):
-            if defective and known is None:
-                raise
-            print(f"hast-lightning: {one_line(error, sys.argv[1:])}", file=sys.stderr)
-        if known is not None and known.status != USER_ERROR_STATUS:
-            sys.exit(known.status)
-        refused = True
+        sys.exit(_status_of(error, defective))
     else:
-        failed = _list_failures()
-    if any(not failure.mendable for failure in failed):
-        sys.exit(DEFECT_STATUS)
-    if refused or failed:
-        sys.exit(USER_ERROR_STATUS)
+        if status := _status(refused, _list_failures()):
+            sys.exit(status)
+
+
+def _status_of(error: Exception, defective: bool) -> int:
+    """Print why the command ended outside of its jobs, and return its exit status.
+
+    Args:
+        error: What ended it.
+        defective: A job met a defect of this package before.
+
+    Raises:
+        Exception: the error itself, where it is a defect of this package.
+    """
+    known = foreign(error)
+    if known is not None and known.ends_alone:
+        print(f"hast-lightning: {sweeps.SweepFolder.current}: {known.line}", file=sys.stderr)
+        return known.status
+    failed = _list_failures()
+    if isinstance(error, BrokenPipeError):
+        _end_where_nobody_reads()
+    # A search in which every trial failed has no best one, and says so.
+    in_vain = bool(failed) and type(error) is ValueError
+    users = known is not None or isinstance(error, (*USER_ERRORS, *HYDRA_ERRORS))
+    if not in_vain and (not users or (defective and known is None)):
+        raise error
+    if not in_vain:
+        print(f"hast-lightning: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+    if known is not None and known.status != USER_ERROR_STATUS:
+        return known.status
+    return _status(True, failed)
+
+
+def _status(refused: bool, failed: Sequence[sweeps.Failure]) -> int:
+    """Return the exit status: of a defect, of something that the user can fix, or of success."""
+    if any(not failure.fixable for failure in failed):
+        return DEFECT_STATUS
+    return USER_ERROR_STATUS if refused or failed else 0
 
 
 def _end_where_nobody_reads() -> None:
@@ -299,17 +319,17 @@ def _run_recorded(composed: DictConfig) -> float | None:
     try:
         objective = run_job(composed)
     except Exception as error:
-        mendable = _is_mendable(error)
-        message = one_line(error) if mendable else f"{type(error).__name__}: {joined_lines(error)}"
-        lines = None if mendable else "".join(traceback.format_exception(error)).splitlines()
-        sweeps.fail_job(message, mendable, lines)
+        fixable = _is_fixable(error)
+        message = one_line(error) if fixable else f"{type(error).__name__}: {joined_lines(error)}"
+        lines = None if fixable else "".join(traceback.format_exception(error)).splitlines()
+        sweeps.fail_job(message, fixable, lines)
         raise
     sweeps.end_job()
     return objective
 
 
 def _report_of(error: Exception) -> str:
-    if _is_mendable(error):
+    if _is_fixable(error):
         return f"hast-lightning: {_job_name()}{one_line(error)}"
     trace = "".join(traceback.format_exception(error)).rstrip()
     return f"{trace}\nhast-lightning: {_job_name()}failed; the other jobs go on"
@@ -323,8 +343,8 @@ def _list_failures() -> list[sweeps.Failure]:
     return failed
 
 
-def _is_mendable(error: BaseException) -> bool:
-    """Whether it is for the user to mend: of the system's errors only that the disk is full."""
+def _is_fixable(error: BaseException) -> bool:
+    """Return whether the user can fix it: of the system's errors only that the disk is full."""
     if isinstance(error, USER_ERRORS):
         return True
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -50,14 +50,14 @@ class Failure:
         job: Its number in the sweep.
         overrides: What it was started with.
         message: What went wrong, in one line.
-        mendable: Whether it is for the user to mend.
+        fixable: The user can fix it; else it is a defect of this package.
         traceback: Lines of the stack trace of a defect.
     """
 
     job: int
     overrides: list[str]
     message: str = "ended without a word: killed, or out of memory"
-    mendable: bool = False
+    fixable: bool = False
     traceback: list[str] | None = None
 
     def write(self, folder: Path) -> None:
@@ -150,9 +150,9 @@ def end_job() -> None:
         (job_folder() / JOB_FAILURE_FILE).unlink(missing_ok=True)
 
 
-def fail_job(message: str, mendable: bool, traceback: Sequence[str] | None) -> None:
+def fail_job(message: str, fixable: bool, traceback: Sequence[str] | None) -> None:
     """The job did not come to its end, for the reason given."""
-    _record(message=message, mendable=mendable, traceback=traceback and list(traceback))
+    _record(message=message, fixable=fixable, traceback=traceback and list(traceback))
 
 
 def _check_folder() -> None:

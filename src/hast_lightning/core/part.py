@@ -64,7 +64,8 @@ def part(group: str, name: str) -> Callable[[type[P]], type[P]]:
     """
 
     def register(cls: type[P]) -> type[P]:
-        if group != group_of(cls):
+        # A direct subclass of Part begins a group of its own.
+        if Part not in cls.__bases__ and group != group_of(cls):
             raise ConfigurationError(
                 f"{group}={name}: {_place(cls)} is of the group {group_of(cls)}, as its base says"
             )
