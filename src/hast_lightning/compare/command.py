@@ -97,7 +97,7 @@ def _write_tables(
 
 
 def _pictures(figures: Mapping[str, Figure]) -> str:
-    """The plots inside the page, so that it can be sent as one file."""
+    """Return the plots for the inside of the page, so that it can be sent as one file."""
     shown = []
     for name, figure in figures.items():
         content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What counts of a run's configuration: settings that were read, and switches."""
+"""The part of a configuration that counts: settings that were read, and switches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAMED_BY = {
 
 @dataclass(frozen=True)
 class Counted:
-    """What counts of a configuration; nothing where a run has none.
+    """The settings and switches of a run that count; nothing where it has no configuration.
 
     Attributes:
         values: Settings by dotted key; a part's kind by the key of the part, and the option of a

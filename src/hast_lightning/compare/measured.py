@@ -1,4 +1,4 @@
-"""What was measured of each method in the experiments of a checkout."""
+"""The best results of each method in the experiments of a checkout."""
 
 from __future__ import annotations
 

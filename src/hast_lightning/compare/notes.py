@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know beside its numbers: a line each, below the table."""
+"""Notes below the table of a comparison: a line each of what numbers do not say."""
 
 from __future__ import annotations
 

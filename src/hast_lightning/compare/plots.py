@@ -113,7 +113,7 @@ def _against_bits(ours: Sequence[Row], papers: Sequence[Row]) -> Figure:
 
 
 def _shifts(count: int) -> list[float]:
-    """Sideways, so that points of one width do not hide each other and their error bars."""
+    """Return shifts sideways, so that points of one width do not hide each other."""
     middle = (count - 1) / 2
     return [WIDEST_SHIFT * (number - middle) / max(middle, 1) for number in range(count)]
 
@@ -214,7 +214,7 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
 
 
 def _legend_below(figure: Figure) -> None:
-    """A column of wrapped labels, for which the figure grows: settings may be long."""
+    """Draw a column of wrapped labels, for which the figure grows: settings may be long."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     labels = [_wrapped(label, LEGEND_CHARACTERS) for label in labels]
     lines = sum(label.count("\n") + 1 for label in labels)
@@ -285,14 +285,14 @@ def _parts(row: Row) -> int:
 
 
 def _cut(means: Sequence[float], deviations: Sequence[float]) -> float:
-    """Where an axis begins that shows differences of a point; a multiple of five."""
+    """Return the start of an axis that shows differences of a point; a multiple of five."""
     lowest = min(mean - spread for mean, spread in zip(means, deviations, strict=True))
     room = max(max(means) - lowest, 2.0)
     return max(0.0, 5 * ((lowest - room) // 5))
 
 
 def _teacher_line(axes: Axes, rows: Sequence[Row], horizontal: bool) -> None:
-    """A line for each full-precision network that the rows are read against."""
+    """Draw a line for each full-precision network that the rows are read against."""
     # To the digits that are shown: other versions of torch differ in the last bits.
     for top1 in sorted({round(row.teacher.mean, 2) for row in rows if row.teacher}):
         style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}

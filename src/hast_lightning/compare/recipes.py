@@ -1,4 +1,4 @@
-"""What a recipe's file says of results that do not say it themselves."""
+"""Recipes' files, which say what results of former versions do not."""
 
 from __future__ import annotations
 

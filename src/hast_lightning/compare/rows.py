@@ -161,7 +161,7 @@ def title(recipe: str, bits: tuple[int, int]) -> str:
 
 
 def _first_of_each_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """A seed that was run twice is no second draw: averaged in, it would shrink the deviation."""
+    """Return the first run of each seed: another one would only shrink the deviation."""
     first: dict[int, FinishedRun] = {}
     for run in runs:
         first.setdefault(run.result.seed, run)
@@ -169,7 +169,7 @@ def _first_of_each_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 
 def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
-    """Those of the longest runs: one that loaded its images is not timed with whole ones."""
+    """Return the stages of the longest runs: one that loaded its images is not timed with those."""
     return max((tuple(result.seconds_by_stage) for result in results), key=len)
 
 
@@ -194,7 +194,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def _same_for_all(values: Sequence[float | None]) -> Spread | None:
-    """Of the teacher, whom seeds do not change but in the last bits of a float."""
+    """Return the value of the teacher, which seeds change in the last bits of a float at most."""
     known = [value for value in values if value is not None]
     return Spread(known[0]) if known and max(known) - min(known) < 0.005 else spread(known)
 
@@ -219,5 +219,5 @@ def _leads(row: Row, group: Sequence[Row]) -> bool:
 
 
 def _shown(row: Row) -> float:
-    """To the digits that tables show: what looks the same is equally good."""
+    """Return the score to the digits that tables show: what looks the same is equally good."""
     return round(row.score.mean, 2) if row.score else 0.0

@@ -1,4 +1,4 @@
-"""What runs of a recipe differ in: the settings that count, and the parts that are switched."""
+"""Differences of the runs of a recipe: the settings that count, and the parts that are switched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for files, of which the configuration has only the path."""
 
 @dataclass(frozen=True)
 class Settings:
-    """What tells a run from the others of its recipe.
+    """Settings and switches that tell a run from the others of its recipe.
 
     Attributes:
         switches: Those that not all runs have alike, and whether each is on.

@@ -134,7 +134,7 @@ def _table(
 
 
 def _markdown(text: str) -> str:
-    """On one line, and without what would end a cell or begin markup."""
+    """Return text on one line, without what would end a cell or begin markup."""
     text = " ".join(text.split())
     for special in "\\|*<":
         text = text.replace(special, f"\\{special}")
@@ -188,5 +188,5 @@ def _parts(value: Spread | None) -> tuple[float | None, float | None]:
 
 
 def _inert(text: str) -> str:
-    """Text that spreadsheets do not take for a formula."""
+    """Return text that spreadsheets do not take for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

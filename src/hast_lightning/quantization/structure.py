@@ -35,19 +35,19 @@ _AVERAGING_LAYERS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 @dataclass(frozen=True)
-class Step:
+class Call:
     """A layer, a BatchNorm or a quantizer, with what directly follows and belongs to it.
 
     Attributes:
         name: dotted name of the layer, or the node's name of a function.
         operations: what is done, in order: ``3x3 /2``, ``BN``, ``ReLU``.
         output_shape: shape of the result for one image, without the image's dimension.
-        parameters: how many, of the layer and of what is in this step with it.
+        parameters: how many, of the layer and of what is in this call with it.
         multiplications: multiply-accumulates for one image; 0 without a layer.
         weight_bits: bits of the layer's weights; none without a layer.
         input_bits: bits of what the layer takes in; none without a layer.
         output_bits: bits of the result; none where no quantizer follows.
-        batch_norms: BatchNorms in this step.
+        batch_norms: BatchNorms in this call.
         tap: whether teacher and student are aligned here.
     """
 
@@ -73,8 +73,8 @@ class Step:
         return self.multiplications * FLOAT_BITS**2
 
 
-def steps(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Step]:
-    """List the steps of a student, in order of execution.
+def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Call]:
+    """List the calls of a student, in order of execution.
 
     Args:
         student: A converted network that does not quantize yet.
@@ -88,12 +88,12 @@ def steps(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list
         if node not in seen and _begins(node, student):
             chain = [node, *_followers(node, student)]
             seen.update(chain)
-            found.append(_step(chain, student, taps))
+            found.append(_call(chain, student, taps))
     return found
 
 
 def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
-    """Return whether a step begins here: a layer, a BatchNorm, or a quantized activation."""
+    """Return whether a call begins here: a layer, a BatchNorm, or a quantized activation."""
     layer = layer_of(node, student)
     if isinstance(layer, (QuantConv2d, QuantLinear, ActivationQuantizer, *_BATCH_NORMS)):
         return True
@@ -117,13 +117,13 @@ def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
     return user if belongs and len(user.all_input_nodes) == 1 else None
 
 
-def _step(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) -> Step:
+def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) -> Call:
     layers = [layer_of(node, student) for node in chain]
     first, quantizer = layers[0], layers[-1]
     shape = _output_shape(chain[-1])
     weighted = first if isinstance(first, QuantConv2d | QuantLinear) else None
     inputs = chain[0].all_input_nodes
-    return Step(
+    return Call(
         name=_name(chain[0], student),
         operations=tuple(_operations(chain, student)),
         output_shape=shape,
@@ -138,7 +138,7 @@ def _step(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) 
 
 
 def _name(node: fx.Node, student: fx.GraphModule) -> str:
-    """A quantizer that follows nothing else of the step is named after what it quantizes."""
+    """A quantizer that follows nothing else of the call is named after what it quantizes."""
     if isinstance(layer_of(node, student), ActivationQuantizer):
         return node.all_input_nodes[0].name
     return str(node.target) if node.op == "call_module" else node.name

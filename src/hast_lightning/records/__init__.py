@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: result, failure, versions, tables."""
+"""Files that a run leaves in its folder: result, failure, versions; and tables."""

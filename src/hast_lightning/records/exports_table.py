@@ -12,7 +12,7 @@ from hast_lightning.records.results_table import readable_size
 
 
 def exports_table(records: Mapping[str, ExportRecord]) -> Table:
-    """One row a file.
+    """Return a table of one row a file.
 
     Args:
         records: By format, as in :class:`~hast_lightning.records.result.Result`; at least one.

@@ -20,7 +20,7 @@ ENDS = {"KeyboardInterrupt": "interrupted", "SIGTERMException": "terminated"}
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a run ended too early, and what there is to go on from.
+    """The place where a run ended too early, why, and what there is to go on from.
 
     Attributes:
         stage: What the run was doing.

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run is made by, as it was when the run began.
+    """Command, commit and versions that made a run, as they were when it began.
 
     Attributes:
         command: What the user typed.
@@ -67,7 +67,7 @@ def _used(folder: Path, name: str) -> ConfigurationError:
 
 
 def was_requeued(folder: Path) -> bool:
-    """Whether SLURM has started this job again after a pre-emption, and it left a run here."""
+    """Return whether SLURM started this job again after a pre-emption, and it left a run here."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     unfinished = (folder / CONFIG_FILE).exists() and not (folder / RESULT_FILE).exists()
     return restarts not in ("", "0") and unfinished
@@ -83,7 +83,7 @@ def drop_interrupted_steps(folder: Path) -> None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the files of a run occupy."""
+    """Return what the files of a run occupy."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -120,7 +120,7 @@ def write_origin(folder: Path, origin: Origin) -> None:
 def reopen(
     folder: Path, versions: Mapping[str, str], factory: str | None = None
 ) -> tuple[Config, Origin]:
-    """The configuration and the origin of an unfinished run.
+    """Return the configuration and the origin of an unfinished run.
 
     Args:
         folder: The folder of the run.

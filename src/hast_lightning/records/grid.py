@@ -31,7 +31,7 @@ DIFFICULTY_COLORS: tuple[Color, ...] = ((38, 160, 75), (236, 179, 36), (207, 34,
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things lie, in pixels."""
+    """Places of the tiles, in pixels."""
 
     count: int
     width: int
@@ -49,7 +49,7 @@ class _Layout:
         return max(width + 2 * MARGIN, MIN_WIDTH), height + HEADER_HEIGHT + 2 * MARGIN
 
     def corner(self, index: int) -> tuple[int, int]:
-        """Top left corner of the border of tile ``index``."""
+        """Return the top left corner of the border of tile ``index``."""
         row, column = divmod(index, self.columns)
         return (
             MARGIN + column * (self.width + 2 * BORDER + GAP),
@@ -112,7 +112,7 @@ def draw_grid(
 
 
 def difficulty_color(difficulty: float) -> Color:
-    """Color of a difficulty in [0, 1]; what lies outside gets the nearest end."""
+    """Return the color of a difficulty in [0, 1]; what lies outside gets the nearest end."""
     position = min(max(difficulty, 0.0), 1.0) * (len(DIFFICULTY_COLORS) - 1)
     lower = min(int(position), len(DIFFICULTY_COLORS) - 2)
     share = position - lower
@@ -138,7 +138,7 @@ def _check_shapes(
 
 
 def _tiles(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
-    """The images in RGB, enlarged by a whole factor with their pixels left square."""
+    """Return the images in RGB, enlarged by a whole factor with their pixels left square."""
     shape = (1, -1, 1, 1)
     pixels = images.detach().float().cpu() * torch.tensor(std).view(shape)
     pixels = (pixels + torch.tensor(mean).view(shape)).clamp(0, 1).mul(255).round()
@@ -159,7 +159,7 @@ def _draw_tile(
     tile: Image.Image,
     difficulty: float,
 ) -> None:
-    """One image in its border, with its difficulty at the right below it."""
+    """Draw one image in its border, with its difficulty at the right below it."""
     left, top = corner
     right, bottom = left + tile.width + 2 * BORDER, top + tile.height + 2 * BORDER
     draw.rectangle((left, top, right - 1, bottom - 1), fill=difficulty_color(difficulty))
@@ -175,7 +175,7 @@ def _draw_caption(
     label: int,
     predicted: int | None,
 ) -> None:
-    """The label at the left below an image, and a prediction that misses it."""
+    """Draw the label at the left below an image, and a prediction that misses it."""
     left, baseline = corner[0], corner[1] + tile.height + 2 * BORDER + 5
     draw.text((left, baseline), str(label), font=_font(), fill=INK)
     if predicted is not None and predicted != label:
@@ -184,7 +184,7 @@ def _draw_caption(
 
 
 def _draw_header(draw: ImageDraw.ImageDraw, count: int, with_predictions: bool) -> None:
-    """Title at the left; below it how to read the captions, and the scale of the borders."""
+    """Draw the title, and below it how to read captions, and the scale of the borders."""
     title = "1 sample" if count == 1 else f"{count} samples"
     draw.text((MARGIN, MARGIN - 6), title, font=_font(TITLE_SIZE), fill=INK)
     reading = "label, in red the prediction where it differs" if with_predictions else "label"

@@ -23,7 +23,7 @@ STAGES = {"warmup": "calibration", "alternating": "alternation"}
 
 
 class ExportRecord(TypedDict):
-    """What running an exported file showed, before it got its name."""
+    """Findings of running an exported file, before it got its name."""
 
     file: str
     """Its name in the run folder."""

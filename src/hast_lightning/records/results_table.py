@@ -13,7 +13,7 @@ FULL_PRECISION_BITS = "32/32"
 
 
 def results_table(result: Result) -> Table:
-    """Table that sets the quantized network beside the one it came from.
+    """Return a table that sets the quantized network beside the one it came from.
 
     Without labelled data there is no accuracy and the column is left out; the agreement with
     the full-precision network stands for it.
@@ -46,7 +46,7 @@ class HeadlineRow(NamedTuple):
 
 
 def headline(result: Result) -> tuple[HeadlineRow, ...]:
-    """The three networks that a run compares, as numbers and text.
+    """Return the three networks that a run compares, as numbers and text.
 
     The names hold for every recipe; the recipe itself is in the title.
     """
@@ -65,7 +65,7 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
 
 
 def readable_size(size: int) -> str:
-    """``size`` bytes in B, KB or MB, in powers of 1000: ``1_234_567`` is ``1.23 MB``."""
+    """Return ``size`` in B, KB or MB, in powers of 1000: ``1_234_567`` is ``1.23 MB``."""
     if size < 1000:
         return f"{size} B"
     value, unit = (size / 1e3, "KB") if size < 999_950 else (size / 1e6, "MB")

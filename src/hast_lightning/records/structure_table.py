@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from hast_lightning.quantization.structure import Step
+from hast_lightning.quantization.structure import Call
 from hast_lightning.records.results_table import readable_size
+
+_SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,12 @@ class PartRow:
     needs: str
 
 
-_SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
-_NONE = "-"
-
-
-def structure_table(title: str, steps: Sequence[Step]) -> Table:
-    """Return one row a step; what follows a layer directly is in the layer's row.
+def structure_table(title: str, calls: Sequence[Call]) -> Table:
+    """Return one row a call; what follows a layer directly is in the layer's row.
 
     Args:
         title: Names the network and the bits.
-        steps: In order of execution.
+        calls: In order of execution.
     """
     table = Table(
         title=title,
@@ -51,33 +50,33 @@ def structure_table(title: str, steps: Sequence[Step]) -> Table:
     for name in ("output", "params", "MACs", "W", "in", "out"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tap", no_wrap=True)
-    for step in steps:
-        table.add_row(*_cells(step))
+    for call in calls:
+        table.add_row(*_cells(call))
     return table
 
 
-def _cells(step: Step) -> list[str]:
-    weighted = step.weight_bits is not None
+def _cells(call: Call) -> list[str]:
+    weighted = call.weight_bits is not None
     return [
-        step.name,
-        " ".join(step.operations),
-        "x".join(map(str, step.output_shape)),
-        readable_count(step.parameters) if step.parameters else "",
-        readable_count(step.multiplications) if weighted else "",
-        str(step.weight_bits) if weighted else "",
-        str(step.input_bits) if weighted else "",
-        _NONE if step.output_bits is None else str(step.output_bits),
-        "tap" if step.tap else "",
+        call.name,
+        " ".join(call.operations),
+        "x".join(map(str, call.output_shape)),
+        readable_count(call.parameters) if call.parameters else "",
+        readable_count(call.multiplications) if weighted else "",
+        str(call.weight_bits) if weighted else "",
+        str(call.input_bits) if weighted else "",
+        _NONE if call.output_bits is None else str(call.output_bits),
+        "tap" if call.tap else "",
     ]
 
 
 def totals_table(
-    steps: Sequence[Step], parameters: int, float_bytes: int, quantized_bytes: int
+    calls: Sequence[Call], parameters: int, float_bytes: int, quantized_bytes: int
 ) -> Table:
     """Return full precision beside the quantized network: parameters, MACs, bit-operations, size.
 
     Args:
-        steps: In order of execution.
+        calls: In order of execution.
         parameters: Of the whole network.
         float_bytes: Size in full precision.
         quantized_bytes: Size with weights in their bits.
@@ -86,9 +85,9 @@ def totals_table(
     table.add_column("one image", no_wrap=True)
     for name in ("full precision", "quantized"):
         table.add_column(name, justify="right", no_wrap=True)
-    multiplications = readable_count(sum(step.multiplications for step in steps))
-    before = sum(step.float_bit_operations for step in steps)
-    after = sum(step.bit_operations for step in steps)
+    multiplications = readable_count(sum(call.multiplications for call in calls))
+    before = sum(call.float_bit_operations for call in calls)
+    after = sum(call.bit_operations for call in calls)
     operations = f"{readable_count(after)} ({before / max(after, 1):.1f}x fewer)"
     size = f"{readable_size(quantized_bytes)} ({float_bytes / quantized_bytes:.1f}x smaller)"
     table.add_row("parameters", readable_count(parameters), "the same")

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, memory and commit."""
+"""Versions, device, memory and commit of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and all that can change its numbers, by name.
+    """Return versions of Python, this package and all that can change its numbers, by name.
 
     Packages that are not installed are left out; ``cuda`` is the toolkit torch was built with.
     """
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_bytes(device: torch.device | str) -> int | None:
-    """Peak memory of this process in bytes.
+    """Return the peak memory of this process in bytes.
 
     On CUDA the peak of what tensors occupied on ``device``, elsewhere the peak resident set
     of the process (none on Windows, which does not report it).
@@ -63,12 +63,12 @@ def peak_memory_bytes(device: torch.device | str) -> int | None:
 
 
 def resident_set_unit(system: str) -> int:
-    """Bytes in one unit of ``ru_maxrss``: macOS counts bytes, Linux and the BSDs KiB."""
+    """Return the bytes in a unit of ``ru_maxrss``: macOS counts bytes, Linux and the BSDs KiB."""
     return 1 if system == "darwin" else 1024
 
 
 def device_name(device: torch.device | str) -> str:
-    """Name of ``device`` for people, e.g. the GPU's model or the CPU's with its threads."""
+    """Return a name of ``device``: the GPU's model, or the CPU's with its threads."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -78,7 +78,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Model of the CPU where the system tells it, else its architecture."""
+    """Return the model of the CPU where the system tells it, else its architecture."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -88,7 +88,7 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, none when it runs from elsewhere.
+    """Return the commit of the checkout that the package runs from, none elsewhere.
 
     Ends in ``-dirty`` when tracked files have changes that are not committed.
     """
@@ -100,7 +100,7 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a reading git command; none when it fails or git is not installed."""
+    """Return the output of a reading git command; none when it fails or git is not installed."""
     # Without optional locks it never stands in the way of a commit made at the same time.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:

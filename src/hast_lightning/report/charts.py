@@ -80,7 +80,7 @@ Scale = Callable[[float], float]
 
 
 def line_chart(panel: Panel) -> Chart:
-    """The curves of ``panel`` over the iterations, on a logarithmic axis where they need one."""
+    """Return the curves of ``panel`` over the iterations, on a logarithmic axis where needed."""
     xs = [x for curve in panel.curves for x, _ in curve.points]
     ys = [y for curve in panel.curves for _, y in curve.points]
     logarithmic = min(ys) > 0 and max(ys) > LOG_FROM * min(ys)
@@ -102,7 +102,7 @@ def line_chart(panel: Panel) -> Chart:
 
 
 def histogram(values: Difficulties) -> Chart:
-    """Shares of the images by difficulty: bars as they are, an outline of what was made of them.
+    """Return shares of images by difficulty: bars as they are, an outline of what became of them.
 
     Where most images are easy the axis is logarithmic: on a linear one they would be one bar.
     """
@@ -133,7 +133,7 @@ def histogram(values: Difficulties) -> Chart:
 
 
 def _log_place(difficulty: float) -> float:
-    """Where a difficulty lies between the ends of the logarithmic axis, in [0, 1]."""
+    """Return the place of a difficulty between the ends of the logarithmic axis, in [0, 1]."""
     return 1 - math.log10(max(difficulty, SMALLEST)) / math.log10(SMALLEST)
 
 
@@ -148,7 +148,7 @@ def _difficulty_ticks(scale: Scale, logarithmic: bool) -> tuple[Tick, ...]:
 
 
 def shares(values: Sequence[float]) -> list[float]:
-    """Percent of ``values``, which lie in [0, 1], in each of ``BINS`` equal bins."""
+    """Return the percent of ``values``, which lie in [0, 1], in each of ``BINS`` equal bins."""
     counts = [0] * BINS
     for value in values:
         counts[min(max(int(value * BINS), 0), BINS - 1)] += 1
@@ -156,7 +156,7 @@ def shares(values: Sequence[float]) -> list[float]:
 
 
 def nice_ticks(low: float, high: float, count: int, *, inside: bool = False) -> list[float]:
-    """About ``count`` round numbers that cover [low, high], or lie inside it."""
+    """Return about ``count`` round numbers that cover [low, high], or lie inside it."""
     if high <= low:  # a constant, for which the axis needs some extent all the same
         reach = abs(low) / 2 or 1.0
         low, high = (low, high) if inside else (low - reach, high + reach)
@@ -171,14 +171,14 @@ def nice_ticks(low: float, high: float, count: int, *, inside: bool = False) -> 
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], at most six or so."""
+    """Return powers of ten that cover [low, high], at most six or so."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = max(1, math.ceil((last - first) / 5))
     return [10.0**power for power in range(first, last + stride, stride)]
 
 
 def number(value: float) -> str:
-    """A short number: ``0.25``, ``1200``, ``3e-05``."""
+    """Return a short number: ``0.25``, ``1200``, ``3e-5``."""
     if abs(value) >= 10_000 or 0 < abs(value) < 1e-3:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""Which classes of the teacher the student puts elsewhere."""
+"""Classes of the teacher that the student confuses with others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN, WORST = 10, 8
 
 
 def confusion_table(counts: Tensor, names: Sequence[str]) -> ConfusionTable:
-    """The table of all classes where they are few, of those that differ most where not.
+    """Return the table of all classes where they are few, else of those that differ most.
 
     Args:
         counts: (classes, classes) int64, images by the teacher's class (rows) and the student's.

@@ -1,4 +1,4 @@
-"""What the page of a run shows, as plain data: no tensors, no files."""
+"""Content of the page of a run, as plain data: no tensors, no files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Which class of the teacher became which of the student.
+    """Images by the class that the teacher and the student see.
 
     Attributes:
         classes: Names of the rows, and of the columns in the same order.
@@ -107,7 +107,7 @@ class ConfusionTable:
 
     @property
     def shortened(self) -> bool:
-        """Whether some classes are left out."""
+        """Return whether some classes are left out."""
         return len(self.classes) < self.num_classes
 
 
@@ -178,7 +178,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """What kept a run from its end, or from one of its files.
+    """The error that kept a run from its end, or from one of its files.
 
     Attributes:
         headline: What happened and where.

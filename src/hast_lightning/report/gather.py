@@ -21,9 +21,9 @@ from hast_lightning.report.parts import stage_lines
 from hast_lightning.report.pictures import data_addresses
 from hast_lightning.report.samples import Harder, Samples, harder_batch, look_at
 from hast_lightning.report.settings import (
-    describe,
     early_end,
     exports,
+    facts_of,
     key_figures,
     origin,
 )
@@ -35,7 +35,7 @@ TILES = 12
 
 
 def gather(run: Run, result: Result | None) -> RunReport:
-    """All that the page says.
+    """Return all that the page says.
 
     Changes nothing and draws no random numbers. It takes as long as a few student steps.
 
@@ -65,7 +65,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
 
 
 def outline(run: Run, result: Result | None) -> RunReport:
-    """What can be said without running a network, and so also of a run that failed."""
+    """Return what can be said without running a network, and so also of a run that failed."""
     config, quantizer = run.config, run.config.quantizer
     return RunReport(
         title=config.recipe,
@@ -74,7 +74,7 @@ def outline(run: Run, result: Result | None) -> RunReport:
             f"{_exceptions(run)}, zero-shot"
         ),
         failure=early_end(run, read_failure(run.folder)),
-        facts=describe(run),
+        facts=facts_of(run),
         stages=stage_lines(run),
         synthetic=run.module.source.synthetic,
         panels=read_panels(run.folder / METRICS_FILE, _titles(run), _marks(run)),
@@ -108,7 +108,7 @@ def _exceptions(run: Run) -> str:
 
 
 def class_names(run: Run) -> tuple[str, ...]:
-    """One a class: the network's own, or numbers."""
+    """Return the name of each class: the network's own, or its number."""
     numbers = tuple(map(str, range(run.network.num_classes)))
     return run.network.class_names or numbers
 
@@ -141,7 +141,7 @@ def _difficulties(samples: Samples, harder: Harder | None) -> tuple[Difficulties
 def _tiles(
     run: Run, samples: Samples, names: Sequence[str]
 ) -> tuple[tuple[Tile, ...], tuple[Tile, ...]]:
-    """The easiest and the hardest, no image in both; those farthest from the middle first."""
+    """Return the easiest and the hardest, no image in both; the farthest from the middle first."""
     order = torch.argsort(samples.of_teacher, stable=True).tolist()
     count = min(TILES, len(order) // 2)
     easy, hard = order[:count], order[::-1][:count]

@@ -59,7 +59,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def render(report: RunReport) -> str:
-    """The page as text. Everything that is not ours is escaped."""
+    """Return the page as text. Everything that is not ours is escaped."""
     environment = Environment(
         loader=PackageLoader("hast_lightning.report", "templates"),
         autoescape=True,
@@ -84,7 +84,7 @@ def render(report: RunReport) -> str:
 
 
 def _rows(layers: tuple[LayerDiagnosis, ...], kind: str) -> list[dict[str, object]]:
-    """The tensors of one kind, with where their range lies among all, from 0 to 100."""
+    """Return the tensors of one kind, with the place of their range among all, from 0 to 100."""
     chosen = [layer for layer in layers if layer.kind == kind]
     lows = [layer.low for layer in chosen if layer.low is not None]
     highs = [layer.high for layer in chosen if layer.high is not None]

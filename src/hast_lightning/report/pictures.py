@@ -15,7 +15,7 @@ MAX_SIDE = 112
 
 
 def data_addresses(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[str]:
-    """PNGs as ``data:`` addresses.
+    """Return PNGs as ``data:`` addresses.
 
     Args:
         images: (N, C, H, W), normalized; of other than one or three channels the mean is shown.

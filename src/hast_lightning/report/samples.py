@@ -1,4 +1,4 @@
-"""What the networks make of some samples, and what the last student step kept."""
+"""Answers of the networks to some samples, and those that the last student step kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Samples(NamedTuple):
 
 
 class Harder(NamedTuple):
-    """What a transform by gradient did to the batch of the last student step.
+    """The batch of the last student step, before and after a transform by gradient.
 
     Attributes:
         of_student: Difficulty for the student before and after, (N,) each.

@@ -1,4 +1,4 @@
-"""What was quantized and how, in words."""
+"""Network, quantizer and origin of a run in words, and its key figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPORT_COLUMNS = {
 }
 
 
-def describe(run: Run) -> tuple[Fact, ...]:
+def facts_of(run: Run) -> tuple[Fact, ...]:
     """Return the method, the network, its quantizer, the sources and the evaluation in words."""
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())

@@ -21,7 +21,7 @@ from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
-from hast_lightning.quantization.structure import Step, steps
+from hast_lightning.quantization.structure import Call, list_calls
 from hast_lightning.records.structure_table import (
     PartRow,
     method_table,
@@ -53,7 +53,7 @@ def inspect(config: Config, console: Console | None = None) -> None:
     graph_module = trace(pretrained.network)
     taps = select_taps(graph_module, config.model.taps)
     student = convert(pretrained.network, config.quantizer)
-    found = steps(student, taps, torch.zeros(1, *pretrained.input_shape))
+    found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
     size = float_bytes(pretrained.network)
     quantizer = config.quantizer
     bits = f"W{quantizer.weight_bits}A{quantizer.activation_bits} ({quantizer.name})"
@@ -159,10 +159,10 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN)])
 
 
-def _describe_layers(found: list[Step], taps: list[str]) -> Iterator[str]:
-    layers = sum(step.weight_bits is not None for step in found)
-    norms = sum(step.batch_norms for step in found)
-    quantizers = sum(step.output_bits is not None for step in found)
+def _describe_layers(found: list[Call], taps: list[str]) -> Iterator[str]:
+    layers = sum(call.weight_bits is not None for call in found)
+    norms = sum(call.batch_norms for call in found)
+    quantizers = sum(call.output_bits is not None for call in found)
     yield f"quantized layers: {layers}, activation quantizers: {quantizers}, BatchNorms: {norms}"
     none = "none found: name them with model.taps where a term needs them"
     yield f"feature taps: {f'{len(taps)} ({_some(taps)})' if taps else none}"

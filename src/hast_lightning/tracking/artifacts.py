@@ -1,4 +1,4 @@
-"""What a run took in and what it made, as artifacts whose lineage wandb draws."""
+"""Files that a run took in and made, as artifacts whose lineage wandb draws."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunFile:
 
 
 def run_files(folder: Path, samples_file: str) -> list[RunFile]:
-    """The samples and models that lie in a run folder or in a folder of it, by name.
+    """Return the samples and models in a run folder and in folders of it, by name.
 
     Args:
         folder: The run folder.
@@ -113,7 +113,7 @@ def log_inputs(
 def _inputs(
     samples: Path | None, checkpoint: Path | None, checksum: str
 ) -> Iterator[tuple[str, str, Path, str]]:
-    """Name, kind, path and digest of each."""
+    """Yield name, kind, path and digest of each."""
     if samples is not None:
         digest = sha256(samples)
         yield _samples_name(digest), SAMPLES, samples.absolute(), digest
@@ -147,11 +147,11 @@ def _samples_name(digest: str) -> str:
 
 
 def _allowed(name: str) -> str:
-    """``name`` in the characters that names of artifacts may have."""
+    """Return ``name`` in the characters that names of artifacts may have."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a metric is drawn over: the step counter of its own group."""
+"""The axis of a metric: the step counter of its own group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is called and what is said of it where many runs are shown together."""
+"""Name, tags and settings of a run where many are shown together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TAG = 64
 
 @dataclass(frozen=True)
 class Description:
-    """How a run is found again among others.
+    """Name, group, tags and settings, by which a run is found among others.
 
     Attributes:
         name: Of this run.
@@ -107,7 +107,7 @@ def _with_nested(stage: Stage, place: str) -> Iterator[tuple[str, Stage]]:
 
 
 def _tags(config: Config) -> tuple[str, ...]:
-    """The user's own first; then what one usually filters by."""
+    """Return the user's own tags first, then what one usually filters by."""
     quantizer = config.quantizer
     found = (
         *config.logger.tags,

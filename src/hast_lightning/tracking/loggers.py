@@ -59,7 +59,7 @@ def build_loggers(
     done: int = 0,
     quiet: bool = False,
 ) -> list[Logger]:
-    """The loggers of a run.
+    """Return the loggers of a run.
 
     Args:
         config: The ``logger`` group.
@@ -88,7 +88,7 @@ def build_loggers(
 
 
 def show_media(loggers: Sequence[Logger]) -> bool:
-    """Whether any of the loggers shows more than numbers."""
+    """Return whether any of the loggers shows more than numbers."""
     return any(isinstance(logger, MediaLogger) for logger in loggers)
 
 
@@ -111,14 +111,14 @@ def log_evaluation(
 
 
 def log_summary(loggers: Sequence[Logger], facts: Mapping[str, Any]) -> None:
-    """Say something of a run as a whole, where runs are compared by such facts."""
+    """Log facts of a run as a whole, where runs are compared by such."""
     for logger in loggers:
         if isinstance(logger, StageWandbLogger):
             logger.experiment.summary.update(dict(facts))
 
 
 def read_metrics(path: Path, done: int) -> list[dict[str, float]]:
-    """The whole rows of a ``metrics.csv`` before step ``done``; none where there is no file."""
+    """Return the whole rows of a ``metrics.csv`` before step ``done``; none without a file."""
     if not done or not path.is_file():
         return []
     kept = []
@@ -146,7 +146,7 @@ def finish_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
 def _wandb(
     config: LoggerConfig, folder: Path, description: Description, agenda: Agenda, quiet: bool
 ) -> Logger:
-    """An online run where there is a key and the server answers, an offline run otherwise.
+    """Return an online run where there is a key and the server answers, else an offline run.
 
     A resumed run goes on with the wandb run that it began, whose id is in its folder.
 
@@ -187,7 +187,7 @@ def _first(error: BaseException) -> str:
 
 
 def _claim_wandb_id(folder: Path) -> str:
-    """The id of this run's wandb run, written down before it begins.
+    """Return the id of this run's wandb run, written down before it begins.
 
     A run that is killed while wandb starts would begin a second one otherwise.
     """
@@ -197,7 +197,7 @@ def _claim_wandb_id(folder: Path) -> str:
 
 
 def read_wandb_id(folder: Path) -> str | None:
-    """The wandb run that the run in ``folder`` began; none where it began none.
+    """Return the id of the wandb run that the run in ``folder`` began; none where it began none.
 
     A file that wandb did not name a run by costs no training: there is a new wandb run then.
     """

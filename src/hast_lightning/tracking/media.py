@@ -23,7 +23,7 @@ LAYER_COLUMNS = ("layer", "kind", "bits", "low", "high", "scale", "error")
 
 @dataclass(frozen=True)
 class Media:
-    """What a logger is to show of one moment.
+    """Pictures, histograms and layers of one moment, for a logger to show.
 
     Attributes:
         pictures: By the name that a metric would have.

@@ -78,7 +78,7 @@ class StageWandbLogger(WandbLogger):
 
 
 def _layer_charts(layers: Sequence[LayerDiagnosis]) -> dict[str, Any]:
-    """The layers as wandb's table, and as bars of what each kind is judged by."""
+    """Return the layers as wandb's table, and as bars of what each kind is judged by."""
     import wandb
 
     table = wandb.Table(columns=list(LAYER_COLUMNS), data=layer_rows(layers))
@@ -146,7 +146,7 @@ class StageTensorBoardLogger(TensorBoardLogger):
     def _by_position(
         self, values: Mapping[str, Any], iteration: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The values that belong to one place of their axes, with that place."""
+        """Yield the values that belong to one place of their axes, with that place."""
         positions = axis_values(self._agenda, values, iteration)
         parts: dict[int, dict[str, Any]] = defaultdict(dict)
         for name, value in values.items():

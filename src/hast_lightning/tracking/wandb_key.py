@@ -1,4 +1,4 @@
-"""Whether wandb can log in without asking anybody."""
+"""wandb's key: can it log in without asking anybody?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMER_HOST = "api.wandb.ai"
 
 
 def wandb_key_exists() -> bool:
-    """Whether wandb would find a key by itself: in the environment or in the netrc file."""
+    """Return whether wandb would find a key by itself: in the environment or in the netrc file."""
     return any(map(os.environ.get, KEYS)) or _is_stored()
 
 

@@ -1,0 +1,61 @@
+"""The result of a run: what was measured of its last step, and what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hast_lightning.quantization.size import float_bytes, quantized_bytes
+from hast_lightning.records.folder import disk_bytes
+from hast_lightning.records.result import Result
+from hast_lightning.records.versions import device_name, peak_memory_bytes
+from hast_lightning.runs.assembly import Run
+from hast_lightning.training.callbacks.evaluation import StudentEvaluation
+from hast_lightning.training.evaluation import Evaluation
+
+
+def result_of(
+    run: Run, final: Evaluation, on_the_way: StudentEvaluation, seconds: Mapping[str, float]
+) -> Result:
+    """Return the result of a run after its last step.
+
+    Args:
+        run: The run.
+        final: What was measured after the last step.
+        on_the_way: What was measured before, of the calibrated student among others.
+        seconds: Wall-clock seconds by stage, and of the evaluation.
+    """
+    config, module = run.config, run.module
+    labelled, calibrated = run.data is not None, on_the_way.calibrated
+    held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
+    teacher_bytes = float_bytes(run.network.network)
+    return Result(
+        recipe=config.recipe,
+        seed=config.seed,
+        model=run.network.name,
+        model_checksum=run.network.checksum,
+        weight_bits=config.quantizer.weight_bits,
+        activation_bits=config.quantizer.activation_bits,
+        teacher_top1=final.teacher_top1 if labelled else None,
+        calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
+        quantized_top1=final.student_top1 if labelled else None,
+        teacher_agreement=final.agreement,
+        agreement_on=f"{'evaluation' if labelled else held_out} images",
+        calibrated_agreement=calibrated.agreement if calibrated else None,
+        evaluated_images=final.images,
+        method=config.method.name,
+        budget=config.schedule.name,
+        steps_by_stage=module.agenda.steps(module.iteration),
+        student_steps=module.agenda.student_steps(module.iteration),
+        seconds_by_stage=dict(seconds),
+        peak_memory_bytes=peak_memory_bytes(module.device),
+        disk_bytes=disk_bytes(run.folder),
+        device=device_name(module.device),
+        versions=run.origin.versions,
+        teacher_bytes=teacher_bytes,
+        quantized_bytes=quantized_bytes(module.student, teacher_bytes),
+        best_on_test_top1=on_the_way.best,
+        status="complete",
+        resumes=run.origin.resumes,
+        git_commit=run.origin.git_commit,
+        command=run.origin.command,
+    )
