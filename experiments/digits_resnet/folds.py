@@ -1,4 +1,4 @@
-"""Networks and labelled images to develop a recipe on, without the third that results use.
+"""Networks and labeled images to develop a recipe on, without the third that results use.
 
 The 1,198 digits that the bundled teacher was trained on are split into three folds. For each a
 network like the bundled one is trained on the other two, and the fold becomes evaluation data.
