@@ -83,12 +83,13 @@ $(BIN)/python:
 	echo "Name one with: make setup PYTHON=/path/to/python" >&2; \
 	exit 1
 
-# uv installs faster than pip; where it cannot run or reach an index, pip does the same.
+# uv installs faster than pip; where it cannot run or reach an index, pip does the same. As pip
+# does, it compiles: where Python may not write bytecode, each import of torch would take seconds.
 # The interpreter is order-only: its own date says nothing about what is installed.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
 		|| echo "uv could not be installed" >&2
-	@if $(BIN)/uv pip install --python $(BIN)/python \
+	@if $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python \
 		-c constraints.txt --build-constraints constraints.txt -e '.[dev]'; then :; \
 	else \
 		echo "uv did not succeed; trying pip" >&2; \

@@ -77,7 +77,8 @@ def modules_of_its_own(folder: Path) -> Iterator[None]:
     import_parts()
     known = {group: dict(classes) for group, classes in part._PARTS.items()}
     loaded, store = set(sys.modules), ConfigStore.instance()
-    groups = {group: dict(store.repo.get(group, {})) for group in known}
+    # Recipes are made of the words of a command line.
+    groups = {group: dict(store.repo.get(group, {})) for group in (*known, "experiment")}
     try:
         yield
     finally:
@@ -123,7 +124,16 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
         finally:
             # Hydra's handlers write to the two buffers.
             root.handlers[:], root.level = handlers, level
+            if "hydra/launcher=joblib" in arguments:
+                _end_workers()
     return Finished(status, out.getvalue(), err.getvalue())
+
+
+def _end_workers() -> None:
+    """End joblib's processes, which would wait in this folder for jobs of the next call."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
 
 
 def _lead_warnings(err: io.StringIO, patch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
-"""What makes the tests quicker, and leaves what they test as it is."""
+"""What makes the tests quicker, and independent of each other."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 LONGEST_FIRST = (
     "test_bad_input.py",
@@ -40,3 +42,11 @@ def pytest_configure() -> None:
     again and again through all that torch consists of.
     """
     gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(autouse=True)
+def _recipes_of_its_own() -> Iterator[None]:
+    """Forget the recipes that a test made known by naming them."""
+    known = dict(ConfigStore.instance().repo.get("experiment", {}))
+    yield
+    ConfigStore.instance().repo["experiment"] = known

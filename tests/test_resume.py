@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hast_lightning.cli import main as cli
+from hast_lightning.config.error_lines import TERMINATED_STATUS
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.records.folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
 from hast_lightning.runs.pipeline import resume
@@ -57,26 +53,12 @@ NOT_COMPARED = {
 }
 
 
-Process = subprocess.Popen[str] | Forked
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "hast_lightning", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def steps_logged(run: Path) -> int:
     file = run / "metrics.csv"
     return file.read_text().count("\n") - 1 if file.exists() else 0
 
 
-def kill_within(process: Process, run: Path, first: int, last: int, sign: signal.Signals) -> bool:
+def kill_within(process: Forked, run: Path, first: int, last: int, sign: signal.Signals) -> bool:
     """Kill when a random number of steps between the two is logged; false if it ended before."""
     wanted = random.randint(first, last - 1)
     while process.poll() is None:
@@ -111,22 +93,17 @@ def run_whole(folder: Path, *arguments: str) -> Path:
     return folder / "whole"
 
 
-def kill_and_resume(
-    folder: Path,
-    arguments: tuple[str, ...],
-    kills: list[tuple[int, int]],
-    begin: Callable[..., Process] = start,
-) -> int:
+def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[int, int]]) -> int:
     """Run in ``killed``, killed within each span of steps; returns how often it was."""
     run = folder / "killed"
-    process, done = begin(folder, *arguments, "hydra.run.dir=killed"), 0
+    process, done = Forked(folder, *arguments, "hydra.run.dir=killed"), 0
     for index, (first, last) in enumerate(kills):
         sign = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)[index % 3]
         if not kill_within(process, run, first, last, sign):
             break
         done += 1
         # Before the claim of the folder there is nothing to resume.
-        process = begin(folder, "resume=killed")
+        process = Forked(folder, "resume=killed")
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return done
@@ -137,7 +114,7 @@ def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> N
     first, last = STAGES["distillation"]
     assert kill_within(process, tmp_path / "killed", first, last, signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == cli.TERMINATED_STATUS, output
+    assert process.returncode == TERMINATED_STATUS, output
     assert output.splitlines()[-1] == "hast-lightning: terminated"
     assert "Terminated at step" in (tmp_path / "killed" / "report.html").read_text()
 
@@ -146,7 +123,7 @@ def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> 
     random.seed(0)
     whole = run_whole(tmp_path, *ARGUMENTS)
     spans = [STAGES["synthesis"], STAGES["distillation"]]
-    kills = kill_and_resume(tmp_path, ARGUMENTS, spans, Forked)
+    kills = kill_and_resume(tmp_path, ARGUMENTS, spans)
     assert kills == 2
     assert_same_run(whole, tmp_path / "killed", kills)
     # These kills are stages apart, so that each comes after the resume before it was recorded.

@@ -12,7 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from hast_lightning.api.composition import as_overrides, composed
+from hast_lightning.api.composition import composed
+from hast_lightning.config.literals import as_overrides
 from hast_lightning.errors import ConfigurationError
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hast_lightning.api.composition import as_overrides, literal
 from hast_lightning.api.overrides import concerns
 from hast_lightning.config import config_folder
+from hast_lightning.config.literals import as_overrides, literal
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.records.folder import CONFIG_FILE
 

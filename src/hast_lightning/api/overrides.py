@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from hast_lightning.api.composition import as_overrides
+from hast_lightning.config.literals import as_overrides
 from hast_lightning.errors import ConfigurationError
 
 Overrides = str | Sequence[str] | Mapping[str, Any]

@@ -23,7 +23,7 @@ from hast_lightning.api.arguments import (
     surroundings_settings,
 )
 from hast_lightning.api.choice import Choice, choose
-from hast_lightning.api.composition import as_overrides, composed, literal
+from hast_lightning.api.composition import composed
 from hast_lightning.api.overrides import (
     Overrides,
     as_texts,
@@ -35,6 +35,7 @@ from hast_lightning.api.overrides import (
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
 from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
+from hast_lightning.config.literals import as_overrides, literal
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError

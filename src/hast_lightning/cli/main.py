@@ -214,7 +214,8 @@ def main() -> None:
         modules = named_modules(sys.argv[1:])
         register_schemas(modules)
         sys.argv[1:] = spelled_modules(sys.argv[1:])
-        register_recipes(sys.argv[1:])
+        # A shell that completes a line hands it over in a variable.
+        register_recipes([*sys.argv[1:], *os.environ.get("COMP_LINE", "").split()])
     except ConfigurationError as error:
         if full_error:
             raise

@@ -21,9 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hast_lightning.config import Config, config_folder
+from hast_lightning.config.literals import literal
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.records.folder import JOB_FAILURE_FILE
 
@@ -77,16 +78,21 @@ class Failure:
 
 
 class SweepFolder(Callback):
-    """Hydra's callback that tells the command line where its sweep is.
+    """Hydra's callback that keeps all jobs in one folder and tells the command line where it is.
 
-    The folder's name holds the time, and Hydra does not return it.
+    The folder's name holds the recipe, which the jobs may differ in, and the time; and Hydra does
+    not return it.
     """
 
     current: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the folder, and forget what went wrong in an earlier sweep there."""
-        SweepFolder.current = Path(str(config.hydra.sweep.dir)).absolute()
+        """Settle on the folder, and forget what went wrong in an earlier sweep there."""
+        folder = str(config.hydra.sweep.dir)
+        SweepFolder.current = Path(folder).absolute()
+        with read_write(config.hydra.overrides), open_dict(config.hydra.overrides):
+            # Each job composes its configuration anew, of these words and its own.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={literal(folder)}")
         for file in SweepFolder.current.rglob(JOB_FAILURE_FILE):
             file.unlink()
 

@@ -109,7 +109,9 @@ def _unknown_key(found: Match[str], error: BaseException) -> str | None:
 ANY = re.compile("")
 FOREIGN = (
     _by_text(
-        r"Could not (?:find|load|override) '?hydra/(?:launcher|sweeper)[/=@](\w+)", _missing_plugin
+        r"(?:In '[^']+': )?Could not (?:find|load|override) "
+        r"'?hydra/(?:launcher|sweeper)[/=@](\w+)",
+        _missing_plugin,
     ),
     _by_text(
         r"(?:In '([^']+)': )?Could not find '([^']+)/([^']*)'\s+Available options in '[^']+':"

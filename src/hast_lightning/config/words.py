@@ -13,6 +13,7 @@ from hast_lightning.config.folder import config_folder
 from hast_lightning.errors import ConfigurationError
 
 MODULES = "modules"
+OTHER_FOLDERS = ("hydra.searchpath", "--config-dir", "-cd")
 BITS_IN_NAME = re.compile(r"(?P<head>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<tail>_.+)?")
 
 
@@ -53,18 +54,23 @@ def register_recipes(words: Iterable[str]) -> None:
     Args:
         words: Of the command line; those that name an experiment count.
     """
-    for word in words:
+    given = list(words)
+    # A family may lie in a folder of the user's, which only Hydra finds.
+    elsewhere = any(word.lstrip("+").startswith(OTHER_FOLDERS) for word in given)
+    for word in given:
         key, _, value = word.lstrip("+").partition("=")
         for name in value.split(",") if key == "experiment" else ():
-            _register(name.strip("'\""))
+            _register(name.strip("'\""), elsewhere)
 
 
-def _register(name: str) -> None:
+def _register(name: str, elsewhere: bool) -> None:
     found = BITS_IN_NAME.fullmatch(name)
     folder = config_folder() / "experiment"
     if found is None or (folder / f"{name}.yaml").is_file():
         return
     family = found["head"] + (found["tail"] or "")
+    if not (elsewhere or (folder / f"{family}.yaml").is_file()):
+        return
     bits = {"weight_bits": int(found["weights"]), "activation_bits": int(found["activations"])}
     node = {"defaults": [family, "_self_"], "recipe": name, "quantizer": bits}
     ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")
