@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from hast_lightning.config import DataConfig, ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import BATCH_SIZE, GivenData
 from hast_lightning.data.image_folder import load_image_folder
 from hast_lightning.errors import DataError
+from hast_lightning.files.pixels import ORIENTATION
 from hast_lightning.models import zoo
 from hast_lightning.runs.prediction import picture_batches
 from hast_lightning.sources.own_images import read_own_images
@@ -154,25 +155,51 @@ def test_items_that_draw_are_not_all_the_same(network: PretrainedNetwork) -> Non
     assert len({float(image.sum()) for image in images}) == 3
 
 
+def camera_on_its_side(picture: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def of_16_bits(picture: Image.Image, path: Path) -> None:
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+
+
+def with_transparency(picture: Image.Image, path: Path) -> None:
+    """What cannot be seen is as black as can be."""
+    layer = picture.convert("RGBA")
+    layer.paste((0, 0, 0, 0), (0, 0, 4, 4))
+    layer.save(path)
+    picture.paste("white", (0, 0, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "store",
+    [lambda picture, path: picture.save(path), camera_on_its_side, of_16_bits, with_transparency],
+    ids=["as it is", "on its side", "16 bits", "transparent"],
+)
 def test_a_picture_of_the_networks_size_is_the_same_to_the_pixel_everywhere(
-    network: PretrainedNetwork, tmp_path: Path
+    network: PretrainedNetwork, tmp_path: Path, store: Callable[[Image.Image, Path], None]
 ) -> None:
     """Also for one that is not square."""
     wide = replace(network, input_shape=(3, 8, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = (noise(3, 8, 16).sigmoid() * 255).to(torch.uint8)
-    picture = to_pil_image(pixels)
+    picture = to_pil_image((noise(3, 8, 16).sigmoid() * 255).to(torch.uint8))
+    if store is of_16_bits:
+        picture = picture.convert("L").convert("RGB")
     for label in range(network.num_classes):
         (tmp_path / str(label)).mkdir()
-        picture.save(tmp_path / str(label) / "a.png")
-    given, _ = whole(GivenData([(picture, 0)], wide))
+        store(picture, tmp_path / str(label) / "a.png")
+    pixels = pil_to_tensor(picture)
+    read = Image.open(tmp_path / "0" / "a.png")
+    given, _ = whole(GivenData([(read, 0)], wide))
     folder = load_image_folder(DataConfig(source="imagenet", path=str(tmp_path)), wide)
     from_folder = next(iter(folder))[0][:1]
     own = read_own_images(tmp_path, 1, wide, "sources.bank.path")
     description = replace(DESCRIPTION, input_shape=(3, 8, 16), mean=wide.mean, std=wide.std)
-    predicted = next(picture_batches([picture], description))
+    predicted = next(picture_batches([read, tmp_path / "0" / "a.png"], description))
     assert torch.equal(own[0], pixels)
     expected = (pixels.float() / 255 - 0.5) / 0.5
-    for images in (given, from_folder, predicted):
+    for images in (given, from_folder, predicted, predicted[1:]):
         torch.testing.assert_close(images[0], expected)
 
 

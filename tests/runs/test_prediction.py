@@ -107,7 +107,8 @@ def test_images_that_cannot_be_read_are_named_and_the_others_kept(
     ).refusal()
     assert line == (
         f"2 of 3 files in images={tmp_path} could not be read as images: bad.png, cut.png; the "
-        "other one is in the table"
+        f"other one is in the table; {tmp_path}/bad.png is not a readable picture: cannot identify "
+        f"image file '{tmp_path}/bad.png'"
     )
     assert [row["file"] for row in rows((tmp_path / "table.csv").read_text())] == ["good.png"]
 
@@ -115,7 +116,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_kept(
 def test_where_no_image_can_be_read_no_others_are_spoken_of(made: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     for images in (tmp_path, tmp_path / "bad.png"):
-        with pytest.raises(DataError, match=r"as images: bad\.png; the table has no rows$"):
+        with pytest.raises(DataError, match=r"as images: bad\.png; the table has no rows; "):
             predict(made / "student.safetensors", images, tmp_path / "table.csv")
         assert rows((tmp_path / "table.csv").read_text()) == []
 

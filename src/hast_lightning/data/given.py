@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from hast_lightning.errors import DataError
-from hast_lightning.files.pictures import MODES, Fitting
+from hast_lightning.files.pictures import MODES, Fitting, shown_picture
 
 if TYPE_CHECKING:
     from hast_lightning.core.network import PretrainedNetwork
@@ -242,7 +242,7 @@ def _image(given: Any, network: PretrainedNetwork) -> Tensor:
     if channels not in MODES:
         raise DataError(f"data: pictures have 1 or 3 channels; the network takes {channels}")
     fitting = Fitting(height, width, network.resize_ratio)
-    pixels = np.array(fitting(given.convert(MODES[channels])))
+    pixels = np.array(fitting(shown_picture(given, MODES[channels], "data")))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 

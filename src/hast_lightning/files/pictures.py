@@ -16,6 +16,7 @@ from PIL import Image
 
 from hast_lightning.errors import DataError
 from hast_lightning.files.archives import require_bounded
+from hast_lightning.files.pixels import as_shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -144,14 +145,15 @@ class Fitting:
 
 
 def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
-    """Read a whole picture into memory.
+    """Read a whole picture into memory, as a viewer shows it (:func:`as_shown`).
 
     Args:
         path: the file.
         mode: Pillow's, one of :data:`MODES`.
 
     Raises:
-        DataError: it is no picture, damaged, or has more pixels than Pillow trusts.
+        DataError: it is no picture, damaged, has more pixels than Pillow trusts, or pixels whose
+            white nobody says.
     """
     try:
         # Opening a named pipe would wait for whoever writes to it.
@@ -159,13 +161,30 @@ def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
             raise DataError(f"{path} is not a file")
         with Image.open(path) as picture:
             _require_size(path, picture)
-            return picture.convert(mode)
+            return as_shown(picture, mode)
     except DataError:
         raise
     # Pillow's readers raise a dozen types where a file is damaged in an odd way.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} is not a readable picture: {reason}") from error
+
+
+def shown_picture(picture: Picture, mode: str, origin: str) -> Picture:
+    """Return a picture in memory as :func:`open_picture` would have read its file.
+
+    Raises:
+        DataError: its file is damaged, or nobody says which value of its pixels is white; the
+            message begins with ``origin``.
+    """
+    try:
+        return as_shown(picture, mode)
+    # Pillow reads a file only now, and raises a dozen types where it is damaged.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{origin}: a picture of mode {picture.mode} cannot be read: {reason}"
+        ) from error
 
 
 def _require_size(path: str | Path, picture: Picture) -> None:

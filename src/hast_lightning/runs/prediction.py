@@ -21,7 +21,7 @@ from torch import Tensor
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artifact import Network, open_artifact
 from hast_lightning.export.description import Description
-from hast_lightning.files.pictures import MODES, Fitting, find_pictures, open_picture
+from hast_lightning.files.pictures import MODES, Fitting, find_pictures, open_picture, shown_picture
 
 HEADER = ("file", "class_index", "class_name", "probability")
 BATCH = 32
@@ -50,14 +50,15 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
     """
     network, description = open_artifact(artifact)
     files = picture_files(images, f"images={images}")
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     rows = list(_rows(network, description, files, images, unreadable))
     _write(rows, target)
     if unreadable:
-        shown = ", ".join([*unreadable[:_NAMES_SHOWN], *["..."] * (len(unreadable) > _NAMES_SHOWN)])
+        names = list(unreadable)
+        shown = ", ".join([*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN)])
         raise DataError(
-            f"{len(unreadable)} of {len(files)} files in images={images} could not be read as "
-            f"images: {shown}; {_rest(len(rows))}"
+            f"{len(names)} of {len(files)} files in images={images} could not be read as "
+            f"images: {shown}; {_rest(len(rows))}; {unreadable[names[0]]}"
         )
 
 
@@ -96,12 +97,7 @@ def picture_batches(pictures: Sequence[Picture], description: Description) -> It
 def _opened(picture: Picture, mode: str) -> Image.Image:
     if isinstance(picture, Path):
         return open_picture(picture, mode)
-    try:
-        return picture.convert(mode)
-    # Pillow reads a file only now, and raises a dozen types where it is damaged.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"a picture of mode {picture.mode} cannot be read: {reason}") from error
+    return shown_picture(picture, mode, "predict")
 
 
 def _rows(
@@ -109,9 +105,9 @@ def _rows(
     description: Description,
     files: Sequence[Path],
     root: Path,
-    unreadable: list[str],
+    unreadable: dict[str, str],
 ) -> Iterator[Row]:
-    """Yield a row for every image; the names of those that cannot be read go to ``unreadable``."""
+    """Yield a row for every image; ``unreadable`` gets why some cannot be read."""
     names = description.class_names
     prepare = _preparation(description)
     mode = MODES[description.input_shape[0]]
@@ -121,8 +117,8 @@ def _rows(
             name = path.name if path == root else str(path.relative_to(root))
             try:
                 tensors[name] = prepare(open_picture(path, mode))
-            except DataError:
-                unreadable.append(name)
+            except DataError as error:
+                unreadable[name] = str(error)
         if tensors:
             logits = network(torch.stack(list(tensors.values())))
             probabilities, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
