@@ -37,6 +37,8 @@ TINY = (
     "schedule.student_steps=3",
     "schedule.student_batch=8",
     "schedule.unit_steps=2",
+    "safeguard.images=8",
+    "safeguard.iterations=2",
 )
 SYNTHESIS_STEPS, CALIBRATION_STEPS, STUDENT_STEPS = 6, 2, 3
 

@@ -20,6 +20,7 @@ from hast_lightning.config.folder import config_folder
 from hast_lightning.config.method import MethodConfig
 from hast_lightning.config.model import PROVIDERS, ModelConfig
 from hast_lightning.config.root import COMMANDS, Config
+from hast_lightning.config.safeguard import SafeguardConfig
 from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
     DATA_SOURCES,
@@ -54,6 +55,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "QuantizerConfig",
+    "SafeguardConfig",
     "ScheduleConfig",
     "TrainerConfig",
     "config_folder",

@@ -12,6 +12,7 @@ from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.export import ExportConfig
 from hast_lightning.config.method import MethodConfig
 from hast_lightning.config.model import ModelConfig
+from hast_lightning.config.safeguard import SafeguardConfig
 from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
     CallbacksConfig,
@@ -78,6 +79,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: CallbacksConfig = MISSING
+    safeguard: SafeguardConfig = field(default_factory=SafeguardConfig)
     export: ExportConfig = MISSING
 
     def __post_init__(self) -> None:

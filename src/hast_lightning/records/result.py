@@ -115,8 +115,27 @@ class Result:
     """Steps of each stage, in order."""
     student_steps: int = 0
     """Steps that trained the student."""
+    kept_stage: str = ""
+    """Stage after which the student was taken that is exported and handed back: that after which
+    it was closest to the full-precision network; empty in results of versions that always took the
+    last."""
+    kept_top1: float | None = None
+    """Top-1 accuracy of that student."""
+    kept_agreement: float | None = None
+    """Agreement of that student with the full-precision network."""
+    judged: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """How close the student was to the full-precision network after each stage, without labels, by
+    kind of images: ``error`` of the logits relative to their spread, ``agreement`` in percent.
+    Empty where only one stage changed it."""
+    batch_norm_statistics: dict[str, float] = field(default_factory=dict)
+    """BatchNorm statistics loss of each source's samples and of noise, by name; low is good."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
+
+    @property
+    def handed_back_earlier(self) -> bool:
+        """Return whether the student that is handed back is not that of the last stage."""
+        return bool(self.judged) and self.kept_stage != list(self.judged)[-1]
 
     def write(self, path: str | Path) -> None:
         """Write the result as JSON, whole or not at all.

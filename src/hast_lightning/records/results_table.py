@@ -35,7 +35,7 @@ def results_table(result: Result) -> Table:
 
 
 class HeadlineRow(NamedTuple):
-    """One of the three networks: style in a terminal, name, percentages, bits W/A, size."""
+    """One of the networks: style in a terminal, name, percentages, bits W/A, size."""
 
     style: str
     name: str
@@ -46,7 +46,7 @@ class HeadlineRow(NamedTuple):
 
 
 def headline(result: Result) -> tuple[HeadlineRow, ...]:
-    """Return the three networks that a run compares, as numbers and text.
+    """Return the networks that a run compares, as numbers and text.
 
     The names hold for every recipe; the recipe itself is in the title.
     """
@@ -57,11 +57,16 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     before, after = result.calibrated_top1, result.quantized_top1
     agreed_before, agreed_after = result.calibrated_agreement, result.teacher_agreement
     full = ("full precision", result.teacher_top1, None, FULL_PRECISION_BITS, float_size)
-    return (
+    last = "" if result.handed_back_earlier else "bold"
+    rows = [
         HeadlineRow("", *full),
         HeadlineRow("", "calibrated ranges only", before, agreed_before, bits, size),
-        HeadlineRow("bold", "calibrated and trained", after, agreed_after, bits, size),
-    )
+        HeadlineRow(last, "calibrated and trained", after, agreed_after, bits, size),
+    ]
+    if result.handed_back_earlier:
+        name, kept = f"handed back: {result.kept_stage}", result.kept_agreement
+        rows.append(HeadlineRow("bold", name, result.kept_top1, kept, bits, size))
+    return tuple(rows)
 
 
 def readable_size(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -51,14 +52,19 @@ from hast_lightning.runs.logs import (
 from hast_lightning.runs.results import result_of
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.runtime.trainer import build_trainer, is_first_process, require_device
+from hast_lightning.safeguard.choice import choose
+from hast_lightning.safeguard.states import StudentStates, forget_states
 from hast_lightning.terms.cross_entropy import difficulty
 from hast_lightning.tracking.loggers import finish_loggers, require_logger, show_media
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
+from hast_lightning.training.callbacks.findings import SaveFindings
 from hast_lightning.training.callbacks.observation import Observation
 from hast_lightning.training.callbacks.progress import StageProgressBar
 from hast_lightning.training.callbacks.samples import SaveSamples
 from hast_lightning.training.callbacks.timing import StageTimer
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config, folder: Path, command: str) -> Result | None:
@@ -194,17 +200,19 @@ def _execute(run: Run, start: Start | None) -> Result | None:
 def _train_and_measure(run: Run, loggers: list[Logger], start: Start | None) -> Result | None:
     """Go through all stages, measure the last step, and leave result, exports and report."""
     interval = run.config.callbacks.evaluate_every_n_steps
-    timer = StageTimer()
+    timer, states = StageTimer(), StudentStates(run.folder, run.config.safeguard.images)
     on_the_way = StudentEvaluation(run.evaluate, interval, run.data is not None)
     evaluated = run.config.evaluate and run.config.trains
-    fit(run, loggers, [timer, *([on_the_way] if evaluated else [])], start)
-    result = _measure(run, timer, on_the_way) if evaluated else None
+    fit(run, loggers, [timer, states, *([on_the_way] if evaluated else [])], start)
+    result = _measure(run, timer, states, on_the_way) if evaluated else None
     failures: list[Exception] = []
     if result is not None and rank() == 0:
         # Before the result is written: until then a run that is stopped can be resumed.
         records, failures = export_student(run)
         result = replace(result, exports=records)
         result.write(run.folder / RESULT_FILE)
+    if rank() == 0:
+        forget_states(run.folder)
     if result is not None:
         tell_result(run, loggers, result)
     # Last: nothing that goes wrong with a picture or a table may cost the result.
@@ -223,6 +231,7 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
         *([Observation(config.callbacks, run.network.mean, run.network.std)] if watched else []),
         _checkpoints(config.callbacks, run.folder),
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
+        SaveFindings(module.found_files, run.folder),
         *([StageProgressBar()] if config.callbacks.progress else []),
     ]
     trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
@@ -251,13 +260,19 @@ def _checkpoints(options: CallbacksConfig, folder: Path) -> LastCheckpoint:
     )
 
 
-def _measure(run: Run, timer: StageTimer, on_the_way: StudentEvaluation) -> Result:
-    """Measure the student after the last step."""
+def _measure(
+    run: Run, timer: StageTimer, states: StudentStates, on_the_way: StudentEvaluation
+) -> Result:
+    """Measure the student after the last step, and the one that is handed back if it is another.
+
+    From then on the module has the latter: what is exported, and returned to Python.
+    """
     start = time.perf_counter()
-    final = run.evaluate()
-    assert final is not None
+    choice = choose(run.module, run.folder, run.config.safeguard, run.evaluate)
+    if choice.warning and rank() == 0:
+        _log.warning("%s", choice.warning)
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
-    return result_of(run, final, on_the_way, seconds)
+    return result_of(run, choice, states.statistics, on_the_way, seconds)
 
 
 def _report(run: Run, result: Result | None) -> None:

@@ -9,22 +9,31 @@ from hast_lightning.records.folder import disk_bytes
 from hast_lightning.records.result import Result
 from hast_lightning.records.versions import device_name, peak_memory_bytes
 from hast_lightning.runs.assembly import Run
+from hast_lightning.safeguard.choice import Choice
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
-from hast_lightning.training.evaluation import Evaluation
+
+EVALUATION = "evaluation"
+"""The images that the result is measured on."""
 
 
 def result_of(
-    run: Run, final: Evaluation, on_the_way: StudentEvaluation, seconds: Mapping[str, float]
+    run: Run,
+    choice: Choice,
+    statistics: Mapping[str, float],
+    on_the_way: StudentEvaluation,
+    seconds: Mapping[str, float],
 ) -> Result:
     """Return the result of a run after its last step.
 
     Args:
         run: The run.
-        final: What was measured after the last step.
+        choice: The student that is handed back, and what was measured of all.
+        statistics: BatchNorm statistics loss of each source's samples and of noise.
         on_the_way: What was measured before, of the calibrated student among others.
         seconds: Wall-clock seconds by stage, and of the evaluation.
     """
     config, module = run.config, run.module
+    final, kept = choice.evaluated[choice.last], choice.evaluated[choice.stage]
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
     teacher_bytes = float_bytes(run.network.network)
@@ -54,8 +63,26 @@ def result_of(
         teacher_bytes=teacher_bytes,
         quantized_bytes=quantized_bytes(module.student, teacher_bytes),
         best_on_test_top1=on_the_way.best,
+        kept_stage=choice.stage,
+        kept_top1=kept.student_top1 if labelled else None,
+        kept_agreement=kept.agreement,
+        judged=_judged(choice, labelled=labelled),
+        batch_norm_statistics=dict(statistics),
         status="complete",
         resumes=run.origin.resumes,
         git_commit=run.origin.git_commit,
         command=run.origin.command,
     )
+
+
+def _judged(choice: Choice, *, labelled: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what is known of the student after each stage, by kind of images."""
+    found = {}
+    for stage, by_images in choice.judged.items():
+        evaluation = choice.evaluated[stage]
+        measured = {"agreement": evaluation.agreement}
+        if labelled:
+            measured["top1"] = evaluation.student_top1
+        closeness = {kind: close._asdict() for kind, close in by_images.items()}
+        found[stage] = {**closeness, EVALUATION: measured}
+    return found

@@ -1,0 +1,141 @@
+"""The student that a run hands back: of the last stage, or of the one before it went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hast_lightning.config.safeguard import SafeguardConfig
+from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.runtime.ranks import gathered_objects
+from hast_lightning.safeguard.closeness import Closeness, closeness
+from hast_lightning.safeguard.reference import reference_images, smooth_noise
+from hast_lightning.safeguard.states import kept_states
+from hast_lightning.training.evaluation import Evaluation
+from hast_lightning.training.module import ZeroShotQuantization
+
+REFERENCE, SMOOTH, HELD_OUT = "reference", "noise", "held_out"
+"""Images of the judge's own; noise whose spectrum is that of natural images; held-out samples."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which student a run hands back, and why.
+
+    Attributes:
+        stage: The stage after which it was taken.
+        last: The last stage that changed the student.
+        judged: How close the student was to the teacher, by stage and by kind of images.
+        evaluated: What an evaluation found, by stage; it came after the choice.
+    """
+
+    stage: str
+    last: str
+    judged: dict[str, dict[str, Closeness]] = field(default_factory=dict)
+    evaluated: dict[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def warning(self) -> str:
+        """Return what to say of a student that is not the last one; empty where it is."""
+        if self.stage == self.last:
+            return ""
+        before, after = (self.judged[name][REFERENCE] for name in (self.stage, self.last))
+        return (
+            f"stage {self.last} made the student worse: on images that nobody trained on the error "
+            f"of its logits went from {before.error:.3g} to {after.error:.3g} and its agreement "
+            f"with the full-precision network from {before.agreement:.1f} to "
+            f"{after.agreement:.1f} %; handed back is the student after stage {self.stage}. Give "
+            f"the images more steps (schedule.image_steps), stages.{self.last} a lower learning "
+            "rate, or leave that stage out of order"
+        )
+
+
+def choose(
+    module: ZeroShotQuantization,
+    folder: Path,
+    options: SafeguardConfig,
+    evaluate: Callable[[], Evaluation | None],
+) -> Choice:
+    """Judge the student after every stage, and leave the chosen one in the module.
+
+    All ranks come to the same choice, that of rank 0. Labels are looked at after it was made.
+
+    Args:
+        module: After its last step.
+        folder: Of the run, where students were kept.
+        options: How they are judged.
+        evaluate: Measures the module's student; the last time the chosen one.
+    """
+    legs = [leg for leg in module.agenda.legs if leg.calibrates or leg.trains_student]
+    last = legs[-1].stage
+    earlier = kept_states(folder, {leg.stage: leg.total for leg in legs[:-1]})
+    if not earlier or not options.enabled:
+        return Choice(last, last, evaluated=_evaluated(evaluate, last))
+    student = module.student
+    final = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    images = judging_images(module, options)
+    states: dict[str, Any] = {**earlier, last: final}
+    judged: dict[str, dict[str, Closeness]] = {}
+    for stage, state in states.items():
+        _load(module, state)
+        judged[stage] = {
+            kind: closeness(module.teacher, student, inputs) for kind, inputs in images.items()
+        }
+    choice = gathered_objects(preferred(judged, options.tolerance))[0]
+    evaluated: dict[str, Evaluation] = {}
+    for stage in sorted(states, key=lambda stage: stage == choice):
+        _load(module, states[stage])
+        evaluated |= _evaluated(evaluate, stage)
+    return Choice(choice, last, judged, evaluated)
+
+
+def _evaluated(evaluate: Callable[[], Evaluation | None], stage: str) -> dict[str, Evaluation]:
+    found = evaluate()
+    return {} if found is None else {stage: found}
+
+
+def _load(module: ZeroShotQuantization, state: Path | Mapping[str, Tensor]) -> None:
+    """Give the student a state, or that of a file."""
+    loaded: Mapping[str, Tensor] = (
+        torch.load(state, map_location="cpu", weights_only=True)
+        if isinstance(state, Path)
+        else state
+    )
+    module.student.load_state_dict(loaded)
+
+
+def preferred(judged: Mapping[str, Mapping[str, Closeness]], tolerance: float) -> str:
+    """Return the stage whose student is to be handed back.
+
+    The last one, but for an earlier one whose error on the reference images is smaller by more
+    than a share of it. Of several such, that with the smallest error.
+
+    Args:
+        judged: By stage in their order, then by kind of images.
+        tolerance: The share.
+    """
+    errors = {stage: found[REFERENCE].error for stage, found in judged.items()}
+    *_, last = errors
+    best = min(errors, key=lambda stage: errors[stage])
+    return best if errors[best] < (1 - tolerance) * errors[last] else last
+
+
+def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> dict[str, Tensor]:
+    """Return the images that students are judged by, by kind.
+
+    All are reported; the choice is made on the reference images.
+    """
+    reference = reference_images(module.teacher, options.images, options.iterations)
+    generator = torch.Generator().manual_seed(1)
+    noise = smooth_noise(options.images, reference.shape[1:], generator).to(reference.device)
+    images = {REFERENCE: reference, SMOOTH: noise}
+    # A bank may keep none from training, or may not be full.
+    with suppress(ConfigurationError, DataError):
+        images[HELD_OUT] = module.source.held_out(options.images).inputs
+    return {kind: module.layout(inputs) for kind, inputs in images.items()}

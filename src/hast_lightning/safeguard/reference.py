@@ -1,0 +1,98 @@
+"""Images that no stage trains on: what a student is judged by.
+
+Held-out samples of the source that a student learned from share the faults of that source: a
+student that is trained on images that look like nothing agrees with its teacher on these. So the
+judge has images of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from hast_lightning.core.batch import Batch, Progress, Seen
+from hast_lightning.core.source import HELD_OUT_SEED
+from hast_lightning.errors import ModelError
+from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.terms.bns import BNS
+
+RATE = 0.1
+"""Learning rate of the images, in units of their standard deviation."""
+SHARED = 0.8
+"""Share of the variance that the channels of smooth noise have in common, as colors do."""
+
+
+def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return noise whose amplitude falls with the frequency, as that of natural images does.
+
+    Args:
+        count: Images.
+        shape: (C, H, W) of one; inputs of another kind are white noise.
+        generator: Of the random numbers, on the CPU.
+
+    Returns:
+        (count, C, H, W) with mean 0 and variance 1 in each channel of each image.
+    """
+    if len(shape) != 3:
+        return torch.randn(count, *shape, generator=generator)
+    channels, height, width = shape
+    own = torch.randn(count, channels, height, width, generator=generator)
+    common = torch.randn(count, 1, height, width, generator=generator)
+    white = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
+    rows = torch.fft.fftfreq(height)[:, None] * height
+    columns = torch.fft.rfftfreq(width)[None, :] * width
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1.0)
+    smooth = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
+    centered: Tensor = smooth - smooth.mean(dim=(2, 3), keepdim=True)
+    return centered / centered.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Tensor:
+    """Return images of the judge's own, always the same of the same network.
+
+    They start as smooth noise and are matched to the teacher's BatchNorm statistics; those of a
+    network without BatchNorms stay smooth noise. The random numbers of the run are left alone.
+
+    Args:
+        teacher: On the device that the images are made on.
+        count: Images.
+        iterations: Steps of Adam.
+
+    Returns:
+        (count, ...) in the range that the network takes.
+    """
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    shape = teacher.pretrained.input_shape
+    inputs = smooth_noise(count, shape, generator).to(_device(teacher))
+    term = BNS()
+    try:
+        needs = term.bind(teacher, teacher)
+    except ModelError:
+        return inputs
+    inputs.requires_grad_(True)
+    optimizer = Adam([inputs], lr=RATE)
+    for _ in range(iterations):
+        optimizer.zero_grad()
+        trace = teacher.trace(inputs, needs.teacher, unfolded=True)
+        term(Seen(Batch(inputs), trace, None, Progress("safeguard", 1, 1))).backward()
+        optimizer.step()
+    return inputs.detach()
+
+
+@torch.no_grad()
+def statistics_distance(teacher: FrozenTeacher, inputs: Tensor) -> float | None:
+    """Return the BatchNorm statistics loss of ``inputs``; none of a network without BatchNorms."""
+    term = BNS()
+    try:
+        needs = term.bind(teacher, teacher)
+    except ModelError:
+        return None
+    trace = teacher.trace(inputs, needs.teacher, unfolded=True)
+    return float(term(Seen(Batch(inputs), trace, None, Progress("safeguard", 1, 1))))
+
+
+def _device(teacher: FrozenTeacher) -> torch.device:
+    return next(teacher.parameters()).device

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.models.zoo import load
+from hast_lightning.safeguard.reference import (
+    reference_images,
+    smooth_noise,
+    statistics_distance,
+)
+from tests.small_runs import small
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def teacher() -> FrozenTeacher:
+    return FrozenTeacher(load(small().model))
+
+
+def test_smooth_noise_has_the_scale_of_normalized_images() -> None:
+    noise = smooth_noise(16, (3, 32, 24), seeded())
+    assert noise.shape == (16, 3, 32, 24)
+    assert noise.mean(dim=(2, 3)).abs().max() < 1e-5
+    assert (noise.square().mean(dim=(2, 3)) - 1).abs().max() < 1e-4
+
+
+def test_its_amplitude_falls_with_the_frequency() -> None:
+    noise = smooth_noise(256, (1, 32, 32), seeded())[:, 0]
+    amplitude = torch.fft.fft2(noise).abs().square().mean(dim=0).sqrt()[0]
+    assert 1.7 < float(amplitude[2] / amplitude[4]) < 2.3
+    assert 1.7 < float(amplitude[4] / amplitude[8]) < 2.3
+
+
+def test_inputs_that_are_no_images_are_white_noise() -> None:
+    assert smooth_noise(5, (7,), seeded()).shape == (5, 7)
+
+
+def test_reference_images_come_closer_to_the_statistics_and_are_always_the_same() -> None:
+    network = teacher()
+    before, random = reference_images(network, 32, 0), torch.random.get_rng_state()
+    after = reference_images(network, 32, 30)
+    assert torch.equal(random, torch.random.get_rng_state())
+    distances = [statistics_distance(network, images) for images in (before, after)]
+    assert distances[0] is not None
+    assert distances[1] is not None
+    assert distances[1] < 0.2 * distances[0]
+    assert torch.equal(after, reference_images(network, 32, 30))
+    assert not after.requires_grad
+
+
+def test_a_network_without_batch_norms_is_judged_on_smooth_noise() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    pretrained = PretrainedNetwork(
+        network, "bare", (3, 8, 8), 10, (0.0,) * 3, (1.0,) * 3, checksum="0" * 64
+    )
+    bare = FrozenTeacher(pretrained)
+    images = reference_images(bare, 4, 10)
+    assert torch.equal(images, reference_images(bare, 4, 0))
+    assert statistics_distance(bare, images) is None
