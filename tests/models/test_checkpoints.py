@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import enum
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +27,7 @@ from hast_lightning.models.checkpoints import (
     read_state_dict,
 )
 from hast_lightning.models.resnet import CifarResNet
+from hast_lightning.models.unpickling import read_tensors_beside_objects
 from tests.real_data import cifar10_folder
 
 Saver = Callable[[Any, Path], None]
@@ -253,6 +257,194 @@ def test_content_other_than_plain_tensors_is_refused(
 ) -> None:
     torch.save(content, tmp_path / "w.pth")
     assert expected in refusal(read_state_dict, tmp_path / "w.pth")
+
+
+# -- Checkpoints as people save them ------------------------------------------------------
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def compiled_inside(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As of a network of which one part went through torch.compile."""
+    return {name.replace("layer1.", "layer1._orig_mod.", 1): value for name, value in state.items()}
+
+
+def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torch.optim.swa_utils.AveragedModel saves it."""
+    return {"n_averaged": torch.tensor(7), **prefixed(state, "module.")}
+
+
+FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "Lightning": lambda s: {"state_dict": {**prefixed(s, "model."), "loss.weight": torch.ones(3)}},
+    "Lightning, net": lambda s: {"epoch": 3, "state_dict": prefixed(s, "net.")},
+    "any prefix": lambda s: prefixed(s, "a.b.c."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "compiled and parallel": lambda s: {"model": prefixed(s, "module._orig_mod.")},
+    "compiled inside": compiled_inside,
+    "averaged": averaged,
+    "averaged, wrapped": lambda s: {"swa_model": averaged(s), "epoch": 1},
+    "net": lambda s: {"net": s, "acc": 91.2},
+    "network": lambda s: {"network": s},
+    "weights": lambda s: {"weights": s, "classes": ["a", "b"]},
+    "params": lambda s: {"params": s},
+    "only the average": lambda s: {"params_ema": s},
+    "ema_state_dict": lambda s: {"ema_state_dict": prefixed(s, "module.")},
+    "deeper": lambda s: {"callbacks": {"EMA": {"weights": s}}, "state": {"step": 3}},
+    "others beside": lambda s: {**s, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}},
+    "the same twice": lambda s: {"model": s, "state_dict": prefixed(s, "teacher.")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_found_wherever_a_script_has_put_them(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = network(seed=0), network(seed=1)
+    save_zip(FORMS[form](source.state_dict()), tmp_path / "w.ckpt")
+    load_weights(target, tmp_path / "w.ckpt")
+    assert checksum(target) == checksum(source)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("form", ["any prefix", "compiled inside", "averaged"])
+def test_prefixes_are_taken_off_in_safetensors_too(form: str, tmp_path: Path) -> None:
+    source, target = network(seed=0), network(seed=1)
+    save_file(FORMS[form](source.state_dict()), tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert checksum(target) == checksum(source)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_lightning_with_all_that_it_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hyper-parameters of any class, optimizers, schedulers, loops and callbacks."""
+
+    class Net(LightningModule):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.model = network(seed=0)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return self.model(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters())
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])]
+
+    options = argparse.Namespace(root=tmp_path, score=np.float64(0.5), colour=Colour.RED)
+    module = Net(options=options, act=nn.functional.relu, layer=nn.ReLU())
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.randn(4, 3, 8, 8)), batch_size=2
+    )
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, logger=False,
+        enable_checkpointing=True, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    path = tmp_path / "epoch=0-step=2.ckpt"
+    trainer.save_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    target = network(seed=1)
+    load_weights(target, path)
+    assert checksum(target) == checksum(module.model)
+    (record,) = (r for r in caplog.records if r.name.startswith("hast_lightning"))
+    assert "which is not imported: only its tensors are read" in record.getMessage()
+
+
+@pytest.mark.parametrize("place", ["hyper_parameters", "callbacks", "name"])
+def test_objects_beside_the_weights_are_never_made(place: str, tmp_path: Path) -> None:
+    created, path, source = tmp_path / "created", tmp_path / "w.ckpt", network(seed=0)
+    payload = Payload(created)
+    content: dict[Any, Any] = {"state_dict": prefixed(source.state_dict(), "model.")}
+    content[payload if place == "name" else place] = {"deep": [payload, {"x": payload}]}
+    save_zip(content, path)
+    target = network(seed=1)
+    load_weights(target, path)
+    assert checksum(target) == checksum(source)
+    assert not created.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torchscript_is_not_opened(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(network(), torch.randn(1, 3, 8, 8)), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="an archive of TorchScript"):
+        read_tensors_beside_objects(tmp_path / "w.pt")
+    refusal(load_weights, network(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("plain", "average", "prefix"),
+    [
+        ("state_dict", "state_dict_ema", ""),
+        ("model", "model_ema", "module."),
+        ("model", "ema", ""),
+        ("params", "params_ema", ""),
+        ("state_dict", "callbacks", "EMA."),
+    ],
+)
+def test_plain_weights_are_taken_and_a_line_says_how_to_take_their_average(
+    plain: str, average: str, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, target = network(seed=0), network(seed=1), network(seed=2)
+    save_zip(
+        {average: prefixed(second.state_dict(), prefix), plain: first.state_dict()},
+        tmp_path / "w.pth",
+    )
+    load_weights(target, tmp_path / "w.pth")
+    assert checksum(target) == checksum(first)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert f"those at {plain} are taken, not the average over the training" in line
+    key = line.split("model.checkpoint_key=")[1].split()[0]
+    for choice in (key, average):
+        load_weights(target, tmp_path / "w.pth", key=choice)
+        assert checksum(target) == checksum(second), choice
+    load_weights(target, tmp_path / "w.pth", key=plain)
+    assert checksum(target) == checksum(first)
+
+
+def test_where_nothing_tells_which_weights_are_meant_the_user_is_asked(tmp_path: Path) -> None:
+    path, target = tmp_path / "w.ckpt", network(seed=2)
+    both = {
+        **prefixed(network(seed=0).state_dict(), "student."),
+        **prefixed(network(seed=1).state_dict(), "teacher."),
+    }
+    save_zip({"state_dict": both}, path)
+    message = refusal(load_weights, target, path)
+    assert "choose one with model.checkpoint_key=state_dict.student or " in message
+    load_weights(target, path, key="teacher")
+    assert checksum(target) == checksum(network(seed=1))
+    with pytest.raises(ModelError, match=r"checkpoint_key=pupil: .* it has state_dict"):
+        load_weights(target, path, key="pupil")
+
+
+def test_weights_of_another_network_are_refused_by_their_own_names(tmp_path: Path) -> None:
+    """With the prefix off, so that the names can be compared."""
+    state = network(depth=14).state_dict()
+    save_zip({"state_dict": prefixed(state, "model.")}, tmp_path / "w.pth")
+    message = refusal(load_weights, network(depth=8), tmp_path / "w.pth")
+    assert "another architecture: it has layer1.1.bn1.bias" in message
+    save_zip(
+        {"state_dict": prefixed(network(classes=7).state_dict(), "model.")}, tmp_path / "w.pth"
+    )
+    message = refusal(load_weights, network(), tmp_path / "w.pth")
+    assert "is for 7 classes, the network for 5: set model.num_classes=7" in message
+
+
+def test_a_file_that_nests_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    content: Any = {"x": torch.ones(1)}
+    for _ in range(300):
+        content = {"model": content, "state_dict": {"a": 1}}
+    save_zip(content, tmp_path / "w.pth")
+    refusal(load_weights, network(), tmp_path / "w.pth")
 
 
 # -- What is refused as weights -----------------------------------------------------------

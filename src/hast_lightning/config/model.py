@@ -29,7 +29,11 @@ class ModelConfig:
     """Load pretrained weights; false keeps the random initialization (for trials without files).
     The weights of an ``own`` network are those it is built with unless a checkpoint is given."""
     checkpoint: str | None = None
-    """Weights to load instead of the provider's own: .safetensors or a torch state dict."""
+    """Weights to load instead of the provider's own: .safetensors, a torch state dict, or a
+    checkpoint that has one under any keys, Lightning's among them."""
+    checkpoint_key: str | None = None
+    """Where the weights are in a checkpoint that has several of this network, such as plain ones
+    and their average: keys and the prefix of the names, joined by dots (``state_dict.model``)."""
     depth: int | None = None
     """Depth of a ``cifar_resnet``: 6n+2, e.g. 20, 32, 44, 56."""
     num_classes: int | None = None
@@ -95,6 +99,11 @@ class ModelConfig:
             raise ConfigurationError(
                 f"model.checkpoint={self.checkpoint} with model.pretrained=false: the file would "
                 "not be read; leave one of them out"
+            )
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise ConfigurationError(
+                f"model.checkpoint_key={self.checkpoint_key} without model.checkpoint: there is no "
+                "file to look into"
             )
         if self.depth is not None and self.provider != "cifar_resnet":
             raise ConfigurationError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.files.archives import require_bounded
+from hast_lightning.models.unpickling import read_tensors_beside_objects
+from hast_lightning.models.weight_choice import COUNTER, Weights, find_weights, is_plain
+
+_log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep a network's weights in a larger dictionary."""
+"""Keys under which published files keep a network's weights in a larger dictionary."""
 PARALLEL_PREFIX = "module."
 SAFETENSORS_SUFFIX = ".safetensors"
 _NAMES_SHOWN = 3
@@ -82,15 +87,21 @@ def _read_torch(path: Path) -> Any:
         require_bounded(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if refused := _REFUSED_IMPORT.search(str(error)):
+        if refused := _refused_import(error):
             raise ModelError(
-                f"the weights file {path} is refused: it asks for {refused[1]}, and reading it "
+                f"the weights file {path} is refused: it asks for {refused}, and reading it "
                 "could execute code; save the state dict alone, best as .safetensors"
             ) from error
         # Its own message recommends to load the file without protection.
         raise _damaged(path, "not a pickle of tensors") from error
     except Exception as error:  # damaged bytes end in nearly any kind of exception there
         raise _damaged(path, error) from error
+
+
+def _refused_import(error: BaseException | None) -> str | None:
+    """Return what torch refused to import; none where it refused something else."""
+    found = _REFUSED_IMPORT.search(str(error))
+    return found and found[1]
 
 
 def _damaged(path: Path, reason: BaseException | str) -> ModelError:
@@ -107,7 +118,7 @@ def _state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise ModelError(f"the weights file {path} holds no state dict")
     for name, value in content.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        if not is_plain(value):
             raise ModelError(
                 f"the weights file {path} holds more than plain tensors: {name!r} is a "
                 f"{type(value).__name__}"
@@ -117,30 +128,106 @@ def _state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix(prefix): value for name, value in content.items()}
 
 
-def load_weights(network: nn.Module, path: str | Path, *, ignore_more: bool = False) -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, *, key: str | None = None, ignore_more: bool = False
+) -> None:
     """Load the weights in ``path`` into ``network``; every name and every shape must fit.
+
+    They may lie under any keys of the file, beside anything else, and their names may have any
+    prefix in common. Objects in the file are passed over, and never made.
 
     Args:
         network: changed in place.
-        path: as :func:`read_state_dict`.
+        path: a .safetensors file or a torch checkpoint.
+        key: where the weights are, needed where the file has several that fit: keys and prefix
+            joined by dots, all of them or some that follow each other.
         ignore_more: pass over names in the file that the network has not.
 
     Raises:
-        ModelError: as :func:`read_state_dict`; or the weights belong to another architecture
-            or to another number of classes, or are not finite.
+        ModelError: the file is missing or damaged; the weights belong to another architecture
+            or to another number of classes, are not finite, or are several of which none is the
+            usual one.
     """
-    found = read_state_dict(path)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    found = _weights_in(_existing(path), own, key)
     if ignore_more:
         found = {name: value for name, value in found.items() if name in own}
-    # Weights saved by old versions of PyTorch lack the counter of batches, which nothing uses.
-    counters = {name for name in {*own, *found} if name.endswith("num_batches_tracked")}
+    counters = {name for name in {*own, *found} if name.endswith(COUNTER)}
     _check_names(set(own) - counters, set(found) - counters, path)
     _check_shapes(own, found, path)
     _check_values(own, found, path)
     with torch.no_grad():
         for name in own.keys() & found.keys():
             own[name].copy_(found[name])
+
+
+def _weights_in(path: Path, own: Mapping[str, Tensor], key: str | None) -> dict[str, Tensor]:
+    """Return the weights in a file that fit a network, or else those that come closest."""
+    content, refusal = _read_whole(path)
+    found = find_weights(content, own)
+    there = found if key is None else [weights for weights in found if weights.is_at(key)]
+    fitting = [weights for weights in there if weights.fits(own)]
+    if fitting:
+        if refusal is not None:
+            _log.warning(
+                "the weights file %s asks for %s, which is not imported: only its tensors are read",
+                path,
+                _refused_import(refusal.__cause__) or "objects",
+            )
+        return _usual(fitting, path).tensors
+    if refusal is not None:
+        raise refusal
+    if key is not None and not there:
+        raise ModelError(
+            f"model.checkpoint_key={key}: the weights file {path} has nothing there; it has "
+            f"{_some([weights.key for weights in found if weights.key]) or 'no keys'}"
+        )
+    if not any(weights.tensors for weights in there):
+        return _state_dict_of(content, path)
+    return max(there, key=lambda weights: weights.shared(own)).tensors
+
+
+def _read_whole(path: Path) -> tuple[Any, ModelError | None]:
+    """Return what a file holds; where it also holds objects, why these are refused."""
+    if path.suffix == SAFETENSORS_SUFFIX:
+        return _read_safetensors(path), None
+    try:
+        return _read_torch(path), None
+    except ModelError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        try:
+            content = read_tensors_beside_objects(path)
+        except ValueError:
+            raise error from None
+        return content, error
+
+
+def _usual(fitting: Sequence[Weights], path: Path) -> Weights:
+    """Return the first of the weights that fit, and say which others there are.
+
+    Raises:
+        ModelError: nothing tells which of them are meant.
+    """
+    first, *others = fitting
+    others = [weights for weights in others if not weights.equals(first)]
+    if not others:
+        return first
+    keys = " or ".join(f"model.checkpoint_key={weights.key}" for weights in others[:_NAMES_SHOWN])
+    if others[0].rank == first.rank:
+        raise ModelError(
+            f"the weights file {path} has weights of this network at several places: choose one "
+            f"with model.checkpoint_key={first.key} or {keys}"
+        )
+    _log.warning(
+        "the weights file %s has weights of this network at several places: those at %s are "
+        "taken%s, and %s takes others",
+        path,
+        first.key or "its top",
+        "" if first.averaged == others[0].averaged else ", not the average over the training",
+        keys,
+    )
+    return first
 
 
 def _check_names(own: set[str], found: set[str], path: str | Path) -> None:

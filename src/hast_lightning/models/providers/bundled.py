@@ -35,7 +35,7 @@ def load_digits(config: ModelConfig) -> PretrainedNetwork:
         depth, width = (_integer(metadata, key, path) for key in ("depth", "width"))
         network = CifarResNet(depth, classes, in_channels=1, width=width)
         if config.pretrained:
-            load_weights(network, path)
+            load_weights(network, path, key=config.checkpoint_key)
     names = [str(digit) for digit in range(DIGITS_CLASSES)]
     shape = (1, size, size)
     return describe(network, config, shape, DIGITS_MEAN, DIGITS_STD, class_names=names)
@@ -56,5 +56,5 @@ def load_cifar_resnet(config: ModelConfig) -> PretrainedNetwork:
     size, classes = config.input_size or CIFAR_SIZE, config.num_classes or CIFAR_CLASSES
     network = CifarResNet(config.depth or 0, classes)
     if config.pretrained and config.checkpoint is not None:
-        load_weights(network, config.checkpoint)
+        load_weights(network, config.checkpoint, key=config.checkpoint_key)
     return describe(network, config, (3, size, size), IMAGENET_MEAN, IMAGENET_STD)

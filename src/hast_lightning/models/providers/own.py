@@ -38,7 +38,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
     """
     network = _call(_find(config), config)
     if config.checkpoint is not None:
-        load_weights(network, config.checkpoint)
+        load_weights(network, config.checkpoint, key=config.checkpoint_key)
     channels = _input_channels(network, config)
     if channels != COLOURS and config.mean is None:
         raise ModelError(

@@ -47,7 +47,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         raise unknown_name(config, sorted(builders))
     network = _build(builders[config.name], config)
     if config.checkpoint is not None:
-        load_weights(network, config.checkpoint)
+        load_weights(network, config.checkpoint, key=config.checkpoint_key)
     elif config.pretrained:
         load_weights(network, _fetch(config), ignore_more=True)
     height, width = getattr(network, "in_size", (224, 224))

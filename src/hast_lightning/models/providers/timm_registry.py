@@ -45,7 +45,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         classes = config.num_classes or published.num_classes
         network = timm.create_model(config.name, pretrained=False, num_classes=classes)
         if config.checkpoint is not None:
-            load_weights(network, config.checkpoint)
+            load_weights(network, config.checkpoint, key=config.checkpoint_key)
     channels, height, _ = published.input_size
     size = config.input_size or height
     return describe(

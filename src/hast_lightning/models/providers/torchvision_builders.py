@@ -38,7 +38,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         classes = config.num_classes or len(categories)
         network = torchvision_models.get_model(config.name, weights=None, num_classes=classes)
         if config.pretrained and config.checkpoint is not None:
-            load_weights(network, config.checkpoint)
+            load_weights(network, config.checkpoint, key=config.checkpoint_key)
     preset = weights.transforms()
     size = config.input_size or preset.crop_size[0]
     return describe(
