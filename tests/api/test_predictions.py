@@ -122,7 +122,8 @@ def test_a_prediction_is_still_a_pair(quantized: QuantizedModel, pixels: Tensor)
     assert found.logits is logits is found[0]
     assert found.labels is labels
     assert repr(found).startswith("Prediction(logits=")
-    again: Prediction = pickle.loads(pickle.dumps(Prediction.of(logits, tuple("abcdefghij"))))
+    named = replace(quantized.description, class_names=tuple("abcdefghij"))
+    again: Prediction = pickle.loads(pickle.dumps(Prediction.of(logits, named)))
     assert again.class_names == ["abcdefghij"[label] for label in labels.tolist()]
 
 

@@ -33,24 +33,33 @@ class Prediction(_LogitsAndLabels):
     """Answers of a network to N images; ``logits, labels = prediction`` takes them apart.
 
     Attributes:
-        logits: (N, classes), float32.
+        logits: (N, classes), float32; of a network that puts out probabilities, their
+            logarithms, or the logarithms of the odds where they are sigmoids.
         labels: (N,), int64: the class with the largest logit.
     """
 
     # Not among the fields, so that there are two of them to take apart.
     _names: tuple[str, ...] | None = None
+    _probabilities: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, names: tuple[str, ...] | None) -> Prediction:
-        """Return the prediction of logits (N, classes), with the names of all classes or none."""
+    def of(cls, outputs: Tensor, description: Description) -> Prediction:
+        """Return the prediction of what a network puts out, (N, classes)."""
+        logits = description.logits(outputs)
         prediction = cls(logits, logits.argmax(dim=1))
-        prediction._names = names
+        prediction._names = description.class_names
+        prediction._probabilities = description.probabilities(outputs)
         return prediction
 
     @property
     def probabilities(self) -> Tensor:
-        """Return the softmax of the logits, (N, classes), float32."""
-        return self.logits.softmax(dim=1)
+        """Return the softmax of the logits, (N, classes), float32.
+
+        Those of a network that puts out probabilities are its own; of sigmoids they need not add
+        up to one.
+        """
+        given = self._probabilities
+        return self.logits.softmax(dim=1) if given is None else given
 
     @property
     def class_names(self) -> list[str] | None:
@@ -117,8 +126,8 @@ class QuantizedModel:
             DataError: they are not what the network takes, or one cannot be read.
         """
         described = self.description
-        logits = torch.cat([self.network(batch) for batch in batches(images, described)])
-        return Prediction.of(logits, described.class_names)
+        outputs = torch.cat([self.network(batch) for batch in batches(images, described)])
+        return Prediction.of(outputs, described)
 
     def save(self, path: str | Path) -> Path:
         """Write a packed checkpoint (.safetensors), whose weights take ``weight_bits`` bits each.

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from hast_lightning import __version__
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.heads import HEADS, LOGITS, logits_of, probabilities_of
 
 METADATA_KEY = "hast_lightning"
 """Under this name every format keeps the description, as JSON."""
@@ -32,6 +35,7 @@ class Description:
         resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
             crop's side.
         class_names: one per class, or none.
+        output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``.
         product_version: of this package when it wrote the file.
     """
 
@@ -46,7 +50,16 @@ class Description:
     std: tuple[float, ...]
     resize_ratio: float
     class_names: tuple[str, ...] | None = None
+    output: str = LOGITS
     product_version: str = __version__
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return logits (N, classes) of what the network puts out."""
+        return logits_of(outputs, self.output)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return probabilities (N, classes) of what the network puts out."""
+        return probabilities_of(outputs, self.output)
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -68,7 +81,8 @@ class Description:
                 f"{origin} was not exported by hast-lightning: it says nothing of itself"
             )
         try:
-            content = json.loads(metadata[METADATA_KEY])
+            # Files of former versions put out logits and do not say so.
+            content = {"output": LOGITS, **json.loads(metadata[METADATA_KEY])}
             content = {field.name: content[field.name] for field in fields(cls)}
             for name in ("input_shape", "mean", "std", "class_names"):
                 content[name] = None if content[name] is None else tuple(content[name])
@@ -99,6 +113,8 @@ def _check(description: Description) -> None:
         raise ValueError(f"std={description.std}")
     if not 1 <= description.resize_ratio <= 16:
         raise ValueError(f"resize_ratio={description.resize_ratio}")
+    if description.output not in HEADS:
+        raise ValueError(f"output={description.output!r}")
     names = description.class_names
     if names is not None and (len(names) != classes or not all(isinstance(n, str) for n in names)):
         raise ValueError("class_names do not fit num_classes")

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.export.arguments import arguments_of
+from hast_lightning.graph.heads import restore_head
 from hast_lightning.graph.operations import is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
@@ -133,7 +134,8 @@ class FrozenActivation(nn.Module):
 def freeze(student: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of ``student`` on the CPU whose quantizers are frozen.
 
-    What does nothing in evaluation mode is left out of its graph.
+    What does nothing in evaluation mode is left out of its graph. It puts out what the network did
+    that the student was made of: probabilities, where that ended in a softmax.
 
     Args:
         student: Converted, calibrated, in evaluation mode; left as it is.
@@ -149,6 +151,7 @@ def freeze(student: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, ActivationQuantizer):
             frozen.set_submodule(name, _frozen_activation(module))
     _erase_no_operations(frozen)
+    restore_head(frozen)
     return frozen.requires_grad_(False).eval()
 
 

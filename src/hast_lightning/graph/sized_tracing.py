@@ -16,23 +16,27 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from hast_lightning.graph.hooks import remove_hooks
 from hast_lightning.graph.tracing import PlaceTracer, trace_with
 
 # Two, so that what differs between them is known to depend on the number of images.
 _BATCH_SIZES = (2, 3)
 
 
-def trace_sized(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModule:
+def trace_sized(
+    network: nn.Module, input_shape: tuple[int, int, int], *, with_hooks: bool = False
+) -> fx.GraphModule:
     """Return the graph of ``network`` for images (N, C, H, W) of one size and any N.
 
     Args:
         network: in evaluation mode; its layers are shared.
         input_shape: (C, H, W).
+        with_hooks: As of :class:`~hast_lightning.graph.tracing.PlaceTracer`.
 
     Raises:
         ModelError: as :func:`hast_lightning.graph.tracing.trace`.
     """
-    graph_module = trace_with(_SizedTracer(network, input_shape), network)
+    graph_module = trace_with(_SizedTracer(network, input_shape, with_hooks), network)
     for node in reversed(graph_module.graph.nodes):
         if node.target == "size" and not node.users:
             graph_module.graph.erase_node(node)
@@ -47,9 +51,13 @@ class _UnknownError(Exception):
 class _SizedTracer(PlaceTracer):
     """Follows the graph with tensors that have sizes and no content, at two batch sizes."""
 
-    def __init__(self, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
-        super().__init__()
+    def __init__(
+        self, network: nn.Module, input_shape: tuple[int, int, int], with_hooks: bool
+    ) -> None:
+        super().__init__(with_hooks=with_hooks)
         self._shadow = copy.deepcopy(network).to("meta")
+        if with_hooks:
+            remove_hooks(self._shadow)
         self._values: dict[fx.Node, tuple[Any, ...]] = {}
         self._following = False
         self._images = tuple(

@@ -7,9 +7,11 @@ says that it copies.
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.heads import copy_head
+from hast_lightning.graph.in_place import overwrites
 from hast_lightning.graph.operations import layer_of
 
 _TORCH_FOLDER = Path(torch.__file__).parent
@@ -27,9 +31,41 @@ Convolution = TypeVar("Convolution", bound=nn.Conv2d)
 
 
 class PlaceTracer(fx.Tracer):
-    """Remembers in which module tracing failed."""
+    """Follows ``network(images)``, and remembers in which module that failed.
+
+    Arguments of the network beside the images have their defaults, as in such a call.
+
+    Args:
+        with_hooks: Make forward hooks of layers a part of the graph. Else they stay with the
+            layers, which the graph shares.
+    """
 
     failed_in: str | None = None
+
+    def __init__(self, *, with_hooks: bool = False) -> None:
+        super().__init__()
+        self.with_hooks = with_hooks
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return what is to be traced, and its arguments: the network itself, and the images."""
+        assert isinstance(self.root, nn.Module)
+        images = self.create_proxy("placeholder", _name_of_images(self.root), (), {})
+        with_hooks = self.with_hooks
+
+        def call(network: nn.Module, images: fx.Proxy) -> Any:
+            # Not a plain call, which would be traced as that of a layer.
+            called: Callable[[fx.Proxy], Any] = (
+                network._call_impl if with_hooks else network.forward
+            )
+            return called(images)
+
+        return call, [self.root, images]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether ``m`` stays whole: not where its ``forward`` was replaced by another."""
+        return "forward" not in vars(m) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -39,30 +75,68 @@ class PlaceTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace a call of a module, and keep its name where that fails."""
+        if m not in (self.submodule_paths or {}):
+            # Made by the network's code on the way, as in nn.Softmax(dim=1)(x).
+            return forward(*args, **kwargs)
         try:
+            if self.with_hooks and self.is_leaf_module(m, name := self.path_of_module(m)):
+                return self._call_with_hooks(m, name, forward, args, kwargs)
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed_in is None:
                 self.failed_in = self.path_of_module(m)
             raise
 
+    def _call_with_hooks(
+        self,
+        layer: nn.Module,
+        name: str,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace what the hooks of a layer do before and after it, around a node for the layer."""
 
-def trace(network: nn.Module) -> fx.GraphModule:
+        def compute(*args: Any, **kwargs: Any) -> fx.Proxy:
+            return self.create_proxy("call_module", name, args, kwargs)
+
+        vars(layer)["forward"] = compute
+        try:
+            return call(*args, **kwargs)
+        finally:
+            del vars(layer)["forward"]
+
+
+def _name_of_images(network: nn.Module) -> str:
+    """Return the name of the first argument of a network's ``forward``."""
+    first = next(iter(inspect.signature(network.forward).parameters.values()), None)
+    named = first is not None and first.kind is not inspect.Parameter.VAR_POSITIONAL
+    return first.name if named and first is not None else "images"
+
+
+def trace(network: nn.Module, *, with_hooks: bool = False) -> fx.GraphModule:
     """Return the graph of ``network``, whose layers it shares.
 
     Branches on ``training`` are decided as the network's mode is now, so put it in evaluation
-    mode first. Layers of ``torch.nn`` stay whole; everything around them is taken apart.
+    mode first. Layers of ``torch.nn`` stay whole; everything around them is taken apart. The
+    graph takes images alone: further arguments have their defaults.
+
+    Args:
+        network: To be traced.
+        with_hooks: As of :class:`PlaceTracer`.
 
     Raises:
         ModelError: the network's Python code depends on values that only exist when it runs.
     """
-    return trace_with(PlaceTracer(), network)
+    return trace_with(PlaceTracer(with_hooks=with_hooks), network)
 
 
 def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
     """Trace as :func:`trace`, with a tracer that may know more than the network's code says."""
-    if isinstance(network, fx.GraphModule):
-        return fx.GraphModule(network, copy.deepcopy(network.graph))
+    if isinstance(network, fx.GraphModule) and not tracer.with_hooks:
+        graph = copy.deepcopy(network.graph)
+        _bind_defaults(graph)
+        return copy_head(network, fx.GraphModule(network, graph))
     name = type(network).__name__
     try:
         graph = tracer.trace(network)
@@ -71,11 +145,32 @@ def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(tracer.root, graph, name)
     except Exception as error:  # whatever the network's own code raises when it meets proxies
         reason = (str(error) or repr(error)).splitlines()[0]
+        if "does not support item assignment" in reason:
+            reason = (
+                "a graph cannot hold an assignment into a part of a tensor (x[...] = y); "
+                "torch.cat or torch.where does the same"
+            )
         module = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
         place = innermost_place(error.__traceback__)
         raise ModelError(
             f"the network {name} cannot be traced by torch.fx{module} at {place}: {reason}"
         ) from error
+
+
+def _bind_defaults(graph: fx.Graph) -> None:
+    """Give the arguments of a graph behind the images their defaults, where they have some."""
+    for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        default = partial(_default_of, node)
+        for user in list(node.users) if node.args else []:
+            user.args = fx.node.map_arg(user.args, default)
+            user.kwargs = fx.node.map_arg(user.kwargs, default)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _default_of(argument: fx.Node, node: fx.Node) -> Any:
+    """Return ``node``, or the default of ``argument`` where it is that."""
+    return argument.args[0] if node is argument else node
 
 
 def innermost_place(stack: TracebackType | None) -> str:
@@ -124,23 +219,12 @@ def expose(graph_module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule
 
 def _lasting_value(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     """The node, or a copy of its value where a later operation overwrites it in place."""
-    if not any(_overwrites(user, node, graph_module) for user in node.users):
+    if not any(
+        user.args and user.args[0] is node and overwrites(user, graph_module) for user in node.users
+    ):
         return node
     with node.graph.inserting_after(node):
         return node.graph.call_method("clone", (node,))
-
-
-def _overwrites(user: fx.Node, node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if not user.args or user.args[0] is not node:
-        return False
-    if user.op == "call_module":
-        layer = graph_module.get_submodule(str(user.target))
-        return bool(getattr(layer, "inplace", False))
-    # Methods and functions: add_, relu_, iadd, and relu(..., inplace=True).
-    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-    augmented = getattr(user.target, "__module__", "") == "_operator" and name.startswith("i")
-    trailing = name.endswith("_") and not name.endswith("__")
-    return trailing or augmented or bool(user.kwargs.get("inplace", False))
 
 
 def batch_norm_inputs(graph_module: fx.GraphModule) -> list[tuple[str, str]]:

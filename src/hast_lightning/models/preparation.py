@@ -5,18 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.functional_layers import functions_to_layers
+from hast_lightning.graph.heads import cut_head, restore_head
+from hast_lightning.graph.hooks import hooked_modules, remove_hooks
+from hast_lightning.graph.in_place import out_of_place, requires_copies
 from hast_lightning.graph.sized_tracing import trace_sized
-from hast_lightning.graph.tracing import innermost_place, trace
+from hast_lightning.graph.tracing import trace
+from hast_lightning.models.plain_weights import computes_weights, make_weights_plain
+from hast_lightning.models.steadiness import (
+    differ,
+    outputs_of,
+    replaced_forwards,
+    steady_outputs,
+)
 
 _IMAGES = 2
-_TOLERANCE = 1e-3
 
 
 def prepare(
@@ -26,88 +35,132 @@ def prepare(
 
     A network that torch.fx follows and that has no weights outside of such layers is given
     back as it is. Any other becomes its graph, for images of this one size. Either way its
-    graph gives the same logits as its own code, or it is refused.
+    graph gives the same outputs as its own code, or it is refused. A network that puts out
+    probabilities becomes one that puts out their logits, and remembers it
+    (:func:`hast_lightning.graph.heads.head_of`).
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode; left as it is.
         input_shape: (C, H, W).
         name: the network's name, for messages.
 
     Raises:
-        ModelError: it does not take such images, puts out no logits, cannot be traced, or
-            does something else when it is traced.
+        ModelError: it does not take such images, puts out no logits, answers an image in several
+            ways, cannot be traced, or does something else when it is traced.
     """
     images = torch.randn(_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
     with _measured_batch_norms(network) as dimensions:
-        expected = _logits(network, images, name)
-    plain = _with_plain_batch_norms(_without_parametrizations(network), dimensions)
+        expected = steady_outputs(network, images, name)
+    plain, hooks_count = _plain(network, dimensions, images, expected, name)
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
-    graph_module, sized = _trace(copy.deepcopy(plain), input_shape)
+    graph_module, sized = _trace(copy.deepcopy(plain), input_shape, with_hooks=hooks_count)
     changed = functions_to_layers(graph_module, images)
-    if sized or changed or plain is not network:
-        graph_module.eval()
-        _require_same(expected, _logits(graph_module, images, name), name)
+    changed |= _without_overwriting(graph_module, images, expected, name)
+    graph_module.eval()
+    changed |= cut_head(graph_module, images, expected)
+    restored = restore_head(copy.deepcopy(graph_module))
+    _require_same(expected, outputs_of(restored, images, name), name)
+    strange = hooks_count or replaced_forwards(plain)
+    if sized or changed or strange or plain is not network:
         return graph_module, expected.shape[1]
-    _require_same(expected, _logits(graph_module, images, name), name)
     return network, expected.shape[1]
 
 
-def _trace(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[fx.GraphModule, bool]:
-    """The graph, and whether it is that of this input size alone."""
+def _plain(
+    network: nn.Module,
+    dimensions: Mapping[str, int],
+    images: Tensor,
+    expected: Tensor,
+    name: str,
+) -> tuple[nn.Module, bool]:
+    """Return the network, or a copy without what only its own code knows how to use.
+
+    Returns:
+        The network, and whether its hooks are a part of what it computes.
+    """
+    if computes_weights(network):
+        network = copy.deepcopy(network)
+        make_weights_plain(network)
+    network = _with_plain_batch_norms(network, dimensions)
+    if not hooked_modules(network):
+        return network, False
+    bare = remove_hooks(copy.deepcopy(network))
     try:
-        return trace(network), False
-    except ModelError:
-        return trace_sized(network, input_shape), True
+        hooks_count = differ(expected, outputs_of(bare, images, name))
+    except ModelError:  # it needs them
+        hooks_count = True
+    return (network, True) if hooks_count else (bare, False)
 
 
-@torch.no_grad()
-def _logits(network: nn.Module, images: Tensor, name: str) -> Tensor:
-    shape = "x".join(map(str, images.shape[1:]))
+def _trace(
+    network: nn.Module, input_shape: tuple[int, int, int], *, with_hooks: bool
+) -> tuple[fx.GraphModule, bool]:
+    """Return the graph, and whether it is that of this input size alone.
+
+    Args:
+        network: loses its hooks, which are in the graph then.
+        input_shape: (C, H, W).
+        with_hooks: whether they count.
+    """
     try:
-        # Some networks normalize their input in place.
-        output = network(images.clone())
-    except Exception as error:  # whatever a network's own code raises
-        reason = (str(error) or repr(error)).splitlines()[0]
-        place = innermost_place(error.__traceback__)
+        try:
+            found = trace(network, with_hooks=with_hooks), False
+        except ModelError:
+            found = trace_sized(network, input_shape, with_hooks=with_hooks), True
+    except ModelError as error:
+        raise ModelError(f"{error}{_strange_code(network)}") from error
+    if with_hooks:
+        remove_hooks(found[0])
+    return found
+
+
+def _strange_code(network: nn.Module) -> str:
+    """Return what to say of code that was put into a network from outside; mostly nothing."""
+    hooked, replaced = hooked_modules(network), replaced_forwards(network)
+    said = [
+        f"{what} {', '.join(repr(name) for name in names[:3])}"
+        for what, names in (("hooks of", hooked), ("another forward than its class in", replaced))
+        if names
+    ]
+    return f" (the network has {' and '.join(said)})" if said else ""
+
+
+def _without_overwriting(
+    graph_module: fx.GraphModule, images: Tensor, expected: Tensor, name: str
+) -> bool:
+    """Have operations leave their inputs, where gradients need what they overwrite.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        ModelError: out of place they compute something else.
+    """
+    if not requires_copies(graph_module, images):
+        return False
+    out_of_place(graph_module)
+    failed = differ(expected, outputs_of(graph_module, images, name))
+    if failed or requires_copies(graph_module, images):
         raise ModelError(
-            f"the network {name} fails on images of {shape} (model.input_size), at {place}: "
-            f"{reason}"
-        ) from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
-        given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else None
-        raise ModelError(
-            f"the network {name} returns {given or 'a ' + type(output).__name__} for "
-            f"{len(images)} images of {shape}; expected logits (images, classes)"
+            f"the network {name} overwrites values in place that its gradients need, and no "
+            "graph without that computes the same: use operations that return a new tensor"
         )
-    return output
-
-
-def _without_parametrizations(network: nn.Module) -> nn.Module:
-    """The network, or a copy in which parametrized weights (weight norm) are plain ones."""
-    if not any(parametrize.is_parametrized(module) for module in network.modules()):
-        return network
-    network = copy.deepcopy(network)
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module):
-            parametrizations = module.parametrizations
-            assert isinstance(parametrizations, nn.ModuleDict)
-            for tensor in list(parametrizations):
-                parametrize.remove_parametrizations(module, tensor)
-    return network
+    return True
 
 
 @contextmanager
 def _measured_batch_norms(network: nn.Module) -> Iterator[dict[str, int]]:
     """Dimensions of what the synchronized BatchNorms take in, by name: they take any."""
     found: dict[str, int] = {}
-    hooks = []
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.SyncBatchNorm):
 
-            def measure(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found[name] = inputs[0].dim()
+    def measure(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = inputs[0].dim()
 
-            hooks.append(layer.register_forward_pre_hook(measure))
+    hooks = [
+        layer.register_forward_pre_hook(partial(measure, name))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.SyncBatchNorm)
+    ]
     try:
         yield found
     finally:
@@ -139,9 +192,8 @@ def _with_plain_batch_norms(network: nn.Module, dimensions: Mapping[str, int]) -
 
 
 def _require_same(expected: Tensor, actual: Tensor, name: str) -> None:
-    scale = float(expected.abs().max())
-    if not torch.allclose(expected, actual, _TOLERANCE, _TOLERANCE * scale, equal_nan=True):
+    if differ(expected, actual):
         raise ModelError(
             f"the network {name} gives other logits when torch.fx has traced it: its Python code "
-            "depends on more than its input (randomness, or the type of what it is given)"
+            "depends on more than its input (the type of what it is given, for example)"
         )

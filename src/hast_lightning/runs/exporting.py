@@ -28,6 +28,7 @@ from hast_lightning.export.onnx_graph import WRITING, graph_with_placeholders, r
 from hast_lightning.export.packed import require_storable
 from hast_lightning.export.parity import latencies, prove
 from hast_lightning.export.program import export_program
+from hast_lightning.graph.heads import head_of, restore_head
 from hast_lightning.quantization.fake_quant import activation_quantizers
 from hast_lightning.records.result import ExportRecord
 from hast_lightning.runs.assembly import Run
@@ -93,7 +94,7 @@ def export_student(run: Run) -> Exported:
         return Exported(records, failures)
     # As the files have it, too: in another memory format convolutions add in another order, and at
     # few bits a value that rounds otherwise decides an undecided image.
-    student = copy.deepcopy(run.module.student).cpu().eval()
+    student = restore_head(copy.deepcopy(run.module.student).cpu().eval())
     student.to(memory_format=torch.contiguous_format)
     for name in formats:
         try:
@@ -133,6 +134,7 @@ def describe(run: Run) -> Description:
         std=tuple(network.std),
         resize_ratio=network.resize_ratio,
         class_names=network.class_names,
+        output=head_of(run.module.student),
     )
 
 
@@ -194,7 +196,7 @@ def _images(run: Run) -> Iterator[Tensor]:
 
 def _float_network(run: Run, name: str) -> Network:
     """Return the full-precision network in the engine of the format ``name``."""
-    network: nn.Module = copy.deepcopy(run.network.network).cpu().eval()
+    network = restore_head(copy.deepcopy(run.network.network).cpu().eval())
     if name == "program":
         return export_program(network, run.network.input_shape).module()
     if name != "onnx":

@@ -120,8 +120,9 @@ def _rows(
             except DataError as error:
                 unreadable[name] = str(error)
         if tensors:
-            logits = network(torch.stack(list(tensors.values())))
-            probabilities, classes = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
+            outputs = network(torch.stack(list(tensors.values())))
+            best = description.probabilities(outputs).max(dim=1)
+            probabilities, classes = (part.tolist() for part in best)
             for name, index, probability in zip(tensors, classes, probabilities, strict=True):
                 yield name, index, names[index] if names else "", f"{probability:.6f}"
 
