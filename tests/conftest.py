@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 from hydra.core.config_store import ConfigStore
 
 LONGEST_FIRST = (
@@ -42,6 +45,21 @@ def pytest_configure() -> None:
     again and again through all that torch consists of.
     """
     gc.set_threshold(100_000, 50, 100)
+    yaml.load = _load_yaml
+
+
+_plain_load = yaml.load
+_parsed: dict[tuple[str, str], Any] = {}
+
+
+def _load_yaml(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls it
+    """Parse a text once: composing one configuration reads some twenty files."""
+    text = stream if isinstance(stream, str | bytes) else stream.read()
+    # OmegaConf makes the class of its loader anew each time.
+    key = (str(text), Loader.__name__)
+    if key not in _parsed:
+        _parsed[key] = _plain_load(text, Loader=Loader)
+    return copy.deepcopy(_parsed[key])
 
 
 @pytest.fixture(autouse=True)

@@ -120,6 +120,7 @@ def classes(table: list[dict[str, str]]) -> list[str]:
     return [row["class_index"] for row in table]
 
 
+@pytest.mark.slow  # tests/docs follow the same commands
 @pytest.mark.timeout(600)  # torch loads its compiler to write a program: slow on a busy machine
 def test_the_bundled_network(pictures: Path, tmp_path: Path) -> None:
     walk(DIGITS, pictures, tmp_path)

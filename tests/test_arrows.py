@@ -56,9 +56,11 @@ ALLOWED: dict[str, set[str]] = {
     | {"config", "quantization", "records", "runs.assembly", "terms.cross_entropy"}
     | {"tracking.facts", "training"},
     "compare": LEAVES | {"config", "records", "tracking.facts"},
+    # Judges students with what the rest has: networks, images of its own, and states.
+    "safeguard": GROUND | {"config", "models", "training", "terms.bns"},
     "runs": GROUND
     | {"config", "data", "export", "models", "report", "runtime", "terms.cross_entropy"}
-    | {"training"}
+    | {"safeguard", "training"}
     | RECORDED,
     "api": LEAVES
     | {"config", "data", "export", "files", "models", "quantization", "records", "runs", "runtime"},

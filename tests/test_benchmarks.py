@@ -62,7 +62,10 @@ def student_step_deviation(setting: Setting, seed: int, folder: Path) -> float:
     return max(deviations)
 
 
-@pytest.mark.parametrize("setting", [RESNET, MOBILENET], ids=lambda setting: setting.network)
+SETTINGS = [RESNET, pytest.param(MOBILENET, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.network)
 def test_a_plain_student_step_is_the_products(setting: Setting, tmp_path: Path) -> None:
     # Where a pixel's gradient is almost zero, its sign and so the promoted image is a matter of
     # the last bit, and a single pixel changes what is rounded in every layer after it. That is
@@ -71,7 +74,7 @@ def test_a_plain_student_step_is_the_products(setting: Setting, tmp_path: Path) 
     assert statistics.median(deviations) < TOLERANCE, deviations
 
 
-@pytest.mark.parametrize("setting", [RESNET, MOBILENET], ids=lambda setting: setting.network)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.network)
 def test_a_plain_synthesis_iteration_is_the_products(setting: Setting, tmp_path: Path) -> None:
     run, plain = build_synthesis_pair(setting, steps=1, folder=tmp_path)
     start = plain.images.detach().clone()
@@ -133,6 +136,7 @@ def test_the_matmul_rate_counts_two_operations_a_product() -> None:
     assert rate.median == 2 * 2048**3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_recipe_for_imagenet_is_measured_at_224_pixels(stage: str) -> None:
     cells = measure(Task("mobilenetv2_w4a4", stage, batch=2, threads=1)).strip("| ").split(" | ")

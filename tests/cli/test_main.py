@@ -269,7 +269,7 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
         for weight, activation in ((2, 2), (2, 4), (3, 2), (3, 4))
     ]
     assert [list(logger.tags) for logger in loggers] == [["sweep", *own] for own in combinations]
-    assert loggers[1].run_name == f"hast_digits_resnet_w3a3/1 {' '.join(combinations[1])}"
+    assert loggers[1].run_name == f"hast_digits_resnet_w2a4/1 {' '.join(combinations[1])}"
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]
@@ -366,7 +366,10 @@ def test_an_interrupt_ends_in_its_own_status_and_keeps_what_was_saved(
     every_step = "callbacks.checkpoint_every_n_steps=1"
     finished = call(*TINY, every_step, "hydra.run.dir=here", folder=tmp_path)
     assert finished.status == cli.INTERRUPTED_STATUS == 130
-    assert finished.err.splitlines()[-1] == "hast-lightning: interrupted"
+    assert finished.err.splitlines()[-1] == (
+        "hast-lightning: interrupted; the run is in here and goes on with: python -m "
+        "hast_lightning resume=here"
+    )
     assert "Traceback" not in finished.err
     run = tmp_path / "here"
     assert torch.load(run / "last.ckpt", weights_only=True)["iteration"] == interrupted

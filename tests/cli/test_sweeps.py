@@ -49,7 +49,15 @@ def test_bits_of_weights_and_activations_go_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "count"),
-    [("hardness", 12), ("promotion", 5), ("alignment", 5), ("seeds", 3), ("none", 1)],
+    [
+        ("none", 1),
+        ("seeds", 3),
+        # All of them are of one kind.
+        *(
+            pytest.param(preset, count, marks=pytest.mark.slow)
+            for preset, count in (("hardness", 12), ("promotion", 5), ("alignment", 5))
+        ),
+    ],
 )
 def test_the_other_presets(preset: str, count: int, tmp_path: Path) -> None:
     assert len(jobs(preset, tmp_path)) == count

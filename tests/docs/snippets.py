@@ -59,6 +59,8 @@ BUDGET = (
     "schedule.student_steps=2",
     "schedule.student_batch=4",
     "schedule.unit_steps=1",
+    "safeguard.images=8",
+    "safeguard.iterations=2",
 )
 """What makes a run take a second. It stands before a command's own words, which so win."""
 AFTER = "after="
