@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import copy
+import math
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.graph.tracing import trace
 from hast_lightning.quantization.convert import convert
-from hast_lightning.quantization.correction import correct_biases, reestimate_batch_norms
+from hast_lightning.quantization.correction import (
+    correct_biases,
+    correct_by_statistics,
+    mean_shift,
+    rectified_mean,
+    reestimate_batch_norms,
+    told_means,
+)
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
@@ -110,3 +119,85 @@ def test_the_mean_error_of_a_layer_without_batch_norm_is_gone() -> None:
     with torch.no_grad():
         error = (made(IMAGES) - of_teacher(IMAGES)).mean(0)
     assert float(error.abs().max()) < 1e-5
+
+
+# --- what BatchNorms say ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("highest", [math.inf, 6.0])
+def test_the_mean_behind_an_activation_is_that_of_many_draws(highest: float) -> None:
+    mean, deviation = torch.tensor([-1.0, 0.0, 2.0, 5.5, 9.0]), torch.tensor([1.0, 2, 1, 3, 0.5])
+    drawn = torch.randn(200_000, 5, generator=torch.Generator().manual_seed(0))
+    expected = (mean + deviation * drawn).clamp(0, highest).mean(0).double()
+    assert torch.allclose(rectified_mean(mean, deviation, highest), expected, atol=0.02)
+
+
+def test_a_channel_that_does_not_vary_has_the_mean_that_it_is() -> None:
+    found = rectified_mean(torch.tensor([2.0, -2.0, 7.0]), torch.zeros(3), 6.0)
+    assert found.tolist() == [2.0, 0.0, 6.0]
+
+
+def test_the_mean_of_an_output_is_the_sum_of_the_kernels_times_the_means() -> None:
+    error, means = torch.randn(4, 2, 3, 3).double(), torch.randn(4).double()
+    expected = [
+        sum(float(error[o, i].sum() * means[o // 2 * 2 + i]) for i in range(2)) for o in range(4)
+    ]
+    assert torch.allclose(mean_shift(error, means), torch.tensor(expected).double())  # type: ignore[arg-type]
+    assert mean_shift(error, torch.randn(3).double()) is None
+
+
+def test_means_are_told_behind_batch_norms_and_averages_and_nowhere_else() -> None:
+    means = told_means(teacher())
+    assert {name for name in means if "first" in name or name == "x"} == set()
+    norm = teacher().get_submodule("norm")
+    assert torch.equal(means["norm"], norm.bias.detach().double())  # type: ignore[union-attr,operator]
+    assert {"norm", "relu", "norm2", "relu_1", "mean"} <= set(means)
+
+
+class Shifting(nn.Module):
+    """A layer behind a ReLU whose inputs are as its BatchNorm says."""
+
+    def __init__(self, *, norm_behind: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 8, 1)
+        self.norm2 = nn.BatchNorm2d(8) if norm_behind else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.second(torch.relu(self.norm(self.first(x)))))
+
+
+@pytest.mark.parametrize("norm_behind", [False, True])
+def test_the_mean_error_is_less_without_a_sample(norm_behind: bool) -> None:
+    torch.manual_seed(0)
+    network = Shifting(norm_behind=norm_behind).train()
+    images = torch.randn(512, 3, 4, 4)
+    with torch.no_grad():
+        network.norm.bias.uniform_(-1, 2)
+    for _ in range(200):
+        network(images)
+    of_teacher = trace(network.eval())
+    made = convert(of_teacher, QuantizerConfig(weight_bits=2, activation_bits=8))
+    # What is before the layer is to be as in the teacher.
+    made.first.weight_quantizer = nn.Identity()  # type: ignore[union-attr,assignment]
+
+    def error() -> float:
+        with torch.no_grad():
+            difference = made(images) - of_teacher(images)
+        return float(difference.mean((0, 2, 3)).abs().mean())
+
+    before = error()
+    made_again = copy.deepcopy(made)
+    del made.first.weight_quantizer  # type: ignore[union-attr]
+    made.first = of_teacher.get_submodule("first")
+    assert correct_by_statistics(made, of_teacher) == 1
+    assert error() < 0.25 * before
+    made_again.first = of_teacher.get_submodule("first")
+    skipped = {"batch_norms": not norm_behind, "biases": norm_behind}
+    assert correct_by_statistics(made_again, of_teacher, **skipped) == 0
+
+
+def test_statistics_leave_a_student_that_does_not_quantize_as_it_is() -> None:
+    float_student = teacher()
+    assert correct_by_statistics(float_student, teacher()) == 0

@@ -77,6 +77,16 @@ ADAPTIVE = (
     "rounding@quantizer.rounding=adaptive",
     "stages.reconstruction.trains=rounding",
 )
+SEARCH = (
+    "method=mixed_bits",
+    "quantizer=lsq",
+    "stages.search.search=pareto",
+    "stages.search.samples=16",
+    "stages.search.bins=4",
+    "stages.search.survivors=2",
+    "stages.search.kept=1",
+    "stages.correction.samples=16",
+)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +99,7 @@ ADAPTIVE = (
         (("trainer.precision=16-mixed",), (7, 9)),
         (RECONSTRUCT, (8, 9, 10, 12, 13, 14)),
         (ADAPTIVE, (9, 11, 13)),
+        (SEARCH, (9, 15, 16, 17, 18, 19)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
     ids=[
@@ -99,6 +110,7 @@ ADAPTIVE = (
         "float16",
         "reconstruct",
         "adaptive",
+        "search",
         "alternating_bank",
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
@@ -100,6 +100,20 @@ class Outcome:
     batch: Batch | None = None
 
 
+class Plot(NamedTuple):
+    """What a stage has found, to be drawn in the report.
+
+    Attributes:
+        title: What is shown.
+        x_label: Quantity and unit of the horizontal axis.
+        curves: Points (x, y) in order, by the name of the curve.
+    """
+
+    title: str
+    x_label: str
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class Stage(Part, ABC):
     """A stretch of the schedule.
@@ -160,6 +174,14 @@ class Stage(Part, ABC):
 
     def end(self, bench: Bench) -> None:
         """Be told that the last step is done."""
+
+    def files(self) -> Mapping[str, str]:
+        """Return texts for the run folder, by the names of their files, once there are some."""
+        return {}
+
+    def plots(self) -> Sequence[Plot]:
+        """Return what the report is to draw of the stage, once there is something."""
+        return ()
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
         """Return the setting to lower where memory is too small, and the samples at once."""

@@ -73,6 +73,18 @@ class AdaptiveWeightQuantizer(WeightQuantizer):
         # Soft only while its unit is rebuilt.
         self.soft = False
 
+    @torch.no_grad()
+    def change_bits(self, bits: int, weight: Tensor) -> None:
+        """Begin anew with other bits: scales, bases and roundings of ``weight`` as it is."""
+        self.set_bits(bits)
+        weight = weight.float()
+        scale, zero_point = super().parameters_of(weight)
+        base = torch.floor(weight / scale)
+        values = (base, zero_point, scale, torch.ones_like(scale), first_v(weight / scale - base))
+        owned = (self.base, self.zero_point, self.first_scale, self.relative_scale, self.v)
+        for own, value in zip(owned, values, strict=True):
+            own.copy_(value)
+
     @property
     def scale(self) -> Tensor:
         """Return the scale as it is now, (out_channels, 1, ...)."""

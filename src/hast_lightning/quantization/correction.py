@@ -1,24 +1,31 @@
 """Corrections without training: BatchNorm statistics and biases, from teacher and student.
 
-Both compare the student with the teacher on the same inputs, layer by layer in the order of
-execution, each layer seeing what the corrected ones before it put out. A student that does not
+With samples, the student is compared with the teacher on the same inputs, layer by layer in the
+order of execution, each layer seeing what the corrected ones before it put out. Without, BatchNorms
+say what a layer takes in on average. A student that does not
 quantize stays as it is, bit for bit.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from hast_lightning.graph.operations import layer_of
+from hast_lightning.graph.operations import calls, is_rectifier, layer_of
 from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
 from hast_lightning.runtime.ranks import averaged
 
 SMALLEST_VARIANCE = 1e-12
 """A channel that varies less in the teacher says nothing of how much it should in the student."""
+
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_MEAN_KEEPING = (F.adaptive_avg_pool2d, torch.flatten, "flatten", torch.mean, "mean")
 
 
 def channel_moments(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,3 +174,159 @@ def _feeds_batch_norm(node: fx.Node, network: fx.GraphModule) -> bool:
     return any(
         isinstance(layer_of(user, network), nn.BatchNorm1d | nn.BatchNorm2d) for user in node.users
     )
+
+
+# -- What BatchNorms say, without samples ---------------------------------------------------------
+
+
+def rectified_mean(mean: Tensor, deviation: Tensor, highest: float = math.inf) -> Tensor:
+    """Return the mean of ``min(max(x, 0), highest)`` where ``x`` is normally distributed.
+
+    ``deviation * (phi(a) - phi(b)) + mean * (Phi(b) - Phi(a)) + highest * (1 - Phi(b))`` with
+    ``a = -mean / deviation`` and ``b = (highest - mean) / deviation`` (Nagel et al., ICCV 2019,
+    appendix C).
+
+    Args:
+        mean: Any shape.
+        deviation: Standard deviation, of the same shape, not negative.
+        highest: Where the activation function saturates; 6 for ReLU6.
+    """
+    mean, deviation = mean.double(), deviation.double().clamp_min(torch.finfo(torch.float64).tiny)
+    a = -mean / deviation
+    found: Tensor = deviation * _density(a) + mean * torch.special.ndtr(-a)
+    if math.isfinite(highest):
+        b = (highest - mean) / deviation
+        above = torch.special.ndtr(-b)
+        found = found - deviation * _density(b) - mean * above + highest * above
+    return found
+
+
+def _density(x: Tensor) -> Tensor:
+    found: Tensor = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    return found
+
+
+class _Told(NamedTuple):
+    """Mean of each channel (C,), and its deviation where it is normally distributed."""
+
+    mean: Tensor
+    deviation: Tensor | None = None
+
+
+def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
+    """Return the mean of each channel, (C,) float64, at the nodes where BatchNorms tell it.
+
+    A BatchNorm puts out the mean ``beta`` and the deviation ``|gamma|``, its activation function
+    the mean of :func:`rectified_mean`. Averages keep means, and sums add them. Nothing is known
+    behind the activation of a sum.
+
+    Args:
+        network: The float network, BatchNorms unfolded.
+    """
+    told: dict[fx.Node, _Told] = {}
+    for node in network.graph.nodes:
+        found = _told_at(node, network, told)
+        if found is not None:
+            told[node] = found
+    return {node.name: each.mean for node, each in told.items()}
+
+
+def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told]) -> _Told | None:
+    layer = layer_of(node, network)
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
+        return _Told(layer.bias.detach().double(), layer.weight.detach().double().abs())
+    known = [told[source] for source in node.all_input_nodes if source in told]
+    if not known or len(known) < len(node.all_input_nodes):
+        return None
+    first = known[0]
+    if calls(node, _SUMS) and len(known) == 2:
+        return _Told(known[0].mean + known[1].mean)
+    if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
+        return _Told(rectified_mean(first.mean, first.deviation, 6.0))
+    if is_rectifier(node, network):
+        return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]
+    if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+        return first
+    if isinstance(layer, nn.AdaptiveAvgPool2d | nn.Flatten) or calls(node, _MEAN_KEEPING):
+        return _Told(first.mean)
+    return None
+
+
+@torch.no_grad()
+def correct_by_statistics(
+    student: fx.GraphModule,
+    teacher: fx.GraphModule,
+    *,
+    batch_norms: bool = True,
+    biases: bool = True,
+) -> int:
+    """Take the mean error that rounding weights makes off biases, by what BatchNorms tell.
+
+    ``bias_o -= sum over i of (sum over k of (W_q - W)[o, i, k]) E[x_i]`` (analytic bias correction,
+    Nagel et al., ICCV 2019, section 4.2.1), or the same added to the mean of the BatchNorm behind
+    the layer. Layers whose inputs nothing is told of stay as they are.
+
+    Args:
+        student: Its biases or BatchNorms are changed.
+        teacher: The float network, BatchNorms unfolded.
+        batch_norms: Correct layers with a BatchNorm behind them.
+        biases: Correct layers without one.
+
+    Returns:
+        How many layers were corrected.
+    """
+    means, floats = told_means(teacher), dict(teacher.named_modules())
+    known = {node.name: node for node in teacher.graph.nodes}
+    corrected = 0
+    for node in _called_once(student, (QuantConv2d, QuantLinear)):
+        layer, original = layer_of(node, student), floats.get(str(node.target))
+        expected = (
+            means.get(known[node.name].all_input_nodes[0].name) if node.name in known else None
+        )
+        if expected is None or original is None:
+            continue
+        assert isinstance(layer, QuantConv2d | QuantLinear)
+        error = layer.weight_quantizer.rounded(layer.weight).double() - original.weight.double()
+        shift = mean_shift(error, expected.to(error.device))
+        if shift is None:
+            continue
+        norm = _norm_alone(node, student)
+        if norm is not None and batch_norms:
+            norm.running_mean += shift.to(norm.running_mean.dtype)
+        elif norm is None and biases and not _feeds_batch_norm(node, student):
+            if layer.bias is None:
+                layer.bias = nn.Parameter(torch.zeros(len(shift)).to(layer.weight))
+            layer.bias.sub_(shift.to(layer.bias.dtype))
+        else:
+            continue
+        corrected += 1
+    return corrected
+
+
+def mean_shift(error: Tensor, means: Tensor) -> Tensor | None:
+    """Return the mean change of each output, (out_channels,).
+
+    Args:
+        error: Of the weights, (out_channels, in_channels / groups, ...).
+        means: Of the inputs, (in_channels,).
+
+    Returns:
+        None where the inputs are no multiple of what an output takes in.
+    """
+    summed = error.flatten(2).sum(2) if error.dim() > 2 else error
+    outputs, inputs = summed.shape
+    groups = len(means) // inputs
+    if groups * inputs != len(means) or groups == 0 or outputs % groups:
+        return None
+    by_group = means.view(groups, 1, inputs).expand(groups, outputs // groups, inputs)
+    return (summed * by_group.reshape(outputs, inputs)).sum(dim=1)
+
+
+def _norm_alone(node: fx.Node, network: fx.GraphModule) -> Any:
+    """Return the BatchNorm that alone takes in a node's value and is called once, or none."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    norms = _called_once(network, (nn.BatchNorm1d, nn.BatchNorm2d))
+    layer = layer_of(user, network)
+    return layer if user in norms and _tracks(layer) else None

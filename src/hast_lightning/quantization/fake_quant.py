@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,12 @@ class WeightQuantizer(nn.Module):
         find: Finds a channel's range; minimum and maximum unless another way is given.
         gradient: ``clipped`` stops the gradient of weights outside their range. Between minimum
             and maximum, where all weights are inside, there is no difference.
+
+    Attributes:
+        width: The bits once more, a uint8 scalar.
     """
+
+    width: Tensor
 
     def __init__(
         self,
@@ -71,6 +77,22 @@ class WeightQuantizer(nn.Module):
         self.find = find
         self.gradient = gradient
         self._held: _Rounded | None = None
+        # In every state of the student, since a stage may change them.
+        self.register_buffer("width", torch.tensor(bits, dtype=torch.uint8))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.set_bits(int(self.width))
+
+    def set_bits(self, bits: int) -> None:
+        """Round to another grid from now on; what was learned or found stays as it is."""
+        self.bits = bits
+        self.grid = replace(self.grid, bits=bits)
+        self.width.fill_(bits)
+
+    def change_bits(self, bits: int, weight: Tensor) -> None:
+        """Begin anew with other bits for ``weight``, (out_channels, ...)."""
+        self.set_bits(bits)
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Return scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
@@ -255,6 +277,18 @@ def freeze_ranges(network: nn.Module) -> None:
     ranges = averaged(torch.stack([torch.stack(q.moving_range.range()) for q in quantizers]))
     for quantizer, (low, high) in zip(quantizers, ranges, strict=True):
         quantizer.set_range(low, high)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Forget all activation ranges, observe ``batches`` of inputs (N, ...) and freeze again."""
+    for quantizer in activation_quantizers(network):
+        quantizer.moving_range.forget()
+    set_activation_mode(network, ActivationMode.OBSERVE)
+    with held_weights(network):
+        for inputs in batches:
+            network(inputs)
+    freeze_ranges(network)
 
 
 @contextmanager

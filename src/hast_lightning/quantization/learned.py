@@ -52,6 +52,13 @@ class LearnedWeightQuantizer(WeightQuantizer):
         self.register_buffer("first_step_size", super().parameters_of(weight).scale.detach())
         self.relative_step_size = nn.Parameter(torch.ones_like(self.first_step_size))
 
+    @torch.no_grad()
+    def change_bits(self, bits: int, weight: Tensor) -> None:
+        """Begin anew with other bits, from the step sizes of least squared error."""
+        self.set_bits(bits)
+        self.first_step_size.copy_(super().parameters_of(weight).scale)
+        self.relative_step_size.fill_(1)
+
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Return scale and zero point, (out_channels, 1, ...), whatever the weights are."""
         return self._centred(self._step_size().detach())

@@ -144,6 +144,11 @@ class MovingRange(nn.Module):
         self.high.lerp_(high.view(()), 1 - self.momentum)
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.momentum)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        for part in (self.low, self.high, self.weight):
+            part.zero_()
+
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the corrected average, two scalars; NaN before the first batch."""
         return self.low / self.weight, self.high / self.weight

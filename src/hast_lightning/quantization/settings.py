@@ -65,6 +65,9 @@ class QuantizerConfig:
     """Momentum of the exponential moving average of activation ranges while calibrating."""
     include_zero: bool = False
     """Extend every range to contain zero, as integer engines require."""
+    equalize: bool = False
+    """Scale channels between neighbouring layers so that they are as wide in both, which leaves
+    what the network computes as it is (cross-layer equalization of DFQ)."""
     first_and_last_8bit: bool = False
     """Weights and inputs of the first and of the last layer at 8 bits."""
     overrides: list[LayerBits] = field(default_factory=list)

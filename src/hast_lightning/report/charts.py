@@ -80,7 +80,7 @@ Scale = Callable[[float], float]
 
 
 def line_chart(panel: Panel) -> Chart:
-    """Return the curves of ``panel`` over the iterations, on a logarithmic axis where needed."""
+    """Return the curves of ``panel`` over its x, on a logarithmic axis where needed."""
     xs = [x for curve in panel.curves for x, _ in curve.points]
     ys = [y for curve in panel.curves for _, y in curve.points]
     logarithmic = min(ys) > 0 and max(ys) > LOG_FROM * min(ys)
@@ -91,12 +91,15 @@ def line_chart(panel: Panel) -> Chart:
     )
     return Chart(
         panel.title,
-        "iteration",
+        panel.x_label,
         "logarithmic scale" if logarithmic else "",
         tuple(Tick(x_scale(x), number(x)) for x in nice_ticks(min(xs), max(xs), 4, inside=True)),
         tuple(Tick(y_scale(y), number(y)) for y in values),
-        tuple(Line(c.name, _path(c, x_scale, y_scale), _summary(c)) for c in panel.curves),
-        summary=". ".join(_summary(curve) for curve in panel.curves),
+        tuple(
+            Line(c.name, _path(c, x_scale, y_scale), _summary(c, panel.x_label))
+            for c in panel.curves
+        ),
+        summary=". ".join(_summary(curve, panel.x_label) for curve in panel.curves),
         note=panel.note,
     )
 
@@ -208,12 +211,13 @@ def _outline(heights: Sequence[float], x_scale: Scale, y_scale: Scale) -> str:
     return "M" + "L".join([*corners, f"{x_scale(1):.1f} {y_scale(0):.1f}"])
 
 
-def _summary(curve: Curve) -> str:
+def _summary(curve: Curve, x_label: str) -> str:
     (start, first), (end, last) = curve.points[0], curve.points[-1]
-    return (
-        f"{curve.name}: {number(first)} at iteration {number(start)}, {number(last)} at "
-        f"iteration {number(end)}"
-    )
+    places = [
+        f"{x_label} {number(x)}" if x_label == "iteration" else f"{number(x)} {x_label}"
+        for x in (start, end)
+    ]
+    return f"{curve.name}: {number(first)} at {places[0]}, {number(last)} at {places[1]}"
 
 
 def _histogram_summary(values: Difficulties) -> str:

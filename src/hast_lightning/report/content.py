@@ -18,7 +18,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the iterations of the run, as (iteration, value)."""
+    """One quantity over the iterations of the run, or over another, as (iteration, value)."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -33,12 +33,14 @@ class Panel:
         title: What they measure.
         curves: At least one.
         note: What the reader should know of how they are shown.
+        x_label: Quantity of the horizontal axis.
     """
 
     stage: str
     title: str
     curves: tuple[Curve, ...]
     note: str = ""
+    x_label: str = "iteration"
 
 
 @dataclass(frozen=True)

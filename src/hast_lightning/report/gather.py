@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,21 @@ import torch
 from hast_lightning.core.stage import Stage
 from hast_lightning.core.transform import Transform
 from hast_lightning.quantization.diagnosis import diagnose
+from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.records.failure import read_failure
 from hast_lightning.records.folder import METRICS_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import headline
 from hast_lightning.report.confusion import confusion_table
-from hast_lightning.report.content import Change, Difficulties, RunReport, Seconds, Tile
+from hast_lightning.report.content import (
+    Change,
+    Curve,
+    Difficulties,
+    Panel,
+    RunReport,
+    Seconds,
+    Tile,
+)
 from hast_lightning.report.curves import read_panels
 from hast_lightning.report.parts import stage_lines
 from hast_lightning.report.pictures import data_addresses
@@ -77,7 +86,10 @@ def outline(run: Run, result: Result | None) -> RunReport:
         facts=facts_of(run),
         stages=stage_lines(run),
         synthetic=run.module.source.synthetic,
-        panels=read_panels(run.folder / METRICS_FILE, _titles(run), _marks(run)),
+        panels=(
+            *read_panels(run.folder / METRICS_FILE, _titles(run), _marks(run)),
+            *_plots(run),
+        ),
         origin=origin(run, result),
         command=run.origin.command,
         versions=run.origin.versions,
@@ -95,6 +107,14 @@ def _titles(run: Run) -> dict[str, str]:
     }
 
 
+def _plots(run: Run) -> Iterator[Panel]:
+    """Yield what stages have found, drawn over another quantity than iterations."""
+    for name, stage in run.module.stages.items():
+        for plot in stage.plots():
+            curves = tuple(Curve(each, tuple(points)) for each, points in plot.curves.items())
+            yield Panel(name, plot.title, curves, x_label=plot.x_label)
+
+
 def _marks(run: Run) -> tuple[str, ...]:
     """Return what curves on batches of transforms by gradient are called by."""
     parts = [part for _, part in switched_parts(run.config) if isinstance(part, Transform)]
@@ -102,8 +122,10 @@ def _marks(run: Run) -> tuple[str, ...]:
 
 
 def _exceptions(run: Run) -> str:
+    """Return what to say of layers with other bits, those that a stage chose among them."""
     quantizer = run.config.quantizer
-    mixed = quantizer.first_and_last_8bit or quantizer.overrides
+    widths = {layer.weight_quantizer.bits for _, layer in quantized_layers(run.module.student)}
+    mixed = quantizer.first_and_last_8bit or quantizer.overrides or len(widths) > 1
     return ", single layers otherwise" if mixed else ""
 
 

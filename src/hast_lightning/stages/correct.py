@@ -6,14 +6,20 @@ from collections.abc import Mapping
 
 from omegaconf import MISSING
 
-from hast_lightning.core.checks import require_range
+from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.quantization.correction import correct_biases, reestimate_batch_norms
+from hast_lightning.quantization.correction import (
+    correct_biases,
+    correct_by_statistics,
+    reestimate_batch_norms,
+)
 from hast_lightning.quantization.fake_quant import held_weights
 from hast_lightning.stages.synthesize import require_source
+
+BY = ("samples", "statistics")
 
 
 @part("stage", "correct")
@@ -28,6 +34,9 @@ class Correct(Stage):
     """Name of the source whose samples both networks see."""
     samples: int = 512
     """Samples that statistics are measured on, all at once."""
+    by: str = "samples"
+    """``samples``: by both networks' values; ``statistics``: by what BatchNorms say of each layer's
+    inputs, which sees no sample (analytic bias correction of DFQ)."""
     batch_norms: bool = True
     """Move BatchNorm statistics by the difference that quantizing makes."""
     biases: bool = True
@@ -38,6 +47,7 @@ class Correct(Stage):
 
     def __post_init__(self) -> None:
         require_range("samples", self.samples, 2)
+        require_choice("by", self.by, BY)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -67,6 +77,14 @@ class Correct(Stage):
 
     def step(self, bench: Bench, index: int) -> Outcome:
         """Correct the student on one batch."""
+        if self.by == "statistics":
+            found = correct_by_statistics(
+                bench.student,
+                bench.teacher.graph_module,
+                batch_norms=self.batch_norms,
+                biases=self.biases,
+            )
+            return Outcome({f"{self.name}/layers": float(found)})
         inputs = bench.layout(bench.sources[self.source].collect(self.samples).inputs)
         teacher, student = bench.teacher.graph_module, bench.student
         scalars: dict[str, float] = {}

@@ -22,6 +22,7 @@ from hast_lightning.errors import ConfigurationError, DivergenceError, MemoryLim
 from hast_lightning.graph.network import Learner
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.equalization import equalized
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
@@ -71,6 +72,9 @@ class ZeroShotQuantization(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.config, self.teacher_checksum = config, pretrained.checksum
+        if config.quantizer.equalize:
+            # Of both networks, so that their inner values can be compared.
+            pretrained = equalized(pretrained)
         self.student = convert(pretrained.network, config.quantizer)
         self.learner = Learner(self.student, pretrained)
         self.teacher = FrozenTeacher(pretrained)
@@ -306,6 +310,10 @@ class ZeroShotQuantization(LightningModule):
         """Return what scales the losses; none where the precision needs no scaling."""
         plugin = self._trainer.precision_plugin if self._trainer is not None else None
         return plugin if isinstance(plugin, LossScaling) else None
+
+    def found_files(self) -> dict[str, str]:
+        """Return the texts that stages leave in the run folder so far, by name."""
+        return {name: text for s in self.stages.values() for name, text in s.files().items()}
 
     def save_samples(self, path: Path) -> None:
         """Write the main source to a file that its ``load`` accepts.

@@ -1,0 +1,189 @@
+"""Cross-layer equalization: channels between two layers are scaled, the network's output is not.
+
+With a function between two layers that commutes with positive factors, such as ReLU,
+``W2 S f(S^-1 W1 x)`` is ``W2 f(W1 x)`` for any positive diagonal ``S``. With
+
+    s_i = sqrt(r1_i / r2_i)        r1_i = max |W1[i]|        r2_i = max |W2[:, i]|
+
+the channel is as wide in both layers. A BatchNorm behind a layer counts as part of its weights, and
+takes the factors of what it puts out.
+
+Source: DFQ (Nagel et al., ICCV 2019, section 4.1). ReLU6 does not commute: it is left alone, where
+the paper puts a ReLU in its place, which changes the network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.operations import calls, is_rectifier, layer_of
+from hast_lightning.graph.tracing import batch_norm_affine, trace
+
+ROUNDS = 100
+SETTLED = 1e-4
+"""Largest change of a channel's factor, in logarithms, at which rounds end."""
+_PASSING_LAYERS = (
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
+_PASSING_FUNCTIONS = (
+    *(torch.flatten, "flatten", F.dropout),
+    *(F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+)
+
+
+class Pair(NamedTuple):
+    """Two layers with nothing between them but what commutes with positive factors.
+
+    Attributes:
+        first: The layer whose outputs are scaled.
+        norm: The BatchNorm behind it; none: there is none.
+        second: The layer that takes them in; depthwise or of one group.
+        second_norm: The BatchNorm behind it; none: there is none.
+    """
+
+    first: nn.Conv2d | nn.Linear
+    norm: nn.BatchNorm2d | None
+    second: nn.Conv2d | nn.Linear
+    second_norm: nn.BatchNorm2d | None
+
+
+def equalized(pretrained: PretrainedNetwork) -> PretrainedNetwork:
+    """Return the network with equalized channels: the same function, up to float rounding.
+
+    Args:
+        pretrained: Left as it is.
+
+    Raises:
+        ConfigurationError: no two of its layers follow each other so.
+    """
+    network = copy.deepcopy(pretrained.network)
+    pairs = find_pairs(trace(network))
+    if not pairs:
+        raise ConfigurationError(
+            "quantizer.equalize=true: no two layers of the network follow each other with nothing "
+            "but a BatchNorm, a ReLU or a pooling between them"
+        )
+    equalize(pairs)
+    return replace(pretrained, network=network)
+
+
+@torch.no_grad()
+def equalize(pairs: list[Pair]) -> None:
+    """Scale the channels between all pairs, in place, until they are as wide on either side."""
+    for _ in range(ROUNDS):
+        moved = 0.0
+        for pair in pairs:
+            factors = channel_factors(_out_ranges(pair), _in_ranges(pair))
+            _scale(pair, factors)
+            moved = max(moved, float(factors.log().abs().max()))
+        if moved < SETTLED:
+            return
+
+
+def channel_factors(out_ranges: Tensor, in_ranges: Tensor) -> Tensor:
+    """Return ``sqrt(out_ranges / in_ranges)``, (channels,); 1 where either is zero."""
+    usable = (out_ranges > 0) & (in_ranges > 0)
+    return torch.where(usable, (out_ranges / in_ranges).sqrt(), torch.ones_like(out_ranges))
+
+
+def find_pairs(network: fx.GraphModule) -> list[Pair]:
+    """Return the pairs of a network in evaluation mode, in order of execution."""
+    called = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    once = {name for name, count in called.items() if count == 1}
+    return [pair for node in network.graph.nodes for pair in _pairs_from(node, network, once)]
+
+
+def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Iterator[Pair]:
+    first = layer_of(node, network)
+    if type(first) not in (nn.Conv2d, nn.Linear) or str(node.target) not in once:
+        return
+    assert isinstance(first, nn.Conv2d | nn.Linear)
+    norm = _norm_behind(node, network, once)
+    at = node
+    while len(at.users) == 1:
+        (at,) = at.users
+        layer = layer_of(at, network)
+        if layer is not None and type(layer) in (nn.Conv2d, nn.Linear):
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            if str(at.target) in once and _takes_channel_by_channel(layer, len(first.weight)):
+                yield Pair(first, norm, layer, _norm_behind(at, network, once))
+            return
+        if not (layer is not None and layer is norm) and not _commutes(at, network):
+            return
+
+
+def _norm_behind(node: fx.Node, network: fx.GraphModule, once: set[str]) -> nn.BatchNorm2d | None:
+    """Return the BatchNorm that alone takes in a layer's result, where it can be scaled."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    layer = layer_of(user, network)
+    usable = isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None and layer.affine
+    return layer if usable and str(user.target) in once else None  # type: ignore[return-value]
+
+
+def _commutes(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether a node commutes with positive factors, channel by channel."""
+    if calls(node, (torch.mean, "mean")):
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return isinstance(given, list | tuple) and sorted(n % 4 for n in given) == [2, 3]
+    passes = isinstance(layer_of(node, network), _PASSING_LAYERS) or calls(node, _PASSING_FUNCTIONS)
+    return passes or is_rectifier(node, network)
+
+
+def _takes_channel_by_channel(layer: nn.Conv2d | nn.Linear, channels: int) -> bool:
+    """Return whether input ``i`` of a layer is channel ``i`` of ``channels``."""
+    if isinstance(layer, nn.Linear):
+        # Behind flattening there are as many where each channel is a single number.
+        return layer.in_features == channels
+    return layer.in_channels == channels and layer.groups in (1, channels)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None) -> Tensor:
+    """Return absolute weights with the BatchNorm's factors, (out_channels, in, positions)."""
+    weight = (
+        layer.weight.abs().flatten(2) if layer.weight.dim() > 2 else layer.weight.abs()[..., None]
+    )
+    if norm is None:
+        return weight
+    return weight * batch_norm_affine(norm)[0].abs().to(weight.dtype)[:, None, None]
+
+
+def _out_ranges(pair: Pair) -> Tensor:
+    return _folded(pair.first, pair.norm).amax(dim=(1, 2))
+
+
+def _in_ranges(pair: Pair) -> Tensor:
+    weight = _folded(pair.second, pair.second_norm)
+    if not _is_depthwise(pair.second):
+        return weight.amax(dim=(0, 2))
+    # A depthwise layer may put out several channels for each that it takes in.
+    return weight.amax(dim=(1, 2)).view(len(pair.first.weight), -1).amax(dim=1)
+
+
+def _scale(pair: Pair, factors: Tensor) -> None:
+    scaled = pair.first if pair.norm is None else pair.norm
+    for part in (scaled.weight, scaled.bias):
+        if part is not None:
+            part.div_(factors.view(-1, *(1,) * (part.dim() - 1)))
+    weight = pair.second.weight
+    if _is_depthwise(pair.second):
+        factors = factors.repeat_interleave(len(weight) // len(factors))
+        weight.mul_(factors.view(-1, *(1,) * (weight.dim() - 1)))
+    else:
+        weight.mul_(factors.view(1, -1, *(1,) * (weight.dim() - 2)))
