@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.blocks import find_taps, select_taps
+from hast_lightning.graph.blocks import find_taps, last_activations, select_taps
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.resnet import CifarResNet
 
@@ -62,6 +62,73 @@ def test_blocks_with_squeeze_and_excitation_and_stochastic_depth_end_in_one_tap(
 
 def test_a_network_without_blocks_has_no_taps() -> None:
     assert found(torchvision.models.squeezenet1_1()) == []
+
+
+def convolution(width: int, stride: int = 1, padding: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LazyConv2d(width, 3, stride, padding), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    )
+
+
+class Functions(nn.Module):
+    """A plain network whose activations and pooling are functions, with a gate on its maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.stem, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, stride=1)
+        x = F.avg_pool2d(self.a(x).relu(), 2)
+        x = x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        x = F.interpolate(torch.relu(self.b(x)), scale_factor=0.5)
+        return self.head(F.relu(F.relu(self.c(x)).mean((2, 3))))
+
+
+PLAIN: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "pooled": (
+        lambda: nn.Sequential(
+            *(convolution(4), convolution(4), nn.MaxPool2d(2)),
+            *(convolution(8), nn.AvgPool2d(2, 2), convolution(8), convolution(8)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU()),
+        ),
+        ["1.2", "3.2", "6.2"],
+    ),
+    "strides": (
+        lambda: nn.Sequential(
+            *(convolution(4), convolution(4, 2), convolution(4), convolution(8, 2)),
+            *(nn.Flatten(), nn.LazyLinear(8), nn.ReLU()),
+        ),
+        ["0.2", "2.2", "3.2"],
+    ),
+    "edges": (
+        lambda: nn.Sequential(
+            convolution(4, 1, 0), convolution(4, 1, 0), nn.MaxPool2d(3, 1), convolution(4, 1, 0)
+        ),
+        ["3.2"],
+    ),
+    "functions": (Functions, ["relu_1", "relu_2", "relu_3"]),
+    "vectors": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU()), []),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_network_is_aligned_at_the_last_activation_of_each_resolution(kind: str) -> None:
+    build, expected = PLAIN[kind]
+    network = build().eval()
+    if kind not in ("functions", "vectors"):
+        network(torch.zeros(1, 3, 16, 16))
+    assert targets(network, last_activations(trace(network))) == expected or (
+        last_activations(trace(network)) == expected
+    )
+    assert select_taps(trace(network), None) == last_activations(trace(network))
+
+
+def test_networks_with_blocks_are_aligned_there() -> None:
+    graph_module = trace(CifarResNet(8, 10).eval())
+    assert select_taps(graph_module, None) == find_taps(graph_module)
+    assert last_activations(graph_module) == [f"layer{stage}_0_relu2" for stage in (1, 2, 3)]
 
 
 class Addition(nn.Module):

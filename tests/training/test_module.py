@@ -663,13 +663,30 @@ def plain_network() -> PretrainedNetwork:
     return PretrainedNetwork(network, "plain", (1, 8, 8), 10, (0.5,), (0.5,), "0" * 64)
 
 
-def test_a_network_without_blocks_is_refused_with_what_helps() -> None:
+def test_a_network_without_anything_to_align_is_refused_with_what_helps() -> None:
+    plain = plain_network()
+    assert isinstance(plain.network, nn.Sequential)
+    plain.network[2] = nn.Identity()
+    plain.network.extend([nn.ReLU(), nn.Linear(10, 10)])
     with pytest.raises(ModelError, match=r"channel_attention .*model\.taps.*enabled=false"):
-        build_module(small(), plain_network())
+        build_module(small(), plain)
+
+
+def test_a_network_without_blocks_is_aligned_at_activations_and_told_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = plain_network()
+    for _ in range(2):
+        module = build_module(small(), plain)
+    fit(module)
+    assert "distillation/alignment" in module.outcome.scalars
+    (line,) = [record.getMessage() for record in caplog.records if "aligned" in record.msg]
+    assert "plain has no residual or depthwise-separable blocks" in line
+    assert "last activation of each resolution, _2 (model.taps" in line
 
 
 @pytest.mark.parametrize("taps", [None, ("1",)])
-def test_a_network_without_blocks_is_trained_as_the_refusal_says(
+def test_a_network_without_blocks_is_trained_as_is_said(
     taps: tuple[str, ...] | None,
 ) -> None:
     words = () if taps else ("stages.distillation.terms.alignment.enabled=false",)

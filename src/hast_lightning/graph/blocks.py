@@ -3,14 +3,17 @@
 HAST (Li et al., CVPR 2023) aligns features at every block: at the residual body before the
 addition, at the BatchNorm of the pointwise convolution of a depthwise-separable block, and at
 the projection convolution of an inverted residual. Here the blocks are found in the graph, so
-that a network needs no list of names.
+that a network needs no list of names. A plain network has none, and is aligned at the last
+activation of each resolution.
 """
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from weakref import WeakSet
 
 import torch
 from torch import fx, nn
@@ -22,9 +25,22 @@ from hast_lightning.core.network import Network
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import CONVOLUTIONS, calls, is_activation, layer_of
 
+_log = logging.getLogger(__name__)
+_told: WeakSet[nn.Module] = WeakSet()
+"""Networks that it was said of, once each, that they have no blocks."""
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+_POOLS_TO_VECTORS = (nn.Flatten, nn.Linear, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_VECTORS = (
+    *(torch.flatten, torch.mean, torch.amax, torch.sum),
+    *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.linear),
+    *("flatten", "mean", "amax", "sum"),
+)
+_POOLS = (F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.lp_pool2d)
+_RESIZING_LAYERS = (nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle)
+_RESIZING_FUNCTIONS = (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
 _IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d, stochastic_depth)
 
 
@@ -33,14 +49,15 @@ def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) ->
 
     Args:
         graph_module: the network's graph.
-        patterns: shell-style patterns of node names or of dotted layer names; none: the blocks
-            that :func:`find_taps` finds, which may be no block at all.
+        patterns: shell-style patterns of node names or of dotted layer names; none: the ends of
+            blocks that :func:`find_taps` finds, or else :func:`last_activations`, which may be
+            none at all.
 
     Raises:
         ModelError: a pattern matches nothing.
     """
     if patterns is None:
-        return find_taps(graph_module)
+        return find_taps(graph_module) or last_activations(graph_module)
     names = {
         node.name: (node.name, str(node.target) if node.op == "call_module" else node.name)
         for node in graph_module.graph.nodes
@@ -61,11 +78,27 @@ def require_taps(network: Network, term: str) -> tuple[str, ...]:
     taps = select_taps(network.graph_module, network.pretrained.taps)
     if not taps:
         raise ModelError(
-            "no feature taps were found in the network (no residual additions or "
-            f"depthwise-separable blocks), which the term {term} needs: name them with "
-            "model.taps, or switch the term off (enabled=false)"
+            "no feature taps were found in the network (no residual additions, "
+            f"depthwise-separable blocks or activations of maps), which the term {term} needs: "
+            "name them with model.taps, or switch the term off (enabled=false)"
         )
+    _say_where(network, taps)
     return tuple(taps)
+
+
+def _say_where(network: Network, taps: Sequence[str]) -> None:
+    """Warn, once for each network, of places that are no ends of blocks."""
+    pretrained = network.pretrained
+    if pretrained.taps is not None or pretrained.network in _told:
+        return
+    if not find_taps(network.graph_module):
+        _told.add(pretrained.network)
+        _log.warning(
+            "%s has no residual or depthwise-separable blocks: its features are aligned at the "
+            "last activation of each resolution, %s (model.taps names other places)",
+            pretrained.name,
+            ", ".join(taps),
+        )
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:
@@ -86,6 +119,53 @@ def find_taps(graph_module: fx.GraphModule) -> list[str]:
     """
     ends = _residual_bodies(graph_module) | _pointwise_ends(graph_module)
     return [node.name for node in graph_module.graph.nodes if node in ends]
+
+
+def last_activations(graph_module: fx.GraphModule) -> list[str]:
+    """Names of the last activation of each resolution, in order of execution.
+
+    A resolution ends where a layer or function has a stride, or changes the size of the maps.
+    What convolutions without padding take off the edges is no other resolution.
+    """
+    resolutions: dict[fx.Node, int | None] = {}
+    last: dict[int, fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        resolution = _resolution(node, resolutions, graph_module)
+        if node.op != "get_attr":
+            resolutions[node] = resolution
+        if resolution is not None and is_activation(node, graph_module):
+            last[resolution] = node
+    nodes = set(last.values())
+    return [node.name for node in graph_module.graph.nodes if node in nodes]
+
+
+def _resolution(
+    node: fx.Node, resolutions: dict[fx.Node, int | None], graph_module: fx.GraphModule
+) -> int | None:
+    """Return how many changes of size a value has behind it; None where it is no longer maps."""
+    if node.op == "placeholder":
+        return 0
+    given = [resolutions.get(source) for source in node.all_input_nodes]
+    # A gate of one number per channel takes nothing away from the maps that it scales.
+    counts = [count for count in given if count is not None]
+    layer = layer_of(node, graph_module)
+    if not counts or isinstance(layer, _POOLS_TO_VECTORS) or calls(node, _VECTORS):
+        return None
+    return max(counts) + _changes_size(node, layer)
+
+
+def _changes_size(node: fx.Node, layer: nn.Module | None) -> bool:
+    if isinstance(layer, _RESIZING_LAYERS) or calls(node, _RESIZING_FUNCTIONS):
+        return True
+    # A function's own stride is that of its window.
+    stride = getattr(layer, "stride", 1)
+    if calls(node, _POOLS):
+        window = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
+        named = node.kwargs.get("stride") or window
+        stride = node.args[2] if len(node.args) > 2 and node.args[2] else named
+    elif calls(node, CONVOLUTIONS):
+        stride = node.args[3] if len(node.args) > 3 else node.kwargs.get("stride", 1)
+    return any(step != 1 for step in (stride if isinstance(stride, Sequence) else [stride]))
 
 
 def _residual_bodies(graph_module: fx.GraphModule) -> set[fx.Node]:

@@ -14,7 +14,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import UserError
-from hast_lightning.graph.blocks import select_taps
+from hast_lightning.graph.blocks import find_taps, select_taps
 from hast_lightning.graph.network import Learner
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
@@ -68,11 +68,15 @@ def inspect(config: Config, console: Console | None = None) -> None:
     lines = [
         *_describe_network(pretrained, config),
         *_describe_statistics(graph_module),
-        *_describe_layers(found, [places[tap] for tap in taps]),
+        *_describe_layers(found),
+        _describe_taps(
+            [places[tap] for tap in taps],
+            ends=config.model.taps is not None or bool(find_taps(graph_module)),
+        ),
         *_describe_method(config, misfit),
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict[str, int], str]:
@@ -159,10 +163,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN)])
 
 
-def _describe_layers(found: list[Call], taps: list[str]) -> Iterator[str]:
+def _describe_layers(found: list[Call]) -> Iterator[str]:
     layers = sum(call.weight_bits is not None for call in found)
     norms = sum(call.batch_norms for call in found)
     quantizers = sum(call.output_bits is not None for call in found)
     yield f"quantized layers: {layers}, activation quantizers: {quantizers}, BatchNorms: {norms}"
-    none = "none found: name them with model.taps where a term needs them"
-    yield f"feature taps: {f'{len(taps)} ({_some(taps)})' if taps else none}"
+
+
+def _describe_taps(taps: list[str], *, ends: bool) -> str:
+    """Return the line about feature taps; ``ends``: the network has ends of blocks."""
+    if not taps:
+        return "feature taps: none found: name them with model.taps where a term needs them"
+    plain = "" if ends else "; there are no blocks: the last activation of each resolution"
+    return f"feature taps: {len(taps)} ({_some(taps)}{plain})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import HELD_OUT_SEED, Site, TrainedSource
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
 
 CONDITIONINGS = ("embedding", "batch_norm")
@@ -57,7 +58,8 @@ class ConditionalGenerator(TrainedSource):
 
     Noise ``z ~ N(0, I)`` is projected to 128 maps at a quarter of the image's size, twice doubled
     in size and convolved; tanh and a BatchNorm without affine parameters give the output unit
-    variance, as normalized pixels have. The label enters by multiplying ``z`` with a learned
+    variance, as normalized pixels have. Where a side is not divisible by four, larger maps are
+    made and cropped before that BatchNorm. The label enters by multiplying ``z`` with a learned
     embedding (GDFQ on CIFAR), or through class-conditional BatchNorm (GDFQ on ImageNet).
 
     Source: Xu et al., ECCV 2020.
@@ -91,22 +93,17 @@ class ConditionalGenerator(TrainedSource):
         """Draw the weights, or read a saved generator.
 
         Raises:
-            ConfigurationError: height or width is not divisible by four.
             DataError: the file is missing, unreadable, or of another network.
         """
         super().build(site)
         channels, height, width = site.pretrained.input_shape
-        if height % 4 or width % 4:
-            raise ConfigurationError(
-                f"model.input_size={height}x{width}: {site.key} makes only images whose height "
-                "and width are divisible by 4"
-            )
         self.num_classes = site.pretrained.num_classes
-        self.coarse_size = (height // 4, width // 4)
+        self.size = (height, width)
+        self.coarse_size = (math.ceil(height / 4), math.ceil(width / 4))
         self.conditional = self.conditioning == "batch_norm"
         if not self.conditional:
             self.embedding = nn.Embedding(self.num_classes, self.latent_dim)
-        self.project = nn.Linear(self.latent_dim, WIDTHS[0] * height * width // 16)
+        self.project = nn.Linear(self.latent_dim, WIDTHS[0] * math.prod(self.coarse_size))
         self.norm0 = self._norm(WIDTHS[0])
         self.conv1 = nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, padding=1)
         self.norm1 = self._norm(WIDTHS[1])
@@ -133,7 +130,8 @@ class ConditionalGenerator(TrainedSource):
         maps = self.activation(self.norm1(self.conv1(maps), labels))
         maps = self.enlarge(maps)
         maps = self.activation(self.norm2(self.conv2(maps), labels))
-        images: Tensor = self.norm3(torch.tanh(self.conv3(maps)))
+        height, width = self.size
+        images: Tensor = self.norm3(torch.tanh(self.conv3(maps))[..., :height, :width])
         return images
 
     def _draw(self, count: int) -> Batch:
