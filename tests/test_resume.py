@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -15,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hast_lightning.cli import main as cli
 from hast_lightning.config.error_lines import TERMINATED_STATUS
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
+from hast_lightning.records.failure import how_it_ended
 from hast_lightning.records.folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
 from hast_lightning.runs.pipeline import resume
 from hast_lightning.training.callbacks.checkpoint import last_whole_checkpoint
@@ -115,8 +118,32 @@ def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> N
     assert kill_within(process, tmp_path / "killed", first, last, signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == TERMINATED_STATUS, output
-    assert output.splitlines()[-1] == "hast-lightning: terminated"
+    assert output.splitlines()[-1].startswith("hast-lightning: terminated; the run is in killed")
     assert "Terminated at step" in (tmp_path / "killed" / "report.html").read_text()
+
+
+def test_a_run_that_the_user_ends_goes_on_with_the_command_that_it_prints(tmp_path: Path) -> None:
+    """In the middle of every stage, long before a checkpoint would be due, and no step is lost."""
+    random.seed(3)
+    rare = ("callbacks.checkpoint_every_n_steps=1000", "callbacks.checkpoint_every_n_minutes=600")
+    arguments = tuple(a for a in ARGUMENTS if "every_n_steps=7" not in a) + rare
+    whole = run_whole(tmp_path, *arguments)
+    words, run = [*arguments, "hydra.run.dir=killed"], tmp_path / "killed"
+    for first, last in STAGES.values():
+        process = Forked(tmp_path, *words)
+        assert kill_within(process, run, first + 3, last - 10, signal.SIGINT)
+        output, _ = process.communicate()
+        assert process.returncode == cli.INTERRUPTED_STATUS, output
+        line = output.splitlines()[-1]
+        assert line.startswith("hast-lightning: interrupted; the run is in killed and goes on with")
+        words = shlex.split(line.rpartition("python -m hast_lightning ")[2])
+        done = torch.load(run / CHECKPOINT_FILE, weights_only=True)["iteration"]
+        assert done == steps_logged(run)
+        assert how_it_ended(run).startswith(f"interrupted at step {done - first + 1}")
+    process = Forked(tmp_path, *words)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert_same_run(whole, run, len(STAGES))
 
 
 def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> None:

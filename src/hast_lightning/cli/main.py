@@ -8,7 +8,8 @@ import select
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ from hast_lightning.config import (
     refuse_two_ways_of_bits,
     register_recipes,
     register_schemas,
+    spelled,
     spelled_modules,
     to_object,
+    with_paths_as_texts,
 )
 from hast_lightning.errors import ConfigurationError, UserError
 
@@ -156,10 +159,36 @@ def _run(config: Config) -> Result | None:
     _join_sweep(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     _require_place(folder)
-    # Imported late, so that a mistyped option is refused before torch has been loaded.
-    from hast_lightning.runs.pipeline import run
+    with _way_on(folder, config.model.factory):
+        # Imported late, so that a mistyped option is refused before torch has been loaded.
+        from hast_lightning.runs.pipeline import run
 
-    return run(config, folder, _command())
+        return run(config, folder, _command())
+
+
+@contextmanager
+def _way_on(folder: Path, factory: str | None) -> Iterator[None]:
+    """Note on what ends the run from outside where the run is, and how to go on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        from hast_lightning.records.folder import CONFIG_FILE, RESULT_FILE
+
+        # One that has not begun has made no folder.
+        if (folder / CONFIG_FILE).exists() and not (folder / RESULT_FILE).exists():
+            end.add_note(_how_to_go_on(folder, factory))
+        raise
+
+
+def _how_to_go_on(folder: Path, factory: str | None) -> str:
+    near = folder.is_relative_to(Path.cwd())
+    place = os.path.relpath(folder) if near else str(folder)
+    # Whose code may run is in no folder.
+    words = HydraConfig.get().overrides.task
+    code = [shlex.quote(word) for word in words if word.lstrip("+").startswith("modules=")]
+    code += [spelled("model.factory", factory)] if factory else []
+    command = " ".join(["python -m hast_lightning", spelled("resume", place), *code])
+    return f"the run is in {place} and goes on with: {command}"
 
 
 def _require_place(folder: Path) -> None:
@@ -181,9 +210,11 @@ def _resume(folder: str) -> Result | None:
             f"resume={folder} takes its configuration from that folder: leave out "
             f"{', '.join(others)}"
         )
-    from hast_lightning.runs.pipeline import resume
+    place, factory = Path(folder).expanduser(), named.get("model.factory")
+    with _way_on(place.absolute(), factory):
+        from hast_lightning.runs.pipeline import resume
 
-    return resume(Path(folder).expanduser(), named.get("model.factory"))
+        return resume(place, factory)
 
 
 def _command() -> str:
@@ -213,7 +244,7 @@ def main() -> None:
     try:
         modules = named_modules(sys.argv[1:])
         register_schemas(modules)
-        sys.argv[1:] = spelled_modules(sys.argv[1:])
+        sys.argv[1:] = with_paths_as_texts(spelled_modules(sys.argv[1:]))
         # A shell that completes a line hands it over in a variable.
         register_recipes([*sys.argv[1:], *os.environ.get("COMP_LINE", "").split()])
     except ConfigurationError as error:
@@ -246,15 +277,15 @@ def main() -> None:
     start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
         start(job)()
-    except KeyboardInterrupt:
-        print("hast-lightning: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print(f"hast-lightning: interrupted{_noted(end)}", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except SystemExit as end:
         # Lightning's has no status: whoever ended the run would take it for a success.
         known = foreign(end)
         if known is None:
             raise
-        print(f"hast-lightning: {known.line}", file=sys.stderr)
+        print(f"hast-lightning: {known.line}{_noted(end)}", file=sys.stderr)
         sys.exit(known.status)
     except Exception as error:
         if full_error:
@@ -264,6 +295,10 @@ def main() -> None:
     else:
         if status := _status(refused, _list_failures()):
             sys.exit(status)
+
+
+def _noted(end: BaseException) -> str:
+    return "".join(f"; {note}" for note in getattr(end, "__notes__", ()))
 
 
 def _status_of(error: Exception, defective: bool) -> int:

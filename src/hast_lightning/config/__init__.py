@@ -19,6 +19,7 @@ from hast_lightning.config.export import DEFAULT_OPSET, FORMATS, ExportConfig
 from hast_lightning.config.folder import config_folder
 from hast_lightning.config.method import MethodConfig
 from hast_lightning.config.model import PROVIDERS, ModelConfig
+from hast_lightning.config.quoting import spelled, with_paths_as_texts
 from hast_lightning.config.root import COMMANDS, Config
 from hast_lightning.config.safeguard import SafeguardConfig
 from hast_lightning.config.schedule import ScheduleConfig
@@ -68,6 +69,8 @@ __all__ = [
     "refuse_two_ways_of_bits",
     "register_recipes",
     "register_schemas",
+    "spelled",
     "spelled_modules",
     "to_object",
+    "with_paths_as_texts",
 ]

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from hast_lightning.config.folder import config_folder
+from hast_lightning.config.quoting import rest_of_value, several, unreadable
 from hast_lightning.config.renamed import renamed
 from hast_lightning.config.root import COMMANDS, Config
 from hast_lightning.config.unknown import describe, did_you_mean
@@ -91,9 +92,12 @@ def _missing_option(found: Match[str], _: BaseException) -> str:
     return place + no_such_option(group, option, options.split())
 
 
-def _word_without_value(found: Match[str], _: BaseException) -> str:
-    hint = f"; did you mean command={found[1]}?" if found[1] in COMMANDS else ""
-    return f"{found[1]!r} is no setting: expected key=value or group=option{hint}"
+def _unreadable_word(_: Match[str], error: BaseException) -> str:
+    word: str = getattr(error, "override", "")
+    if "=" in word:
+        return unreadable(word)
+    hint = f"; did you mean command={word}?" if word in COMMANDS else ""
+    return f"{word!r} is no setting: expected key=value or group=option{hint}"
 
 
 def _unknown_key(found: Match[str], error: BaseException) -> str | None:
@@ -118,7 +122,8 @@ FOREIGN = (
         r"(.*?)(?:Config search path|$)",
         _missing_option,
     ),
-    _by_text(r"Error parsing override '([^=\n]*)'\s+missing EQUAL", _word_without_value),
+    Foreign("OverrideParseException", ANY, _unreadable_word),
+    _by_text(r"Ambiguous value for argument '(.+?)'\n", lambda found, _: several(found[1])),
     _by_text(
         r".*Multiple values for ([\w/]+)\.",
         lambda found, _: (
@@ -185,7 +190,7 @@ def one_line(error: BaseException, arguments: Sequence[str] = ()) -> str:
             it takes for a value and not for an option.
     """
     if found := foreign(error):
-        return found.line
+        return found.line + rest_of_value(getattr(error, "override", "="), arguments)
     if type(error) is ValueError and (description := _describe_unknown_option(arguments)):
         return description
     if _names_a_file(error):

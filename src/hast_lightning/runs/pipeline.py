@@ -226,10 +226,11 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     """Go through all stages: one batch of the trainer is one iteration."""
     config, module = run.config, run.module
     watched = config.callbacks.media_every_n_steps > 0 and show_media(loggers)
+    checkpoints = _checkpoints(config.callbacks, run.folder)
     callbacks = [
         *callbacks,
         *([Observation(config.callbacks, run.network.mean, run.network.std)] if watched else []),
-        _checkpoints(config.callbacks, run.folder),
+        checkpoints,
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
         SaveFindings(module.found_files, run.folder),
         *([StageProgressBar()] if config.callbacks.progress else []),
@@ -238,9 +239,10 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     ticker = StepTicker(start.iteration if start else 0, module.agenda.iterations)
     checkpoint = start.checkpoint if start else None
     try:
-        trainer.fit(
-            module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
-        )
+        with checkpoints.interruption.awaited():
+            trainer.fit(
+                module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
+            )
     except SystemExit as end:
         # What the trainer makes of an interrupt; the jobs of a sweep must end with this one.
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -283,7 +285,7 @@ def _report(run: Run, result: Result | None) -> None:
         Console().print(results_table(result))
         if result.exports:
             Console().print(exports_table(result.exports))
-    Console().print(f"Everything is in {run.folder}", soft_wrap=True)
+    Console().print(f"Everything is in {run.folder}", soft_wrap=True, markup=False)
 
 
 @torch.no_grad()

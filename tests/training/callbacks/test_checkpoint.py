@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,25 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hast_lightning.core.batch import Progress
 from hast_lightning.errors import StorageError
+from hast_lightning.runtime.interruption import Interruption
 from hast_lightning.training.callbacks import checkpoint as checkpoint_module
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 
 
 class Counter(LightningModule):
-    """Counts its steps and fails at the one it is told to; two optimizers, as in a real run."""
+    """Counts its steps and fails at the one it is told to; two optimizers, as in a real run.
+
+    Its stages have ``stage`` steps each.
+    """
 
     def __init__(
-        self, fail_at: int | None = None, error: type[BaseException] = RuntimeError
+        self,
+        fail_at: int | None = None,
+        error: type[BaseException] = RuntimeError,
+        stage: int = 1000,
+        signals: dict[int, list[signal.Signals]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -26,9 +37,18 @@ class Counter(LightningModule):
         self.register_buffer("iteration", torch.tensor(0))
         self.fail_at = fail_at
         self.error = error
+        self.stage = stage
+        self.signals = signals or {}
+
+    @property
+    def progress(self) -> Progress:
+        stage, step = divmod(int(self.iteration) - 1, self.stage)
+        return Progress(f"stage {stage}", step + 1, self.stage)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         self.iteration += 1
+        for sign in self.signals.get(int(self.iteration), ()):
+            signal.raise_signal(sign)
         for weight, optimizer in zip(self.weights, self.optimizers(), strict=True):
             optimizer.zero_grad()
             weight.sum().backward()
@@ -74,7 +94,8 @@ def fit(
         callbacks=[callback],
     )
     loader = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+    with callback.interruption.awaited():
+        trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
 
 
 def test_saves_every_n_batches_and_at_the_end(tmp_path: Path) -> None:
@@ -194,3 +215,67 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     fit(Counter(), LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=2, kept=3), steps=8)
     kept = {child.name: iteration(child) for child in tmp_path.iterdir()}
     assert kept == {"last.ckpt": 8, "last.1.ckpt": 6, "last.2.ckpt": 4}
+
+
+def test_saves_at_the_end_of_every_stage(tmp_path: Path) -> None:
+    callback = Recorder(tmp_path / "last.ckpt", every_n_steps=4)
+    fit(Counter(stage=3), callback, steps=8)
+    assert callback.saved == [3, 4, 6, 8]
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_a_run_from_outside_loses_no_step(
+    tmp_path: Path, at: int, sign: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The step in which it comes is finished and saved, also where it is the last one."""
+    whole = Counter()
+    fit(whole, LastCheckpoint(tmp_path / "whole.ckpt", every_n_steps=100), steps=6)
+    before = signal.getsignal(signal.SIGINT)
+    callback = Recorder(tmp_path / "last.ckpt", every_n_steps=100)
+    ended = (SystemExit, KeyboardInterrupt)
+    with pytest.raises(ended):
+        fit(Counter(signals={at: [sign]}), callback, steps=6)
+    assert callback.saved == [at]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert ("Ctrl-C again ends at once" in capfd.readouterr().err) == (sign == signal.SIGINT)
+    resumed = Counter()
+    fit(
+        resumed,
+        LastCheckpoint(tmp_path / "end.ckpt", every_n_steps=100),
+        steps=6,
+        ckpt_path=callback.path,
+    )
+    assert int(resumed.iteration) == 6
+    assert torch.equal(resumed.weights[0], whole.weights[0])
+
+
+def test_the_second_interrupt_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    callback = Recorder(tmp_path / "last.ckpt", every_n_steps=2)
+    with pytest.raises(SystemExit):
+        fit(Counter(signals={3: [signal.SIGINT] * 2}), callback, steps=6)
+    assert callback.saved == [2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_rank_zero_decides_when_all_end(tmp_path: Path) -> None:
+    class Strategy:
+        def broadcast(self, own: tuple[bool, bool]) -> tuple[bool, bool]:
+            return False, True
+
+    class SecondRank:
+        world_size, strategy = 2, Strategy()
+
+    callback = LastCheckpoint(tmp_path / "last.ckpt", every_n_steps=100)
+    assert callback._agreed(SecondRank()) == (False, True)  # type: ignore[arg-type]
+
+
+def test_an_interrupt_that_somebody_else_handles_is_left_to_them() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption().awaited():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: Interruption().awaited().__enter__()).result()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,12 +7,15 @@ import os
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hast_lightning.errors import DataError, StorageError
+from hast_lightning.runtime.interruption import Interruption
 from hast_lightning.runtime.ranks import answered
+from hast_lightning.training.agenda import ScheduledModule
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +25,8 @@ class LastCheckpoint(Callback):
 
     The file is replaced in one move, so at any moment it is a whole checkpoint: the new one or
     the one before, which is kept beside it under a number. Nothing is saved after an exception,
-    whose cause (a loss that became NaN) may already be in the weights.
+    whose cause (a loss that became NaN) may already be in the weights. Who asks for the end, by
+    Ctrl-C or SIGTERM, gets it between two steps, after a checkpoint.
 
     Lightning's own ``ModelCheckpoint`` counts ``trainer.global_step``, which under manual
     optimization grows with every optimizer, and does not flush to the disk.
@@ -35,7 +39,7 @@ class LastCheckpoint(Callback):
         every_n_minutes: float = float("inf"),
         kept: int = 1,
     ) -> None:
-        """Save to ``path`` when the first of two intervals is over, and at the end.
+        """Save to ``path`` when the first of two intervals is over, and when a stage ends.
 
         Args:
             path: The last checkpoint; the one before is ``<stem>.1<suffix>``, and so on.
@@ -59,6 +63,8 @@ class LastCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.kept = kept
+        self.interruption = Interruption()
+        self._stopping = False
         self._batches = 0
         self._saved_at = 0.0
         self._saved_batches: int | None = None
@@ -71,6 +77,13 @@ class LastCheckpoint(Callback):
         self._saved_batches = None
         self._failed = False
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End where the user asked for it in the step before, which is logged and saved by now."""
+        if self._stopping:
+            raise KeyboardInterrupt
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -81,18 +94,22 @@ class LastCheckpoint(Callback):
     ) -> None:
         """Save when it is time."""
         self._batches += 1
-        if self._batches % self.every_n_steps == 0 or self._is_late(trainer):
+        _, step, total = cast("ScheduledModule", pl_module).progress
+        late, self._stopping = self._agreed(trainer)
+        due = self._batches % self.every_n_steps == 0 or step == total
+        if due or late or self._stopping:
             self.save(trainer)
 
-    def _is_late(self, trainer: Trainer) -> bool:
-        """Return whether the minutes are over; rank zero decides, since clocks differ."""
-        if self.every_n_minutes == float("inf"):
-            return False
+    def _agreed(self, trainer: Trainer) -> tuple[bool, bool]:
+        """Return whether the minutes are over, and whether the user asked for the end.
+
+        Rank zero decides, since clocks differ and Ctrl-C reaches processes in different steps.
+        """
         late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
         if trainer.world_size == 1:
-            return late
+            return late, self.interruption.asked
         with answered():
-            return trainer.strategy.broadcast(late)
+            return trainer.strategy.broadcast((late, self.interruption.asked))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, unless the last batch was."""
@@ -102,7 +119,14 @@ class LastCheckpoint(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the last good checkpoint alone from now on."""
+        """Leave the last good checkpoint alone from now on.
+
+        Lightning raises what SIGTERM asks for between two steps. Several processes may hear of it
+        in different ones, so that no state of all would be of the same step.
+        """
+        unsaved = self._saved_batches != self._batches and self._batches > 0
+        if isinstance(exception, SIGTERMException) and trainer.world_size == 1 and unsaved:
+            self.save(trainer)
         self._failed = True
 
     def save(self, trainer: Trainer) -> None:
