@@ -353,7 +353,7 @@ class SearchBits(Stage):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["policy", self.budget, "predicted", "measured", *self._names])
-        for kind, points in (("found", self._points), ("uniform", self._uniform)):
+        for kind, points in {"found": self._points, "uniform": self._uniform}.items():
             for policy, measured in points:
                 name = "chosen" if policy == self._best and kind == "found" else kind
                 loss = predicted(self._options(), policy.bits)
