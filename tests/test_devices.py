@@ -119,6 +119,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
     assert result["steps_by_stage"]["synthesis"] == 6
     assert result["evaluated_images"] == 599
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "MODEL_CARD.md",
         "config.yaml",
         "last.ckpt",
         "metrics.csv",

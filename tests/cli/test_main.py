@@ -42,6 +42,7 @@ RUN_FILES = {
     "samples.safetensors",
     "samples.png",
     "student.safetensors",
+    "MODEL_CARD.md",
     "report.html",
     "result.json",
 }

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from hast_lightning.api import hub
 from hast_lightning.api.images import batches
 from hast_lightning.api.loading import packed_file
 from hast_lightning.api.surroundings import undisturbed_process
+from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.description import Description
+from hast_lightning.export.frozen import frozen_activations, frozen_layers
 from hast_lightning.export.onnx_graph import WRITING, require_packages
 from hast_lightning.export.packed import read_packed
 from hast_lightning.export.parity import prove
 from hast_lightning.records.folder import RESULT_FILE
 from hast_lightning.records.result import Result
+from hast_lightning.runs.model_card import bits_of, model_card
 
 
 class _LogitsAndLabels(NamedTuple):
@@ -68,10 +74,12 @@ class Prediction(_LogitsAndLabels):
         return None if names is None else [names[label] for label in self.labels.tolist()]
 
 
-class QuantizedModel:
-    """A quantized network whose rounding is done, on the CPU.
+class QuantizedModel(nn.Module):
+    """A quantized network whose rounding is done.
 
-    Every file is run beside the network before it gets its name, as those of a run are.
+    A module as any other: ``model(inputs)`` takes normalized images, and ``model.to(device)``
+    moves it. It stays in evaluation mode and takes no gradient. Every file is run beside the
+    network before it gets its name, as those of a run are.
 
     Attributes:
         network: The network, frozen: it takes normalized images (N, C, H, W), float32.
@@ -85,17 +93,60 @@ class QuantizedModel:
         result: Result | None = None,
         samples: Tensor | None = None,
     ) -> None:
+        super().__init__()
         self.network = network
         self.description = description
+        self.eval().requires_grad_(False)
         self._result = result
         # Images that files are run on, (N, C, H, W); none: noise alone.
         self._samples = samples
 
     def __repr__(self) -> str:
         """Return name and bits."""
-        bits = self.description.quantizer
-        name = f"W{bits.get('weight_bits')}A{bits.get('activation_bits')}"
-        return f"QuantizedModel({self.description.network}, {name})"
+        return f"QuantizedModel({self.description.network}, {bits_of(self.description.quantizer)})"
+
+    def train(self, mode: bool = True) -> QuantizedModel:
+        """Stay in evaluation mode: its statistics and ranges are fixed."""
+        return super().train(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map normalized images (N, C, H, W) to what the network puts out, (N, classes)."""
+        outputs: Tensor = self.network(inputs)
+        return outputs
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Return the bits of each layer's weights, by name of the layer."""
+        layers = frozen_layers(self.network)
+        return {name: layer.quantized_weight.bits for name, layer in layers}
+
+    @property
+    def activation_bits(self) -> dict[str, int]:
+        """Return the bits of each quantized activation, by name in the graph."""
+        return {name: activation.bits for name, activation in frozen_activations(self.network)}
+
+    def evaluate(self, data: Any) -> float:
+        """Return the share of labeled images that it classifies as labeled, in percent.
+
+        Args:
+            data: As :func:`hast_lightning.quantize` takes them: a pair of images and labels, or
+                batches of such pairs, such as a DataLoader.
+
+        Raises:
+            DataError: they are not what the network takes.
+        """
+        right = count = 0
+        with torch.no_grad():
+            for images, labels in GivenData(data, self.description):
+                answers = self(images.to(self._device)).argmax(dim=1).cpu()
+                right += int((answers == labels).sum())
+                count += len(labels)
+        return 100 * right / count
+
+    @property
+    def _device(self) -> torch.device:
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        return tensors[0].device if tensors else torch.device("cpu")
 
     @property
     def result(self) -> Result:
@@ -126,8 +177,9 @@ class QuantizedModel:
             DataError: they are not what the network takes, or one cannot be read.
         """
         described = self.description
-        outputs = torch.cat([self.network(batch) for batch in batches(images, described)])
-        return Prediction.of(outputs, described)
+        device = self._device
+        parts = [self.network(batch.to(device)).cpu() for batch in batches(images, described)]
+        return Prediction.of(torch.cat(parts), described)
 
     def save(self, path: str | Path) -> Path:
         """Write a packed checkpoint (.safetensors), whose weights take ``weight_bits`` bits each.
@@ -183,6 +235,46 @@ class QuantizedModel:
         result = place / RESULT_FILE
         return cls(network, description, Result.read(result) if result.is_file() else None)
 
+    @classmethod
+    def from_pretrained(cls, place: str | Path, *, revision: str | None = None) -> QuantizedModel:
+        """Read a file, a folder that has one, or a repository of a model hub.
+
+        Args:
+            place: A path; where there is none, ``owner/name`` of a repository, which needs the
+                extra ``hub``.
+            revision: Branch, tag or commit of the repository.
+
+        Raises:
+            ConfigurationError: huggingface_hub is missing, or the hub does not answer.
+            ModelError: as :meth:`load`.
+        """
+        if _path(place).exists():
+            return cls.load(place)
+        return cls.load(hub.download(str(place), revision))
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload a packed checkpoint and a model card to a repository of a model hub.
+
+        Args:
+            repository: ``owner/name``; made where it does not exist.
+            private: Make it a private one.
+            token: Of the hub; none: the one that was stored by its own login.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ConfigurationError: huggingface_hub is missing, or the hub refuses.
+            UserError: as :meth:`save`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / hub.FILE)
+            card = model_card(self.description, self._result, None)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return hub.upload(Path(folder), repository, private=private, token=token)
+
     def _write(self, name: str, where: str | Path) -> Path:
         """Write beside the path, run that, and rename it: a failure leaves no file."""
         path, suffix = _path(where), FORMATS[name].suffix
@@ -192,8 +284,9 @@ class QuantizedModel:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with undisturbed_process():
-                write_artifact(name, self.network, self.description, partial)
-                self._prove(name, partial)
+                network = self._on_cpu()
+                write_artifact(name, network, self.description, partial)
+                self._prove(name, partial, network)
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -203,10 +296,16 @@ class QuantizedModel:
                 partial.unlink(missing_ok=True)
         return path
 
-    def _prove(self, name: str, path: Path) -> None:
-        network, _ = open_artifact(path)
+    def _on_cpu(self) -> fx.GraphModule:
+        """Return the network on the CPU, which files are written from: itself or a copy."""
+        if self._device.type == "cpu":
+            return self.network
+        return copy.deepcopy(self.network).cpu()
+
+    def _prove(self, name: str, path: Path, network: fx.GraphModule) -> None:
+        written, _ = open_artifact(path)
         samples = [] if self._samples is None else [self._samples]
-        prove(name, network, self.network, samples, self.description.input_shape)
+        prove(name, written, network, samples, self.description.input_shape)
 
 
 def _path(given: Any) -> Path:

@@ -47,6 +47,8 @@ class ModelConfig:
     """Per-channel standard deviation, likewise."""
     class_names: list[str] | None = None
     """One a class, in the order of the output; none: the provider's own, if it has any."""
+    license: str | None = None
+    """License of the weights, as model hubs write it (``apache-2.0``), for the model card."""
     taps: list[str] | None = None
     """Name patterns (shell style) of the feature taps; none: found from the network's graph."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch.utils.data import Dataset, IterableDataset
 from hast_lightning.errors import DataError
 from hast_lightning.files.pictures import MODES, Fitting, shown_picture
 
-if TYPE_CHECKING:
-    from hast_lightning.core.network import PretrainedNetwork
-
 BATCH_SIZE = 256
 WHITE = 255
 """The pixel value of bytes that stands for 1."""
@@ -27,6 +24,35 @@ EXPECTED = (
     "Dataset of (image, label)"
 )
 _END = object()
+
+
+class TakesImages(Protocol):
+    """What images have to fit: a pretrained network, or the description of a quantized one."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of an image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Return what pixels in [0, 1] are normalized with, per channel."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Return the same for the standard deviation."""
+        ...
+
+    @property
+    def resize_ratio(self) -> float:
+        """Return a photograph's shorter side as a multiple of the side that is cut out."""
+        ...
 
 
 class GivenData:
@@ -45,7 +71,7 @@ class GivenData:
             not fit the network.
     """
 
-    def __init__(self, given: Any, network: PretrainedNetwork) -> None:
+    def __init__(self, given: Any, network: TakesImages) -> None:
         self._given = _repeatable(given)
         self._network = network
         checked = iter(self)
@@ -206,7 +232,7 @@ def _without_trace(items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def _in_batches(items: Iterator[Any], network: PretrainedNetwork) -> Iterator[tuple[Any, Any]]:
+def _in_batches(items: Iterator[Any], network: TakesImages) -> Iterator[tuple[Any, Any]]:
     """Pairs of images and labels; single ones are put together."""
     first = next(items, _END)
     if first is _END:
@@ -234,7 +260,7 @@ def _is_single(image: Any) -> bool:
     return isinstance(image, Image.Image) or getattr(image, "ndim", None) == 3
 
 
-def _image(given: Any, network: PretrainedNetwork) -> Tensor:
+def _image(given: Any, network: TakesImages) -> Tensor:
     """One image (C, H, W); a picture of another size is prepared as those of a folder are."""
     if not isinstance(given, Image.Image):
         return as_tensor(given, "data")

@@ -42,6 +42,7 @@ class FrozenWeight(nn.Module):
         bits: 2 to 8.
     """
 
+    bits: int
     integers: Tensor
     scale: Tensor
     zero_point: Tensor

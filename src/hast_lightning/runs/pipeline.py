@@ -41,7 +41,12 @@ from hast_lightning.records.results_table import results_table
 from hast_lightning.records.versions import git_commit, versions
 from hast_lightning.report import write_failed_report, write_report
 from hast_lightning.runs.assembly import Run, build, prepare_torch
-from hast_lightning.runs.exporting import export_student, raise_failures, require_exportable
+from hast_lightning.runs.exporting import (
+    describe,
+    export_student,
+    raise_failures,
+    require_exportable,
+)
 from hast_lightning.runs.logs import (
     open_loggers,
     tell_artifacts,
@@ -49,6 +54,7 @@ from hast_lightning.runs.logs import (
     tell_inputs,
     tell_result,
 )
+from hast_lightning.runs.model_card import CARD_FILE, model_card
 from hast_lightning.runs.results import result_of
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.runtime.trainer import build_trainer, is_first_process, require_device
@@ -210,6 +216,7 @@ def _train_and_measure(run: Run, loggers: list[Logger], start: Start | None) -> 
         # Before the result is written: until then a run that is stopped can be resumed.
         records, failures = export_student(run)
         result = replace(result, exports=records)
+        _write_card(run, result)
         result.write(run.folder / RESULT_FILE)
     if rank() == 0:
         forget_states(run.folder)
@@ -275,6 +282,13 @@ def _measure(
         _log.warning("%s", choice.warning)
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}
     return result_of(run, choice, states.statistics, on_the_way, seconds)
+
+
+def _write_card(run: Run, result: Result) -> None:
+    """Leave a model card beside the files of the student, where there are some."""
+    if result.exports:
+        card = model_card(describe(run), result, run.config.model.license)
+        (run.folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _report(run: Run, result: Result | None) -> None:

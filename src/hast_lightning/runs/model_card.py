@@ -1,0 +1,105 @@
+"""The model card: what a quantized network is, from what it was made, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hast_lightning.export.description import Description
+from hast_lightning.records.result import Result
+from hast_lightning.records.results_table import readable_size
+
+CARD_FILE = "MODEL_CARD.md"
+
+
+def model_card(description: Description, result: Result | None, license_name: str | None) -> str:
+    """Return the text of a model card in Markdown, whose head is what model hubs read.
+
+    Args:
+        description: Of the quantized network.
+        result: Of the run that made it; none: a card without numbers.
+        license_name: Of the full-precision weights; none: unknown.
+    """
+    name = f"{description.network} {bits_of(description.quantizer)}"
+    head = ["---", "library_name: hast-lightning", "tags: [quantization, zero-shot-quantization]"]
+    head += [f"license: {license_name}"] if license_name else []
+    lines = [*head, "---", "", f"# {name}", ""]
+    lines += [
+        f"The network {description.network}, quantized without any of the data it was trained on.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {what} | {value} |" for what, value in _facts(description, result, license_name)),
+        "",
+        "## How it was made",
+        "",
+        *_how(description, result),
+        "",
+        "## Limits",
+        "",
+        *_limits(result),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def bits_of(quantizer: dict[str, Any]) -> str:
+    """Return the bits in short: ``W4A8``, with a word where layers differ."""
+    short = f"W{quantizer.get('weight_bits')}A{quantizer.get('activation_bits')}"
+    mixed = bool(quantizer.get("overrides")) or bool(quantizer.get("first_and_last_8bit"))
+    return f"{short} mixed" if mixed else short
+
+
+def _facts(
+    description: Description, result: Result | None, license_name: str | None
+) -> Iterator[tuple[str, str]]:
+    channels, height, width = description.input_shape
+    mean, std = (_numbers(values) for values in (description.mean, description.std))
+    pixels = f"mean {mean}, standard deviation {std} of pixels in [0, 1]"
+    yield "Input", f"{channels} x {height} x {width}, {pixels}"
+    yield "Output", f"{description.num_classes} classes, {description.output}"
+    yield "Bits of weights and activations", bits_of(description.quantizer)
+    yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."
+    yield "License of the weights", license_name or "not given: ask whoever trained them"
+    if result is None:
+        return
+    smaller = result.teacher_bytes / max(result.quantized_bytes, 1)
+    yield "Size", f"{readable_size(result.quantized_bytes)}, {smaller:.1f} times smaller"
+    if result.kept_top1 is not None:
+        full = f"; full precision {result.teacher_top1:.2f} %"
+        images = f" of {result.evaluated_images:,} images"
+        yield "Top-1 accuracy", f"{result.kept_top1:.2f} %{images}{full}"
+    agreement = result.teacher_agreement if result.kept_agreement is None else result.kept_agreement
+    yield (
+        "Agreement with the full-precision network",
+        f"{agreement:.2f} % of {result.evaluated_images:,} {result.agreement_on}",
+    )
+
+
+def _how(description: Description, result: Result | None) -> Iterator[str]:
+    if result is None:
+        version = description.product_version
+        yield f"With the recipe {description.recipe} of hast-lightning {version}."
+        return
+    stages = ", ".join(f"{stage} ({steps:,})" for stage, steps in result.steps_by_stage.items())
+    yield f"- Method: {result.method or description.recipe}"
+    yield f"- Budget: {result.budget or 'of its own'}; seed {result.seed}"
+    yield f"- Stages and their steps: {stages}"
+    yield f"- Handed back: the network after the stage {result.kept_stage or 'that came last'}"
+    yield ""
+    yield "This makes it again:"
+    yield from ("", "```sh", result.command, "```")
+
+
+def _limits(result: Result | None) -> Iterator[str]:
+    if result is None or result.kept_top1 is None:
+        yield "- Accuracy was not measured: no labeled images were at hand."
+        yield "- The agreement was measured on synthetic images; on real ones it may be lower."
+    else:
+        yield "- The accuracy is of the images named above, and of no others."
+    yield "- What the full-precision network gets wrong, this one gets wrong, too."
+    yield "- It classifies images that are prepared as the table says; nothing else was tried."
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
