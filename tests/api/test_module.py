@@ -57,12 +57,12 @@ def test_it_moves_to_another_type_of_device(model: QuantizedModel) -> None:
 
 def test_it_says_the_bits_of_every_layer(model: QuantizedModel) -> None:
     assert set(model.bits.values()) == {4}
-    assert len(model.bits) == 10
+    assert len(model.bits) == 8
     assert set(model.activation_bits.values()) == {4}
     mixed = quantize(
-        digits_network(), bits={"fc": 8, "*": 4}, method="hast", overrides=SHORT, **INPUT
+        digits_network(), bits={"linear": 8, "*": 4}, method="hast", overrides=SHORT, **INPUT
     )
-    assert mixed.bits["fc"] == 8
+    assert mixed.bits["linear"] == 8
     assert "mixed" in repr(mixed)
 
 
