@@ -19,11 +19,16 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
-from torchvision.ops import StochasticDepth, stochastic_depth
 
 from hast_lightning.core.network import Network
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import CONVOLUTIONS, calls, is_activation, layer_of
+from hast_lightning.graph.operations import (
+    CONVOLUTIONS,
+    calls,
+    is_activation,
+    is_stochastic_depth,
+    layer_of,
+)
 
 _log = logging.getLogger(__name__)
 _told: WeakSet[nn.Module] = WeakSet()
@@ -31,7 +36,7 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _POOLS_TO_VECTORS = (nn.Flatten, nn.Linear, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _VECTORS = (
     *(torch.flatten, torch.mean, torch.amax, torch.sum),
@@ -41,7 +46,7 @@ _VECTORS = (
 _POOLS = (F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.lp_pool2d)
 _RESIZING_LAYERS = (nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle)
 _RESIZING_FUNCTIONS = (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
-_IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d, stochastic_depth)
+_IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d)
 
 
 def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) -> list[str]:
@@ -211,9 +216,15 @@ def _count_convolutions(nodes: Iterable[fx.Node], graph_module: fx.GraphModule) 
 
 def _skip_identities(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     """Back over what does nothing in evaluation mode, so that a block ends in one place."""
-    while isinstance(layer_of(node, graph_module), _IDENTITIES) or calls(node, _IDENTITY_FUNCTIONS):
+    while _is_identity(node, layer_of(node, graph_module)):
         node = node.all_input_nodes[0]
     return node
+
+
+def _is_identity(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Whether a node does nothing in evaluation mode."""
+    dropped = isinstance(layer, _IDENTITIES) or is_stochastic_depth(node, layer)
+    return dropped or calls(node, _IDENTITY_FUNCTIONS)
 
 
 def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
@@ -248,7 +259,7 @@ def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
         layer = layer_of(source, graph_module)
         if _is_depthwise(layer):
             return True
-        passes = isinstance(layer, (nn.BatchNorm2d, *_IDENTITIES))
+        passes = isinstance(layer, nn.BatchNorm2d) or _is_identity(source, layer)
         passes = passes or is_activation(source, graph_module) or calls(source, _PRODUCTS)
         if passes and _is_fed_by_depthwise(source, graph_module):
             return True

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from hast_lightning.graph.operations import layer_of
+from hast_lightning.graph.operations import calls, layer_of
 
 _OPERATORS = {
     getattr(operator, f"i{name}"): getattr(operator, name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 }
+
+_NEEDING_INPUTS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def overwrites(node: fx.Node, graph_module: fx.GraphModule) -> bool:
@@ -100,7 +103,19 @@ def _arguments(function: Any) -> list[str]:
         return []
 
 
-def requires_copies(network: nn.Module, images: Tensor) -> bool:
+def _is_usual(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether what ``node`` overwrites is needed by nothing, as that of most networks.
+
+    Convolutions, linear layers, BatchNorms and sums need what they take in for their gradients,
+    and not what they put out.
+    """
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or len(source.users) > 1:
+        return False
+    return isinstance(layer_of(source, network), _NEEDING_INPUTS) or calls(source, _SUMS)
+
+
+def requires_copies(network: fx.GraphModule, images: Tensor) -> bool:
     """Return whether what ``network`` overwrites is still needed for its gradients.
 
     The images count as well: they are what is trained in a synthesis.
@@ -109,6 +124,8 @@ def requires_copies(network: nn.Module, images: Tensor) -> bool:
         network: Left as it is.
         images: (N, C, H, W).
     """
+    if all(_is_usual(node, network) for node in network.graph.nodes if overwrites(node, network)):
+        return False
     inputs = images.clone().requires_grad_()
     trained = [each for each in network.parameters() if each.is_floating_point()]
     frozen = [each for each in trained if not each.requires_grad]

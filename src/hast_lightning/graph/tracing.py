@@ -27,6 +27,8 @@ from hast_lightning.graph.operations import layer_of
 _TORCH_FOLDER = Path(torch.__file__).parent
 _OWN_FOLDER = Path(__file__).parent
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 Convolution = TypeVar("Convolution", bound=nn.Conv2d)
 
 
@@ -49,19 +51,18 @@ class PlaceTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Return what is to be traced, and its arguments: the network itself, and the images."""
+        """Return what is to be traced, and its arguments: the network itself, and inputs."""
         assert isinstance(self.root, nn.Module)
-        images = self.create_proxy("placeholder", _name_of_images(self.root), (), {})
+        names = _inputs(self.root)
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names]
         with_hooks = self.with_hooks
 
-        def call(network: nn.Module, images: fx.Proxy) -> Any:
+        def call(network: nn.Module, *inputs: fx.Proxy) -> Any:
             # Not a plain call, which would be traced as that of a layer.
-            called: Callable[[fx.Proxy], Any] = (
-                network._call_impl if with_hooks else network.forward
-            )
-            return called(images)
+            called: Callable[..., Any] = network._call_impl if with_hooks else network.forward
+            return called(*inputs)
 
-        return call, [self.root, images]
+        return call, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether ``m`` stays whole: not where its ``forward`` was replaced by another."""
@@ -107,11 +108,12 @@ class PlaceTracer(fx.Tracer):
             del vars(layer)["forward"]
 
 
-def _name_of_images(network: nn.Module) -> str:
-    """Return the name of the first argument of a network's ``forward``."""
-    first = next(iter(inspect.signature(network.forward).parameters.values()), None)
-    named = first is not None and first.kind is not inspect.Parameter.VAR_POSITIONAL
-    return first.name if named and first is not None else "images"
+def _inputs(network: nn.Module) -> list[str]:
+    """Return the names of a network's inputs: the images, and arguments without defaults."""
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    named = [each for each in parameters if each.kind in _POSITIONAL]
+    needed = [each.name for each in named[1:] if each.default is each.empty]
+    return [named[0].name if named else "images", *needed]
 
 
 def trace(network: nn.Module, *, with_hooks: bool = False) -> fx.GraphModule:

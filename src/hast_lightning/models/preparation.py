@@ -57,9 +57,10 @@ def prepare(
     changed = functions_to_layers(graph_module, images)
     changed |= _without_overwriting(graph_module, images, expected, name)
     graph_module.eval()
-    changed |= cut_head(graph_module, images, expected)
-    restored = restore_head(copy.deepcopy(graph_module))
-    _require_same(expected, outputs_of(restored, images, name), name)
+    whole: nn.Module = graph_module
+    if cut_head(graph_module, images, expected):
+        changed, whole = True, restore_head(copy.deepcopy(graph_module))
+    _require_same(expected, outputs_of(whole, images, name), name)
     strange = hooks_count or replaced_forwards(plain)
     if sized or changed or strange or plain is not network:
         return graph_module, expected.shape[1]

@@ -94,8 +94,8 @@ def steady_outputs(network: nn.Module, images: Tensor, name: str) -> Tensor:
     """
     before = _buffers(network)
     try:
-        # Once before: some networks prepare something in their first pass.
-        outputs_of(network, images, name)
+        # Some networks prepare something in their first pass.
+        first = outputs_of(network, images, name)
         prepared = _buffers(network)
         outputs = outputs_of(network, images, name)
         changed = [
@@ -106,7 +106,7 @@ def steady_outputs(network: nn.Module, images: Tensor, name: str) -> Tensor:
                 f"the network {name} changes its buffer {changed[0]} at every pass, also in "
                 "evaluation mode, which no file can hold: have it changed in training mode alone"
             )
-        if differ(outputs, outputs_of(network, images, name)):
+        if differ(first, outputs):
             raise ModelError(
                 f"the network {name} gives other answers when it is asked again: its code draws "
                 "random numbers in evaluation mode, or remembers earlier images"
