@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra import compose
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
@@ -41,6 +43,7 @@ from hast_lightning.config import (
     to_object,
     with_paths_as_texts,
 )
+from hast_lightning.config.targets import refuse_untyped
 from hast_lightning.errors import ConfigurationError, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
-WITH_RESUME = ("resume", "modules", "model.factory")
+WITH_RESUME = ("resume", "modules", "model.factory", "trust")
 """What may be said of a run that is resumed: its folder, and whose code it may run."""
 SWEEP_FLAGS = ("-m", "--multirun")
 INTERRUPTED_STATUS = 130
@@ -153,6 +156,7 @@ def _join_sweep(config: Config) -> None:
         config.logger.tags = [*config.logger.tags, "sweep", *differences]
         name = f"{config.recipe}/{HydraConfig.get().job.num} {' '.join(differences)}".strip()
         config.logger.run_name = config.logger.run_name or name
+    config.logger.tags = [*config.logger.tags, *config.tags]
 
 
 def _run(config: Config) -> Result | None:
@@ -214,7 +218,7 @@ def _resume(folder: str) -> Result | None:
     with _way_on(place.absolute(), factory):
         from hast_lightning.runs.pipeline import resume
 
-        return resume(place, factory)
+        return resume(place, factory, words)
 
 
 def _command() -> str:
@@ -253,12 +257,15 @@ def main() -> None:
         print(f"hast-lightning: {one_line(error)}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
     refused = defective = False
+    typed = list(sys.argv[1:])
 
     def job(composed: DictConfig) -> float | None:
         nonlocal refused, defective
         # Parallel launchers begin in a process that has not been through main.
         register_schemas(modules)
         try:
+            refuse_untyped(composed.trainer.callbacks, "trainer.callbacks", typed)
+            refuse_untyped(composed.logger.others, "logger.others", typed)
             return _run_recorded(composed)
         except Exception as error:
             fixable = _is_fixable(error)
@@ -276,7 +283,8 @@ def main() -> None:
 
     start = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
     try:
-        start(job)()
+        with _composed_once(sys.argv[1:]):
+            start(job)()
     except KeyboardInterrupt as end:
         print(f"hast-lightning: interrupted{_noted(end)}", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
@@ -295,6 +303,23 @@ def main() -> None:
     else:
         if status := _status(refused, _list_failures()):
             sys.exit(status)
+
+
+@contextmanager
+def _composed_once(words: Sequence[str]) -> Iterator[None]:
+    """Spare a command without a run that Hydra composes twice, to ask whether it is a sweep.
+
+    That takes as long as all else that such a command does.
+    """
+    command = next((w.partition("=")[2] for w in words if w.startswith("command=")), "run")
+    swept = any(word in SWEEP_FLAGS or word.startswith(("sweep=", "hydra")) for word in words)
+    asked = Hydra.get_mode
+    if command in WITHOUT_RUN and not swept:
+        Hydra.get_mode = lambda *_, **__: RunMode.RUN  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = asked  # type: ignore[method-assign]
 
 
 def _noted(end: BaseException) -> str:

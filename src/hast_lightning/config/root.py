@@ -61,6 +61,13 @@ class Config:
     runs: Annotated[Any, "text, list (text) or null"] = None
     """Folders and patterns of runs for ``command=compare``: a path or a list of paths."""
     compare: CompareConfig = field(default_factory=CompareConfig)
+    trust: list[str] = field(default_factory=list)
+    """What ``_target_`` may name in ``trainer.callbacks`` and ``logger.others``. It has to be typed
+    on the command line, also to resume a run: a file cannot have code run."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the run for loggers, beside ``logger.tags``."""
+    task_name: str | None = None
+    """Name of the recipe in results and folders, if you have one of your own."""
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
@@ -11,6 +12,41 @@ from hast_lightning.errors import ConfigurationError
 
 DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none", "given")
 LOGGERS = ("csv", "wandb", "tensorboard")
+STRATEGIES = ("auto", "ddp")
+_STAGES = "the stages say how long a run is: schedule=..., order=[...]"
+_LOOP = "a run is one epoch of steps without a validation loop; callbacks.evaluate_every_n_steps=N"
+CONTRADICTIONS = {
+    **dict.fromkeys(("max_epochs", "max_steps", "min_epochs", "min_steps", "max_time"), _STAGES),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), _STAGES),
+    **dict.fromkeys(
+        (
+            *("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
+            *("limit_test_batches", "limit_predict_batches", "num_sanity_val_steps"),
+            "inference_mode",
+        ),
+        _LOOP,
+    ),
+    "fast_dev_run": "+debug=fast makes a run of a few steps",
+    "accumulate_grad_batches": "trainer.micro_batch=N does the same in a student step",
+    "gradient_clip_val": "stages.<name>.optimizer.clip_norm does it, by stage",
+    "gradient_clip_algorithm": "stages.<name>.optimizer.clip_norm does it, by stage",
+    "enable_checkpointing": "callbacks.checkpoint_every_n_steps=N says how often",
+    "enable_progress_bar": "callbacks.progress=false leaves it out",
+    "enable_model_summary": "command=inspect shows the network",
+    "use_distributed_sampler": "there is no data set to be sampled from",
+    "reload_dataloaders_every_n_epochs": "there is no data set to be read again",
+    "default_root_dir": "hydra.run.dir=... is the folder of the run",
+    "logger": "logger=..., and logger.others for further ones",
+    "callbacks": "trainer.callbacks=[...]",
+    "plugins": "trainer.precision=... and trainer.strategy=... choose them",
+    "barebones": "a run needs its loggers and callbacks",
+    **{
+        name: f"trainer.{name}=..."
+        for name in ("accelerator", "devices", "num_nodes", "precision", "strategy")
+    },
+    "log_every_n_steps": "trainer.log_every_n_steps=N",
+}
+"""Arguments of Lightning's Trainer that contradict the loop of a run, and what to do instead."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -74,6 +110,15 @@ class TrainerConfig:
     """CPU threads of torch; none: torch's own choice."""
     log_every_n_steps: int = 10
     """Iterations between two lines of metrics.csv."""
+    strategy: str = "auto"
+    """``auto`` or ``ddp``, which is what several devices have in any case."""
+    callbacks: list[Any] = field(default_factory=list)
+    """Further callbacks of Lightning, each a mapping of ``_target_`` and its arguments. Only what
+    the command line names is made: ``trust=[...]``."""
+    # Of a typed mapping Hydra would want a plus before every key.
+    arguments: Annotated[Any, "mapping or null"] = None
+    """Further arguments of Lightning's Trainer, by name: ``profiler: simple``, ``detect_anomaly:
+    true``; those that contradict the stages are refused."""
 
     def __post_init__(self) -> None:
         require_range("trainer.devices", self.devices, 1)
@@ -82,6 +127,20 @@ class TrainerConfig:
             "trainer.timeout_minutes", self.timeout_minutes, 0, 24 * 60, open_minimum=True
         )
         require_choice("trainer.precision", self.precision, PRECISIONS)
+        if self.strategy not in STRATEGIES:
+            raise ConfigurationError(
+                f"trainer.strategy={self.strategy} is none of {', '.join(STRATEGIES)}: every "
+                "process has student and sources whole, averages their gradients itself, and "
+                "writes files when it ends"
+            )
+        if not isinstance(self.arguments, dict | None):
+            raise ConfigurationError(
+                f"trainer.arguments={self.arguments!r} is no mapping, such as {{profiler: simple}}"
+            )
+        self.arguments = {} if self.arguments is None else self.arguments
+        for name in self.arguments:
+            if name in CONTRADICTIONS:
+                raise ConfigurationError(f"trainer.arguments.{name}: {CONTRADICTIONS[name]}")
         require_range("trainer.log_every_n_steps", self.log_every_n_steps, 1)
         if self.micro_batch is not None:
             require_range("trainer.micro_batch", self.micro_batch, 1)
@@ -106,6 +165,9 @@ class LoggerConfig:
     makes the job differ."""
     tags: list[str] = field(default_factory=list)
     """Beside those that the run gets by itself (``wandb``)."""
+    others: list[Any] = field(default_factory=list)
+    """Further loggers of Lightning (MLflow, Comet, your own), each a mapping of ``_target_`` and
+    its arguments. Only what the command line names is made: ``trust=[...]``."""
     artifacts: bool = True
     """Log the samples and the exported models as artifacts (``wandb``)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
 from hast_lightning.config import Config, from_saved, to_object
+from hast_lightning.config.targets import refuse_untyped
 from hast_lightning.errors import ConfigurationError, StorageError
 
 RESULT_FILE = "result.json"
@@ -118,7 +119,10 @@ def write_origin(folder: Path, origin: Origin) -> None:
 
 
 def reopen(
-    folder: Path, versions: Mapping[str, str], factory: str | None = None
+    folder: Path,
+    versions: Mapping[str, str],
+    factory: str | None = None,
+    words: Collection[str] = (),
 ) -> tuple[Config, Origin]:
     """Return the configuration and the origin of an unfinished run.
 
@@ -128,6 +132,7 @@ def reopen(
             run began with, a warning names them.
         factory: The function that builds the user's own network, named again by whoever resumes
             the run: whoever wrote the folder must not choose what code is run.
+        words: What was typed, which has to name every ``_target_`` of the run for the same reason.
 
     Raises:
         ConfigurationError: there is no run, or it came to its end, or its files are damaged.
@@ -144,6 +149,8 @@ def reopen(
             if config.model.factory is not None
             else f"resume={folder} model.factory={factory}: the run has no network of your own"
         )
+    refuse_untyped(config.trainer.callbacks, f"resume={folder}: trainer.callbacks", words)
+    refuse_untyped(config.logger.others, f"resume={folder}: logger.others", words)
     for name in sorted(origin.versions.keys() | versions.keys()):
         before, now = origin.versions.get(name), versions.get(name)
         if before != now:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
+from hast_lightning.config.targets import made
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.folder import SAMPLES_FILE
 from hast_lightning.records.result import Result
@@ -30,7 +31,8 @@ def open_loggers(run: Run, done: int) -> list[Logger]:
     config, agenda = run.config, run.module.agenda
     described = describe(config, run.folder, asdict(run.origin), run.network.checksum)
     quiet = not config.callbacks.progress
-    return build_loggers(config.logger, run.folder, described, agenda, done, quiet)
+    own = build_loggers(config.logger, run.folder, described, agenda, done, quiet)
+    return [*own, *made(config.logger.others, "logger.others", Logger)]
 
 
 def tell_inputs(run: Run, loggers: Sequence[Logger]) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.config.targets import made
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
 from hast_lightning.data.ticker import StepTicker
@@ -124,7 +125,7 @@ def carry_out(
     return made, _execute(made, None)
 
 
-def resume(folder: Path, factory: str | None = None) -> Result | None:
+def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()) -> Result | None:
     """Go on with the run in ``folder`` where its last checkpoint stands.
 
     Without a checkpoint it begins anew, in the same folder and with the same numbers.
@@ -132,12 +133,13 @@ def resume(folder: Path, factory: str | None = None) -> Result | None:
     Args:
         folder: The run folder.
         factory: The function that builds the user's own network, where the run has one.
+        words: What the user typed: code that the run names counts where these name it, too.
 
     Raises:
         UserError: the folder holds no unfinished run, its checkpoints are damaged or belong to
             another network, or whatever :func:`run` raises.
     """
-    config, origin = reopen(folder, versions(), factory)
+    config, origin = reopen(folder, versions(), factory, words)
     _require_surroundings(config)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     made = build(config, folder, origin)
@@ -241,6 +243,7 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
         SaveFindings(module.found_files, run.folder),
         *([StageProgressBar()] if config.callbacks.progress else []),
+        *made(config.trainer.callbacks, "trainer.callbacks", Callback),
     ]
     trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
     ticker = StepTicker(start.iteration if start else 0, module.agenda.iterations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from hast_lightning.config import TrainerConfig
+from hast_lightning.config.unknown import did_you_mean
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.runtime.loss_scaling import PRECISION as FLOAT16
 from hast_lightning.runtime.loss_scaling import LossScaling
@@ -40,7 +42,7 @@ def build_trainer(
     folder: Path = Path(),
 ) -> Trainer:
     """Return the trainer of a run."""
-    parallel = options.devices * options.num_nodes > 1
+    parallel = options.devices * options.num_nodes > 1 or options.strategy == "ddp"
     timeout = timedelta(minutes=options.timeout_minutes)
     scaled = options.precision == FLOAT16
     return Trainer(
@@ -64,6 +66,7 @@ def build_trainer(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         log_every_n_steps=options.log_every_n_steps,
+        **options.arguments,
     )
 
 
@@ -88,13 +91,21 @@ def require_device(options: TrainerConfig) -> None:
     Raises:
         ConfigurationError: there is no such device, or it cannot do what is asked for.
     """
+    known = inspect.signature(Trainer).parameters
+    for name in options.arguments:
+        if name not in known:
+            raise ConfigurationError(
+                f"trainer.arguments.{name} is no argument of Lightning's Trainer"
+                f"{did_you_mean(name, list(known))}"
+            )
     try:
         build_trainer(options)
     # What Lightning raises for options it does not know, a device that is not there, or one whose
     # package is not installed.
     except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         reason = " ".join(str(error).split())
+        settings = f"trainer.accelerator={options.accelerator} trainer.devices={options.devices}"
+        others = f" trainer.arguments={options.arguments}" if options.arguments else ""
         raise ConfigurationError(
-            f"trainer.accelerator={options.accelerator} trainer.devices={options.devices} "
-            f"trainer.precision={options.precision}: {reason}"
+            f"{settings} trainer.precision={options.precision}{others}: {reason}"
         ) from error
