@@ -104,7 +104,7 @@ def test_the_folder_of_a_run_cannot_either(tmp_path: Path) -> None:
     [
         ("trainer.callbacks=[{_target_: tests.nothing.There}]", "tests.nothing.There"),
         ("trainer.callbacks=[{step: 2}]", "trainer.callbacks.0 says no _target_"),
-        ("logger.others=[{_target_: builtins.dict}]", "logger.others.0 is a dict"),
+        ("logger.others=[{_target_: builtins.dict}]", "logger.others.0 is of type dict"),
         ("trainer.strategy=fsdp", "trainer.strategy=fsdp is none of auto, ddp"),
         ("trainer.arguments={max_epochs: 3}", "trainer.arguments.max_epochs: the stages say"),
         ("trainer.arguments={gradient_clip_val: 3}", "clip_norm"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from hast_lightning.api.overrides import concerns
@@ -26,6 +27,8 @@ ALL_LAYERS = "*"
 BITS_IN_A_WORD = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE | re.ASCII)
 ARCHIVE_SUFFIX = ".npz"
 FILE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
+ACCELERATORS = {"cuda": "gpu"}
+"""Types of devices that Lightning calls otherwise."""
 LIBRARIES = ("torchvision", "timm", "pytorchcv")
 """Libraries whose networks are named by the library and their own name."""
 
@@ -143,6 +146,27 @@ def data_settings(data: Any, overrides: Sequence[str]) -> Iterator[str]:
         raise DataError(f"data={data!r} is no path")
     else:
         yield from _data_in_files(Path(data).expanduser())
+
+
+def device_settings(device: Any) -> Iterator[str]:
+    """Yield the device as Lightning calls it; none where it is left to be found.
+
+    Raises:
+        ConfigurationError: it is none, or one of several of a kind.
+    """
+    if device is None:
+        return
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"device={device!r} is no device") from error
+    if wanted.index not in (None, 0):
+        raise ConfigurationError(
+            f"device={device!r}: a run takes the first device that it sees; "
+            f"CUDA_VISIBLE_DEVICES={wanted.index} lets it see that one"
+        )
+    yield f"trainer.accelerator={ACCELERATORS.get(wanted.type, wanted.type)}"
+    yield "trainer.devices=1"
 
 
 def is_handed_over(data: Any) -> bool:

@@ -90,7 +90,7 @@ class Choice(NamedTuple):
         return (
             f"nothing was measured on images of {wanted}: {taken}, for {measured}, is the nearest "
             "and is taken; to name it is to take it without this warning; "
-            "`hast-lightning --help` lists the others"
+            "`hast-lightning --help groups` lists the others"
         )
 
 

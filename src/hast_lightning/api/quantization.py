@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -17,6 +20,7 @@ from hast_lightning.api.arguments import (
     bits_settings,
     checked_input_shape,
     data_settings,
+    device_settings,
     is_handed_over,
     network_settings,
     option_settings,
@@ -36,6 +40,7 @@ from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
 from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
 from hast_lightning.config.literals import as_overrides, literal
+from hast_lightning.config.targets import made
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError
@@ -73,6 +78,9 @@ def quantize(
     folder: str | Path | None = None,
     seed: int | None = None,
     progress: bool = False,
+    device: str | torch.device | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] = (),
 ) -> QuantizedModel:
     """Quantize a pretrained classifier without any training data.
 
@@ -98,7 +106,7 @@ def quantize(
             others. None: those that were measured with the fewest losses, or the recipe's.
         method: Name of a method (``hast-lightning command=methods`` lists them).
         schedule: Name of a budget: ``demo``, ``quick``, ``released``, ...
-        recipe: Name of a recipe (``hast-lightning --help`` lists the experiments), which method,
+        recipe: Name of a recipe (``hast-lightning --help groups`` lists them), which method,
             budget and bits go before; or keys and values to change in what is taken otherwise,
             nested as in its files.
         overrides: Single settings that go before all else: one or several in the words of the
@@ -116,11 +124,15 @@ def quantize(
             that returns them anew at every call; or a Dataset of single pairs. Images of type
             uint8 are pixels, those of floats are normalized already. Or the path of a folder with
             one folder per class, or of an .npz file; or an option of the group ``data``
-            (``digits``, ...). None: student and teacher are compared on synthetic images that
-            were kept from training.
+            (``digits``, ...); or a LightningDataModule, of whose data those for validation are
+            taken, or else those for tests. None: student and teacher are compared on synthetic
+            images that were kept from training.
         folder: Where the run leaves its files; none: nothing is left.
         seed: Of all random numbers; none: 0, or the recipe's.
         progress: Show bars and the table of results.
+        device: Where it is done: ``cpu``, ``cuda``, ``mps``; none: the best that there is.
+        callbacks: Of Lightning, beside the run's own.
+        logger: Of Lightning, one or several, beside the run's own.
 
     Returns:
         The quantized network, with the result of the run.
@@ -150,6 +162,7 @@ def quantize(
             *bits_settings(bits),
             *data_settings(data, texts),
             *surroundings_settings(folder, seed, progress),
+            *device_settings(device),
         ],
         overrides=texts[len(changes) :],
         data=data,
@@ -167,7 +180,16 @@ def quantize(
             own = None if isinstance(network, str) else plan.pretrained
             # What save cannot hold is refused before any training.
             saved = [] if any(map(chooses_files, texts)) else ["packed"]
-            run, result = carry_out(plan.config, path, call.text(plan), own, images, saved)
+            run, result = carry_out(
+                plan.config,
+                path,
+                call.text(plan),
+                own,
+                images,
+                saved,
+                made(callbacks, "callbacks", Callback),
+                made([logger] if isinstance(logger, Logger) else logger, "logger", Logger),
+            )
             if result is not None and not plan.config.report:
                 Console().print(results_table(result))
         return _quantized(run, result)

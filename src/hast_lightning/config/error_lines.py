@@ -244,7 +244,7 @@ def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
     if not hint or len(options) <= MANY_OPTIONS:
         hint += f"; it has: {', '.join(options)}"
     else:
-        hint += f" ({len(options)} in all: python -m hast_lightning --help)"
+        hint += f" ({len(options)} in all: python -m hast_lightning --help groups)"
     elsewhere = NETWORKS_ELSEWHERE.format(option) if group == "model" and option else ""
     elsewhere = PARTS_ELSEWHERE if group in parts() else elsewhere
     return f"{group}={option}: {option or 'nothing'} is no option of {group}{hint}{elsewhere}"

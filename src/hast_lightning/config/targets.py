@@ -78,6 +78,7 @@ def _made(entry: Any, key: str, kind: type) -> Any:
             raise ConfigurationError(f"{key}: {entry[TARGET]}: {reason}") from error
     if not isinstance(entry, kind):
         raise ConfigurationError(
-            f"{key} is a {type(entry).__name__}, and has to be a {kind.__module__}.{kind.__name__}"
+            f"{key} is of type {type(entry).__name__}, and has to be a "
+            f"{kind.__module__}.{kind.__name__}"
         )
     return entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ EXPECTED = (
     "expected a pair (images, labels), an iterable or a function that gives such batches, or a "
     "Dataset of (image, label)"
 )
+DATA_MODULE = ("prepare_data", "setup", "val_dataloader", "test_dataloader")
+"""What tells a LightningDataModule, without importing Lightning for what is none."""
 _END = object()
 
 
@@ -136,8 +139,33 @@ def network_input(
     return tensor.float()
 
 
+def _loader_of(module: Any) -> Iterable[Any]:
+    """Return the batches of a LightningDataModule: those for validation, or else those for tests.
+
+    Raises:
+        DataError: it has neither.
+    """
+    module.prepare_data()
+    for stage, name in (("validate", "val_dataloader"), ("test", "test_dataloader")):
+        module.setup(stage)
+        # Lightning's own raise where they are not overridden.
+        with suppress(*_not_there()):
+            loader: Iterable[Any] | None = getattr(module, name)()
+            if loader is not None:
+                return loader
+    raise DataError("data is a LightningDataModule without data for validation or tests")
+
+
+def _not_there() -> tuple[type[Exception], ...]:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return MisconfigurationException, NotImplementedError
+
+
 def _repeatable(given: Any) -> Iterable[Any]:
     """Return what can be gone through again and again, of batches or of single images."""
+    if all(hasattr(given, name) for name in DATA_MODULE):
+        return _loader_of(given)
     if _is_pair(given):
         return _split(*given)
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 from lightning import seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.core.source import Site, Source, TrainedSource
+from hast_lightning.core.source import Source, TrainedSource
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
@@ -26,6 +27,7 @@ from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import batch_norms_are_new
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.records.folder import Origin
+from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.ranks import rank, world_size
 from hast_lightning.training.agenda import Agenda
 from hast_lightning.training.evaluation import Confusion, Evaluation, evaluate
@@ -56,6 +58,8 @@ class Run:
     Attributes:
         confusion: What the last evaluation counted, (classes, classes) int64: the teacher's
             class by the student's.
+        callbacks: Objects of the user's, beside those that the configuration names.
+        loggers: Likewise.
     """
 
     config: Config
@@ -65,6 +69,8 @@ class Run:
     data: EvaluationData | ImageFolderData | GivenData | None
     module: ZeroShotQuantization
     confusion: Tensor | None = None
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
 
     def evaluate(self) -> Evaluation | None:
         """Student against teacher, on the evaluation data or else on held-out samples.
@@ -164,24 +170,6 @@ def build(
         )
     _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
     return Run(config, folder, origin, network, evaluation_data, module)
-
-
-def build_sources(config: Config, network: PretrainedNetwork) -> dict[str, Source]:
-    """Build the sources that the stages of a run use, in the order in which they are named.
-
-    Raises:
-        UserError: a source does not fit the network, or its files cannot be read.
-    """
-    stages = config.ordered.values()
-    used = {name for stage in stages for name in (*stage.reads, *stage.improves)}
-    processes = config.trainer.devices * config.trainer.num_nodes
-    built = {}
-    for name, source in config.sources.items():
-        if name in used:
-            built[name] = copy.deepcopy(source)
-            holdout = config.data.holdout if name == config.main_source else 0.0
-            built[name].build(Site(network, holdout, processes, f"sources.{name}"))
-    return built
 
 
 def _require_samples(

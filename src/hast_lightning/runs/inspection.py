@@ -28,9 +28,9 @@ from hast_lightning.records.structure_table import (
     structure_table,
     totals_table,
 )
-from hast_lightning.runs.assembly import build_sources
+from hast_lightning.runs.sources import build_sources
 from hast_lightning.tracking.facts import is_on, running_stages, switched_parts
-from hast_lightning.training.module import ZeroShotQuantization
+from hast_lightning.training.bench import PreparedBench
 
 _NAMES_SHOWN = 3
 
@@ -82,10 +82,10 @@ def inspect(config: Config, console: Console | None = None) -> None:
 def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict[str, int], str]:
     """Return the steps of each stage, or none and why a run would be refused."""
     try:
-        module = ZeroShotQuantization(config, pretrained, build_sources(config, pretrained))
+        bench = PreparedBench(config, pretrained, build_sources(config, pretrained))
     except UserError as error:
         return {}, " ".join(str(error).split())
-    return module.agenda.stages, ""
+    return bench.agenda.stages, ""
 
 
 def _stages(

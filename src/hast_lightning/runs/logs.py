@@ -32,7 +32,7 @@ def open_loggers(run: Run, done: int) -> list[Logger]:
     described = describe(config, run.folder, asdict(run.origin), run.network.checksum)
     quiet = not config.callbacks.progress
     own = build_loggers(config.logger, run.folder, described, agenda, done, quiet)
-    return [*own, *made(config.logger.others, "logger.others", Logger)]
+    return [*own, *made([*config.logger.others, *run.loggers], "logger.others", Logger)]
 
 
 def tell_inputs(run: Run, loggers: Sequence[Logger]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,6 +100,8 @@ def carry_out(
     network: PretrainedNetwork | None = None,
     data: GivenData | None = None,
     wanted: Collection[str] = (),
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> tuple[Run, Result | None]:
     """Carry out a run and return it with its parts, beside the result.
 
@@ -110,6 +112,8 @@ def carry_out(
         network: In place of the one that ``config.model`` describes.
         data: Evaluation data in place of those that ``config.data`` describes.
         wanted: Formats that the caller may write in the end, beside those that the run writes.
+        callbacks: Objects of the user's, beside those that ``config.trainer`` names.
+        loggers: Objects of the user's, beside those that ``config.logger`` names.
 
     Raises:
         UserError: as :func:`run`.
@@ -120,6 +124,7 @@ def carry_out(
     _require_surroundings(config)
     made = build(config, folder, Origin(command, git_commit(), versions()), network, data)
     require_exportable(made, wanted)
+    made.callbacks, made.loggers = callbacks, loggers
     if first:
         claim(folder, config, made.origin)
     return made, _execute(made, None)
@@ -243,7 +248,7 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
         SaveFindings(module.found_files, run.folder),
         *([StageProgressBar()] if config.callbacks.progress else []),
-        *made(config.trainer.callbacks, "trainer.callbacks", Callback),
+        *made([*config.trainer.callbacks, *run.callbacks], "trainer.callbacks", Callback),
     ]
     trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
     ticker = StepTicker(start.iteration if start else 0, module.agenda.iterations)

@@ -9,10 +9,10 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -21,7 +21,14 @@ from torch import Tensor
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artifact import Network, open_artifact
 from hast_lightning.export.description import Description
-from hast_lightning.files.pictures import MODES, Fitting, find_pictures, open_picture, shown_picture
+from hast_lightning.files.pictures import (
+    MODES,
+    Fitting,
+    find_pictures,
+    normalized,
+    open_picture,
+    shown_picture,
+)
 
 HEADER = ("file", "class_index", "class_name", "probability")
 BATCH = 32
@@ -132,25 +139,18 @@ def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
         yield pictures[start : start + BATCH]
 
 
-def _preparation(description: Description) -> Any:
+def _preparation(description: Description) -> Callable[[Image.Image], Tensor]:
     """Return a function from a Pillow image to a normalized tensor (C, H, W), as in the evaluation.
 
     Raises:
         DataError: images of so many channels are not in files.
     """
-    # Here, because torchvision takes a second to import.
-    from torchvision import transforms
-
     channels, height, width = description.input_shape
     if channels not in MODES:
         raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
-    return transforms.Compose(
-        [
-            Fitting(height, width, description.resize_ratio),
-            transforms.ToTensor(),
-            transforms.Normalize(description.mean, description.std),
-        ]
-    )
+    fit = Fitting(height, width, description.resize_ratio)
+    mean, std = description.mean, description.std
+    return lambda picture: torch.from_numpy(normalized(fit(picture), mean, std))
 
 
 def _write(rows: Sequence[Row], target: Path | None) -> None:
