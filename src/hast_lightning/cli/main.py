@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from hast_lightning.records.result import Result
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+ASKED_BY = "HAST_LIGHTNING_FULL_ERROR_OF"
+"""Variable with the process that has set the other one, where the user has not."""
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
@@ -57,6 +59,9 @@ HYDRA_ERRORS = (ValueError, OSError)
 WITH_RESUME = ("resume", "modules", "model.factory", "trust")
 """What may be said of a run that is resumed: its folder, and whose code it may run."""
 SWEEP_FLAGS = ("-m", "--multirun")
+HELP_FLAGS = ("-h", "--help")
+HELP_TOPICS = ("groups", "keys")
+"""What --help shows more of than fits on a screen."""
 INTERRUPTED_STATUS = 130
 BROKEN_PIPE_STATUS = 141
 
@@ -94,6 +99,15 @@ def _inspect(config: Config) -> None:
     from hast_lightning.runs.inspection import inspect
 
     inspect(config)
+
+
+def _estimate(config: Config) -> None:
+    from hast_lightning.runs.estimate import estimate, few_steps
+
+    words = HydraConfig.get().overrides
+    own = [word for word in words.task if word.partition("=")[0] not in ("command", "modules")]
+    small = to_object(compose("config", [*words.hydra, *own, *few_steps(config)]))
+    estimate(config, small)
 
 
 def _predict(config: Config) -> None:
@@ -137,6 +151,7 @@ def _composed_methods() -> dict[str, Config]:
 
 WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
     "inspect": _inspect,
+    "estimate": _estimate,
     "predict": _predict,
     "compare": _compare,
     "methods": _methods,
@@ -239,11 +254,10 @@ def main() -> None:
         # Hydra would answer with its own.
         print(f"hast-lightning {__version__}")
         return
-    full_error = os.environ.get(FULL_ERROR, "0") not in ("", "0")
-    # Hydra then raises instead of printing its own report and exiting.
-    os.environ[FULL_ERROR] = "1"
+    full_error = _have_hydra_raise()
     # argparse takes all overrides from one side of a flag.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP_FLAGS)
+    words = _with_help_topic(sys.argv[1:])
+    sys.argv[1:] = sorted(words, key=lambda word: word not in (*SWEEP_FLAGS, *HELP_FLAGS))
     sweeps.SweepFolder.current = None
     try:
         modules = named_modules(sys.argv[1:])
@@ -303,6 +317,29 @@ def main() -> None:
     else:
         if status := _status(refused, _list_failures()):
             sys.exit(status)
+
+
+def _have_hydra_raise() -> bool:
+    """Have Hydra raise where it would print a report, and return whether the user asked for that.
+
+    Processes that this one starts find the same in their environment, and nobody asked them.
+    """
+    wanted = os.environ.get(FULL_ERROR, "0") not in ("", "0")
+    wanted &= os.environ.get(ASKED_BY, str(os.getpid())) == str(os.getpid())
+    os.environ[FULL_ERROR] = "1"
+    if wanted:
+        os.environ.pop(ASKED_BY, None)
+    else:
+        os.environ[ASKED_BY] = str(os.getpid())
+    return wanted
+
+
+def _with_help_topic(words: Sequence[str]) -> list[str]:
+    """Return the words with a topic behind ``--help`` as Hydra's choice of a template."""
+    topic = next((word for word in words if word in HELP_TOPICS), None)
+    if topic is None or not set(words) & set(HELP_FLAGS):
+        return list(words)
+    return [*(word for word in words if word != topic), f"hydra/help=hast_lightning_{topic}"]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from hast_lightning.core.stage import Stage
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.settings import QuantizerConfig
 
-COMMANDS = ("run", "inspect", "methods", "predict", "compare", "dashboard")
+COMMANDS = ("run", "inspect", "estimate", "methods", "predict", "compare", "dashboard")
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Config:
     recipe: str = MISSING
     """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
-    """``run`` the stages, ``inspect`` the network (a table of what would be quantized), list the
-    ``methods``, ``predict`` (classify ``images`` with an exported network), ``compare`` the results
+    """``run`` the stages, ``inspect`` the network (a table of what would be quantized),
+    ``estimate`` what the run would cost on this machine, list the ``methods``, ``predict`` (classify ``images`` with an exported network), ``compare`` the results
     of ``runs``, or build the ``dashboard`` of the project at wandb."""
     seed: int = 0
     """Seed of every random number of the run."""

@@ -135,6 +135,8 @@ def _describe_method(config: Config, misfit: str) -> Iterator[str]:
     yield f"method: {method.name}{f' ({said})' if said else ''}"
     if misfit:
         yield f"a run would be refused: {misfit}"
+    else:
+        yield "time by stage, memory and disk on this machine: command=estimate"
 
 
 def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator[str]:
