@@ -42,8 +42,9 @@ class Config:
     """Name of the recipe, in the result and in the path of the run folder."""
     command: str = "run"
     """``run`` the stages, ``inspect`` the network (a table of what would be quantized),
-    ``estimate`` what the run would cost on this machine, list the ``methods``, ``predict`` (classify ``images`` with an exported network), ``compare`` the results
-    of ``runs``, or build the ``dashboard`` of the project at wandb."""
+    ``estimate`` what the run would cost on this machine, list the ``methods``, ``predict``
+    (classify ``images`` with an exported network), ``compare`` the results of ``runs``, or build
+    the ``dashboard`` of the project at wandb."""
     seed: int = 0
     """Seed of every random number of the run."""
     resume: str | None = None
