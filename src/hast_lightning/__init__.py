@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hast_lightning.api.quantization import quantize
     from hast_lightning.api.quantized_model import Prediction, QuantizedModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Prediction", "QuantizedModel", "__version__", "quantize"]
 
 _HOMES = {
