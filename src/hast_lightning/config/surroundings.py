@@ -112,7 +112,7 @@ class TrainerConfig:
     """Iterations between two lines of metrics.csv."""
     strategy: str = "auto"
     """``auto`` or ``ddp``, which is what several devices have in any case."""
-    callbacks: list[Any] = field(default_factory=list)
+    callbacks: Annotated[list[Any], "list of mappings"] = field(default_factory=list)
     """Further callbacks of Lightning, each a mapping of ``_target_`` and its arguments. Only what
     the command line names is made: ``trust=[...]``."""
     # Of a typed mapping Hydra would want a plus before every key.
@@ -165,7 +165,7 @@ class LoggerConfig:
     makes the job differ."""
     tags: list[str] = field(default_factory=list)
     """Beside those that the run gets by itself (``wandb``)."""
-    others: list[Any] = field(default_factory=list)
+    others: Annotated[list[Any], "list of mappings"] = field(default_factory=list)
     """Further loggers of Lightning (MLflow, Comet, your own), each a mapping of ``_target_`` and
     its arguments. Only what the command line names is made: ``trust=[...]``."""
     artifacts: bool = True
