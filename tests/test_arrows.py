@@ -263,7 +263,7 @@ def test_the_arrows_of_the_package_are_seen() -> None:
     graph = import_graph(SOURCE)
     rooms = {name.partition(".")[0] for name in graph["models.checkpoints"]}
     assert {"files", "errors"} <= rooms
-    assert graph["__main__"] == {"cli.main"}
+    assert graph["__main__"] == {"cli.start"}
 
 
 TREE = {

@@ -21,6 +21,7 @@ from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from hast_lightning import __version__
 from hast_lightning.cli import main as cli
 from hast_lightning.cli.main import USER_ERROR_STATUS
 from hast_lightning.errors import ConfigurationError, UserError
@@ -382,10 +383,18 @@ def test_an_accelerator_that_does_not_exist(refused_unread: Refuse) -> None:
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device")
-def test_a_device_that_is_not_there(refused_unread: Refuse) -> None:
-    line = refused_unread("trainer=gpu", "trainer.accelerator=gpu")
-    assert line.startswith("trainer.accelerator=gpu trainer.devices=1")
-    assert "No supported gpu backend found" in line
+@pytest.mark.parametrize(
+    ("accelerator", "reason"),
+    [
+        ("gpu", "No supported gpu backend found"),
+        ("cuda", "can not run on your system"),
+        ("mps", "can not run on your system"),
+    ],
+)
+def test_a_device_that_is_not_there(refused_unread: Refuse, accelerator: str, reason: str) -> None:
+    line = refused_unread("trainer=gpu", f"trainer.accelerator={accelerator}")
+    assert line.startswith(f"trainer.accelerator={accelerator} trainer.devices=1")
+    assert reason in line
 
 
 # --- the folder of a refused run -------------------------------------------------------------
@@ -1016,7 +1025,10 @@ def test_a_real_process_writes_that_line_alone(earlier: Path) -> None:
         check=False,
     )
     assert finished.returncode == USER_ERROR_STATUS
-    assert finished.stdout == ""
+    assert finished.stdout == (
+        f"hast-lightning {__version__}: digits_resnet to W3A3, on cpu, into "
+        "outputs/hast_digits_resnet_w3a3/<now>\n"
+    )
     assert finished.stderr == (
         "hast-lightning: the weights file nowhere.safetensors does not exist; expected a "
         ".safetensors file or a torch state dict (model.checkpoint)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -334,6 +335,57 @@ def test_a_process_that_is_lost_in_the_last_evaluation_ends_the_other_in_one_lin
     failure = read_failure(tmp_path / "run")
     assert failure is not None
     assert failure.kind == "LostProcessError"
+
+
+ONE_FAILS = """
+import os
+from hast_lightning.cli.start import main
+from hast_lightning.errors import DivergenceError
+from hast_lightning.training.module import ZeroShotQuantization
+
+step = ZeroShotQuantization.training_step
+
+
+def step_or_fail(module, batch, index):
+    if module.iteration == 4 and os.environ.get("LOCAL_RANK", "0") == os.environ["FAILS"]:
+        raise DivergenceError("a loss became NaN")
+    step(module, batch, index)
+
+
+ZeroShotQuantization.training_step = step_or_fail
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_process_that_fails_says_why_in_one_line_and_nobody_aborts(
+    tmp_path: Path, fails: int
+) -> None:
+    """The processes that Lightning starts: no stack trace of theirs, no C++ abort, no path in it.
+
+    What the other process says, where it is quick enough, is that it lost this one.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(ONE_FAILS)
+    words = (*ARGUMENTS, "trainer.timeout_minutes=0.25", "hydra.run.dir=run")
+    process = start(str(script), *words, cwd=tmp_path, environment={"FAILS": str(fails)})
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 2, output
+    announced, *lines = (
+        line for line in output.splitlines() if not line.startswith("Initializing distributed")
+    )
+    assert "on 2 x cpu" in announced
+    assert "hast-lightning: a loss became NaN" in lines
+    others = [line for line in lines if line != "hast-lightning: a loss became NaN"]
+    assert all(re.fullmatch(LOST, line) for line in others) and len(others) <= 1, output
+
+
+LOST = (
+    r"hast-lightning: process \d of 2 lost another one, which ended or did not answer for "
+    r"trainer\.timeout_minutes \([^/]*\); resume=<run folder> goes on"
+)
 
 
 def test_a_bank_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import pytest
 from hast_lightning.cli import main as cli
 from hast_lightning.config import config_folder, to_object
 from hast_lightning.config.root import COMMANDS
+from hast_lightning.core.part import parts
 from tests.command_line import Finished, call
 from tests.composition import composed_raw, options
 
-HELP_FILE = config_folder() / "hydra" / "help" / "hast_lightning.yaml"
-PLACEHOLDERS = ("$APP_CONFIG_GROUPS", "$CONFIG")
+SCREEN = (42, 80)
+"""Lines and columns."""
+KINDS = ("what is done", "with what", "parts of a method", "where and what for")
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +59,47 @@ def test_every_example_composes_and_is_allowed(shown: Finished) -> None:
         to_object(composed_raw(*first_job))
 
 
-def test_groups_and_recipes_are_listed(shown: Finished) -> None:
-    groups = dict(line.split(": ") for line in section(shown.out, "Groups") if ": " in line)
+def test_it_fits_on_a_screen_and_holds_no_placeholder(shown: Finished) -> None:
+    lines = shown.out.rstrip().splitlines()
+    assert len(lines) <= SCREEN[0]
+    assert [line for line in lines if len(line) > SCREEN[1]] == []
+    assert "$" not in shown.out
+
+
+def test_every_group_is_named(shown: Finished) -> None:
+    named = " ".join(section(shown.out.partition("Pages on all")[0], "Groups"))
+    for kind in KINDS:
+        named = named.replace(kind, "")
+    words = set(re.sub(r"\(.*?\)", "", named).replace(",", " ").split())
+    folders = {path.name for path in config_folder().iterdir() if path.is_dir()}
+    assert words == (folders | set(parts())) - {"hydra"}
+
+
+def test_groups_and_recipes_are_listed(tmp_path: Path) -> None:
+    finished = call("--help", "groups", folder=tmp_path)
+    assert (finished.status, finished.err) == (0, "")
+    groups = dict(line.split(": ") for line in section(finished.out, "Groups") if ": " in line)
     assert groups["experiment"].split(", ") == options("experiment")
     for group in ("model", "quantizer", "sweep", "logger", "export"):
         assert groups[group].split(", ") == options(group)
 
 
-def test_keys_are_as_the_rest_of_the_line_leaves_them(shown: Finished, tmp_path: Path) -> None:
-    other = call("+experiment=digits_w2a2", "--help", folder=tmp_path)
-    assert "  weight_bits: 3" in section(shown.out, "Keys")
-    assert "  weight_bits: 2" in section(other.out, "Keys")
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_keys_are_as_the_rest_of_the_line_leaves_them(tmp_path: Path, flag: str) -> None:
+    for words, bits in (
+        (("keys",), 3),
+        (("keys", "quantizer.bits=2"), 2),
+        (("trainer=cpu",), None),
+    ):
+        finished = call("+experiment=digits_w3a3", flag, *words, folder=tmp_path)
+        assert finished.status == 0, finished.err
+        shown = section(finished.out, "Keys")
+        if bits is None:
+            assert shown == []
+        else:
+            key = "  weight_bits: 3" if bits == 3 else f"  bits: {bits}"
+            assert key in shown
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lines_fit_on_a_screen_and_hold_no_placeholder(shown: Finished) -> None:
-    text = HELP_FILE.read_text(encoding="utf-8")
-    assert all(len(line) <= 100 for line in text.splitlines())
-    dollars = set(re.findall(r"\$[A-Za-z_]+", text))
-    assert dollars == set(PLACEHOLDERS)
-    assert "$" not in section(shown.out, "Use")[0]
 
 
 def test_the_help_of_hydra_is_still_there(tmp_path: Path) -> None:
@@ -96,7 +119,7 @@ COMP_CWORD=$2
 hydra_bash_completion
 printf '%s\\n' "${COMPREPLY[@]}"
 """
-ENTRY_POINT = f"#!{sys.executable}\nfrom hast_lightning.cli.main import main\n\nmain()\n"
+ENTRY_POINT = f"#!{sys.executable}\nfrom hast_lightning.cli.start import main\n\nmain()\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """``python -m hast_lightning``."""
 
-from hast_lightning.cli.main import main
+from hast_lightning.cli.start import main
 
 if __name__ == "__main__":
     main()

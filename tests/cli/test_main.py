@@ -19,6 +19,7 @@ from PIL import Image
 
 from hast_lightning import __version__
 from hast_lightning.cli import main as cli
+from hast_lightning.cli import start
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.files.tensors import read_tensors
 from hast_lightning.records.result import Result
@@ -388,10 +389,10 @@ def test_an_interrupt_ends_a_whole_sweep(tmp_path: Path, interrupted: int) -> No
 
 def test_the_console_script_is_this_entry_point() -> None:
     (script,) = entry_points(group="console_scripts", name="hast-lightning")
-    assert script.load() is cli.main
+    assert script.load() is start.main
 
 
-@pytest.mark.parametrize("flags", [("--help",), ("--cfg", "job")])
+@pytest.mark.parametrize("flags", [("--help", "keys"), ("--cfg", "job")])
 def test_asking_what_there_is_starts_nothing(tmp_path: Path, flags: tuple[str, ...]) -> None:
     finished = call(*flags, folder=tmp_path)
     assert finished.status == 0

@@ -9,8 +9,10 @@ from PIL import Image
 from hast_lightning.errors import DataError
 from hast_lightning.files import pictures
 from hast_lightning.files.pictures import (
+    Fitting,
     decode,
     find_pictures,
+    normalized,
     open_picture,
     read_arrays,
     refuse_loops,
@@ -87,3 +89,25 @@ def test_only_the_arrays_that_are_asked_for_are_read(tmp_path: Path) -> None:
         read_arrays(path, ("x", "y"), "key=value")
     with pytest.raises(DataError, match="key=value has no array 'z'; it has: x, y"):
         read_arrays(path, ("z",), "key=value")
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.143, 1.25, 0.9])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_are_prepared_as_torchvision_does_it(ratio: float, mode: str) -> None:
+    """Every combination of even, odd and equal sides, larger and smaller; to the last bit."""
+    from torchvision import transforms
+
+    mean, std = [0.485, 0.456, 0.406][: len(mode)], [0.229, 0.224, 0.225][: len(mode)]
+    for height, width in ((32, 32), (33, 20), (7, 8)):
+        expected = transforms.Compose(
+            [
+                transforms.Resize(round(max(height, width) * ratio)),
+                transforms.CenterCrop((height, width)),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+        for size in ((50, 90), (91, 50), (33, 33), (12, 9), (40, 41)):
+            picture = Image.effect_noise(size, 80).convert(mode)
+            found = normalized(Fitting(height, width, ratio)(picture), mean, std)
+            assert np.array_equal(found, expected(picture).numpy()), (size, height, width)

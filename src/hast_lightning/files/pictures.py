@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,8 +118,9 @@ def find_pictures(root: Path, origin: str) -> list[Path]:
 class Fitting:
     """Brings pictures to a network's size, alike wherever pictures are read.
 
-    One of another size is resized and its centre cropped; one that has the size already, such as
-    those of CIFAR, is what the network was trained on and stays as it is, to the pixel.
+    One of another size is resized and its centre cropped, as torchvision's ``Resize`` and
+    ``CenterCrop`` do it; one that has the size already, such as those of CIFAR, is what the network
+    was trained on and stays as it is, to the pixel.
 
     Args:
         height: of the result, in pixels.
@@ -127,21 +128,28 @@ class Fitting:
         ratio: the shorter side before the crop, as a multiple of the longer side of the result.
     """
 
+    # Not by torchvision itself, which takes seconds to import: an exported file needs none of it.
     def __init__(self, height: int, width: int, ratio: float) -> None:
-        # Here, because torchvision takes a second to import and not every run needs it.
-        from torchvision import transforms
-
         self._size = (width, height)
-        self._fit: Callable[[Picture], Picture] = transforms.Compose(
-            [
-                transforms.Resize(round(max(height, width) * ratio)),
-                transforms.CenterCrop((height, width)),
-            ]
-        )
+        self._shorter = round(max(height, width) * ratio)
 
     def __call__(self, picture: Picture) -> Picture:
         """Return the picture in the size (height, width)."""
-        return picture if picture.size == self._size else self._fit(picture)
+        if picture.size == self._size:
+            return picture
+        shorter = min(picture.size)
+        width, height = (
+            self._shorter if side == shorter else int(self._shorter * side / shorter)
+            for side in picture.size
+        )
+        resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = map(_margin, resized.size, self._size)
+        return resized.crop((left, top, left + self._size[0], top + self._size[1]))
+
+
+def _margin(there: int, wanted: int) -> int:
+    """Return where the centre begins; negative where there is less than wanted."""
+    return round((there - wanted) / 2) if there >= wanted else -((wanted - there) // 2)
 
 
 def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
@@ -185,6 +193,22 @@ def shown_picture(picture: Picture, mode: str, origin: str) -> Picture:
         raise DataError(
             f"{origin}: a picture of mode {picture.mode} cannot be read: {reason}"
         ) from error
+
+
+def normalized(
+    picture: Picture, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return a picture as a network takes it: shape (C, H, W).
+
+    Args:
+        picture: In one of :data:`MODES`.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+    """
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)
+    centre, spread = (np.array(part, np.float32).reshape(-1, 1, 1) for part in (mean, std))
+    found: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - centre) / spread
+    return found
 
 
 def _require_size(path: str | Path, picture: Picture) -> None:

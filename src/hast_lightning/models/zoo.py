@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.models.providers import (
-    bundled,
-    given,
-    own,
-    pytorchcv_zoo,
-    timm_registry,
-    torchvision_builders,
-)
 
 _LOADERS = {
-    "digits": bundled.load_digits,
-    "cifar_resnet": bundled.load_cifar_resnet,
-    "torchvision": torchvision_builders.load,
-    "timm": timm_registry.load,
-    "pytorchcv": pytorchcv_zoo.load,
-    "own": own.load,
-    "given": given.load,
+    "digits": ("bundled", "load_digits"),
+    "cifar_resnet": ("bundled", "load_cifar_resnet"),
+    "torchvision": ("torchvision_builders", "load"),
+    "timm": ("timm_registry", "load"),
+    "pytorchcv": ("pytorchcv_zoo", "load"),
+    "own": ("own", "load"),
+    "given": ("given", "load"),
 }
+"""Module and function of each provider; a collection of networks takes seconds to import."""
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
@@ -31,4 +26,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         ModelError: it is unknown, its weights are missing, unsafe, or do not fit, or it cannot
             be traced.
     """
-    return _LOADERS[config.provider](config)
+    module, function = _LOADERS[config.provider]
+    provider = import_module(f"hast_lightning.models.providers.{module}")
+    found: PretrainedNetwork = getattr(provider, function)(config)
+    return found

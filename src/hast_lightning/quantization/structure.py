@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from hast_lightning.graph.operations import (
@@ -28,6 +28,8 @@ from hast_lightning.graph.operations import (
 from hast_lightning.quantization.fake_quant import ActivationQuantizer, QuantConv2d, QuantLinear
 
 FLOAT_BITS = 32
+SHAPE = "shape"
+"""Key of a node's meta data."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
@@ -73,6 +75,20 @@ class Call:
         return self.multiplications * FLOAT_BITS**2
 
 
+class _Shapes(fx.Interpreter):
+    """Leaves the shape of every tensor on its node.
+
+    torch's own ``ShapeProp`` does so, too, and imports SymPy for it, which takes half a second.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute the node's value, and leave its shape."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta[SHAPE] = value.shape
+        return value
+
+
 def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Call]:
     """List the calls of a student, in order of execution.
 
@@ -82,7 +98,7 @@ def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) ->
         image: (1, C, H, W).
     """
     with torch.no_grad():
-        ShapeProp(student).propagate(image)
+        _Shapes(student).run(image)
     found, seen = [], set[fx.Node]()
     for node in student.graph.nodes:
         if node not in seen and _begins(node, student):
@@ -150,7 +166,7 @@ def _parameters(layer: nn.Module | None) -> Iterator[nn.Parameter]:
 
 
 def _output_shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape[1:])
+    return tuple(node.meta[SHAPE][1:])
 
 
 def _multiplications(layer: QuantConv2d | QuantLinear, output_shape: tuple[int, ...]) -> int:
@@ -172,7 +188,7 @@ def _bits_of(node: fx.Node, student: fx.GraphModule) -> int:
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
     """Inputs that are values; the others are sizes."""
-    return [source for source in node.all_input_nodes if "tensor_meta" in source.meta]
+    return [source for source in node.all_input_nodes if SHAPE in source.meta]
 
 
 def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:

@@ -7,6 +7,7 @@ answered for ``trainer.timeout_minutes``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,8 @@ from torch import Tensor, distributed, nn
 from hast_lightning.errors import LostProcessError
 
 T = TypeVar("T")
+PLACE_IN_SOURCE = re.compile(r"^\[[^]]*\.\w+:\d+\]\s*")
+"""What gloo puts before its reason: a file of its own."""
 RANK_SEED_STRIDE = 1_000_003
 """A prime, so that the streams of neighbouring seeds on neighbouring ranks do not coincide."""
 
@@ -53,7 +56,7 @@ def answered() -> Iterator[None]:
         raise
     # gloo raises it plain, NCCL its own kinds of it.
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = PLACE_IN_SOURCE.sub("", str(error).splitlines()[0]).split(". ")[0][:200]
         raise LostProcessError(
             f"process {rank()} of {world_size()} lost another one, which ended or did not answer "
             f"for trainer.timeout_minutes ({reason}); resume=<run folder> goes on"

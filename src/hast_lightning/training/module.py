@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -17,12 +16,8 @@ from hast_lightning.config import Config
 from hast_lightning.core.batch import Progress
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Outcome
 from hast_lightning.errors import ConfigurationError, DivergenceError, MemoryLimitError
-from hast_lightning.graph.network import Learner
-from hast_lightning.models.teacher import FrozenTeacher
-from hast_lightning.quantization.convert import convert
-from hast_lightning.quantization.equalization import equalized
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
@@ -37,11 +32,11 @@ from hast_lightning.runtime.ranks import (
     rank_seed,
     world_size,
 )
-from hast_lightning.training.agenda import Agenda
+from hast_lightning.training.bench import PreparedBench
 from hast_lightning.training.stepper import TrainerStepper
 
 
-class ZeroShotQuantization(LightningModule):
+class ZeroShotQuantization(PreparedBench, LightningModule):
     """Goes through the stages of a method, one iteration a training step.
 
     It is the bench that stages work at (:class:`hast_lightning.core.stage.Bench`): it has the
@@ -56,10 +51,7 @@ class ZeroShotQuantization(LightningModule):
         sources: Where batches come from, by name, built.
 
     Attributes:
-        sources: By name.
-        stages: Those that run, by name and in their order; copies, bound to the networks.
         iteration: Iterations done.
-        ranges_frozen: The student is calibrated.
         outcome: What the last step measured and kept.
 
     Raises:
@@ -69,53 +61,15 @@ class ZeroShotQuantization(LightningModule):
     def __init__(
         self, config: Config, pretrained: PretrainedNetwork, sources: Mapping[str, Source]
     ) -> None:
-        super().__init__()
+        super().__init__(config, pretrained, sources)
         self.automatic_optimization = False
-        self.config, self.teacher_checksum = config, pretrained.checksum
-        if config.quantizer.equalize:
-            # Of both networks, so that their inner values can be compared.
-            pretrained = equalized(pretrained)
-        self.student = convert(pretrained.network, config.quantizer)
-        self.learner = Learner(self.student, pretrained)
-        self.teacher = FrozenTeacher(pretrained)
-        self.micro_batch = config.trainer.micro_batch
-        self.halve_on_out_of_memory = config.trainer.halve_on_out_of_memory
-        self.sources = dict(sources)
-        self.stages = self._bound(config)
-        # Under names of their own: one called "train" must not take the place of a method.
-        for kind, named in (("source", self.sources), ("stage", self.stages)):
-            for name, each in named.items():
-                self.add_module(f"{kind}_{name}", each)
-        self.agenda = Agenda.of(self.stages, self.bench)
-        if config.trainer.channels_last:
-            self.student.to(memory_format=torch.channels_last)
-            self.teacher.to(memory_format=torch.channels_last)
-        if config.trainer.compile:
-            self.teacher.compile_passes()
-            self.learner.passes.compiled = True
         self.iteration = 0
-        self.ranges_frozen = False
         self.outcome = Outcome()
         self._steppers: dict[str, TrainerStepper] = {}
         # What a checkpoint holds of the optimizers until they are made again.
         self._saved_steppers: dict[str, Any] = {}
         # What it holds of this rank, until the first step after it takes it up.
         self._own: dict[str, Any] | None = None
-
-    def _bound(self, config: Config) -> dict[str, Stage]:
-        """Return copies of the stages, bound in their order."""
-        bound = copy.deepcopy(config.ordered)
-        self.ranges_frozen = False
-        for name, stage in bound.items():
-            stage.place(name, f"stages.{name}")
-            stage.bind(self.bench)
-            self.ranges_frozen |= stage.calibrates
-        return bound
-
-    @property
-    def bench(self) -> Bench:
-        """Return the module as stages see it."""
-        return cast("Bench", self)
 
     @property
     def source(self) -> Source:

@@ -15,7 +15,13 @@ from hast_lightning.core.batch import Progress
 from hast_lightning.core.stage import Outcome
 from hast_lightning.training.agenda import Agenda, Leg
 from hast_lightning.training.callbacks import progress as progress_module
-from hast_lightning.training.callbacks.progress import Snapshot, StageProgressBar, short_scalars
+from hast_lightning.training.callbacks.progress import (
+    BarDisplay,
+    LineDisplay,
+    Snapshot,
+    StageProgressBar,
+    short_scalars,
+)
 
 TOTALS = {"synthesis": 30, "distillation": 20}
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -231,3 +237,34 @@ def test_names_that_two_groups_share_keep_their_group() -> None:
         "distillation/loss": 2.0,
         "kd": 3.0,
     }
+
+
+def test_lines_of_many_losses_are_broken_between_them_at_80_columns() -> None:
+    totals = {f"a_rather_long_name_{number}": 10**7 for number in range(4)}
+    console = make_console(terminal=False)
+    display = LineDisplay(console, totals)
+    scalars = {f"loss_of_term_{number}": number / 7 for number in range(9)}
+    progress = Progress("a_rather_long_name_0", 10**6, 10**7)
+    display.show(Snapshot(progress, scalars, 12.3, 3600.0))
+    lines = output(console).splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    text = " ".join(line.strip() for line in lines)
+    assert all(f"{stage} (10000000 steps)" in text for stage in totals)
+    assert all(f"{name} {value:.4g}" in text for name, value in scalars.items())
+    begun = [line for line in lines if not line.startswith("  ")]
+    assert [line.split()[0] for line in begun] == ["stages:", "a_rather_long_name_0"]
+
+
+def test_bars_fit_on_80_columns() -> None:
+    console = make_console(terminal=True)
+    console.width = 80
+    totals = {"synthesis": 4_000_000, "reconstruction": 20_000}
+    display = BarDisplay(console, totals)
+    scalars = {f"loss_of_term_{number}": number / 7 for number in range(9)}
+    progress = Progress("synthesis", 1_234_567, 4_000_000)
+    display.show(Snapshot(progress, scalars, 12.3, 360_000.0))
+    display.close()
+    synthesis, _, losses = last_frame(console)
+    assert len(synthesis) <= 80 and len(losses) <= 80
+    assert "1234567/4000000" in synthesis and "12.3 steps/s" in synthesis
+    assert "left" in synthesis and losses.endswith("…")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -23,6 +23,10 @@ REFRESH_SECONDS = 0.125
 """Time between two refreshes of the bars: often enough for the eye, too rare to cost speed."""
 LINE_SECONDS = 30.0
 LINES_PER_STAGE = 10
+COLUMNS = 80
+"""Of a line, where nothing tells how wide the place is."""
+GAP = "  "
+"""Between the parts of a line; also how far a line that goes on is indented."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ class Snapshot:
         return f"{elapsed}, {_duration(steps_left / self.rate)} left"
 
     @property
-    def losses(self) -> str:
-        """Return names and values of the scalars."""
-        return "  ".join(f"{name} {value:.4g}" for name, value in self.scalars.items())
+    def losses(self) -> list[str]:
+        """Return each scalar as name and value."""
+        return [f"{name} {value:.4g}" for name, value in self.scalars.items()]
 
 
 class Display(Protocol):
@@ -130,7 +134,7 @@ class BarDisplay:
             pace=snapshot.pace,
             clock=snapshot.clock,
         )
-        self._losses.plain = snapshot.losses
+        self._losses.plain = GAP.join(snapshot.losses)
         self._live.refresh()
 
     def _complete_before(self, stage: str) -> None:
@@ -156,7 +160,8 @@ class LineDisplay:
         self._stage = ""
         self._shown_at = 0.0
         self._part = 0
-        self._print("stages: " + ", ".join(f"{s} ({n} steps)" for s, n in stage_totals.items()))
+        stages = [f"{stage} ({total} steps)" for stage, total in stage_totals.items()]
+        self._print("stages:", *(f"{stage}," for stage in stages[:-1]), *stages[-1:], gap=" ")
 
     def due(self, progress: StageProgress, now: float) -> bool:
         """Return whether a line is due."""
@@ -168,15 +173,15 @@ class LineDisplay:
         return True
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write one line."""
+        """Write one line, or several where the losses do not fit on it."""
         stage, step, total = snapshot.progress
         count = f"{stage} {step}/{total} ({100 * step // total}%)"
-        parts = (count, snapshot.pace, snapshot.clock, snapshot.losses)
-        self._print("  ".join(part for part in parts if part))
+        parts = (count, snapshot.pace, snapshot.clock, *snapshot.losses)
+        self._print(*(part for part in parts if part))
 
-    def _print(self, line: str) -> None:
+    def _print(self, *parts: str, gap: str = GAP) -> None:
         # Flushed: through a pipe or into a file it would otherwise arrive in blocks.
-        print(line, file=self._file, flush=True)
+        print(*filled(parts, gap), sep="\n", file=self._file, flush=True)
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -251,6 +256,17 @@ class StageProgressBar(Callback):
         display, self._display = self._display, None
         if display is not None:
             display.close()
+
+
+def filled(parts: Iterable[str], gap: str) -> list[str]:
+    """Return lines of at most ``COLUMNS`` columns, broken between parts; the later are indented."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(gap) + len(part) <= COLUMNS:
+            lines[-1] += gap + part
+        else:
+            lines.append(GAP + part if lines else part)
+    return lines
 
 
 def short_scalars(scalars: Mapping[str, float | Tensor]) -> dict[str, float]:

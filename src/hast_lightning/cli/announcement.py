@@ -1,0 +1,155 @@
+"""What a command line begins, read from its words and the YAML files alone.
+
+Hydra, which reads them rightly, takes a second, and its schemas import torch. So this is a line for
+the eye: what it cannot tell it leaves out, and nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ANSWERS = frozenset({"compare", "dashboard", "methods", "predict"})
+"""Commands without network and bits, which answer soon."""
+DEFAULTS = {"model": "digits", "quantizer": "lsq", "method": "hast", "trainer": "default"}
+BITS_IN_NAME = re.compile(
+    r"(?P<family>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<rest>_.+)?"
+)
+SWEEP_FLAGS = ("-m", "--multirun")
+
+
+def announcement(words: Sequence[str]) -> str | None:
+    """Return network, bits, device and folder; none of a line that only asks for something.
+
+    Args:
+        words: Of the command line.
+    """
+    flags = [word for word in words if word.startswith("-") and word not in SWEEP_FLAGS]
+    named = dict(_setting(word) for word in words if "=" in word and not word.startswith("-"))
+    command = named.get("command", "run")
+    if flags or "COMP_LINE" in os.environ or command in ANSWERS:
+        return None
+    if folder := named.get("resume"):
+        return f"going on with {folder} on {_device(named, {})}"
+    recipe = _recipe(named.get("experiment", ""))
+    network, bits = _network(named, recipe), _bits(named, recipe)
+    parts = [f"{network} to {bits}" if bits else network, f"on {_device(named, recipe)}"]
+    if command == "inspect":
+        return ", ".join(["inspect", *parts])
+    swept = any(word in SWEEP_FLAGS for word in words) or "sweep" in named
+    return ", ".join([*parts, f"into {_folder(named, network, bits, swept)}"])
+
+
+def _setting(word: str) -> tuple[str, str]:
+    key, _, value = word.lstrip("+").partition("=")
+    return key, value.strip("'\"")
+
+
+def _yaml(path: str) -> Mapping[str, Any]:
+    """Return a file of ``conf/``; empty where it is not there or is no mapping."""
+    checkout = PACKAGE.parents[1] / "conf"
+    root = checkout if (PACKAGE.parents[1] / "pyproject.toml").is_file() else PACKAGE / "conf"
+    try:
+        content = yaml.safe_load((root / f"{path}.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """Return what a recipe says, its bits from its name among it."""
+    content = dict(_yaml(f"experiment/{name}")) if name else {}
+    found = BITS_IN_NAME.fullmatch(name)
+    if found and not content:
+        content = dict(_yaml(f"experiment/{found['family']}{found['rest'] or ''}"))
+        content["recipe"] = name
+        content["quantizer"] = {
+            "weight_bits": found["weights"],
+            "activation_bits": found["activations"],
+        }
+    return content
+
+
+def _group(named: Mapping[str, str], recipe: Mapping[str, Any], group: str) -> str:
+    """Return which option of a group is taken."""
+    chosen = named.get(group)
+    for entry in recipe.get("defaults", ()):
+        if chosen is None and isinstance(entry, dict):
+            chosen = entry.get(f"override /{group}")
+    return chosen or DEFAULTS[group]
+
+
+def _network(named: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+    option = _group(named, recipe, "model")
+    inside = recipe.get("model") or {}
+    name = named.get("model.name") or named.get("model.factory") or inside.get("name")
+    name = str(name or _yaml(f"model/{option}").get("name", option))
+    return option if "$" in name else name
+
+
+def _bits(named: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+    """Return ``W4A4``, or bits as they were typed; empty where only Hydra can tell."""
+    if bits := named.get("quantizer.bits", ""):
+        return f"W{bits}A{bits}" if bits.isdecimal() else bits
+    settings = {**_quantizer(_group(named, recipe, "quantizer")), **(recipe.get("quantizer") or {})}
+    both = [
+        named.get(f"quantizer.{key}", settings.get(key))
+        for key in ("weight_bits", "activation_bits")
+    ]
+    return "" if None in both else "W{}A{}".format(*both)
+
+
+def _quantizer(option: str) -> dict[str, Any]:
+    content = dict(_yaml(f"quantizer/{option}"))
+    for entry in content.get("defaults", ()):
+        if isinstance(entry, str) and entry not in ("_self_", "schema", option):
+            content = {**_quantizer(entry), **content}
+    return content
+
+
+def _device(named: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+    """Return the device, as torch will find it where it is chosen automatically."""
+    options = {
+        **_yaml(f"trainer/{_group(named, recipe, 'trainer')}"),
+        **(recipe.get("trainer") or {}),
+    }
+    device = named.get("trainer.accelerator", str(options.get("accelerator", "auto")))
+    count = named.get("trainer.devices", str(options.get("devices", 1)))
+    device = _found_device() if device == "auto" else device
+    return device if count == "1" else f"{count} x {device}"
+
+
+def _found_device() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if Path("/dev/nvidiactl").exists() and not hidden and _torch_has_cuda():
+        return "gpu"
+    return "mps" if sys.platform == "darwin" and os.uname().machine == "arm64" else "cpu"
+
+
+def _torch_has_cuda() -> bool:
+    """Read it from torch's file, which is found without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^cuda.*= *['\"]", text, re.MULTILINE) is not None
+
+
+def _folder(named: Mapping[str, str], network: str, bits: str, swept: bool) -> str:
+    if folder := named.get("hydra.sweep.dir" if swept else "hydra.run.dir"):
+        return folder
+    recipe = named.get("recipe") or named.get("experiment")
+    if recipe is None and bits:
+        recipe = f"{_group(named, {}, 'method')}_{network}_{bits.lower()}"
+    return f"{'multirun' if swept else 'outputs'}/{recipe or '<recipe>'}/<now>"
