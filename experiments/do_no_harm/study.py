@@ -67,13 +67,25 @@ FAST = {
 }
 
 
+FEWER = {
+    ("hast", "few"): (4,),
+    ("adam", "some"): (2,),
+    ("adam", "fast"): (4,),
+    ("reconstruct", "some"): (2,),
+    ("reconstruct", "fast"): (4,),
+}
+"""What is run on the plain networks, and at which bits; on the digits ResNet everything is."""
+
+
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the words of every run."""
     for network, of_network in NETWORKS.items():
         large = network in LARGE
         for method, of_method in METHODS.items():
             for budget, of_budget in BUDGETS.items():
-                for bits in (3,) if large else (2, 4):
+                wanted = FEWER.get((method, budget), ())
+                of_others = (3,) if large and wanted else wanted
+                for bits in (2, 4) if network == "digits" else of_others:
                     words = [*of_network, *of_method, f"quantizer.bits={bits}", "quantizer=lsq"]
                     words += [*(LARGE_BUDGET if large else SMALL_BUDGET), *of_budget]
                     words += FAST[method] if budget == "fast" else ()
