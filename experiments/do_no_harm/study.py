@@ -140,7 +140,7 @@ def table() -> None:
             print(_row(found, kind, what, tolerance))
     last = [_top1(f)[-1] for f in found]
     best = [max(_top1(f)) for f in found]
-    lost = [b - l for b, l in zip(best, last, strict=True)]
+    lost = [high - end for high, end in zip(best, last, strict=True)]
     right = sum(x <= 0 for x in lost)
     print(f"| always the last | | | {right}/{len(found)} | {_mean(lost):.2f} | {max(lost):.1f} |")
 
@@ -162,9 +162,8 @@ def _row(found: list[dict[str, Any]], kind: str, what: str, tolerance: float) ->
             best = len(scores) - 1
         lost.append(max(top1) - top1[best])
         right_runs += max(top1) - top1[best] < 0.5
-    share = f"{right_pairs}/{pairs}"
-    mean = f"{_mean(lost):.2f}"
-    return f"| {kind} {what} | {tolerance} | {share} | {right_runs}/{len(found)} | {mean} | {max(lost):.1f} |"
+    right = f"{right_pairs}/{pairs} | {right_runs}/{len(found)}"
+    return f"| {kind} {what} | {tolerance} | {right} | {_mean(lost):.2f} | {max(lost):.1f} |"
 
 
 def _top1(result: dict[str, Any]) -> list[float]:
