@@ -108,8 +108,8 @@ def test_every_key_says_what_it_is() -> None:
 def test_every_type_is_in_words() -> None:
     """And none is the name of a type of Python."""
     words = (
-        "text integer number true false list mapping mappings of groups or null by name each a part "
-        "the group kind"
+        "text integer number true false list mapping mappings of groups or null by name each "
+        "a part the group kind"
     )
     allowed = {
         *words.split(),
