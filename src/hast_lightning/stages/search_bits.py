@@ -67,8 +67,8 @@ CHUNK = 32
 """Samples that go through the network at once."""
 POINTS = 20
 """Budgets that the knapsack is solved for, to draw its frontier."""
-LABEL_SEED = 20200614
-"""Any fixed number: the labels of the Fisher matrix must not depend on what ran before."""
+SIGN_SEED = 20200614
+"""Any fixed number: the signs of the Fisher matrix must not depend on what ran before."""
 
 
 class _Costs(NamedTuple):
@@ -230,7 +230,7 @@ class SearchBits(Stage):
         if self._probe is None:
             self._probe = Probe(bench.student, self._batches(bench))
             if self.measure == "fisher":
-                generator = torch.Generator().manual_seed(LABEL_SEED)
+                generator = torch.Generator().manual_seed(SIGN_SEED)
                 weights = [self._probe.weight(name).requires_grad_() for name in self._names]
                 found = fisher_diagonal(
                     self._probe.network, weights, self._probe.batches, generator
