@@ -58,7 +58,10 @@ def _load_yaml(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls 
     # OmegaConf makes the class of its loader anew each time.
     key = (str(text), Loader.__name__)
     if key not in _parsed:
-        _parsed[key] = _plain_load(text, Loader=Loader)
+        if text is not stream:
+            # Errors name the file, which only the stream knows.
+            stream.seek(0)
+        _parsed[key] = _plain_load(stream, Loader=Loader)
     return copy.deepcopy(_parsed[key])
 
 

@@ -106,11 +106,11 @@ def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int)
 ROOT = (
     "the root has: artifact, callbacks, command, compare, data, evaluate, export, images, logger, "
     "method, model, modules, order, predictions, quantizer, recipe, report, resume, runs, "
-    "schedule, seed, sources, stages, trainer"
+    "safeguard, schedule, seed, sources, stages, tags, task_name, trainer, trust"
 )
 QUANTIZER = (
-    "quantizer has: activation_bits, bits, first_and_last_8bit, gradient, include_zero, momentum, "
-    "overrides, placement, ranges, rounding, weight_bits"
+    "quantizer has: activation_bits, bits, equalize, first_and_last_8bit, gradient, include_zero, "
+    "momentum, overrides, placement, ranges, rounding, weight_bits"
 )
 KL = "stages.distillation.terms.kd has: enabled, reduction, temperature, weight"
 
@@ -294,12 +294,12 @@ def test_a_value_of_the_wrong_type_or_range(
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("quantizer.weight_bits=[2", "no viable alternative at input '[2'"),
+        ("quantizer.weight_bits=[2", "'quantizer.weight_bits=[2' cannot be read"),
         ("quantizer.weight_bits", "'quantizer.weight_bits' is no setting: expected key=value"),
         ("compare", "is no setting: expected key=value or group=option; did you mean command=comp"),
         ("+schedule=quick", "schedule has an option already: schedule=... without the plus"),
         ("=3", "must be a string or a list"),
-        ("quantizer.weight_bits=2,3", "To sweep over it, add --multirun"),
+        ("quantizer.weight_bits=2,3", "lists several values: -m runs a job for each"),
         ("experiment=digits_w3a3", "use +experiment=digits_w3a3"),
         ("~quantizer.weight_bits", "does not support deletion"),
         ("~stages.distillation.optimizer", "does not support deletion"),

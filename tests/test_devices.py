@@ -122,6 +122,7 @@ def test_two_processes_share_the_student_and_the_bank_and_not_the_noise(tmp_path
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
         "MODEL_CARD.md",
         "config.yaml",
+        "last.1.ckpt",
         "last.ckpt",
         "metrics.csv",
         "origin.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import field
+from typing import ClassVar
 
 import pytest
 import torch
@@ -88,3 +89,15 @@ def test_a_deep_copy_shares_nothing(scaled: type[Part]) -> None:
     assert (copied.kind, copied.factor) == ("scaled", 5.0)
     assert made.inner["one"].factor == 7.0
     assert made.seen.tolist() == [0, 0]
+
+
+def test_what_is_annotated_as_of_the_class_is_state_when_it_is_set() -> None:
+    """An annotation tells the type of what ``build`` makes, and must not keep it from files."""
+
+    @part("thing", "built")
+    class Built(Part):
+        weight: ClassVar[nn.Parameter]
+
+    made = Built()
+    made.weight = nn.Parameter(torch.zeros(3))
+    assert list(made.state_dict()) == ["weight"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
 from torch import nn
@@ -34,7 +35,7 @@ class Part(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep fields plain: a part in a field is a setting, which ``nn.Module`` would register."""
-        if name in self.__dataclass_fields__:
+        if name in _settings(type(self)):  # type: ignore[arg-type]  # a class is hashable
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -47,6 +48,12 @@ class Part(nn.Module):
     def summary(cls) -> str:
         """Return the first paragraph of the docstring, in one line."""
         return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+@cache
+def _settings(cls: Any) -> frozenset[str]:
+    """Return the names of a part's settings; what is annotated as of the class is none."""
+    return frozenset(each.name for each in fields(cls))
 
 
 @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))

@@ -61,6 +61,7 @@ class ImageBank(TrainedSource):
     min_lr: float = 1e-4
     """The rate does not fall below this."""
 
+    file_kind: ClassVar[str] = FILE_KIND
     images: ClassVar[Tensor]
     labels: ClassVar[Tensor]
     active_labels: ClassVar[Tensor]
@@ -121,7 +122,7 @@ class ImageBank(TrainedSource):
 
     def _read(self, site: Site) -> tuple[Tensor, Tensor]:
         """Return the images and labels of ``load``."""
-        tensors, _ = read_tensors(str(self.load), FILE_KIND, f"{site.key}.load")
+        tensors, _ = read_tensors(str(self.load), self.file_kind, f"{site.key}.load")
         images, labels = _checked(f"{site.key}.load={self.load}", tensors, site)
         if len(images) % self.batch_size:
             raise DataError(
@@ -189,13 +190,12 @@ class ImageBank(TrainedSource):
         Raises:
             FloatingPointError: the batch had its steps and is NaN or infinite; it is not stored.
         """
-        optimizer = optimizers["adam"]
-        self._step_plateau(loss, optimizer)
+        self._step_plateau(loss, optimizers["adam"])
         self.iteration += 1
         if self.iteration < self.iterations:
             return None
         finished = self._store_active_batch()
-        self._start_fresh_batch(optimizer)
+        self._start_fresh_batch(optimizers["adam"])
         return finished
 
     def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
@@ -213,7 +213,7 @@ class ImageBank(TrainedSource):
     @torch.no_grad()
     def _store_active_batch(self) -> Batch:
         # Every rank finishes a batch in the same step.
-        images, labels = gathered(self.active), gathered(self.active_labels)
+        images, labels = gathered(self._made()), gathered(self.active_labels)
         if not bool(images.isfinite().all()):
             raise FloatingPointError("finished images are NaN or infinite")
         end = self.position + len(images)
@@ -227,12 +227,19 @@ class ImageBank(TrainedSource):
         # Copies: noise takes the place of the active batch.
         return Batch(images.detach().clone(), labels.clone())
 
+    def _made(self) -> Tensor:
+        """Return the images of the active batch, (B, C, H, W)."""
+        return self.active
+
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
         self.active.normal_()
         self.active.grad = None
         self.active_labels.random_(self.site.pretrained.num_classes)
         self.iteration = 0
+        self._begin_plateau(optimizer)
+
+    def _begin_plateau(self, optimizer: Optimizer) -> None:
         self._plateau = dict(FRESH_PLATEAU)
         optimizer.state.clear()
         for group in optimizer.param_groups:
@@ -338,7 +345,7 @@ class ImageBank(TrainedSource):
         if not self.filled:
             raise DataError(f"{path}: the image bank has no finished image to save yet")
         finished = {"images": self.images[: self.filled], "labels": self.labels[: self.filled]}
-        write_tensors(path, FILE_KIND, finished)
+        write_tensors(path, self.file_kind, finished)
 
 
 def _checked(origin: str, tensors: dict[str, Tensor], site: Site) -> tuple[Tensor, Tensor]:
