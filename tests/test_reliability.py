@@ -18,6 +18,7 @@ from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.errors import MemoryLimitError
 from hast_lightning.records.folder import GRID_FILE, REPORT_FILE, RESULT_FILE
 from hast_lightning.runs import pipeline
+from hast_lightning.runs.model_card import CARD_FILE
 from hast_lightning.stages.calibrate import Calibrate
 from hast_lightning.stages.distill import Distill
 from hast_lightning.stages.synthesize import Synthesize
@@ -122,7 +123,7 @@ def test_the_disk_use_of_a_run_is_reported_and_bounded(tmp_path: Path) -> None:
     reported = json.loads((run / RESULT_FILE).read_text())["disk_bytes"]
     later = sum(
         (run / name).stat().st_size
-        for name in (RESULT_FILE, GRID_FILE, REPORT_FILE, "student.safetensors")
+        for name in (RESULT_FILE, GRID_FILE, REPORT_FILE, CARD_FILE, "student.safetensors")
     )
     assert reported == sum(len(data) for data in content(run).values()) - later
 

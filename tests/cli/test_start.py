@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hast_lightning import __version__
 from hast_lightning.cli.announcement import announcement
+from hast_lightning.cli.plain import plain_prediction
 from tests.command_line import call
 from tests.composition import composed
 from tests.export.families import calibrated, family
@@ -149,3 +152,47 @@ def test_predicting_imports_no_lightning_and_gives_what_it_gives_elsewhere(tmp_p
     assert loaded == "[]"
     assert table == call(*words, folder=tmp_path).out.splitlines()
     assert len(table) == 3
+    # What only Hydra can read goes through it, with the same end.
+    quoted = ("command=predict", 'artifact="student.safetensors"', "images='.'")
+    assert run(LOADED, *quoted, folder=tmp_path).stdout.splitlines() == [*table, "[]"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("command=predict", "artifact=x.onnx", "images=nowhere"),
+        ("command=predict", "artifact=x.safetensors", "images=.", "predictions=no/such/t.csv"),
+        ("command=predict", "artifact=x.safetensors", "images=bad.png"),
+    ],
+)
+def test_a_prediction_is_refused_as_it_is_elsewhere(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    save_file({"weight": torch.ones(1)}, tmp_path / "x.safetensors")
+    expected = call(*words, folder=tmp_path)
+    command = [sys.executable, "-m", "hast_lightning", *words]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (
+        expected.status,
+        expected.out,
+        expected.err,
+    )
+    assert found.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["command=predict", "artifact=a"],
+        ["command=predict", "artifact=a", "images=b", "seed=1"],
+        ["command=predict", "artifact=a", "images=b", "images=c"],
+        ["command=predict", "artifact=a", "images=007"],
+        ["command=predict", "artifact=a", "images=null"],
+        ["command=predict", "artifact=a", "images=b,c"],
+        ["command=predict", "artifact=a", "images=größe"],
+        ["command=predict", "artifact=a", "images=b", "-m"],
+        ["command=predict", "artifact=a", "images=b", "--cfg", "job"],
+        ["command=inspect", "artifact=a", "images=b"],
+    ],
+)
+def test_other_lines_are_left_to_hydra(words: list[str]) -> None:
+    assert plain_prediction(words) is None

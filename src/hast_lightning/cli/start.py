@@ -12,12 +12,11 @@ from contextlib import suppress
 
 from hast_lightning import __version__
 from hast_lightning.cli.announcement import announcement
+from hast_lightning.cli.plain import plain_prediction, predict_plainly
 
 INTERRUPTED_STATUS = 130
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 """Variables that are above 0 in all processes of a run but one."""
-
-
 PROCESSES = "WORLD_SIZE"
 """Variable with the number of processes, which launchers and Lightning set."""
 
@@ -32,6 +31,9 @@ def main() -> None:
     # What is imported stays: looking through it for garbage takes a tenth of the time.
     gc.disable()
     try:
+        if (prediction := plain_prediction(words)) is not None:
+            predict_plainly(prediction)
+            return
         from hast_lightning.cli.main import main as command
     except KeyboardInterrupt:
         print("hast-lightning: interrupted", file=sys.stderr)

@@ -84,8 +84,9 @@ def drop_interrupted_steps(folder: Path) -> None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return what the files of a run occupy."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Return what the files of a run occupy; hidden ones are gone when it ends."""
+    files = (file for file in folder.rglob("*") if not file.name.startswith("."))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def claim(folder: Path, config: Config, origin: Origin) -> None:
