@@ -85,7 +85,7 @@ def test_no_group_is_forgotten() -> None:
     folders = {path.name for path in config_folder().iterdir() if path.is_dir()}
     # Options of Hydra's own groups: tests/test_launchers.py. Those of parts hold a budget or are a
     # method's on one network, and are part of what is composed here.
-    assert folders - set(parts()) == {*GROUPS, "experiment", "tuned", "hydra"}
+    assert folders - set(parts()) == {*GROUPS, "debug", "experiment", "tuned", "hydra"}
 
 
 # --- heads of files --------------------------------------------------------------------------

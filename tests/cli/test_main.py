@@ -198,7 +198,7 @@ def test_the_order_is_kept_and_the_run_folder_is_the_one_asked_for(tmp_path: Pat
     load = f"sources.bank.load={made / 'samples.safetensors'}"
     rest = ("order=[calibration,distillation]", "report=false", "export=none")
     second = recorded(tmp_path, load, *rest, "hydra.run.dir=used")
-    assert second.finished == Finished(0, "", "")
+    assert (second.finished.status, second.finished.err) == (0, "")
     result = Result.read(tmp_path / "used" / "result.json")
     assert result.steps_by_stage == {
         "calibration": CALIBRATION_STEPS,

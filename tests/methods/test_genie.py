@@ -22,7 +22,7 @@ from hast_lightning.records.result import Result
 from tests.command_line import TINY, call
 from tests.small_runs import build_module, small
 
-WORDS = ("method=genie", "quantizer=mse", "rounding@quantizer.rounding=adaptive")
+WORDS = ("method=genie", "quantizer=mse")
 
 
 def test_deviations_are_those_of_plain_python() -> None:

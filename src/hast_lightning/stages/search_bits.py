@@ -128,6 +128,8 @@ class SearchBits(Stage):
     def __post_init__(self) -> None:
         for name in ("samples", "bins", "every", "survivors", "kept"):
             require_range(name, getattr(self, name), 1)
+        if self.limit is not None:
+            require_range("limit", self.limit, 0, open_minimum=True)
         require_choice("measure", self.measure, MEASURES)
         require_choice("search", self.search, SEARCHES)
         require_choice("budget", self.budget, BUDGETS)
