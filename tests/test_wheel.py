@@ -119,7 +119,7 @@ def test_the_metadata_names_version_licence_and_entry_point(wheel: Path) -> None
     assert "Typing :: Typed" in fields.get_all("Classifier", [])
     assert fields["Description-Content-Type"] == "text/markdown"
     assert str(fields.get_payload()).startswith("# hast-lightning")
-    assert "hast-lightning = hast_lightning.cli.main:main" in metadata(wheel, "entry_points.txt")
+    assert "hast-lightning = hast_lightning.cli.start:main" in metadata(wheel, "entry_points.txt")
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
 
 
@@ -132,7 +132,7 @@ def test_the_checkout_is_out_of_reach(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", ["module", "console script"])
 def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
-    shown = run_isolated([*start, "--help"], tmp_path, installed).stdout
+    shown = run_isolated([*start, "--help", "groups"], tmp_path, installed).stdout
     assert "schedule: demo, " in shown
     assert "hast_adam" in shown
     assert list(tmp_path.iterdir()) == []
