@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -287,4 +286,6 @@ def _number(value: float | Tensor) -> float:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    """Return hours, minutes and seconds; also of days, which would not fit on a line otherwise."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
