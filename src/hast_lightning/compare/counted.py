@@ -24,6 +24,7 @@ Flat = Mapping[str, Any]
 NOT_SETTINGS = (
     # What does not change the numbers, or has a column of its own.
     *("recipe", "command", "seed", "resume", "modules", "runs", "compare", "method", "report"),
+    *("safeguard", "tags", "task_name", "trust"),
     *("artifact", "images", "predictions", "logger", "callbacks", "export", "evaluate"),
     *("quantizer.weight_bits", "quantizer.activation_bits", "quantizer.bits"),
     *("model.checkpoint", "data.batch_size"),
@@ -32,7 +33,8 @@ NOT_SETTINGS = (
     # Devices and precision stay: they change the batch and the rounding.
     *("trainer.accelerator", "trainer.timeout_minutes", "trainer.channels_last"),
     *("trainer.compile", "trainer.micro_batch", "trainer.halve_on_out_of_memory"),
-    *("trainer.threads", "trainer.log_every_n_steps"),
+    *("trainer.threads", "trainer.log_every_n_steps", "trainer.strategy"),
+    *("trainer.callbacks", "trainer.arguments"),
 )
 NAMED_BY = {
     "quantizer": ("ranges", "rounding", "placement"),

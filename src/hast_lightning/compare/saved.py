@@ -49,7 +49,9 @@ def as_object(hint: Any, value: Any) -> Any:
         return value
     if get_origin(hint) is dict:
         return {str(name): as_object(arguments[1], entry) for name, entry in value.items()}
-    schema: Any = next(each for each in (hint, *arguments) if is_dataclass(each))
+    schema: Any = next((each for each in (hint, *arguments) if is_dataclass(each)), None)
+    if schema is None:  # any value may be there, a mapping among them
+        return dict(value)
     if issubclass(schema, Part):
         schema = _part_class(schema, value["kind"])
     hints = _hints(schema)
