@@ -465,3 +465,18 @@ def test_the_checked_configuration_is_plain_objects() -> None:
     assert type(config.quantizer) is config_module.QuantizerConfig
     assert type(config.sources["bank"]) is ImageBank
     assert type(config.order) is list
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("stages.distillation.terms", "is no dict of keys"),
+        ("sources", "is no dict of keys"),
+        ("order", "is no list of values"),
+        ("modules", "is no list of values"),
+    ],
+)
+def test_a_number_where_several_belong_is_refused(key: str, said: str) -> None:
+    """As an interpolation may put it there, whose type is not known before."""
+    with pytest.raises(ConfigurationError, match=rf"^{re.escape(key)}=0 {said}$"):
+        changed({key: "${seed}"})

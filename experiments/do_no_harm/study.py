@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 DIGITS = ("data=digits",)
-OWN = ("model=own", "model.input_size=8", "model.in_channels=1", "model.num_classes=10")
+OWN = ("model=own", "model.input_size=8")
 NETWORKS: dict[str, tuple[str, ...]] = {
     "digits": ("model=digits", *DIGITS),
     **{

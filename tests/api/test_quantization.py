@@ -29,7 +29,7 @@ def test_predictions_are_what_the_result_says(
 ) -> None:
     images, labels = held_out
     right = (quantized.predict(images).labels == labels).float().mean()
-    assert quantized.result.quantized_top1 == pytest.approx(100 * float(right), abs=1e-3)
+    assert quantized.result.kept_top1 == pytest.approx(100 * float(right), abs=1e-3)
     assert (quantized.result.weight_bits, quantized.result.activation_bits) == (3, 4)
 
 

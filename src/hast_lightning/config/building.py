@@ -185,6 +185,9 @@ def _refuse_value_for_group(value: Any, schema: Any, field: str, key: str) -> No
             f"{key}={value!r} is not a group of keys; {key} has: "
             f"{', '.join(sorted(each.name for each in fields(hint)))}"
         )
+    for kind, container, words in ((dict, DictConfig, "keys"), (list, ListConfig, "values")):
+        if get_origin(hint) is kind and not isinstance(value, container):
+            raise ConfigurationError(f"{key}={value!r} is no {kind.__name__} of {words}")
 
 
 def from_saved(saved: Any) -> DictConfig:
