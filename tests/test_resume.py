@@ -112,6 +112,7 @@ def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[
     return done
 
 
+@pytest.mark.timeout(900)  # several processes, on a machine that may be busy
 def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> None:
     process = Forked(tmp_path, *ARGUMENTS, "hydra.run.dir=killed")
     first, last = STAGES["distillation"]
@@ -122,6 +123,7 @@ def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> N
     assert "Terminated at step" in (tmp_path / "killed" / "report.html").read_text()
 
 
+@pytest.mark.timeout(900)  # several processes, on a machine that may be busy
 def test_a_run_that_the_user_ends_goes_on_with_the_command_that_it_prints(tmp_path: Path) -> None:
     """In the middle of every stage, long before a checkpoint would be due, and no step is lost."""
     random.seed(3)
@@ -146,6 +148,7 @@ def test_a_run_that_the_user_ends_goes_on_with_the_command_that_it_prints(tmp_pa
     assert_same_run(whole, run, len(STAGES))
 
 
+@pytest.mark.timeout(900)  # several processes, on a machine that may be busy
 def test_a_killed_run_ends_bit_identical_to_one_that_was_not(tmp_path: Path) -> None:
     random.seed(0)
     whole = run_whole(tmp_path, *ARGUMENTS)
