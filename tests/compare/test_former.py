@@ -20,7 +20,7 @@ from tests.compare.test_settings import saved
 ROOT = Path(__file__).parents[2]
 QUANTIZERS = ROOT / "experiments" / "cifar10_resnet20_quantizers" / "results"
 CONFIGS = sorted((ROOT / "experiments").rglob("config.yaml"))
-OF_HAST = [path for path in CONFIGS if "methods_" not in str(path)]
+OF_HAST = [path for path in CONFIGS if "cifar10_resnet20_quantizers" in str(path)]
 CIFAR = ("model.checkpoint=resnet20-12fca82f.th", "data.path=cifar10_test_first1017.npz")
 
 
