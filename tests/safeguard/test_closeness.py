@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hast_lightning.safeguard.closeness import closeness, relative_logit_error
+from hast_lightning.safeguard.closeness import LARGEST, closeness, relative_logit_error
 
 
 def logits(seed: int) -> Tensor:
@@ -39,7 +39,23 @@ def test_it_is_the_formula_in_plain_python() -> None:
 def test_nan_is_the_largest_error() -> None:
     broken = logits(0)
     broken[3, 2] = float("nan")
-    assert relative_logit_error(broken, logits(0)) == float("inf")
+    assert relative_logit_error(broken, logits(0)) == LARGEST
+    assert relative_logit_error(1e30 * logits(1), logits(0)) == LARGEST
+
+
+def test_one_image_has_no_spread_and_an_error_all_the_same() -> None:
+    teacher, student = logits(0)[:1].double(), logits(1)[:1].double()
+    t, s = (each - each.mean() for each in (teacher, student))
+    expected = float((s - t).square().sum() / t.square().sum())
+    assert abs(relative_logit_error(student, teacher) - expected) < 1e-12
+    alike = teacher.expand(5, -1)
+    assert abs(relative_logit_error(student.expand(5, -1), alike) - expected) < 1e-9
+
+
+def test_a_teacher_that_says_nothing_has_no_error_but_by_another_answer() -> None:
+    nothing = torch.zeros(3, 4)
+    assert relative_logit_error(nothing, nothing) == 0
+    assert relative_logit_error(torch.eye(4)[:3], nothing) == LARGEST
 
 
 def test_agreement_is_in_percent_over_all_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 CHUNK = 64
 """Images that go through the networks at once."""
+LARGEST = 1e12
+"""The largest error: a number, so that files can hold it."""
+ALIKE = 1e-12
+"""Share of the squared logits below which their spread is rounding."""
 
 
 class Closeness(NamedTuple):
@@ -38,7 +43,9 @@ def relative_logit_error(of_student: Tensor, of_teacher: Tensor) -> float:
 
     The mean over classes is taken off each image's logits first, which a softmax does not see;
     ``mean t`` is the mean over images. A student that always gives the teacher's mean answer has
-    an error of 1. Logits that are NaN or infinite have an infinite error.
+    an error of 1. Of a teacher that answers alike to all images, or to the only one, the logits
+    themselves take the place of their spread. The error is at most ``LARGEST``, which logits that
+    are NaN or infinite have.
 
     Args:
         of_student: (N, classes).
@@ -48,6 +55,10 @@ def relative_logit_error(of_student: Tensor, of_teacher: Tensor) -> float:
         logits.double() - logits.double().mean(dim=1, keepdim=True)
         for logits in (of_student, of_teacher)
     )
-    spread = (teacher - teacher.mean(dim=0)).square().sum()
-    error = (student - teacher).square().sum() / spread.clamp_min(torch.finfo(torch.float64).tiny)
-    return float(error) if bool(error.isfinite()) else float("inf")
+    spread = float((teacher - teacher.mean(dim=0)).square().sum())
+    whole = float(teacher.square().sum())
+    distance = float((student - teacher).square().sum())
+    scale = spread if spread > ALIKE * whole else whole
+    if distance == 0:
+        return 0.0
+    return min(distance / scale, LARGEST) if math.isfinite(distance) and scale else LARGEST
