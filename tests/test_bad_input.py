@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from hast_lightning import __version__
 from hast_lightning.cli import main as cli
-from hast_lightning.cli.main import USER_ERROR_STATUS
-from hast_lightning.errors import ConfigurationError, UserError
+from hast_lightning.errors import USER_ERROR_STATUS, ConfigurationError, UserError
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.records.result import Result
 from hast_lightning.runs import assembly

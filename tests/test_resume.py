@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from hast_lightning.cli import main as cli
-from hast_lightning.config.error_lines import TERMINATED_STATUS
-from hast_lightning.errors import ConfigurationError, DataError, ModelError
+from hast_lightning.errors import TERMINATED_STATUS, ConfigurationError, DataError, ModelError
 from hast_lightning.records.failure import how_it_ended
 from hast_lightning.records.folder import CHECKPOINT_FILE, RESULT_FILE, SAMPLES_FILE
 from hast_lightning.runs.pipeline import resume

@@ -85,6 +85,29 @@ def test_a_recipe_cannot_have_code_run(tmp_path: Path, theirs: str) -> None:
     assert Counter.counted > 0
 
 
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        f"['${{oc.create:{{_target_: {COUNTER}}}}}']",
+        "['${logger.others.0}']",
+    ],
+    ids=["resolver", "reference"],
+)
+def test_a_target_behind_an_interpolation_is_seen(callbacks: str) -> None:
+    config = OmegaConf.create(
+        f"{{callbacks: {callbacks}, logger: {{others: [{{_target_: {COUNTER}}}]}}}}"
+    )
+    with pytest.raises(ConfigurationError, match=COUNTER):
+        refuse_untyped(config.callbacks, "trainer.callbacks", ["seed=1"])
+
+
+def test_a_part_of_a_typed_name_does_not_count() -> None:
+    entries = [{"_target_": "tests.test_targets"}]
+    with pytest.raises(ConfigurationError, match=r"tests\.test_targets"):
+        refuse_untyped(entries, "trainer.callbacks", [f"trust=[{COUNTER}]"])
+    refuse_untyped(entries, "trainer.callbacks", ["trust=[tests.test_targets]"])
+
+
 def test_the_folder_of_a_run_cannot_either(tmp_path: Path) -> None:
     plain = (*TINY, "export=none", "hydra.run.dir=run")
     assert call(*plain, folder=tmp_path).status == 0

@@ -6,6 +6,10 @@ else that is raised is a defect of this package and keeps its stack trace.
 
 from __future__ import annotations
 
+DEFECT_STATUS, USER_ERROR_STATUS, INTERRUPTED_STATUS = 1, 2, 130
+BROKEN_PIPE_STATUS, TERMINATED_STATUS = 141, 143
+"""Exit statuses of the command."""
+
 
 class UserError(Exception):
     """Something handed in is wrong; the message says what, where, and what is allowed."""

@@ -27,8 +27,6 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 from hast_lightning import __version__
 from hast_lightning.cli import sweeps
 from hast_lightning.config import (
-    DEFECT_STATUS,
-    USER_ERROR_STATUS,
     Config,
     config_folder,
     foreign,
@@ -44,7 +42,14 @@ from hast_lightning.config import (
     with_paths_as_texts,
 )
 from hast_lightning.config.targets import refuse_untyped
-from hast_lightning.errors import ConfigurationError, UserError
+from hast_lightning.errors import (
+    BROKEN_PIPE_STATUS,
+    DEFECT_STATUS,
+    INTERRUPTED_STATUS,
+    USER_ERROR_STATUS,
+    ConfigurationError,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from hast_lightning.records.result import Result
@@ -62,8 +67,6 @@ SWEEP_FLAGS = ("-m", "--multirun")
 HELP_FLAGS = ("-h", "--help")
 HELP_TOPICS = ("groups", "keys")
 """What --help shows more of than fits on a screen."""
-INTERRUPTED_STATUS = 130
-BROKEN_PIPE_STATUS = 141
 
 
 def run_job(composed: DictConfig) -> float | None:

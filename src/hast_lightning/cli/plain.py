@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hast_lightning.errors import BROKEN_PIPE_STATUS, USER_ERROR_STATUS, UserError
+
 ALLOWED = frozenset({"command", "artifact", "images", "predictions"})
 PLAIN = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
 """Values that are to Hydra the text that they are, or else no number."""
 WORDS = frozenset({"null", "true", "false", "nan", "inf"})
 """Plain values that are no text to Hydra."""
-USER_ERROR_STATUS, BROKEN_PIPE_STATUS = 2, 141
 
 
 def plain_prediction(words: Sequence[str]) -> dict[str, str] | None:
@@ -37,7 +38,6 @@ def predict_plainly(named: Mapping[str, str]) -> None:
     Args:
         named: What :func:`plain_prediction` has found.
     """
-    from hast_lightning.errors import UserError
     from hast_lightning.runs.prediction import predict
 
     target = Path(named["predictions"]) if "predictions" in named else None

@@ -13,8 +13,8 @@ from contextlib import suppress
 from hast_lightning import __version__
 from hast_lightning.cli.announcement import announcement
 from hast_lightning.cli.plain import plain_prediction, predict_plainly
+from hast_lightning.errors import INTERRUPTED_STATUS
 
-INTERRUPTED_STATUS = 130
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 """Variables that are above 0 in all processes of a run but one."""
 PROCESSES = "WORLD_SIZE"

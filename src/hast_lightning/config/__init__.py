@@ -9,8 +9,6 @@ objects: before any network is loaded. Parts are their own schemas (:mod:`hast_l
 from hast_lightning.config.building import from_saved, import_parts, register_schemas, to_object
 from hast_lightning.config.compare import PICTURE_FORMATS, TABLE_FORMATS, CompareConfig
 from hast_lightning.config.error_lines import (
-    DEFECT_STATUS,
-    USER_ERROR_STATUS,
     foreign,
     joined_lines,
     one_line,
@@ -39,14 +37,12 @@ __all__ = [
     "COMMANDS",
     "DATA_SOURCES",
     "DEFAULT_OPSET",
-    "DEFECT_STATUS",
     "FORMATS",
     "LOGGERS",
     "PICTURE_FORMATS",
     "PRECISIONS",
     "PROVIDERS",
     "TABLE_FORMATS",
-    "USER_ERROR_STATUS",
     "CallbacksConfig",
     "CompareConfig",
     "Config",

@@ -16,6 +16,7 @@ from hast_lightning.config.renamed import renamed
 from hast_lightning.config.root import COMMANDS, Config
 from hast_lightning.config.unknown import describe, did_you_mean
 from hast_lightning.core.part import parts
+from hast_lightning.errors import DEFECT_STATUS, TERMINATED_STATUS, USER_ERROR_STATUS
 
 MANY_OPTIONS = 20
 NETWORKS_ELSEWHERE = (
@@ -31,8 +32,6 @@ EXTRAS = {
     "submitit_slurm": "sweeps",
 }
 """Launchers and sweepers by the extra that brings them."""
-DEFECT_STATUS, USER_ERROR_STATUS, TERMINATED_STATUS = 1, 2, 143
-"""Exit statuses of the command."""
 
 Says = Callable[[Match[str], BaseException], str | None]
 

@@ -6,6 +6,7 @@ somebody else, so a target counts only where the user names it on the command li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from omegaconf import OmegaConf
 from hast_lightning.errors import ConfigurationError
 
 TARGET = "_target_"
+NAME = re.compile(r"[\w.]+")
+"""A dotted name, whole: a part of one that was typed does not count."""
 
 
 def targets_in(entries: Any) -> Iterator[str]:
@@ -42,9 +45,10 @@ def refuse_untyped(entries: Any, key: str, words: Iterable[str]) -> None:
     Raises:
         ConfigurationError: there is such a target.
     """
-    typed = " ".join(words)
+    typed = {name for word in words for name in NAME.findall(word)}
     if OmegaConf.is_config(entries):
-        entries = OmegaConf.to_container(entries, resolve=False)
+        # Resolved: a reference, or a resolver such as oc.create, may hold a target.
+        entries = OmegaConf.to_container(entries, resolve=True)
     for target in targets_in(entries):
         if target not in typed:
             raise ConfigurationError(

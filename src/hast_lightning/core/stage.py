@@ -146,8 +146,8 @@ class Stage(Part, ABC):
 
     @property
     def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
-        """Return its terms by the group of metrics that they are logged in."""
-        return {}
+        """Return its terms by the group of metrics that they are logged in; a stage has its own."""
+        return {self.name: {}}
 
     @abstractmethod
     def bind(self, bench: Bench) -> None:

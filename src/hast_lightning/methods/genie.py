@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hast_lightning.core.batch import Needs, Progress, Seen
-from hast_lightning.core.network import Network
+from hast_lightning.core.batch import Progress, Seen
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ModelError
-from hast_lightning.graph.tracing import batch_norm_inputs
 from hast_lightning.stages.synthesize import Synthesize
+from hast_lightning.terms.bns import BNS
 
 EPSILON = 1e-6
 """What is added to running variances before their root is taken."""
@@ -40,7 +38,7 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
 
 
 @part("term", "bn_deviations")
-class BatchNormDeviations(Term):
+class BatchNormDeviations(BNS):
     """Means and standard deviations at every BatchNorm, summed over layers (GENIE-D).
 
     Source: Jeon et al., CVPR 2023, released code. Unlike ``bns`` it compares standard deviations,
@@ -49,34 +47,9 @@ class BatchNormDeviations(Term):
 
     title = "BatchNorm means and deviations"
 
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Find the BatchNorms.
-
-        Raises:
-            ModelError: the teacher has none with running statistics.
-        """
-        inputs = batch_norm_inputs(teacher.graph_module)
-        if not inputs:
-            raise ModelError(
-                f"the network {teacher.pretrained.name} has no BatchNorm2d with running "
-                "statistics, which the term bn_deviations matches synthetic images to"
-            )
-        # In a tuple of plain pairs, so that the teacher's layers are not registered here.
-        self._layers = tuple(
-            (node, (teacher.graph_module.get_submodule(layer),)) for node, layer in inputs
-        )
-        return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
-
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
-        found = []
-        for node, (layer,) in self._layers:
-            assert isinstance(layer, nn.BatchNorm2d)
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            values = seen.teacher.values[node]
-            found.append(deviation_loss(values, layer.running_mean, layer.running_var))
-        return torch.stack(found).sum()
+        return torch.stack([deviation_loss(*each) for each in self.inputs(seen)]).sum()
 
 
 @part("term", "image_statistics")

@@ -285,7 +285,9 @@ def _measure(
     From then on the module has the latter: what is exported, and returned to Python.
     """
     start = time.perf_counter()
-    choice = choose(run.module, run.folder, run.config.safeguard, run.evaluate)
+    # Held-out samples may have become others since.
+    calibrated = on_the_way.calibrated if run.data is not None else None
+    choice = choose(run.module, run.folder, run.config.safeguard, run.evaluate, calibrated)
     if choice.warning and rank() == 0:
         _log.warning("%s", choice.warning)
     seconds = {**timer.seconds, "evaluation": time.perf_counter() - start}

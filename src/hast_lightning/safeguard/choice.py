@@ -61,6 +61,7 @@ def choose(
     folder: Path,
     options: SafeguardConfig,
     evaluate: Callable[[], Evaluation | None],
+    calibrated: Evaluation | None = None,
 ) -> Choice:
     """Judge the student after every stage, and leave the chosen one in the module.
 
@@ -71,11 +72,14 @@ def choose(
         folder: Of the run, where students were kept.
         options: How they are judged.
         evaluate: Measures the module's student; the last time the chosen one.
+        calibrated: What it found right behind the stage that calibrates, if it is known.
     """
     legs = [leg for leg in module.agenda.legs if leg.calibrates or leg.trains_student]
     last = legs[-1].stage
     earlier = kept_states(folder, {leg.stage: leg.total for leg in legs[:-1]})
-    if not earlier or not options.enabled:
+    # Machines that do not share the folder cannot all load what the first has written.
+    alike = len(set(gathered_objects(tuple(earlier)))) == 1
+    if not (earlier and alike and options.enabled):
         return Choice(last, last, evaluated=_evaluated(evaluate, last))
     student = module.student
     final = {name: value.detach().clone() for name, value in student.state_dict().items()}
@@ -88,10 +92,14 @@ def choose(
             kind: closeness(module.teacher, student, inputs) for kind, inputs in images.items()
         }
     choice = gathered_objects(preferred(judged, options.tolerance))[0]
+    calibrating = [leg.stage for leg in legs if leg.calibrates]
     evaluated: dict[str, Evaluation] = {}
+    if calibrated is not None and len(calibrating) == 1 and calibrating[0] != choice:
+        evaluated = {calibrating[0]: calibrated}
     for stage in sorted(states, key=lambda stage: stage == choice):
-        _load(module, states[stage])
-        evaluated |= _evaluated(evaluate, stage)
+        if stage not in evaluated:
+            _load(module, states[stage])
+            evaluated |= _evaluated(evaluate, stage)
     return Choice(choice, last, judged, evaluated)
 
 

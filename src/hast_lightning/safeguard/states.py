@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.core.source import Source
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import ConfigurationError, DataError, StorageError
 from hast_lightning.safeguard.reference import smooth_noise, statistics_distance
 from hast_lightning.training.module import ZeroShotQuantization
 
@@ -57,8 +57,17 @@ class StudentStates(Callback):
             if leg.calibrates:
                 forget_states(self._folder)
             if pl_module.iteration < pl_module.agenda.iterations:
-                path = self._folder / PATTERN.format(stage)
-                torch.save(pl_module.student.state_dict(), path)
+                self._save(pl_module, stage)
+
+    def _save(self, module: ZeroShotQuantization, stage: str) -> None:
+        path = self._folder / PATTERN.format(stage)
+        try:
+            torch.save(module.student.state_dict(), path)
+        # torch's writer says that the disk is full with a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"the student after stage {stage} could not be written to {path}: {error}"
+            ) from error
 
     def _look_at(self, module: ZeroShotQuantization, name: str) -> None:
         """Compare a source's samples with noise, by the statistics that the teacher expects."""

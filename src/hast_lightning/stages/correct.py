@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Stage
-from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.correction import (
     correct_biases,
@@ -53,11 +50,6 @@ class Correct(Stage):
     def reads(self) -> tuple[str, ...]:
         """Return the name of the source."""
         return (self.source,)
-
-    @property
-    def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
-        """Return no terms, under the stage's own group of metrics."""
-        return {self.name: {}}
 
     def bind(self, bench: Bench) -> None:
         """Check the source, and that the student is calibrated by then.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from omegaconf import MISSING
@@ -116,11 +115,6 @@ class Reconstruct(Stage):
     def reads(self) -> tuple[str, ...]:
         """Return the name of the source."""
         return (self.source,)
-
-    @property
-    def all_terms(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return no terms, under the stage's own group of metrics."""
-        return {self.name: {}}
 
     def bind(self, bench: Bench) -> None:
         """Find the units, and check the source and the quantizer.

@@ -156,11 +156,6 @@ class SearchBits(Stage):
         """Return the name of the source."""
         return (self.source,)
 
-    @property
-    def all_terms(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return no terms, under the stage's own group of metrics."""
-        return {self.name: {}}
-
     def bind(self, bench: Bench) -> None:
         """Check the source and the budget, and find the layers whose bits are searched.
 

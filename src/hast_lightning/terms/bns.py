@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +124,7 @@ class BNS(Term):
         if not inputs:
             raise ModelError(
                 f"the network {teacher.pretrained.name} has no BatchNorm2d with running "
-                "statistics, which the term bns matches synthetic images to"
+                f"statistics, which the term {self.kind} matches synthetic images to"
             )
         # In a tuple of plain pairs, so that the teacher's layers are not registered here.
         self._layers = tuple(
@@ -132,16 +132,20 @@ class BNS(Term):
         )
         return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
 
-    def statistics(self, seen: Seen) -> list[BatchNormStatistics]:
-        """Return the statistics at each BatchNorm, in order of execution."""
-        found = []
+    def inputs(self, seen: Seen) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield what each BatchNorm takes in, (N, C, H, W), with its running mean and variance."""
         for node, (layer,) in self._layers:
             assert isinstance(layer, nn.BatchNorm2d)
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            measured = channel_statistics(seen.teacher.values[node])
-            found.append(BatchNormStatistics(*measured, layer.running_mean, layer.running_var))
-        return found
+            yield seen.teacher.values[node], layer.running_mean, layer.running_var
+
+    def statistics(self, seen: Seen) -> list[BatchNormStatistics]:
+        """Return the statistics at each BatchNorm, in order of execution."""
+        return [
+            BatchNormStatistics(*channel_statistics(values), *running)
+            for values, *running in self.inputs(seen)
+        ]
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
