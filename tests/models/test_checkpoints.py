@@ -28,6 +28,7 @@ from hast_lightning.models.checkpoints import (
 )
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.unpickling import read_tensors_beside_objects
+from hast_lightning.models.weight_choice import find_weights
 from tests.real_data import cifar10_folder
 
 Saver = Callable[[Any, Path], None]
@@ -424,6 +425,15 @@ def test_where_nothing_tells_which_weights_are_meant_the_user_is_asked(tmp_path:
     assert checksum(target) == checksum(network(seed=1))
     with pytest.raises(ModelError, match=r"checkpoint_key=pupil: .* it has state_dict"):
         load_weights(target, path, key="pupil")
+
+
+def test_places_are_found_in_the_order_of_the_file() -> None:
+    """Not in that of a set, which differs between two processes."""
+    own = network(seed=0).state_dict()
+    prefixes = [f"{word}." for word in ("zeta", "beta", "eta", "alpha", "theta", "gamma", "delta")]
+    everything = {n: v for prefix in prefixes for n, v in prefixed(own, prefix).items()}
+    places = [weights.key for weights in find_weights(everything, own) if weights.fits(own)]
+    assert places == [prefix.rstrip(".") for prefix in prefixes]
 
 
 def test_weights_of_another_network_are_refused_by_their_own_names(tmp_path: Path) -> None:

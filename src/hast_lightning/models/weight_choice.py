@@ -120,12 +120,16 @@ def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]
                 waiting += [((*path, key), p) for key, p in named if isinstance(p, Mapping)]
 
 
-def _prefixes(names: Collection[str], own: Collection[str]) -> set[str]:
-    """Return what stands before most names of the network's, and what all names begin with."""
+def _prefixes(names: Collection[str], own: Collection[str]) -> Collection[str]:
+    """Return what stands before most names of the network's, and what all names begin with.
+
+    Each once and in the order of the file, so that every process finds the same place first.
+    """
     ends = {name for name in own if not name.endswith(COUNTER)}
     before = Counter(prefix for name in names for prefix, end in _cut(name) if end in ends)
     most = max(before.values(), default=0)
-    return {prefix for prefix, count in before.items() if count == most} | set(_common(names))
+    most_frequent = [prefix for prefix, count in before.items() if count == most]
+    return dict.fromkeys([*most_frequent, *_common(names)])
 
 
 def _cut(name: str) -> Iterator[tuple[str, str]]:
