@@ -73,7 +73,7 @@ def run_all() -> None:
 
 def _words_of_start(name: str, words: list[str]) -> list[str]:
     """Return the words that start a run, or go on with it where it was stopped."""
-    if list(Path(name).glob("checkpoints/*.ckpt")):
+    if list(Path(name).glob("last*.ckpt")):
         return [f"resume={name}"]
     shutil.rmtree(name, ignore_errors=True)
     method = name.split("_w", maxsplit=1)[0]
