@@ -73,6 +73,20 @@ def test_the_numbers_of_files_and_folders_are_those_of_the_package() -> None:
     assert f"Now {files} files and {folders} folders lie there" in PAGE
 
 
+def test_in_the_drawing_each_room_stands_above_what_it_imports() -> None:
+    _, _, behind = PAGE.partition("The house now:\n\n```text\n")
+    lines = behind.partition("```")[0].splitlines()
+    floors = {room: -number for number, line in enumerate(lines) for room in line.split()}
+    assert set(floors) == {room or "__init__" for room in ALLOWED}
+    below = [
+        (room, other)
+        for room, imports in ALLOWED.items()
+        for other in imports
+        if "." not in other and floors[other] >= floors[room or "__init__"]
+    ]
+    assert below == []
+
+
 # --- the walks ---------------------------------------------------------------------------------
 
 
