@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def test_samples_worse_than_noise_are_named() -> None:
     assert worse_than_noise({"bank": 0.01, "noise": 0.16}) == ""
 
 
-def test_students_are_kept_behind_every_stage_but_the_last(tmp_path: Path) -> None:
+def test_students_are_kept_behind_every_stage_but_the_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     module = build_module(small())
     states = StudentStates(tmp_path, 8)
+    caplog.set_level(logging.WARNING)
     after: dict[str, dict[str, Any]] = {}
 
     class Watch(StudentStates):
@@ -81,6 +85,10 @@ def test_students_are_kept_behind_every_stage_but_the_last(tmp_path: Path) -> No
     saved = torch.load(files["calibration"], weights_only=True)
     assert all(torch.equal(saved[key], value) for key, value in after["calibration"].items())
     assert set(states.statistics) == {"bank", "calibration", "noise"}
+    # Both are worse after so few steps, but no student learns from the one that calibrates.
+    assert states.statistics["calibration"] > states.statistics["noise"]
+    assert "sources.bank match" in caplog.text
+    assert "sources.calibration match" not in caplog.text
 
 
 def test_training_that_ruins_a_network_is_not_handed_back(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ class StudentStates(Callback):
         distance = statistics_distance(module.teacher, module.layout(noise))
         assert distance is not None
         self.statistics |= {name: found, "noise": distance}
-        if line := worse_than_noise({name: found, "noise": distance}):
+        line = worse_than_noise({name: found, "noise": distance})
+        if line and _teaches(module, name):
             _log.warning("%s", line)
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,6 +93,11 @@ class StudentStates(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was found before."""
         self.statistics = dict(state_dict["statistics"])
+
+
+def _teaches(module: ZeroShotQuantization, name: str) -> bool:
+    """Return whether a student is trained on a source; one that calibrates finds ranges alone."""
+    return any(stage.trains_student and name in stage.reads for stage in module.stages.values())
 
 
 def _samples(source: Source, count: int) -> torch.Tensor | None:
