@@ -60,6 +60,8 @@ METHODS = {
     "adam": ("method=hast_adam",),
     "reconstruct": ("method=reconstruct",),
 }
+TERMS = ("bns", "cross_entropy")
+"""What the source that calibrates is improved for, where that is a generator."""
 FAST = {
     "hast": ("stages.distillation.optimizer.lr=1e-2",),
     "adam": ("stages.distillation.optimizer.lr=1e-2",),
@@ -93,7 +95,9 @@ def runs() -> Iterator[tuple[str, list[str]]]:
                         words += ["schedule.student_steps=40", "schedule.image_steps=30"]
                         words += ["schedule.image_steps=3"] if budget == "few" else []
                     if network == "mobilenetv1":
-                        words += ["stages.calibration.source=bank", "~stages.calibration.terms"]
+                        words += ["stages.calibration.source=bank"]
+                        if method != "reconstruct":
+                            words += [f"stages.calibration.terms.{t}.enabled=false" for t in TERMS]
                     yield f"{network}_{method}_{budget}_w{bits}a{bits}", words
 
 

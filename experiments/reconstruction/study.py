@@ -1,0 +1,88 @@
+"""What correction, reconstruction and training give one after the other, ResNet-20 on CIFAR-10.
+
+``CIFAR=<folder> python -m experiments.reconstruction.study run`` goes through the runs that have
+no result yet; ``... table`` prints what they say. ``$CIFAR`` holds the two files that README.md
+names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.resumable import carry_out
+
+HERE = Path(__file__).resolve().parent
+FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
+COMMON = (
+    *("model=resnet20_cifar10", "schedule=quick", "model.checkpoint=resnet20-12fca82f.th"),
+    *("data=npz", "data.path=cifar10_test_first1017.npz", "trainer.channels_last=true"),
+    *("trainer.threads=1", "export=none", "report=false", "callbacks.progress=false"),
+)
+BANK = ("method=hast", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
+LEARNED = ("quantizer=lsq", "quantizer.ranges.lr_multiplier=5")
+ON_BANK = (
+    *("stages.calibration.source=bank", "stages.calibration.terms.bns.enabled=false"),
+    "stages.calibration.terms.cross_entropy.enabled=false",
+    *("stages.calibration.steps=20", "stages.calibration.batch_size=64"),
+)
+CORRECTED = ("+stage@stages.correction=correct", "stages.correction.source=bank")
+TRAINED = ("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED, *ON_BANK, *CORRECTED)
+ORDER = "order=[calibration,correction,distillation]"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "correct_distill": (*TRAINED, ORDER),
+    "distill": (*TRAINED, "order=[calibration,distillation]"),
+    "correct_distill_clean": (
+        *TRAINED,
+        ORDER,
+        "stages.distillation.transforms.promotion.enabled=false",
+    ),
+}
+RUNS = [
+    *[("correct_distill", 3, 0), ("correct_distill_clean", 3, 0), ("distill", 3, 0)],
+    *[("correct_distill", 4, 0), ("correct_distill", 2, 0)],
+    *[("correct_distill", 3, 1), ("correct_distill", 3, 2)],
+]
+"""Variant, bits and seed."""
+
+
+def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+    for variant, bits, seed in RUNS:
+        name = f"{variant}_w{bits}a{bits}_seed{seed}"
+        if not wanted or name.startswith(tuple(wanted)):
+            if not Path(bank_of(seed)).exists():
+                yield f"bank_seed{seed}", [*COMMON, *BANK, f"seed={seed}"]
+            load = f"sources.bank.load={bank_of(seed)}"
+            yield (
+                name,
+                [*COMMON, *VARIANTS[variant], f"quantizer.bits={bits}", f"seed={seed}", load],
+            )
+
+
+def bank_of(seed: int) -> str:
+    """Return the file of a seed's images, which all variants share."""
+    return f"bank_seed{seed}/samples.safetensors"
+
+
+def table() -> None:
+    """Print one row a run: top-1 after each stage, and the agreement of the last step."""
+    for path in sorted(HERE.glob("results/*/result.json")):
+        r = json.loads(path.read_text())
+        after = {stage: judged["evaluation"]["top1"] for stage, judged in r["judged"].items()}
+        stages = ", ".join(f"{stage} {top1:.2f}" for stage, top1 in after.items())
+        print(f"{path.parent.name}: {stages}; agreement {r['teacher_agreement']:.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("wanted", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        sys.exit(table())
+    carry_out(runs(arguments.wanted), HERE, [Path(os.environ["CIFAR"]) / f for f in FILES])
