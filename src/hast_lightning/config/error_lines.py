@@ -134,6 +134,13 @@ FOREIGN = (
         lambda found, _: f"{found[1]}: there is nothing to be replaced; +{found[1]}=... adds it",
     ),
     _by_text(r"Could not override '[^']+'.*use [+](?P<word>.+)", _unknown_key),
+    _by_text(
+        r"Error merging override ~([\w.]+)",
+        lambda found, _: (
+            f"~{found[1]}: a setting cannot be taken away, it can only be changed; terms and "
+            "transforms are switched off one by one by <name>.enabled=false"
+        ),
+    ),
     _by_text(r"Error merging override [+]*(?P<word>.+)", _unknown_key),
     _by_text(r"(?P<file>In '[^']+': )\w+ raised while composing config", _unknown_key),
     # Of a run folder whose name has something in it that is not set.
