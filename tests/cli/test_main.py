@@ -162,7 +162,8 @@ def test_without_data_a_sweeper_is_given_the_agreement(tmp_path: Path) -> None:
     result = Result.read(tmp_path / "here" / "result.json")
     assert (result.teacher_top1, result.calibrated_top1, result.quantized_top1) == (None,) * 3
     assert result.agreement_on == "held-out synthetic images"
-    assert called.objectives == [result.teacher_agreement]
+    assert result.error_without_labels is not None
+    assert called.objectives == [-result.error_without_labels]
     assert "agreement" in called.finished.out
     assert "top-1" not in called.finished.out
 
@@ -277,7 +278,8 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path: Path) -
     results = [Result.read(job / "result.json") for job in jobs]
     widths = [(result.weight_bits, result.activation_bits) for result in results]
     assert widths == [(2, 2), (2, 4), (3, 2), (3, 4)]
-    assert called.objectives == [result.teacher_agreement for result in results]
+    errors = [result.error_without_labels for result in results]
+    assert called.objectives == [None if error is None else -error for error in errors]
     for (weight, activation), result in zip(widths, results, strict=True):
         own = [f"quantizer.weight_bits={weight}", f"quantizer.activation_bits={activation}"]
         words = shlex.split(result.command)

@@ -75,6 +75,18 @@ def test_no_chart_where_nothing_was_switched_at_these_bits() -> None:
     assert names == ["ablation_digits_w3a3_one-net_w2a2_lsq"]
 
 
+def test_methods_are_bars_with_the_best_first_and_a_matrix_of_bits() -> None:
+    figures = plots(summarize(sweep_of_methods()))
+    bars, matrix = figures["methods_digits_resnet_w3a3"], figures["matrix_digits_resnet"]
+    assert texts(bars) == ["gdfq", "hast"]
+    assert [patch.get_width() for patch in bars.axes[0].patches] == [93.0, 93.0]
+    assert "W3A3" in bars.axes[0].get_title()
+    assert texts(matrix) == ["gdfq", "hast"]
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["93.0", "94.0", "93.0", "94.0"]
+    one = [run for run in sweep_of_methods() if run.result.method == "hast"]
+    assert not any(name.startswith(("methods", "matrix")) for name in plots(summarize(one)))
+
+
 def test_runs_of_which_no_time_is_known_are_not_drawn_at_zero() -> None:
     assert not any(name.startswith("seconds") for name in plots(summarize(ablation())))
 

@@ -146,6 +146,41 @@ def test_runs_without_labels_have_no_accuracy() -> None:
     assert best([row]) == set()
 
 
+def judged(recipe: str, error: float, top1: float | None = None) -> FinishedRun:
+    """A run whose last stage of two was found to have an error on images of nobody's."""
+    after = {
+        "calibration": {"reference": {"error": 0.9}},
+        "distillation": {"reference": {"error": error}},
+    }
+    return FinishedRun(result(recipe, 0, top1, judged=after))
+
+
+def test_rows_without_labels_are_ranked_by_the_error_on_images_of_nobodys() -> None:
+    """Not by the agreement, which is on samples that each method made itself."""
+    easy = dataclasses.replace(judged("easy", 0.5).result, teacher_agreement=99.0)
+    rows = summarize([FinishedRun(easy), judged("hard", 0.25)])
+    assert [row.error for row in rows] == [Spread(0.5), Spread(0.25)]
+    assert {row.name for row in best(rows)} == {"hard"}
+    header, _, _, line = as_markdown(rows).splitlines()
+    assert "error, no labels" in header
+    assert "**0.25**" in line
+    (written, _) = csv.DictReader(io.StringIO(as_csv(rows)))
+    assert written["error_mean"] == "0.5"
+
+
+def test_how_well_the_error_ranks_is_said_where_there_are_labels_to_tell() -> None:
+    errors, top1 = (0.1, 0.2, 0.3, 0.4), (90.0, 80.0, 85.0, 70.0)
+    rows = summarize(
+        judged(f"r{number}", error, top)
+        for number, (error, top) in enumerate(zip(errors, top1, strict=True))
+    )
+    (note,) = notes(rows)
+    # Ranks 1, 3, 2, 4 against 1, 2, 3, 4: 1 - 6 * 2 / (4 * 15).
+    assert "ranks 4 rows of digits_resnet at W3A4" in note
+    assert "rank correlation of 0.80" in note
+    assert notes(rows[:3]) == []
+
+
 def test_the_best_of_ours_is_the_best_of_its_bits() -> None:
     rows = summarize(RUNS)
     high = Row("digits_resnet", (3, 4), "a paper", top1=Spread(99.0))

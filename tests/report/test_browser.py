@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from hast_lightning.records.folder import REPORT_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.report import page
+from tests.browser import WIDTHS, browser, needs_chromium, requests, show
 from tests.report.pages import report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path"),
-    pytest.mark.skipif(DRIVER is None, reason="there is no chromedriver on the path"),
-]
-SWITCHES = (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update", "disable-sync"),
-)
+__all__ = ["browser"]
+
+pytestmark = needs_chromium
 LONG = "a_recipe_with_a_very_long_name_" * 8
 HOSTILE = "<script>document.title='run'</script><img src=http://192.0.2.1/x onerror=alert(1)>"
-WIDTHS = (1280, 400)
 # Every text that is seen, with the first background behind it that is opaque.
 CONTRASTS = """
 const luminance = ([r, g, b]) => {
@@ -64,45 +52,9 @@ return worst.sort((a, b) => a[0] - b[0])[0];
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = Options()
-    options.binary_location = str(CHROMIUM)
-    for switch in SWITCHES:
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-@pytest.fixture(scope="module")
 def written(reported: tuple[Path, Result]) -> Path:
     """The page of a whole run."""
     return reported[0] / REPORT_FILE
-
-
-def show(browser: webdriver.Chrome, file: Path, width: int, scheme: str = "light") -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what the page before had
-    browser.get(file.as_uri())
-
-
-def requests(browser: webdriver.Chrome) -> set[str]:
-    """Addresses that pages asked for since the last look; Chromium's own pages do not count."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return {
-        request["request"]["url"]
-        for request in sent
-        if not request["documentURL"].startswith("chrome")
-    }
 
 
 @pytest.mark.parametrize("width", WIDTHS)

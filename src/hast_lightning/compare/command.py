@@ -35,6 +35,10 @@ div {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: 0.9rem }}
 td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; white-space: nowrap }}
 th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left }}
+th button {{ all: unset; cursor: pointer }}
+th button:focus-visible {{ outline: 2px solid #06c }}
+th[aria-sort=ascending] button::after {{ content: " \\2191" }}
+th[aria-sort=descending] button::after {{ content: " \\2193" }}
 img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: block }}
 </style></head>
 <body>
@@ -42,8 +46,33 @@ img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: blo
 <div>
 {table}</div>
 {pictures}
+<script>{sorting}</script>
 </body></html>
 """
+SORTING = """
+const body = document.querySelector('tbody');
+const headers = [...document.querySelectorAll('th')];
+const value = (row, column) => {
+  const text = row.cells[column].textContent, number = parseFloat(text);
+  return Number.isNaN(number) ? (text === '-' ? null : text.toLowerCase()) : number;
+};
+const order = (a, b) => typeof a === typeof b ? (a > b) - (a < b) : typeof a === 'number' ? -1 : 1;
+headers.forEach((header, column) => {
+  const button = document.createElement('button');
+  button.textContent = header.textContent;
+  header.replaceChildren(button);
+  button.addEventListener('click', () => {
+    const sign = header.ariaSort === 'descending' ? 1 : -1;
+    headers.forEach(other => other.removeAttribute('aria-sort'));
+    header.ariaSort = sign > 0 ? 'ascending' : 'descending';
+    const rows = [...body.rows].map(row => [value(row, column), row]);
+    // What has no value stands last, whichever way the rest is sorted.
+    rows.sort(([a], [b]) => (a === null) - (b === null) || sign * order(a, b));
+    body.append(...rows.map(([, row]) => row));
+  });
+});
+"""
+"""Sorts the rows by a column whose name is clicked: the largest first, then the smallest."""
 
 
 def compare(config: Config) -> None:
@@ -89,7 +118,9 @@ def _write_tables(
         "markdown": lambda: as_markdown(rows, remarks),
         "csv": lambda: as_csv(rows),
         "latex": lambda: as_latex(rows, remarks),
-        "html": lambda: PAGE.format(table=as_html(rows, remarks), pictures=_pictures(figures)),
+        "html": lambda: PAGE.format(
+            table=as_html(rows, remarks), pictures=_pictures(figures), sorting=SORTING
+        ),
     }
     for name in formats:
         path = folder / f"comparison.{ENDINGS[name]}"

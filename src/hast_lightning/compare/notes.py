@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hast_lightning.compare.rows import Row
+from hast_lightning.compare.rows import ERROR, TOP1, Row, agreement_of_ranks
 
 WITHOUT_SYNTHESIS = "†"
 """Marks seconds of runs whose images were there already."""
@@ -33,6 +33,11 @@ def notes(rows: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
         found.append(f"Runs of several versions in one row: {'; '.join(mixed)}")
     if any(row.without_synthesis for row in rows):
         found.append(NO_SYNTHESIS)
+    found += [
+        f"'{ERROR}' ranks {count} rows of {model} at {bits} as '{TOP1}' does with a rank "
+        f"correlation of {correlation:.2f} (1: the same order, 0: none)"
+        for (model, bits), (correlation, count) in agreement_of_ranks(rows).items()
+    ]
     if any(not row.seeds for row in rows):
         found.append(PAPERS)
     return found

@@ -1,4 +1,4 @@
-"""A comparison as plots: accuracy against bits and against seconds, and ablation bars."""
+"""A comparison as plots: accuracy against bits and seconds, bars of methods and of ablations."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha
 PAPER_MARKERS = "sDv^<>ph*X"
 OUR_MARKERS = "os^Dv"
 """Each for as many rows as there are colours."""
+MIDDLE = 0.6
+"""Of the colours, from where on dark text cannot be read."""
 WIDEST_SHIFT = 0.07
 LEGEND_CHARACTERS = 100
 TICK_CHARACTERS = 40
@@ -46,10 +48,22 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
             timed = [row for row in ours if row.seconds]
             if len(timed) > 1:
                 made[f"seconds_{ending}"] = _against_seconds(timed)
+            for bits, group in _by_bits(ours).items():
+                if len({row.method for row in group}) > 1:
+                    made[f"methods_{ending}_w{bits[0]}a{bits[1]}"] = _method_bars(group)
+            if len({row.method for row in ours}) > 1 and len({row.bits for row in ours}) > 1:
+                made[f"matrix_{ending}"] = _matrix(ours)
             for (name, budget, bits, quantizer), group in _ablations(ours).items():
                 words = ("ablation", name, budget, ending, f"w{bits[0]}a{bits[1]}", quantizer)
                 made["_".join(filter(None, words))] = _ablation_bars(group)
     return {_file_name(name): figure for name, figure in made.items()}
+
+
+def _by_bits(rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
+    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.bits].append(row)
+    return groups
 
 
 def _file_name(name: str) -> str:
@@ -248,12 +262,27 @@ def _quantizer(row: Row) -> str:
 def _ablation_bars(group: Sequence[Row]) -> Figure:
     """Return bars from the fewest parts at the top to all of them at the bottom."""
     rows = sorted(group, key=lambda row: (_parts(row), str(row.settings)))
-    names = [_wrapped(row.settings.beside_quantizer, TICK_CHARACTERS) for row in rows]
+    full = max(map(_parts, rows))
+    title = f"{_with_bits(rows[0])}, {rows[0].model}\nquantizer {_quantizer(rows[0])}"
+    names = [row.settings.beside_quantizer for row in rows]
+    return _bars(rows, names, [_parts(row) == full for row in rows], title)
+
+
+def _method_bars(group: Sequence[Row]) -> Figure:
+    """Return a bar for each row, the best at the top."""
+    rows = sorted(group, key=lambda row: -row.score.mean if row.score else 0.0)
+    names = _distinct(rows, [_without_bits(row) for row in rows])
+    title = f"{_bits(rows[0])}, {rows[0].model}"
+    return _bars(rows, names, [row is rows[0] for row in rows], title)
+
+
+def _bars(rows: Sequence[Row], names: Sequence[str], blue: Sequence[bool], title: str) -> Figure:
+    names = [_wrapped(name, TICK_CHARACTERS) for name in names]
     lines = sum(name.count("\n") for name in names)
     figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
     means, errors = _points(rows)
     deviations = [0.0 if math.isnan(error) else error for error in errors]
-    colours = ["C0" if _parts(row) == max(map(_parts, rows)) else "0.7" for row in rows]
+    colours = ["C0" if its else "0.7" for its in blue]
     axes.barh(range(len(rows)), means, xerr=errors, color=colours, capsize=3)
     for place, row in enumerate(rows):
         # In a column beside the axes, where no line crosses them.
@@ -273,10 +302,33 @@ def _ablation_bars(group: Sequence[Row]) -> Figure:
     axes.set_xlim(start, max(top, teacher) + 0.04 * (max(top, teacher) - start))
     _teacher_line(axes, rows, horizontal=False)
     note = f" (the axis begins at {start:g})" if start else ""
-    first = rows[0]
-    axes.set_xlabel(_measure(first) + note)
-    title = f"{_with_bits(first)}, {first.model}\nquantizer {_quantizer(first)}"
+    axes.set_xlabel(_measure(rows[0]) + note)
     axes.set_title(title, pad=16)  # above the name of the line
+    return figure
+
+
+def _matrix(ours: Sequence[Row]) -> Figure:
+    """Return a table of methods and bits, the darker the better; the best row of each cell."""
+    widths = sorted({row.bits for row in ours})
+    cells: dict[str, dict[tuple[int, int], Spread]] = defaultdict(dict)
+    for row in sorted(ours, key=lambda row: row.score.mean if row.score else 0.0):
+        if row.score:
+            cells[row.method][row.bits] = row.score
+    names = sorted(cells)
+    figure, axes = _figure(max(4.0, 1.3 * len(widths) + 2.2), 0.42 * len(names) + 1.4)
+    means = [[cells[n][b].mean if b in cells[n] else math.nan for b in widths] for n in names]
+    axes.imshow(means, cmap="Blues", aspect="auto")
+    known = [found.mean for row in cells.values() for found in row.values()]
+    middle = min(known) + MIDDLE * (max(known) - min(known))
+    for down, name in enumerate(names):
+        for along, bits in enumerate(widths):
+            if found := cells[name].get(bits):
+                colour = "white" if found.mean > middle else "black"
+                axes.text(along, down, f"{found.mean:.1f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(widths)), [f"W{weights}A{acts}" for weights, acts in widths])
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.set_title(f"{_measure(ours[0])}\n{ours[0].model}", fontsize="medium")
     return figure
 
 

@@ -14,6 +14,10 @@ from hast_lightning.records.result import Result
 
 # What a reader of numbers has to know to be the same: versions of the rest move them little.
 VERSIONS_SHOWN = ("hast_lightning", "torch")
+TOP1, AGREEMENT, ERROR = "top-1, last step", "agreement", "error, no labels"
+"""Columns that rows may be ranked by."""
+FEWEST_TO_RANK = 4
+"""Rows of which a rank correlation says something."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Row:
         calibrated: Top-1 before the first student step.
         top1: Top-1 after the last student step.
         agreement: With the teacher.
+        error: Of the logits after the last step relative to their spread, on images that no run
+            trained on and no method made; without labels.
         images: Images that it was all measured on.
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
@@ -70,6 +76,7 @@ class Row:
     calibrated: Spread | None = None
     top1: Spread | None = None
     agreement: Spread | None = None
+    error: Spread | None = None
     images: int | None = None
     measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
@@ -81,8 +88,22 @@ class Row:
 
     @property
     def score(self) -> Spread | None:
-        """Return what rows are ranked by: top-1, or the agreement where there are no labels."""
+        """Return what is drawn: top-1, or the agreement where there are no labels."""
         return self.top1 or self.agreement
+
+    @property
+    def ranked_by(self) -> tuple[str, float] | None:
+        """Return the column that rows are ranked by, and the value, the larger the better.
+
+        Top-1; where there are no labels the error on images of nobody's, since the agreement is on
+        samples that each method made itself. To the digits that are shown: what looks the same
+        is equally good.
+        """
+        if self.top1 is None and self.error is not None:
+            return ERROR, -round(self.error.mean, 2)
+        if self.score is None:
+            return None
+        return AGREEMENT if self.top1 is None else TOP1, round(self.score.mean, 2)
 
     @property
     def title(self) -> str:
@@ -142,6 +163,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
         calibrated=spread([result.calibrated_top1 for result in results]),
         top1=spread([result.quantized_top1 for result in results]),
         agreement=spread([result.teacher_agreement for result in results]),
+        error=spread([result.error_without_labels for result in results]),
         images=first.evaluated_images,
         measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
         seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
@@ -202,22 +224,39 @@ def _same_for_all(values: Sequence[float | None]) -> Spread | None:
 def best(rows: Sequence[Row]) -> set[Row]:
     """Return the best rows of each network and bit width, all of them where several are; only ours.
 
-    Runs without labels are ranked among themselves, by agreement with the teacher, and so are
-    runs on other weights or other images.
+    Runs without labels are ranked among themselves, and so are runs on other weights or other
+    images.
     """
-    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in rows:
-        if row.seeds and row.score is not None:
-            groups[row.model, row.bits, row.top1 is not None, row.measured_on].append(row)
+        if row.seeds and row.ranked_by is not None:
+            column, value = row.ranked_by
+            groups[row.model, row.bits, column, row.measured_on].append((value, row))
     return {
-        row for group in groups.values() if len(group) > 1 for row in group if _leads(row, group)
+        row
+        for group in groups.values()
+        if len(group) > 1
+        for value, row in group
+        if value == max(value for value, _ in group)
     }
 
 
-def _leads(row: Row, group: Sequence[Row]) -> bool:
-    return _shown(row) == max(map(_shown, group))
+def agreement_of_ranks(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return how well the error without labels ranks as top-1 does, by network and bits.
 
+    Spearman's rank correlation of the negative error with top-1, and the number of rows: four at
+    least, of the same weights and images.
+    """
+    import torch
+    from torchmetrics.functional import spearman_corrcoef
 
-def _shown(row: Row) -> float:
-    """Return the score to the digits that tables show: what looks the same is equally good."""
-    return round(row.score.mean, 2) if row.score else 0.0
+    groups: dict[tuple[object, ...], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        if row.seeds and row.top1 is not None and row.error is not None:
+            bits = f"W{row.bits[0]}A{row.bits[1]}"
+            groups[row.model, bits, row.measured_on].append((-row.error.mean, row.top1.mean))
+    return {
+        (str(model), str(bits)): (float(spearman_corrcoef(*torch.tensor(pairs).T)), len(pairs))
+        for (model, bits, _), pairs in groups.items()
+        if len(pairs) >= FEWEST_TO_RANK
+    }

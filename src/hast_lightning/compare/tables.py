@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
-from hast_lightning.compare.rows import Row, Spread, best
+from hast_lightning.compare.rows import AGREEMENT, ERROR, TOP1, Row, Spread, best
 
 Column = tuple[str, Callable[[Row], str]]
 
@@ -26,10 +26,6 @@ def _duration(row: Row) -> str:
     return f"{seconds:.0f}{mark}" if seconds >= 10 else f"{seconds:.1f}{mark}"
 
 
-def _ranked_column(row: Row) -> str:
-    return "top-1, last step" if row.top1 is not None else "agreement"
-
-
 COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
     ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}"),
@@ -41,12 +37,13 @@ COLUMNS: tuple[Column, ...] = (
     ("images", lambda row: "-" if row.images is None else str(row.images)),
     ("teacher", lambda row: _text(row.teacher)),
     ("calibrated", lambda row: _text(row.calibrated)),
-    ("top-1, last step", lambda row: _text(row.top1)),
-    ("agreement", lambda row: _text(row.agreement)),
+    (TOP1, lambda row: _text(row.top1)),
+    (AGREEMENT, lambda row: _text(row.agreement)),
+    (ERROR, lambda row: _text(row.error)),
     ("seconds", _duration),
     ("source", lambda row: row.source or "-"),
 )
-NUMBERS = ("images", "teacher", "calibrated", "top-1, last step", "agreement", "seconds")
+NUMBERS = ("images", "teacher", "calibrated", TOP1, AGREEMENT, ERROR, "seconds")
 
 
 WHERE_THEY_DIFFER = ("budget", "images")
@@ -127,7 +124,7 @@ def _table(
     shown, top = columns(rows), best(rows)
     lines = [line([escape(name) for name, _ in shown]), rule(len(shown))]
     for row in rows:
-        ranked = _ranked_column(row) if row in top else None
+        ranked = row.ranked_by[0] if row in top and row.ranked_by else None
         cells = [(name, escape(cell(row))) for name, cell in shown]
         lines.append(line([bold(text) if name == ranked else text for name, text in cells]))
     return "\n".join([*lines, ""])
@@ -159,7 +156,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     """Return numbers apart from their deviations, unrounded, for programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    numbers = ("teacher", "calibrated", "top1", "agreement", "seconds")
+    numbers = ("teacher", "calibrated", "top1", "agreement", "error", "seconds")
     spreads = [f"{name}_{part}" for name in numbers for part in ("mean", "deviation")]
     named = ["model", "weight_bits", "activation_bits", "method", "recipe", "budget", "settings"]
     writer.writerow([*named, "seeds", "images", *spreads, "stages", "repeated_runs", "source"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
+from hast_lightning.config.safeguard import REFERENCE
 from hast_lightning.errors import DataError
 
 RETIRED = ("synthesis_steps", "calibration_steps")
@@ -126,11 +127,17 @@ class Result:
     judged: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """How close the student was to the full-precision network after each stage, without labels, by
     kind of images: ``error`` of the logits relative to their spread, ``agreement`` in percent.
-    Empty where only one stage changed it."""
+    Empty where nothing was judged."""
     batch_norm_statistics: dict[str, float] = field(default_factory=dict)
     """BatchNorm statistics loss of each source's samples and of noise, by name; low is good."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
+
+    @property
+    def error_without_labels(self) -> float | None:
+        """Return the error of the logits after the last step, on images that nobody trained on."""
+        *_, last = [{}, *self.judged.values()]
+        return last.get(REFERENCE, {}).get("error")
 
     @property
     def handed_back_earlier(self) -> bool:

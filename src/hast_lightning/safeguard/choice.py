@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hast_lightning.config.safeguard import SafeguardConfig
+from hast_lightning.config.safeguard import REFERENCE, SafeguardConfig
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.runtime.ranks import gathered_objects
 from hast_lightning.safeguard.closeness import Closeness, closeness
@@ -20,8 +20,8 @@ from hast_lightning.safeguard.states import kept_states
 from hast_lightning.training.evaluation import Evaluation
 from hast_lightning.training.module import ZeroShotQuantization
 
-REFERENCE, SMOOTH, HELD_OUT = "reference", "noise", "held_out"
-"""Images of the judge's own; noise whose spectrum is that of natural images; held-out samples."""
+SMOOTH, HELD_OUT = "noise", "held_out"
+"""Noise whose spectrum is that of natural images; held-out samples. Both are reported only."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def choose(
     earlier = kept_states(folder, {leg.stage: leg.total for leg in legs[:-1]})
     # Machines that do not share the folder cannot all load what the first has written.
     alike = len(set(gathered_objects(tuple(earlier)))) == 1
-    if not (earlier and alike and options.enabled):
+    # A single stage has nothing to be chosen from, and is judged so that runs can be compared.
+    if not (options.enabled and alike and (earlier or len(legs) == 1)):
         return Choice(last, last, evaluated=_evaluated(evaluate, last))
     student = module.student
     final = {name: value.detach().clone() for name, value in student.state_dict().items()}
