@@ -109,15 +109,19 @@ class CenterStatistics(BNS):
     @torch.no_grad()
     def measure(self, centers: Tensor) -> None:
         """Take the statistics of ``centers`` (N, C, H, W), all together."""
-        total = torch.zeros(2, len(self.means), device=self.means.device)
+        means, variances, shares = [], [], []
         for images in torch.split(centers, AT_ONCE):
             trace = self._teacher[0].trace(images, self._needs.teacher, unfolded=True)
             found = [channel_statistics(trace.values[node]) for node, _ in self._layers]
-            mean, var = (torch.cat(each) for each in zip(*found[-len(self._sizes) :], strict=True))
-            total += len(images) * torch.stack([mean, var + mean.square()])
-        mean, square = total / len(centers)
-        self.means.copy_(mean)
-        self.variances.copy_(square - mean.square())
+            deep = found[-len(self._sizes) :]
+            mean, variance = (torch.cat(each) for each in zip(*deep, strict=True))
+            means.append(mean)
+            variances.append(variance)
+            shares.append(len(images) / len(centers))
+        weights = torch.tensor(shares, device=self.means.device)
+        self.means.copy_(weights @ torch.stack(means))
+        between = (torch.stack(means) - self.means).square()
+        self.variances.copy_(weights @ (torch.stack(variances) + between))
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss.
