@@ -17,7 +17,7 @@ from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.graph.classifier import classifier_rows
-from hast_lightning.sources.generator import ConditionalGenerator
+from hast_lightning.sources.generator import ConditionalGenerator, with_one_hot
 
 STARTS = ("random", "classifier")
 EPSILON = 1e-5
@@ -117,16 +117,12 @@ class SuperposedGenerator(ConditionalGenerator):
     def _draw(self, count: int) -> Batch:
         # The coin is tossed on the CPU, so that no GPU has to be waited for.
         if torch.rand(()).item() >= self.mix_probability:
-            return self._soft(super()._draw(count))
+            return with_one_hot(super()._draw(count), self.num_classes)
         shape, device = (count, self.mixed_labels), self.project.weight.device
         noise = torch.randn(*shape, self.latent_dim, device=device)
         labels = torch.randint(self.num_classes, shape, device=device)
         return self.superpose(noise, labels, torch.randn(shape, device=device).softmax(dim=1))
 
-    def _soft(self, batch: Batch) -> Batch:
-        assert batch.targets is not None
-        return batch._replace(targets=F.one_hot(batch.targets, self.num_classes).float())
-
     def held_out(self, count: int) -> Batch:
         """Return images of fixed noise and one label each, as of a conditional generator."""
-        return self._soft(super().held_out(count))
+        return with_one_hot(super().held_out(count), self.num_classes)

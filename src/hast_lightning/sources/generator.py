@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
@@ -22,6 +23,12 @@ FILE_KIND = "generator"
 WIDTHS = (128, 128, 64)
 """Channels of the feature maps at a quarter, half and the whole of the image's size."""
 HELD_OUT_CHUNK = 32
+
+
+def with_one_hot(batch: Batch, classes: int) -> Batch:
+    """Return a batch of hard labels with the same labels as soft ones, (N, classes)."""
+    assert batch.targets is not None
+    return batch._replace(targets=F.one_hot(batch.targets, classes).float())
 
 
 class ConditionalBatchNorm2d(nn.Module):
