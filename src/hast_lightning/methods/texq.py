@@ -162,6 +162,9 @@ class ClassCenters(ImageBank):
     """The rate does not fall below this."""
 
     def __post_init__(self) -> None:
+        require_range("size", self.size, 1)
+        require_range("batch_size", self.batch_size, 1)
+        # Until the number of classes is known: one must be a multiple of the other.
         self.size = self.batch_size
         super().__post_init__()
 
