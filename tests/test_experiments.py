@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
@@ -38,6 +39,7 @@ from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import build_sources
+from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY
 from tests.composition import composed, composed_raw, options
@@ -375,16 +377,29 @@ def test_a_method_says_where_it_is_from(method: str) -> None:
     assert str(described.year) in described.paper
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> str:
+    """Where own pictures are, for the method that has no other source."""
+    path = tmp_path / "pictures.npz"
+    np.savez(path, x=np.zeros((12, 8, 8, 1), dtype=np.uint8))
+    return str(path)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_takes_steps_of_every_stage(method: str) -> None:
-    module = build_module(small(f"method={method}", "quantizer=minmax"))
+def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
+    config = small(f"method={method}", "quantizer=minmax")
+    for source in config.sources.values():
+        if isinstance(source, OwnImages):
+            source.path = pictures
+    module = build_module(config)
     before = {name: value.detach().clone() for name, value in module.student.named_parameters()}
     fit(module)
     assert module.iteration == module.agenda.iterations
-    # Training did something, and nothing broke.
+    # Training did something where there is some, and nothing broke.
     after = dict(module.student.named_parameters())
     assert all(value.isfinite().all() for value in after.values())
-    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    changed = any(not torch.equal(value, before[name]) for name, value in after.items())
+    assert changed == any(stage.trains_student for stage in module.stages.values())
     assert all(quantizer.scale.isfinite() for quantizer in activation_quantizers(module.student))
 
 

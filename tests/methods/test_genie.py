@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hast_lightning.core.batch import Batch, Progress, Seen, Trace
+from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.methods.genie import (
-    ImageStatistics,
     deviation_loss,
     shifted,
     strided_convolutions,
@@ -56,14 +55,6 @@ def test_layers_are_added_up_not_averaged() -> None:
         if layer.running_mean is not None and layer.running_var is not None
     ]
     assert torch.allclose(term(seen), torch.stack(singly).sum())
-
-
-def test_images_are_drawn_to_mean_0_and_deviation_1() -> None:
-    images = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]], [[[0.0, 0.0], [2.0, 2.0]]]])
-    deviations = [math.sqrt(20 / 3), math.sqrt(4 / 3)]
-    expected = (16 + (deviations[0] - 1) ** 2 + 1 + (deviations[1] - 1) ** 2) / 2
-    seen = Seen(Batch(images), Trace(torch.zeros(2, 1), {}), None, Progress("synthesis", 1, 1))
-    assert abs(float(ImageStatistics()(seen)) - expected) < 1e-5
 
 
 def test_a_shift_crops_a_reflected_image() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.terms.kl import KL, kl_divergence
+from hast_lightning.terms.kl import KL, AdversarialKL, kl_divergence
 from tests.parts import seen
 
 few = settings(max_examples=30, deadline=None)
@@ -120,6 +120,22 @@ def test_the_term_hands_on_its_settings_and_the_weights_of_the_batch(weighted: b
     term = KL(temperature=3.0, reduction="mean", weight=9.0)
     expected = kl_divergence(student, teacher, 3.0, "mean", weights)
     assert torch.equal(term(seen(teacher, student, weights=weights)), expected)
+
+
+def test_the_adversarial_term_is_large_where_the_two_agree_and_moves_through_both() -> None:
+    student, teacher = logits(6).requires_grad_(), logits(7).requires_grad_()
+    term = AdversarialKL()
+    loss = term(seen(teacher, student))
+    expected = -plain_divergence(student.detach(), teacher.detach(), 3.0)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(term(seen(teacher.detach(), teacher.detach()))) == pytest.approx(0, abs=1e-6)
+    loss.backward()
+    for moved in (student, teacher):
+        assert moved.grad is not None and moved.grad.abs().sum() > 0
+    assert student.grad is not None and teacher.grad is not None
+    with torch.no_grad():
+        further = student - 0.1 * student.grad, teacher - 0.1 * teacher.grad
+    assert term(seen(further[1], further[0])) < loss.detach()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ SEARCH = (
     "stages.search.kept=1",
     "stages.correction.samples=16",
 )
+PLACES = (
+    "+term@stages.distillation.terms.places=adaptive_attention",
+    "stages.distillation.terms.places.interval=1",
+)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,10 @@ SEARCH = (
         (RECONSTRUCT, (8, 9, 10, 12, 13, 14)),
         (ADAPTIVE, (9, 11, 13)),
         (SEARCH, (9, 15, 16, 17, 18, 19)),
+        (("method=texq_style",), (2, 3, 5, 9, 12)),
+        (("method=tdg_style",), (2, 3, 4)),
+        (("method=hast_near_grid",), (9, 10)),
+        (PLACES, (9, 10)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
     ids=[
@@ -111,6 +119,10 @@ SEARCH = (
         "reconstruct",
         "adaptive",
         "search",
+        "texq_style",
+        "tdg_style",
+        "hast_near_grid",
+        "places",
         "alternating_bank",
     ],
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
@@ -18,16 +17,10 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.terms.cross_entropy import cross_entropy
+from hast_lightning.terms.cross_entropy import cross_entropy, entropy
 
 LEAST_SPAN = 1e-6
 """Least distance between the smallest entropy of a batch and the largest possible one."""
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy (N,) of the softmax of ``logits`` (N, classes), in nats, float32."""
-    logarithms = F.log_softmax(logits.float(), dim=1)
-    return -(logarithms.exp() * logarithms).sum(dim=1)
 
 
 def relative_entropy_in_batch(logits: Tensor) -> Tensor:

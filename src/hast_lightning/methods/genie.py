@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from hast_lightning.core.batch import Progress, Seen
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
-from hast_lightning.core.term import Term
 from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.terms.bns import BNS
 
@@ -50,21 +49,6 @@ class BatchNormDeviations(BNS):
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
         return torch.stack([deviation_loss(*each) for each in self.inputs(seen)]).sum()
-
-
-@part("term", "image_statistics")
-class ImageStatistics(Term):
-    """Each channel of each image towards mean 0 and deviation 1 (GENIE-D).
-
-    Source: Jeon et al., CVPR 2023, released code.
-    """
-
-    title = "mean and deviation of images"
-
-    def forward(self, seen: Seen) -> Tensor:
-        """Return the squared distances, summed over channels, their mean over images."""
-        deviation, mean = torch.std_mean(seen.batch.inputs.float(), dim=(2, 3), correction=1)
-        return (mean.square() + (deviation - 1).square()).sum(dim=1).mean()
 
 
 def shifted(images: Tensor, row: int, column: int) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
@@ -24,6 +25,12 @@ WIDTHS = (128, 128, 64)
 HELD_OUT_CHUNK = 32
 
 
+def with_one_hot(batch: Batch, classes: int) -> Batch:
+    """Return a batch of hard labels with the same labels as soft ones, (N, classes)."""
+    assert batch.targets is not None
+    return batch._replace(targets=F.one_hot(batch.targets, classes).float())
+
+
 class ConditionalBatchNorm2d(nn.Module):
     """BatchNorm whose scale and shift depend on the label (de Vries et al., 2017)."""
 
@@ -37,11 +44,19 @@ class ConditionalBatchNorm2d(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Normalize ``features`` (N, C, H, W) by the statistics of the batch."""
-        scale = self.scale(labels)[:, :, None, None]
-        shift = self.shift(labels)[:, :, None, None]
+        """Normalize ``features`` (N, C, H, W) by the statistics of the batch.
+
+        Soft ``labels`` (N, classes) mix the scales and shifts of the classes.
+        """
+        scale, shift = (_looked_up(table, labels) for table in (self.scale, self.shift))
         normalized: Tensor = self.normalize(features)
-        return torch.addcmul(shift, normalized, scale)
+        return torch.addcmul(shift[:, :, None, None], normalized, scale[:, :, None, None])
+
+
+def _looked_up(table: nn.Embedding, labels: Tensor) -> Tensor:
+    """Return the rows of hard labels (N,), or the mixtures of rows that soft ones name."""
+    rows: Tensor = table(labels) if labels.dim() == 1 else labels @ table.weight
+    return rows
 
 
 class PlainBatchNorm2d(nn.BatchNorm2d):
@@ -101,9 +116,7 @@ class ConditionalGenerator(TrainedSource):
         self.size = (height, width)
         self.coarse_size = (math.ceil(height / 4), math.ceil(width / 4))
         self.conditional = self.conditioning == "batch_norm"
-        if not self.conditional:
-            self.embedding = nn.Embedding(self.num_classes, self.latent_dim)
-        self.project = nn.Linear(self.latent_dim, WIDTHS[0] * math.prod(self.coarse_size))
+        self.project = nn.Linear(self._embed(), WIDTHS[0] * math.prod(self.coarse_size))
         self.norm0 = self._norm(WIDTHS[0])
         self.conv1 = nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, padding=1)
         self.norm1 = self._norm(WIDTHS[1])
@@ -116,6 +129,12 @@ class ConditionalGenerator(TrainedSource):
         if self.load is not None:
             self._read(self.load)
 
+    def _embed(self) -> int:
+        """Make what comes before the projection, and return the width of what that takes in."""
+        if not self.conditional:
+            self.embedding = nn.Embedding(self.num_classes, self.latent_dim)
+        return self.latent_dim
+
     def _norm(self, channels: int) -> nn.Module:
         if self.conditional:
             return ConditionalBatchNorm2d(channels, self.num_classes)
@@ -125,7 +144,11 @@ class ConditionalGenerator(TrainedSource):
         """Return images (N, C, H, W) of ``noise`` (N, latent_dim) and ``labels`` (N,)."""
         if not self.conditional:
             noise = noise * self.embedding(labels)
-        maps = self.project(noise).unflatten(1, (WIDTHS[0], *self.coarse_size))
+        return self._images(noise, labels)
+
+    def _images(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Return images (N, C, H, W) of what the projection takes in, (N, width)."""
+        maps = self.project(latents).unflatten(1, (WIDTHS[0], *self.coarse_size))
         maps = self.enlarge(self.norm0(maps, labels))
         maps = self.activation(self.norm1(self.conv1(maps), labels))
         maps = self.enlarge(maps)

@@ -70,11 +70,20 @@ class Convex(Term):
         vars(self)["_layers"] = layers
         return Needs(student=())
 
+    @property
+    def layers(self) -> list[QuantConv2d | QuantLinear]:
+        """Return the layers whose weights count."""
+        found: list[QuantConv2d | QuantLinear] = vars(self)["_layers"]
+        return found
+
+    def distance(self) -> Tensor:
+        """Return the mean over all their weights, a scalar."""
+        total = torch.stack([_sum(layer) for layer in self.layers]).sum()
+        return total / sum(layer.weight.numel() for layer in self.layers)
+
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
-        layers: list[QuantConv2d | QuantLinear] = vars(self)["_layers"]
-        total = torch.stack([_sum(layer) for layer in layers]).sum()
-        return total / sum(layer.weight.numel() for layer in layers)
+        return self.distance()
 
 
 def _sum(layer: QuantConv2d | QuantLinear) -> Tensor:

@@ -101,6 +101,12 @@ class HardCrossEntropy(Term):
         )
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy (N,) of the softmax of ``logits`` (N, classes), in nats, float32."""
+    logarithms = F.log_softmax(logits.float(), dim=1)
+    return -(logarithms.exp() * logarithms).sum(dim=1)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy, float32.
 

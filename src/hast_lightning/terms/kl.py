@@ -82,3 +82,23 @@ class KL(Term):
             self.reduction,
             seen.batch.weights,
         )
+
+
+@part("term", "adversarial_kl")
+class AdversarialKL(KL):
+    """Images on which the student does not follow the teacher: ``-temperature^2 * KL(T || S)``.
+
+    For a synthesis step; the gradient comes through both networks.
+
+    Source: Co-Boosting (Dai et al., ICLR 2024), released code: weight 1, temperature 3; there the
+    teacher is an ensemble.
+    """
+
+    temperature: float = 3.0
+    """What both networks' logits are divided by."""
+
+    title = "Distillation loss (KL), to be large"
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the scalar loss, which is not positive."""
+        return -super().forward(seen)

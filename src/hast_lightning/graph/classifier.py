@@ -1,0 +1,49 @@
+"""The last layer of a classifier: what it takes in, and its row for each class."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hast_lightning.core.network import Network, PretrainedNetwork
+from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import layer_of
+
+
+def classifier_input(network: Network) -> tuple[str, int]:
+    """Return the node that the last layer takes in, and the width of its features.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    graph_module = network.graph_module
+    for node in reversed(graph_module.graph.nodes):
+        layer = layer_of(node, graph_module)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            return node.all_input_nodes[0].name, width
+    raise ModelError(
+        f"the network {network.pretrained.name} ends in no Linear or Conv2d layer, whose input "
+        "is looked at"
+    )
+
+
+def classifier_rows(pretrained: PretrainedNetwork) -> Tensor:
+    """Return a copy of the last layer's weights, (classes, features), float32.
+
+    Raises:
+        ModelError: no layer has a row for each class.
+    """
+    classes = pretrained.num_classes
+    for layer in reversed(list(pretrained.network.modules())):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == classes:
+            return layer.weight.detach().float().flatten(1).clone()
+    raise ModelError(
+        f"the network {pretrained.name} has no Linear or Conv2d layer with a row for each of its "
+        f"{classes} classes"
+    )
+
+
+def feature_vectors(values: Tensor) -> Tensor:
+    """Return (N, C), float32, of vectors (N, C) or of maps (N, C, ...), which are averaged."""
+    values = values.float()
+    return values if values.dim() == 2 else values.flatten(2).mean(2)

@@ -1,0 +1,94 @@
+"""A conditional generator whose images have labels that name other classes, too."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hast_lightning.core.batch import Batch
+from hast_lightning.core.checks import require_range
+from hast_lightning.core.part import part
+from hast_lightning.core.source import Site
+from hast_lightning.graph.classifier import classifier_rows
+from hast_lightning.sources.generator import ConditionalGenerator, with_one_hot
+
+MOST_MASS = 0.49
+"""Less than half, so that the label of an image stays its likeliest class."""
+
+
+def soft_label_table(rows: Tensor, mass: float, group: int, *, similar: bool) -> Tensor:
+    """Return the soft label of each class, (classes, classes).
+
+    ``1 - mass`` for the class itself, and ``mass`` in equal parts for the classes whose rows have
+    the largest dot products with its own, or the smallest.
+
+    Args:
+        rows: The classifier's, (classes, features).
+        mass: In [0, 1].
+        group: Other classes in a label; at most all.
+        similar: Those of the largest dot products; else of the smallest.
+    """
+    classes = len(rows)
+    count = min(group, classes - 1)
+    products = rows @ rows.T
+    products.fill_diagonal_(float("-inf") if similar else float("inf"))
+    others = products.topk(count, dim=1, largest=similar).indices
+    table = (1 - mass) * torch.eye(classes)
+    return table.scatter(1, others, mass / count)
+
+
+@part("source", "soft_label_generator")
+class SoftLabelGenerator(ConditionalGenerator):
+    """A conditional generator with soft labels over a group of classes for a share of the images.
+
+    A group is what the teacher's classifier finds alike, by the dot products of its rows, or least
+    alike. The other images have one-hot labels. Images are conditioned on their own class alone.
+
+    Source: similar classes after DynaDFQ (Hong et al., WACV 2025, abstract), dissimilar ones after
+    RIS (Bai et al., AAAI 2024, summaries); equal parts and all constants are ours.
+    """
+
+    mass: float = 0.1
+    """What a soft label gives to other classes, in equal parts."""
+    group: int = 3
+    """Other classes in a soft label."""
+    similar: bool = True
+    """Take the classes that are most alike; false: those that are least alike."""
+    share: float = 1.0
+    """Share of the images that have soft labels."""
+
+    label_kind: ClassVar[str] = "soft"
+    table: ClassVar[Tensor]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("mass", self.mass, 0, MOST_MASS)
+        require_range("group", self.group, 1)
+        require_range("share", self.share, 0, 1)
+
+    def build(self, site: Site) -> None:
+        """Make the labels and draw the weights, or read a saved generator.
+
+        Raises:
+            DataError: the file is missing, unreadable, or of another network.
+            ModelError: the network has no classifier with a row for each class.
+        """
+        super().build(site)
+        rows = classifier_rows(site.pretrained).cpu()
+        table = soft_label_table(rows, self.mass, self.group, similar=self.similar)
+        # It follows from the network and the settings.
+        self.register_buffer("table", table, persistent=False)
+
+    def _draw(self, count: int) -> Batch:
+        batch = super()._draw(count)
+        assert batch.targets is not None
+        soft = torch.rand(count, device=batch.targets.device) < self.share
+        plain = F.one_hot(batch.targets, self.num_classes).float()
+        return batch._replace(targets=torch.where(soft[:, None], self.table[batch.targets], plain))
+
+    def held_out(self, count: int) -> Batch:
+        """Return images of fixed noise with one-hot labels."""
+        return with_one_hot(super().held_out(count), self.num_classes)

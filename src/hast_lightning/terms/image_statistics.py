@@ -1,0 +1,25 @@
+"""Mean and deviation of synthetic images: those of normalized pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hast_lightning.core.batch import Seen
+from hast_lightning.core.part import part
+from hast_lightning.core.term import Term
+
+
+@part("term", "image_statistics")
+class ImageStatistics(Term):
+    """Each channel of each image towards mean 0 and deviation 1.
+
+    Source: released codes of ZeroQ (Cai et al., CVPR 2020) and of GENIE (Jeon et al., CVPR 2023).
+    """
+
+    title = "mean and deviation of images"
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the squared distances, summed over channels, their mean over images."""
+        deviation, mean = torch.std_mean(seen.batch.inputs.float(), dim=(2, 3), correction=1)
+        return (mean.square() + (deviation - 1).square()).sum(dim=1).mean()
