@@ -39,10 +39,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     ),
     "mobilenetv1": (
         *("model=mobilenetv1_x025", "model.checkpoint=$IMAGENET/mobilenetv1_x0.25.pth.tar"),
-        *("data=imagenet", "data.path=$IMAGENET/val"),
+        *("data=npz", "data.path=experiments/do_no_harm/weights/photographs.npz"),
     ),
 }
-LARGE = ("resnet20", "mobilenetv1")
+AT_BITS = {"resnet20": 3, "mobilenetv1": 6}
+"""Bits of the large networks: at 3 a MobileNet is at chance after every stage."""
 SMALL_BUDGET = ("schedule=demo", "schedule.generator_steps=300", "schedule.calibration_steps=50")
 LARGE_BUDGET = (
     *("schedule=quick", "schedule.images=128", "schedule.image_batch=64"),
@@ -82,11 +83,11 @@ FEWER = {
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the words of every run."""
     for network, of_network in NETWORKS.items():
-        large = network in LARGE
+        large = network in AT_BITS
         for method, of_method in METHODS.items():
             for budget, of_budget in BUDGETS.items():
                 wanted = FEWER.get((method, budget), ())
-                of_others = (3,) if large and wanted else wanted
+                of_others = (AT_BITS[network],) if large and wanted else wanted
                 for bits in (2, 4) if network == "digits" else of_others:
                     words = [*of_network, *of_method, f"quantizer.bits={bits}", "quantizer=lsq"]
                     words += [*(LARGE_BUDGET if large else SMALL_BUDGET), *of_budget]

@@ -33,6 +33,7 @@ ON_BANK = (
 CORRECTED = ("+stage@stages.correction=correct", "stages.correction.source=bank")
 TRAINED = ("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED, *ON_BANK, *CORRECTED)
 ORDER = "order=[calibration,correction,distillation]"
+MIXED = "+transform@stages.{}.transforms.mixing=mix_pairs"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "correct_distill": (*TRAINED, ORDER),
     "distill": (*TRAINED, "order=[calibration,distillation]"),
@@ -41,8 +42,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         ORDER,
         "stages.distillation.transforms.promotion.enabled=false",
     ),
+    "recommended_mixed": (
+        *("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED),
+        *("order=[calibration,distillation]", MIXED.format("distillation")),
+    ),
+    "reconstruct_mixed": (
+        *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20"),
+        *("order=[calibration,correction,reconstruction]", MIXED.format("reconstruction")),
+    ),
 }
 RUNS = [
+    *[("recommended_mixed", 3, 0), ("reconstruct_mixed", 3, 0)],
     *[("correct_distill", 3, 0), ("correct_distill_clean", 3, 0), ("distill", 3, 0)],
     *[("correct_distill", 4, 0), ("correct_distill", 2, 0)],
     *[("correct_distill", 3, 1), ("correct_distill", 3, 2)],
