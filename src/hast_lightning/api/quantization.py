@@ -101,9 +101,10 @@ def quantize(
             ``model`` (``digits``, ``resnet18``, ...) or ``<provider>/<name>``
             (``torchvision/resnet50``, ``timm/mobilenetv3_large_100``).
         bits: 2 to 8: one number for weights and activations, two of them ``(4, 8)``, or both in
-            one word, ``"w4a8"``; or such by patterns of the names of layers,
-            ``{"stem*": 8, "*": 4}``, of which the last that matches counts and ``"*"`` are the
-            others. None: those that were measured with the fewest losses, or the recipe's.
+            one word, ``"w4a8"``; 32, or None in a pair, is floating point: ``(4, None)`` quantizes
+            weights alone. Or such by patterns of the names of layers, ``{"stem*": 8, "*": 4}``, of
+            which the last that matches counts and ``"*"`` are the others, wherever it stands.
+            None: those that were measured with the fewest losses, or the recipe's.
         method: Name of a method (``hast-lightning command=methods`` lists them).
         schedule: Name of a budget: ``demo``, ``quick``, ``released``, ...
         recipe: Name of a recipe (``hast-lightning --help groups`` lists them), which method,
@@ -269,9 +270,7 @@ class _Call:
         quantizer = plan.config.quantizer
         said: dict[str, object] = {
             "bits": (
-                dict(self.bits)
-                if isinstance(self.bits, Mapping)
-                else (quantizer.weight_bits, quantizer.activation_bits)
+                dict(self.bits) if isinstance(self.bits, Mapping) else tuple(quantizer.widths)
             ),
             **plan.options,
             **({} if self.recipe is None else {"recipe": self.recipe}),

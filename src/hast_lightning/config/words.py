@@ -14,7 +14,9 @@ from hast_lightning.errors import ConfigurationError
 
 MODULES = "modules"
 OTHER_FOLDERS = ("hydra.searchpath", "--config-dir", "-cd")
-BITS_IN_NAME = re.compile(r"(?P<head>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<tail>_.+)?")
+BITS_IN_NAME = re.compile(
+    r"(?P<head>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<tail>_.+)?"
+)
 
 
 def named_modules(words: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.graph.operations import (
     CONCATENATIONS,
     calls,
@@ -25,9 +26,9 @@ from hast_lightning.graph.operations import (
     layer_of,
     rearranges,
 )
-from hast_lightning.quantization.fake_quant import ActivationQuantizer, QuantConv2d, QuantLinear
+from hast_lightning.quantization.fake_quant import ActivationQuantizer, weight_bits
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
-FLOAT_BITS = 32
 SHAPE = "shape"
 """Key of a node's meta data."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -46,7 +47,7 @@ class Call:
         output_shape: shape of the result for one image, without the image's dimension.
         parameters: how many, of the layer and of what is in this call with it.
         multiplications: multiply-accumulates for one image; 0 without a layer.
-        weight_bits: bits of the layer's weights; none without a layer.
+        weight_bits: bits of the layer's weights, 32 in floating point; none without a layer.
         input_bits: bits of what the layer takes in; none without a layer.
         output_bits: bits of the result; none where no quantizer follows.
         batch_norms: BatchNorms in this call.
@@ -111,7 +112,7 @@ def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) ->
 def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
     """Return whether a call begins here: a layer, a BatchNorm, or a quantized activation."""
     layer = layer_of(node, student)
-    if isinstance(layer, (QuantConv2d, QuantLinear, ActivationQuantizer, *_BATCH_NORMS)):
+    if isinstance(layer, (*QUANTIZABLE, ActivationQuantizer, *_BATCH_NORMS)):
         return True
     return is_activation(node, student) and _only_follower(node, student) is not None
 
@@ -137,7 +138,7 @@ def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) 
     layers = [layer_of(node, student) for node in chain]
     first, quantizer = layers[0], layers[-1]
     shape = _output_shape(chain[-1])
-    weighted = first if isinstance(first, QuantConv2d | QuantLinear) else None
+    weighted = first if isinstance(first, QUANTIZABLE) else None
     inputs = chain[0].all_input_nodes
     return Call(
         name=_name(chain[0], student),
@@ -145,7 +146,7 @@ def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) 
         output_shape=shape,
         parameters=sum(p.numel() for layer in layers for p in _parameters(layer)),
         multiplications=_multiplications(weighted, _output_shape(chain[0])) if weighted else 0,
-        weight_bits=weighted.weight_quantizer.bits if weighted else None,
+        weight_bits=weight_bits(weighted) if weighted else None,
         input_bits=_bits_of(inputs[0], student) if weighted else None,
         output_bits=quantizer.bits if isinstance(quantizer, ActivationQuantizer) else None,
         batch_norms=sum(isinstance(layer, _BATCH_NORMS) for layer in layers),
@@ -169,7 +170,7 @@ def _output_shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta[SHAPE][1:])
 
 
-def _multiplications(layer: QuantConv2d | QuantLinear, output_shape: tuple[int, ...]) -> int:
+def _multiplications(layer: nn.Conv2d | nn.Linear, output_shape: tuple[int, ...]) -> int:
     """Each number of the result is a sum over the inputs that one output channel sees."""
     return math.prod(output_shape) * layer.weight[0].numel()
 
@@ -196,9 +197,9 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
         chain = [chain[0].all_input_nodes[0]]
     for node in chain:
         layer = layer_of(node, student)
-        if isinstance(layer, QuantConv2d):
+        if isinstance(layer, nn.Conv2d):
             yield _describe_convolution(layer)
-        elif isinstance(layer, QuantLinear):
+        elif isinstance(layer, nn.Linear):
             yield "linear"
         elif isinstance(layer, _BATCH_NORMS):
             yield "BN"
@@ -209,7 +210,7 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
             yield function.strip("_") if layer is None else type(layer).__name__
 
 
-def _describe_convolution(layer: QuantConv2d) -> str:
+def _describe_convolution(layer: nn.Conv2d) -> str:
     """For example ``3x3``, ``3x3 /2``, ``3x3 dw`` (depthwise), ``3x3 g32`` (32 groups)."""
     parts = ["x".join(map(str, layer.kernel_size))]
     if max(layer.stride) > 1:

@@ -66,9 +66,9 @@ class Result:
     model_checksum: str
     """SHA-256 of its weights, in hexadecimal."""
     weight_bits: int
-    """Bits of a quantized weight."""
+    """Bits of a weight; 32: floating point."""
     activation_bits: int
-    """Bits of a quantized activation."""
+    """Bits of an activation; 32: floating point."""
     teacher_top1: float | None
     """Top-1 accuracy of the full-precision network."""
     calibrated_top1: float | None

@@ -10,6 +10,7 @@ from torch import fx
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Needs
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
@@ -56,8 +57,8 @@ def inspect(config: Config, console: Console | None = None) -> None:
     found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
     size = float_bytes(pretrained.network)
     quantizer = config.quantizer
-    bits = f"W{quantizer.weight_bits}A{quantizer.activation_bits} ({quantizer.name})"
-    console.print(structure_table(f"{pretrained.name}, {bits}", found))
+    bits = f"{quantizer.widths}{', mixed' * quantizer.mixed}, {quantizer.name}"
+    console.print(structure_table(f"{pretrained.name} ({bits})", found))
     parameters = sum(parameter.numel() for parameter in pretrained.network.parameters())
     console.print(totals_table(found, parameters, size, quantized_bytes(student, size)))
     lengths, misfit = _steps_by_stage(config, pretrained)
@@ -166,7 +167,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_layers(found: list[Call]) -> Iterator[str]:
-    layers = sum(call.weight_bits is not None for call in found)
+    layers = sum(call.weight_bits not in (None, FLOAT_BITS) for call in found)
     norms = sum(call.batch_norms for call in found)
     quantizers = sum(call.output_bits is not None for call in found)
     yield f"quantized layers: {layers}, activation quantizers: {quantizers}, BatchNorms: {norms}"

@@ -36,14 +36,14 @@ def result_of(
     final, kept = choice.evaluated[choice.last], choice.evaluated[choice.stage]
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
-    teacher_bytes = float_bytes(run.network.network)
+    teacher_bytes, widths = float_bytes(run.network.network), config.quantizer.widths
     return Result(
         recipe=config.recipe,
         seed=config.seed,
         model=run.network.name,
         model_checksum=run.network.checksum,
-        weight_bits=config.quantizer.weight_bits,
-        activation_bits=config.quantizer.activation_bits,
+        weight_bits=widths.weights,
+        activation_bits=widths.activations,
         teacher_top1=final.teacher_top1 if labelled else None,
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
