@@ -99,7 +99,10 @@ def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
 @pytest.mark.parametrize("kind", ["weight", "activation"])
 def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int) -> None:
     key = f"quantizer.{kind}_bits"
-    assert refused_unread(f"{key}={bits}") == f"{key}={bits} must be at least 2 and at most 8"
+    assert (
+        refused_unread(f"{key}={bits}")
+        == f"{key}={bits} must be at least 2 and at most 8, or 32 for floating point"
+    )
 
 
 ROOT = (

@@ -127,7 +127,7 @@ class QuantizedModel(nn.Module):
 
     @property
     def activation_bits(self) -> dict[str, int]:
-        """Return the bits of each quantized activation, by name in the graph."""
+        """Return the bits of each quantized activation, by name of the module that puts it out."""
         return {name: activation.bits for name, activation in frozen_activations(self.network)}
 
     def evaluate(self, data: Any) -> float:

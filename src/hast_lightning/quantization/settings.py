@@ -144,11 +144,12 @@ def _require_bits(key: str, bits: int) -> None:
     """Refuse what is no width; in Python it may be of any type."""
     if type(bits) is not int:
         raise ConfigurationError(f"{key}={bits!r} must be an integer")
-    if bits != FLOAT_BITS and not MIN_BITS <= bits <= MAX_BITS:
-        raise ConfigurationError(
-            f"{key}={bits} must be at least {MIN_BITS} and at most {MAX_BITS}, or {FLOAT_BITS} for "
-            "floating point"
-        )
+    if bits == FLOAT_BITS:
+        return
+    try:
+        require_range(key, bits, MIN_BITS, MAX_BITS)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, or {FLOAT_BITS} for floating point") from None
 
 
 def _quantizes(override: LayerBits) -> bool:

@@ -9,7 +9,7 @@ count; BatchNorms are part of them once folded.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import (
     CONCATENATIONS,
     calls,
@@ -42,7 +43,7 @@ class Call:
     """A layer, a BatchNorm or a quantizer, with what directly follows and belongs to it.
 
     Attributes:
-        name: dotted name of the layer, or the node's name of a function.
+        name: dotted name of the layer or of the module, or the node's name of a function.
         operations: what is done, in order: ``3x3 /2``, ``BN``, ``ReLU``.
         output_shape: shape of the result for one image, without the image's dimension.
         parameters: how many, of the layer and of what is in this call with it.
@@ -101,11 +102,22 @@ def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) ->
     with torch.no_grad():
         _Shapes(student).run(image)
     found, seen = [], set[fx.Node]()
+    names = value_names(student.graph)
     for node in student.graph.nodes:
         if node not in seen and _begins(node, student):
             chain = [node, *_followers(node, student)]
             seen.update(chain)
-            found.append(_call(chain, student, taps))
+            found.append(_call(chain, student, taps, names))
+    return found
+
+
+def value_bits(student: fx.GraphModule) -> dict[str, int]:
+    """Return the bits of each quantized value by its name, in order of execution."""
+    names, found = value_names(student.graph), {}
+    for node in student.graph.nodes:
+        layer = layer_of(node, student)
+        if isinstance(layer, ActivationQuantizer):
+            found[names[node.all_input_nodes[0]]] = layer.bits
     return found
 
 
@@ -134,14 +146,20 @@ def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
     return user if belongs and len(user.all_input_nodes) == 1 else None
 
 
-def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) -> Call:
+def _call(
+    chain: list[fx.Node],
+    student: fx.GraphModule,
+    taps: Collection[str],
+    names: Mapping[fx.Node, str],
+) -> Call:
     layers = [layer_of(node, student) for node in chain]
     first, quantizer = layers[0], layers[-1]
     shape = _output_shape(chain[-1])
     weighted = first if isinstance(first, QUANTIZABLE) else None
     inputs = chain[0].all_input_nodes
     return Call(
-        name=_name(chain[0], student),
+        # All calls of a layer are of the same weights, and so have one name.
+        name=str(chain[0].target) if weighted else names[_named_after(chain[0], student)],
         operations=tuple(_operations(chain, student)),
         output_shape=shape,
         parameters=sum(p.numel() for layer in layers for p in _parameters(layer)),
@@ -154,11 +172,10 @@ def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) 
     )
 
 
-def _name(node: fx.Node, student: fx.GraphModule) -> str:
+def _named_after(node: fx.Node, student: fx.GraphModule) -> fx.Node:
     """A quantizer that follows nothing else of the call is named after what it quantizes."""
-    if isinstance(layer_of(node, student), ActivationQuantizer):
-        return node.all_input_nodes[0].name
-    return str(node.target) if node.op == "call_module" else node.name
+    quantizes = isinstance(layer_of(node, student), ActivationQuantizer)
+    return node.all_input_nodes[0] if quantizes else node
 
 
 def _parameters(layer: nn.Module | None) -> Iterator[nn.Parameter]:
