@@ -12,7 +12,12 @@ from hast_lightning.api.arguments import Bits, InputShape, is_handed_over
 from hast_lightning.api.choice import Choice, choose
 from hast_lightning.api.composition import composed
 from hast_lightning.api.overrides import concerns, key_of
-from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
+from hast_lightning.config import (
+    Config,
+    ModelConfig,
+    refuse_two_ways_of_bits,
+    refuse_typed_recipe,
+)
 from hast_lightning.config.literals import literal
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
@@ -134,7 +139,9 @@ class Call:
             ]
         )
         # By now they are known to be well-formed.
-        refuse_two_ways_of_bits([*self.changes, *self.overrides])
+        texts = [*self.changes, *self.overrides]
+        refuse_two_ways_of_bits(texts)
+        refuse_typed_recipe(texts)
         if self.runs:
             _check(config)
         return config

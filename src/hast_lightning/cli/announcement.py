@@ -170,7 +170,7 @@ def _torch_has_cuda() -> bool:
 def _folder(named: Mapping[str, str], network: str, bits: str, swept: bool) -> str:
     if folder := named.get("hydra.sweep.dir" if swept else "hydra.run.dir"):
         return folder
-    recipe = named.get("recipe") or named.get("experiment")
+    recipe = named.get("task_name") or named.get("experiment")
     if recipe is None and bits:
         recipe = f"{_group(named, {}, 'method')}_{network}_{bits.lower()}"
     return f"{'multirun' if swept else 'outputs'}/{recipe or '<recipe>'}/<now>"
