@@ -322,7 +322,8 @@ def test_a_value_of_the_wrong_type_or_range(
     ],
 )
 def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str) -> None:
-    assert reason in refused_unread(*override.split(" ") if " task_name" in override else [override])
+    words = override.split(" ") if " task_name" in override else [override]
+    assert reason in refused_unread(*words)
 
 
 def test_an_unknown_key_of_an_entry_in_a_file(refused_unread: Refuse, tmp_path: Path) -> None:

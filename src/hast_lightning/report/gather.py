@@ -26,6 +26,7 @@ from hast_lightning.report.content import (
     Tile,
 )
 from hast_lightning.report.curves import read_panels
+from hast_lightning.report.judged import judged_table
 from hast_lightning.report.parts import stage_lines
 from hast_lightning.report.pictures import data_addresses
 from hast_lightning.report.samples import Harder, Samples, harder_batch, look_at
@@ -61,6 +62,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
         figures=key_figures(result) if result else (),
         headline=headline(result) if result else (),
         measured_on=_measured_on(result),
+        judged=judged_table(result),
         easy=easy,
         hard=hard,
         looked_at=len(samples.images),
