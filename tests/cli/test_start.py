@@ -35,6 +35,7 @@ def run(code: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str
         (),
         ("quantizer.bits=4", "trainer=gpu"),
         ("quantizer=deploy", "trainer.accelerator=mps"),
+        ("quantizer=deploy", "quantizer.bits=4"),
         ("quantizer.activation_bits=null",),
         ("quantizer.weight_bits=32", "quantizer.activation_bits=8"),
         ("+experiment=digits_w4a32",),

@@ -61,6 +61,12 @@ def test_both_in_floating_point_are_refused_but_for_single_layers(both: dict[str
     assert QuantizerConfig(**both, overrides=[LayerBits("a", 8)]).mixed
 
 
+def test_ends_of_8_bits_are_mixed_only_where_the_others_have_fewer() -> None:
+    assert QuantizerConfig(4, first_and_last_8bit=True).mixed
+    assert not QuantizerConfig(8, first_and_last_8bit=True).mixed
+    assert not QuantizerConfig(weight_bits=8, activation_bits=32, first_and_last_8bit=True).mixed
+
+
 def test_bits_are_both() -> None:
     settings = QuantizerConfig(5, weight_bits=2)
     assert (settings.weight_bits, settings.activation_bits) == (5, 5)

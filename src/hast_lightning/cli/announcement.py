@@ -117,10 +117,13 @@ def _bits(named: Mapping[str, str], settings: Mapping[str, Any]) -> str:
 def _in_words(bits: str, named: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """Return the bits as a sentence has them: what is in floating point, and whether it is all."""
     found = BITS.fullmatch(bits)
-    words = str(Widths(*map(int, found.groups()))) if found else bits
+    if found is None:
+        return bits
+    widths = Widths(*map(int, found.groups()))
     ends = named.get("quantizer.first_and_last_8bit", settings.get("first_and_last_8bit"))
     single = named.get("quantizer.overrides", settings.get("overrides")) or "[]"
-    return f"{words}, mixed" if str(ends).lower() == "true" or single != "[]" else words
+    mixed = single != "[]" or (str(ends).lower() == "true" and widths.unlike_8)
+    return f"{widths}, mixed" if mixed else str(widths)
 
 
 def _settings(named: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,11 @@ class Widths(NamedTuple):
         return self.short
 
     @property
+    def unlike_8(self) -> bool:
+        """Return whether first and last layers of 8 bits differ from the others."""
+        return bool(set(self) - {8, FLOAT_BITS})
+
+    @property
     def short(self) -> str:
         """Return ``W4A8`` whatever the numbers, for tags, file names and axes."""
         return f"W{self.weights}A{self.activations}"

@@ -127,7 +127,7 @@ class QuantizerConfig:
     @property
     def mixed(self) -> bool:
         """Return whether single layers may have other bits."""
-        return self.first_and_last_8bit or bool(self.overrides)
+        return (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
+from hast_lightning.core.bits import Widths
 from hast_lightning.errors import DataError
 
 RETIRED = ("synthesis_steps", "calibration_steps")
@@ -107,6 +108,8 @@ class Result:
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str
     """Command line that makes the result again; of a job of a sweep, the job's own."""
+    mixed: bool = False
+    """Single layers have other bits than these."""
     method: str = ""
     """Name of the method; empty in results of versions that had one method only."""
     budget: str = ""
@@ -131,6 +134,12 @@ class Result:
     """BatchNorm statistics loss of each source's samples and of noise, by name; low is good."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
+
+    @property
+    def bits(self) -> str:
+        """Return the bits in words: ``W4A8``, ``W4, activations in float, mixed``."""
+        widths = Widths(self.weight_bits, self.activation_bits)
+        return f"{widths}, mixed" if self.mixed else str(widths)
 
     @property
     def handed_back_earlier(self) -> bool:
@@ -242,6 +251,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_is_a(child, kind) for child in value.values())
     if is_typeddict(hint):
         return isinstance(value, dict)
+    if hint is bool:
+        return isinstance(value, bool)
     # JSON has one kind of number, and to Python true is an integer.
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and not isinstance(value, bool)

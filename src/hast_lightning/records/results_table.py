@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
-from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.records.result import Result
 
 FULL_PRECISION_BITS = "32/32"
@@ -20,8 +20,8 @@ def results_table(result: Result) -> Table:
     the full-precision network stands for it.
     """
     labelled = result.quantized_top1 is not None
-    widths = Widths(result.weight_bits, result.activation_bits)
-    words = f"; {widths}" if FLOAT_BITS in widths else ""
+    told = FLOAT_BITS in (result.weight_bits, result.activation_bits) or result.mixed
+    words = f"; {result.bits}" if told else ""
     table = Table(
         title=f"{result.recipe}, seed {result.seed}",
         caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step{words}",

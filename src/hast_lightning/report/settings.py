@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hast_lightning.config import Config
-from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import activation_quantizers, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
@@ -143,10 +143,9 @@ def _footprint(result: Result) -> list[tuple[str, str]]:
 
 def key_figures(result: Result) -> tuple[Fact, ...]:
     """Return the numbers that come first."""
-    bits = Widths(result.weight_bits, result.activation_bits)
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     figures = [
-        Fact(f"top-1 at {bits}", f"{result.quantized_top1:.2f} %")
+        Fact(f"top-1 at {result.bits}", f"{result.quantized_top1:.2f} %")
         if result.quantized_top1 is not None
         else None,
         Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %"),

@@ -48,7 +48,8 @@ def bits_of(quantizer: Mapping[str, Any]) -> str:
     """Return the bits in words: ``W4A8``, and that they are mixed where layers differ."""
     # A description is what a file says of itself: it may say nothing.
     usual = Widths(*(quantizer.get(f"{of}_bits", FLOAT_BITS) for of in ("weight", "activation")))
-    mixed = quantizer.get("overrides") or quantizer.get("first_and_last_8bit")
+    ends = quantizer.get("first_and_last_8bit") and usual.unlike_8
+    mixed = quantizer.get("overrides") or ends
     return f"{usual}, mixed" if mixed else str(usual)
 
 
