@@ -90,8 +90,8 @@ class Inspection:
 
     def show(self, console: Console) -> None:
         """Print the tables, and the notes below them."""
-        bits = f"{self.widths}{', mixed' * self.mixed}, {self.quantizer}"
-        console.print(structure_table(f"{self.network} ({bits})", self.calls))
+        bits = f"{self.widths}{', mixed' * self.mixed} ({self.quantizer})"
+        console.print(structure_table(f"{self.network}, {bits}", self.calls))
         sizes = (self.parameters, self.float_bytes, self.quantized_bytes)
         console.print(totals_table(self.calls, *sizes))
         console.print(method_table(f"{self.method}, budget {self.schedule}", self.stages))
