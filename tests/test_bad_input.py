@@ -99,7 +99,10 @@ def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
 @pytest.mark.parametrize("kind", ["weight", "activation"])
 def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int) -> None:
     key = f"quantizer.{kind}_bits"
-    assert refused_unread(f"{key}={bits}") == f"{key}={bits} must be at least 2 and at most 8"
+    assert (
+        refused_unread(f"{key}={bits}")
+        == f"{key}={bits} must be at least 2 and at most 8, or 32 for floating point"
+    )
 
 
 ROOT = (
@@ -305,17 +308,23 @@ def test_a_value_of_the_wrong_type_or_range(
         ("~stages.calibration.terms", "switched off one by one by <name>.enabled=false"),
         ("~logger", "logger is not set"),
         ("model=torchvision", "model.name is not set"),
-        ("model=torchvision recipe=mine", "model.name is not set"),
+        ("model=torchvision task_name=mine", "model.name is not set"),
         *(
             (f"{plus}quantizer.overrides=[{{layer: conv1, weight_bits: 8}}]", ENTRY_WITHOUT_LAYER)
             for plus in ("", "+", "++")
         ),
         ("seed=${seeed}", "Interpolation key 'seeed' not found"),
-        ("recipe=${oc.env:HAST_NO_SUCH_VARIABLE}", "'HAST_NO_SUCH_VARIABLE' not found"),
+        (
+            "recipe=mine",
+            "recipe=mine: a recipe is taken by +experiment=mine, or by recipe='mine' in Python; "
+            "task_name=mine is what the run is called",
+        ),
+        ("task_name=${oc.env:HAST_NO_SUCH_VARIABLE}", "'HAST_NO_SUCH_VARIABLE' not found"),
     ],
 )
 def test_malformed_overrides(refused_unread: Refuse, override: str, reason: str) -> None:
-    assert reason in refused_unread(*override.split(" ") if " recipe" in override else [override])
+    words = override.split(" ") if " task_name" in override else [override]
+    assert reason in refused_unread(*words)
 
 
 def test_an_unknown_key_of_an_entry_in_a_file(refused_unread: Refuse, tmp_path: Path) -> None:

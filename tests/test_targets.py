@@ -163,6 +163,8 @@ def test_words_of_other_templates_are_understood() -> None:
     assert config.recipe == "mine"
     assert config.tags == ["one", "two"]
     assert config.schedule.student_steps == 3
+    assert composed("+experiment=digits_w4a4", "task_name=mine").recipe == "mine"
+    assert composed("+experiment=digits_w4a4").recipe == "digits_w4a4"
 
 
 def test_objects_are_taken_as_they_are(tmp_path: Path) -> None:

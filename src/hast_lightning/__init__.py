@@ -12,15 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hast_lightning.api.inspection import Inspection, inspect
     from hast_lightning.api.quantization import quantize
     from hast_lightning.api.quantized_model import Prediction, QuantizedModel
 
 __version__ = "0.2.0"
-__all__ = ["Prediction", "QuantizedModel", "__version__", "quantize"]
+__all__ = ["Inspection", "Prediction", "QuantizedModel", "__version__", "inspect", "quantize"]
 
 _HOMES = {
+    "Inspection": "hast_lightning.api.inspection",
     "Prediction": "hast_lightning.api.quantized_model",
     "QuantizedModel": "hast_lightning.api.quantized_model",
+    "inspect": "hast_lightning.api.inspection",
     "quantize": "hast_lightning.api.quantization",
 }
 

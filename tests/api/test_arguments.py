@@ -47,6 +47,8 @@ def expected(network: nn.Module) -> dict[str, torch.Tensor]:
         ({"bits": "w4"}, "bits='w4' must be one integer"),
         ({"bits": "w4a9"}, "quantizer.activation_bits=9 must be at least 2 and at most 8"),
         ({"bits": {"*": None}}, r"bits={'\*': None} must be one integer"),
+        ({"bits": (None, 32)}, "quantizer.weight_bits=32 quantizer.activation_bits=32: both in fl"),
+        ({"bits": "w32a32"}, "quantizer.weight_bits=32 quantizer.activation_bits=32: both in fl"),
         ({"bits": {3: 4}}, r"bits={3: 4}: 3 is no pattern of the names of layers"),
         ({"bits": {"stem*": 8}}, r"overrides: 'stem\*' matches no convolution or linear layer"),
         ({"bits": {"conv1": 9}}, "overrides: 'conv1': bits=9 must be at least 2 and at most 8"),
@@ -286,6 +288,10 @@ def test_overrides_may_be_a_mapping(network: nn.Module, overrides: dict[str, Any
         ("W3A4", (3, 4), []),
         ([np.int64(3), 4], (3, 4), []),
         ({"*": "w3a4"}, (3, 4), []),
+        ((3, None), (3, 32), []),
+        ("w32a4", (32, 4), []),
+        ({"*": (3, None), "conv1": 32}, (3, 32), [("conv1", None, None, 32)]),
+        ({"*conv1": (8, None), "*": 3}, (3, 3), [("*conv1", 8, 32, None)]),
         ({"conv1": 8, "*": (3, 4)}, (3, 4), [("conv1", None, None, 8)]),
         ({"*": (3, 4), "layer1.*": "w2a5", "*conv1": 6}, (3, 4),
          [("layer1.*", 2, 5, None), ("*conv1", None, None, 6)]),
@@ -313,6 +319,37 @@ def test_single_layers_have_bits_of_their_own(network: nn.Module) -> None:
     assert sorted({a.bits for _, a in frozen_activations(made.network)}) == [4, 6]
     # And the call that the report shows asks for the same.
     assert f"bits={bits!r}" in made.result.command
+
+
+def test_the_order_of_patterns_does_not_matter_to_the_widest(network: nn.Module) -> None:
+    pairs = [("*", "w3a4"), ("conv1", 8), ("linear", (5, None))]
+    made = [
+        quantize(network, dict(order), overrides=SHORT, **INPUT) for order in (pairs, pairs[::-1])
+    ]
+    assert made[0].bits == made[1].bits
+    assert (made[0].bits["conv1"], made[0].bits["linear"], made[0].bits["layer1.0.conv1"]) == (
+        8,
+        5,
+        3,
+    )
+    # The last layer takes in floats.
+    assert [len(each.activation_bits) for each in made] == [6, 6]
+    assert repr(made[0]) == "QuantizedModel(CifarResNet, W3A4, mixed)"
+
+
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [((4, None), "W4, activations in float"), ("w32a8", "A8, weights in float")],
+)
+def test_weights_or_activations_alone(network: nn.Module, bits: Any, words: str) -> None:
+    made = quantize(network, bits, overrides=SHORT, **INPUT)
+    assert repr(made) == f"QuantizedModel(CifarResNet, {words})"
+    assert (made.result.weight_bits, made.result.activation_bits) in ((4, 32), (32, 8))
+    assert made.result.recipe.endswith(("_w4a32", "_w32a8"))
+    # Where there are no ranges, none is looked for.
+    assert made.result.steps_by_stage["calibration"] == (2 if made.activation_bits else 1)
+    assert bool(made.activation_bits) == (set(made.bits.values()) == {32})
+    assert list(made.result.judged) == ["calibration", "distillation"]
 
 
 def test_one_override_may_stand_alone(network: nn.Module) -> None:

@@ -35,6 +35,10 @@ def run(code: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str
         (),
         ("quantizer.bits=4", "trainer=gpu"),
         ("quantizer=deploy", "trainer.accelerator=mps"),
+        ("quantizer=deploy", "quantizer.bits=4"),
+        ("quantizer.activation_bits=null",),
+        ("quantizer.weight_bits=32", "quantizer.activation_bits=8"),
+        ("+experiment=digits_w4a32",),
         ("+experiment=digits_w2a2",),
         ("+experiment=cifar10_resnet20_w4a4_quick", "model.pretrained=false", "data=none"),
         ("+experiment=mobilenetv2_w5a4", "quantizer.weight_bits=6", "data=none"),
@@ -46,7 +50,7 @@ def test_the_line_says_what_hydra_makes_of_the_words(words: tuple[str, ...]) -> 
     config = composed(*[word for word in words if not word.startswith("hydra")])
     line = announcement(words)
     assert line is not None
-    bits = f"W{config.quantizer.weight_bits}A{config.quantizer.activation_bits}"
+    bits = f"{config.quantizer.widths}{', mixed' * config.quantizer.mixed}"
     assert line.startswith(f"{config.model.name} to {bits}, on ")
     if config.trainer.accelerator != "auto":
         assert f", on {config.trainer.accelerator}, " in line

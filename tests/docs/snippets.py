@@ -32,7 +32,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from hast_lightning.api import quantization
+from hast_lightning.api import call as api_call
 from hast_lightning.api.composition import composed
 from hast_lightning.config import Config, to_object
 from hast_lightning.models.resnet import CifarResNet
@@ -143,7 +143,7 @@ class Reader:
             return
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
             patch.chdir(self.folder)
-            patch.setattr(quantization, "composed", composed_with_budget)
+            patch.setattr(api_call, "composed", composed_with_budget)
             exec(code, self.session)
 
     def _run(self, command: str, block: Block) -> None:

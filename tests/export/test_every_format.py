@@ -13,6 +13,7 @@ from hast_lightning.config import FORMATS as FORMATS_OF_CONFIGURATION
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
 from hast_lightning.export.frozen import freeze
 from hast_lightning.quantization.placement import Integer
+from hast_lightning.quantization.settings import LayerBits
 from tests.export.families import FAMILIES, SHAPE, calibrated, family, noise
 from tests.export.test_packed import DESCRIPTION
 
@@ -25,6 +26,12 @@ QUICK = (
     ("mobilenet_v3", 4, {}),
     ("cifar_resnet", 5, DEPLOY),
     ("cifar_resnet", 8, DEPLOY),
+    # What is left in floating point: activations, weights, and layers alone.
+    ("mobilenet_v2", 4, {"activation_bits": 32}),
+    ("cifar_resnet", 8, {**DEPLOY, "activation_bits": 32}),
+    ("cifar_resnet", 32, {"activation_bits": 5}),
+    ("cifar_resnet", 32, {**DEPLOY, "activation_bits": 8}),
+    ("cifar_resnet", 8, {**DEPLOY, "overrides": [LayerBits("layer2.0.conv1", bits=32)]}),
 )
 MEDIAN_DEVIATION = 1e-5
 """Of an image's logits, relative to the largest logit. A value next to the border between two

@@ -12,6 +12,7 @@ from hast_lightning.errors import ModelError
 from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import freeze, frozen_layers
 from hast_lightning.export.packed import read_packed, write_packed
+from hast_lightning.quantization.settings import LayerBits
 from tests.export.families import CLASSES, FAMILIES, SHAPE, calibrated, family, noise
 
 DESCRIPTION = Description(
@@ -38,6 +39,21 @@ def test_a_family_loads_back_with_identical_outputs(name: str, tmp_path: Path) -
         images = noise(4, *SHAPE)
         assert torch.equal(network(images), student(images))
     assert description == DESCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("widths", "overrides"),
+    [((4, 32), []), ((32, 8), []), ((4, 4), [LayerBits("conv1", 32), LayerBits("linear", 32)])],
+)
+def test_what_is_in_floating_point_loads_back_too(
+    widths: tuple[int, int], overrides: list[LayerBits], tmp_path: Path
+) -> None:
+    student = calibrated(family("cifar_resnet"), *widths, overrides=overrides)
+    write_packed(freeze(student), DESCRIPTION, tmp_path / "student.safetensors")
+    network, _ = read_packed(tmp_path / "student.safetensors")
+    images = noise(4, *SHAPE)
+    with torch.no_grad():
+        assert torch.equal(network(images), student(images))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -58,7 +58,7 @@ def test_every_quantized_tensor_is_there_once_in_order_of_execution() -> None:
         ("conv1", WEIGHT),
         ("relu", ACTIVATION),
         ("conv2", WEIGHT),
-        ("relu_1", ACTIVATION),
+        ("relu-2", ACTIVATION),
         ("fc", WEIGHT),
     ]
 

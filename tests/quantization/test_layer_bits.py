@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.quantization.axes import Ranges
 from hast_lightning.quantization.convert import convert
@@ -33,6 +33,10 @@ def bits_of(network: nn.Module, settings: QuantizerConfig) -> tuple[dict[str, in
         {name: quantizer.bits for name, quantizer in layers.items()},
         {name: quantizer.bits for name, quantizer in values.items()},  # type: ignore[misc]
     )
+
+
+def layer_names(network: nn.Module) -> set[str]:
+    return {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
 def differing(bits: dict[str, int], usual: int) -> dict[str, int]:
@@ -104,6 +108,53 @@ class Branching(nn.Module):
 def test_a_value_has_the_most_bits_that_a_layer_asks_for(asked: int, given: int) -> None:
     chosen = settings(overrides=[LayerBits("one", None, asked)])
     assert bits_of(Branching(), chosen) == ({"stem": 3, "one": 3, "other": 3}, {"relu": given})
+
+
+# --- floating point ---------------------------------------------------------------------------
+
+
+def test_what_has_32_bits_is_left_as_it_is() -> None:
+    weights, activations = bits_of(resnet8(), QuantizerConfig(weight_bits=4, activation_bits=32))
+    assert (set(weights.values()), activations) == ({4}, {})
+    weights, activations = bits_of(resnet8(), QuantizerConfig(weight_bits=32, activation_bits=4))
+    assert (weights, set(activations.values())) == ({}, {4})
+
+
+def test_a_single_layer_is_left_in_floating_point() -> None:
+    overrides = [LayerBits("linear", 32, 32), LayerBits("conv1", 32, 32)]
+    weights, activations = bits_of(resnet8(), settings(overrides=overrides))
+    assert {"conv1", "linear"} == {"conv1", *layer_names(resnet8())} - weights.keys()
+    assert "layer3_0_relu2" not in activations
+    assert len(activations) == 6
+    student = convert(resnet8().eval(), settings(overrides=overrides))
+    assert type(student.get_submodule("linear")) is nn.Linear
+
+
+def test_a_value_stays_in_floating_point_where_one_layer_wants_it_so() -> None:
+    _, activations = bits_of(Branching(), settings(overrides=[LayerBits("stem", 4)]))
+    assert activations == {"relu": 4}
+    _, activations = bits_of(Branching(), settings(overrides=[LayerBits("one", None, 32)]))
+    assert activations == {}
+
+
+def test_the_first_and_the_last_have_8_bits_only_where_others_are_quantized() -> None:
+    chosen = QuantizerConfig(weight_bits=3, activation_bits=32, first_and_last_8bit=True)
+    weights, activations = bits_of(resnet8(), chosen)
+    assert differing(weights, 3) == {"conv1": 8, "linear": 8}
+    assert activations == {}
+
+
+def test_overrides_that_leave_nothing_to_quantize_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^quantizer\.overrides leaves all .* floating"):
+        convert(resnet8(), settings(overrides=[LayerBits("*", 32, 32)]))
+
+
+def test_a_network_without_activation_functions_has_weights_to_quantize() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    with pytest.raises(ModelError, match="has no activation function"):
+        convert(network, settings())
+    student = convert(network, QuantizerConfig(weight_bits=4, activation_bits=None))
+    assert len(quantized_layers(student)) == 1
 
 
 # --- the first and the last ------------------------------------------------------------------
@@ -196,3 +247,16 @@ def test_the_size_counts_each_layers_own_bits(ranges: type[Ranges]) -> None:
     size = quantized_bytes(convert(network, chosen), float_bytes(network))
     # 135 weights of 3 bits and 35 of 6, 5 biases, and 13 ranges of 5 bytes.
     assert size == 51 + 27 + 4 * 5 + 5 * (5 + 7 + 1)
+
+
+def test_the_size_counts_what_is_in_floating_point_as_such() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5, 7, bias=False)
+    )
+    before = float_bytes(network)
+    weights_alone = convert(network, QuantizerConfig(weight_bits=4, activation_bits=32))
+    # 135 and 35 weights of 4 bits, 5 biases, and 12 ranges of 5 bytes.
+    assert quantized_bytes(weights_alone, before) == 68 + 18 + 4 * 5 + 5 * 12
+    one_layer = convert(network, settings(overrides=[LayerBits("0", 32)]))
+    # 35 weights of 3 bits, 135 and 5 biases in floats, and 8 ranges.
+    assert quantized_bytes(one_layer, before) == 14 + 4 * (135 + 5) + 5 * (7 + 1)

@@ -24,7 +24,7 @@ from hast_lightning.quantization.ranges import Grid
 from hast_lightning.quantization.search import LeastSquares, MinMax
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 
-ALLOWED = "(at least 2 and at most 8|an integer)"
+ALLOWED = "(at least 2 and at most 8, or 32 for floating point|an integer)"
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -33,13 +33,38 @@ def test_two_to_eight_bits_are_allowed(bits: int) -> None:
     assert (settings.weight_bits, settings.activation_bits) == (bits, 10 - bits)
 
 
-@pytest.mark.parametrize("bits", [-3, 0, 1, 9, 32, 3.0, "3", True, float("nan")])
+@pytest.mark.parametrize("bits", [-3, 0, 1, 9, 16, 31, 3.0, "3", True, float("nan")])
 @pytest.mark.parametrize("field", ["bits", "weight_bits", "activation_bits"])
 def test_other_bit_widths_are_refused_by_name(field: str, bits: Any) -> None:
     with pytest.raises(
         ConfigurationError, match=rf"^quantizer\.{field}={bits!r} must be {ALLOWED}$"
     ):
         QuantizerConfig(**{field: bits})
+
+
+@pytest.mark.parametrize("spelled", [32, None])
+def test_floating_point_is_32_however_it_is_spelled(spelled: int | None) -> None:
+    weights, activations = (
+        QuantizerConfig(weight_bits=4, activation_bits=spelled),
+        QuantizerConfig(weight_bits=spelled, activation_bits=4),
+    )
+    assert (weights.activation_bits, str(weights.widths)) == (32, "W4, activations in float")
+    assert (activations.weight_bits, str(activations.widths)) == (32, "A4, weights in float")
+
+
+@pytest.mark.parametrize("both", [{"bits": 32}, {"weight_bits": None, "activation_bits": 32}])
+def test_both_in_floating_point_are_refused_but_for_single_layers(both: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^quantizer\.weight_bits=32 .* nothing to quantize"
+    ):
+        QuantizerConfig(**both, overrides=[LayerBits("a", 32)])
+    assert QuantizerConfig(**both, overrides=[LayerBits("a", 8)]).mixed
+
+
+def test_ends_of_8_bits_are_mixed_only_where_the_others_have_fewer() -> None:
+    assert QuantizerConfig(4, first_and_last_8bit=True).mixed
+    assert not QuantizerConfig(8, first_and_last_8bit=True).mixed
+    assert not QuantizerConfig(weight_bits=8, activation_bits=32, first_and_last_8bit=True).mixed
 
 
 def test_bits_are_both() -> None:

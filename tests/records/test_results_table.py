@@ -55,6 +55,17 @@ def test_rows_with_labels() -> None:
     ]
 
 
+def test_without_ranges_nothing_is_called_calibrated() -> None:
+    result = replace(make_result((98.5, 61.25, 96.754)), activation_bits=32)
+    assert [row[0] for row in rows(result)] == ["full precision", "before training", "trained"]
+    assert "W3, activations in float" in str(results_table(result).caption)
+
+
+def test_mixed_bits_are_said_below() -> None:
+    result = replace(make_result((98.5, 61.25, 96.754)), mixed=True)
+    assert str(results_table(result).caption).endswith("; W3A4, mixed")
+
+
 def test_without_labels_agreement_stands_for_accuracy() -> None:
     result = make_result((None, None, None))
     headers = [column.header for column in results_table(result).columns]

@@ -14,6 +14,8 @@ from hast_lightning.report.content import (
     Disagreement,
     EarlyEnd,
     Fact,
+    JudgedStage,
+    JudgedTable,
     Panel,
     PartLine,
     RunReport,
@@ -38,6 +40,7 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
         figures=(Fact(text, text),),
         headline=(HeadlineRow("", text, 99.0, None, "32/32", "1 MB"),),
         measured_on=text,
+        judged=JudgedTable((text,), (JudgedStage(text, True, (text,)),)),
         facts=(Fact(text, text),),
         stages=(
             StageLines(

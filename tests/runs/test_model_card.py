@@ -69,7 +69,7 @@ def test_a_network_without_its_run_has_a_card_too() -> None:
 
 def test_mixed_bits_are_called_so() -> None:
     assert bits_of({"weight_bits": 4, "activation_bits": 4, "overrides": [{"layers": "a"}]}) == (
-        "W4A4 mixed"
+        "W4A4, mixed"
     )
 
 

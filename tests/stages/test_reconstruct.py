@@ -18,6 +18,13 @@ RECONSTRUCT = (
     "stages.reconstruction.batch_size=8",
 )
 
+ROUNDING = (
+    *RECONSTRUCT,
+    "quantizer=mse",
+    "rounding@quantizer.rounding=adaptive",
+    "stages.reconstruction.trains=rounding",
+)
+
 
 def rebuilt(*overrides: str) -> ZeroShotQuantization:
     module = build_module(small(*RECONSTRUCT, *overrides))
@@ -73,11 +80,7 @@ def test_units_come_closer_to_the_teacher() -> None:
 
 
 def test_learned_rounding_ends_on_the_grid() -> None:
-    module = rebuilt(
-        "quantizer=mse",
-        "rounding@quantizer.rounding=adaptive",
-        "stages.reconstruction.trains=rounding",
-    )
+    module = rebuilt(*ROUNDING)
     for name, layer in quantized_layers(module.student):
         quantizer = layer.weight_quantizer
         assert isinstance(quantizer, AdaptiveWeightQuantizer), name
@@ -95,6 +98,16 @@ def test_learned_rounding_ends_on_the_grid() -> None:
 def test_what_trains_has_to_fit_the_rounding(overrides: tuple[str, ...]) -> None:
     with pytest.raises(ConfigurationError, match=r"needs rounding@quantizer\.rounding="):
         build_module(small(*RECONSTRUCT, *overrides))
+
+
+def test_units_with_nothing_to_learn_are_passed_by() -> None:
+    words = (*ROUNDING, "quantizer.overrides=[{layers: 'layer*', weight_bits: 32}]")
+    module = build_module(small(*words, "stages.reconstruction.step_lr=0"))
+    before = module.student.get_submodule("layer1.0.conv1").weight.clone()  # type: ignore[operator]
+    fit(module)
+    assert torch.equal(module.student.get_submodule("layer1.0.conv1").weight, before)
+    with pytest.raises(ConfigurationError, match="all weights are left in floating point"):
+        build_module(small(*ROUNDING, "quantizer.weight_bits=32"))
 
 
 def test_it_needs_a_calibrated_student() -> None:

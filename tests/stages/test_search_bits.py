@@ -109,6 +109,11 @@ def test_as_many_bytes_as_eight_bits_take_give_eight_bits_to_all() -> None:
     assert set(bits_of(module).values()) == {8}
 
 
+def test_there_are_no_bits_to_choose_of_weights_in_floating_point() -> None:
+    with pytest.raises(ConfigurationError, match=r"^order: search .* in floating point$"):
+        build_module(small(*MIXED, "quantizer.weight_bits=32"))
+
+
 def test_layers_that_were_set_apart_keep_their_bits() -> None:
     module = searched("quantizer.first_and_last_8bit=true")
     bits = list(bits_of(module).values())

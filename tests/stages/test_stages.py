@@ -40,6 +40,20 @@ NO_TERMS = (
 
 
 @pytest.mark.parametrize(
+    ("words", "steps"),
+    [((), 1), (ALTERNATING, 2), (("method=without_training",), 1)],
+    ids=["a source of its own", "one that trains on", "images"],
+)
+def test_a_student_without_ranges_is_not_calibrated(words: tuple[str, ...], steps: int) -> None:
+    module = build_module(
+        small(*words, "quantizer.weight_bits=4", "quantizer.activation_bits=null")
+    )
+    assert module.agenda.stages["calibration"] == steps
+    fit(module)
+    assert module.ranges_frozen
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (

@@ -147,8 +147,8 @@ def test_the_term_gives_the_loss_of_each_block(weighted: bool) -> None:
     student, teacher = blocks(0), blocks(7)
     weights = torch.arange(3.0) if weighted else None
     term = ChannelAttention()
-    term.name_parts(("first", "second"))
-    values = [dict(zip(term.parts, features, strict=True)) for features in (student, teacher)]
+    term._taps = ("first", "second")
+    values = [dict(zip(term._taps, features, strict=True)) for features in (student, teacher)]
     logits = torch.zeros(3, 2)
     given = seen(logits, logits, weights=weights, of_student=values[0], of_teacher=values[1])
     assert torch.equal(term(given), alignment_losses(student, teacher, weights))

@@ -33,7 +33,7 @@ NAME = "hast_digits_resnet_w3a3"
 LOGGED = ("logger.name=wandb", "logger.tags=[trial]", "callbacks.media_every_n_steps=3")
 WITHOUT_REPORT = ("report=false", "export.formats=[]")
 MEDIA_FIELDS = {"width", "height", "size", "nrows", "ncols"}
-TAPS = ("layer1_0_bn2", "layer2_0_bn2", "layer3_0_bn2")
+TAPS = ("layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn2")
 
 
 @pytest.fixture(scope="module")

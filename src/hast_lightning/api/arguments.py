@@ -16,12 +16,14 @@ from torch import nn
 from hast_lightning.api.overrides import concerns
 from hast_lightning.config import config_folder
 from hast_lightning.config.literals import as_overrides, literal
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.records.folder import CONFIG_FILE
 
 InputShape = int | tuple[int, int, int]
-BitsOfLayers = int | tuple[int, int] | str
-"""Bits of weights and activations: one number for both, two numbers, or ``w4a8``."""
+BitsOfLayers = int | tuple[int | None, int | None] | str
+"""Bits of weights and activations: one number for both, two numbers, or ``w4a8``. None, which is
+32, is floating point."""
 Bits = BitsOfLayers | Mapping[str, BitsOfLayers]
 ALL_LAYERS = "*"
 BITS_IN_A_WORD = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE | re.ASCII)
@@ -93,6 +95,8 @@ def option_settings(**options: Any) -> Iterator[tuple[str, str]]:
 def bits_settings(bits: Bits | None) -> Iterator[str]:
     """Yield the bits of weights and of activations, of all layers and of some.
 
+    ``*`` are the layers that no other pattern matches, wherever it stands.
+
     Raises:
         ConfigurationError: they are of no form that is known.
     """
@@ -121,10 +125,13 @@ def _weights_and_activations(bits: Bits, wanted: Any) -> dict[str, int]:
     if isinstance(wanted, str) and (word := BITS_IN_A_WORD.fullmatch(wanted)):
         wanted = tuple(map(int, word.groups()))
     pair: Sequence[Any] = wanted if isinstance(wanted, tuple | list) else (wanted, wanted)
+    if len(pair) == 2 and wanted is not None:
+        pair = [FLOAT_BITS if number is None else number for number in pair]
     if len(pair) != 2 or not all(_is_integer(number) for number in pair):
         raise ConfigurationError(
             f"bits={bits!r} must be one integer, or two, of weights and of activations, also as "
-            "'w4a8'; or such by patterns of the names of layers, {'stem*': 8, '*': 4}"
+            f"'w4a8', where {FLOAT_BITS} or None is floating point; or such by patterns of the "
+            "names of layers, {'stem*': 8, '*': 4}"
         )
     return {"weight_bits": int(pair[0]), "activation_bits": int(pair[1])}
 

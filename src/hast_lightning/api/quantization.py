@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,26 +25,19 @@ from hast_lightning.api.arguments import (
     option_settings,
     surroundings_settings,
 )
-from hast_lightning.api.choice import Choice, choose
-from hast_lightning.api.composition import composed
+from hast_lightning.api.call import Call, Recipe, recipe_name
 from hast_lightning.api.overrides import (
     Overrides,
     as_texts,
     chooses_files,
-    concerns,
-    key_of,
     refuse_ineffective,
 )
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
-from hast_lightning.config import Config, ModelConfig, refuse_two_ways_of_bits
-from hast_lightning.config.literals import as_overrides, literal
+from hast_lightning.config.literals import as_overrides
 from hast_lightning.config.targets import made
-from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
-from hast_lightning.errors import ConfigurationError
 from hast_lightning.export.frozen import freeze
-from hast_lightning.models import zoo
 from hast_lightning.models.providers import given
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
@@ -58,7 +50,6 @@ if TYPE_CHECKING:
 
 KEPT_SAMPLES = 32
 """Samples that files of the quantized network are run on before they get their name."""
-Recipe = str | Mapping[str, Any]
 
 
 def quantize(
@@ -101,9 +92,10 @@ def quantize(
             ``model`` (``digits``, ``resnet18``, ...) or ``<provider>/<name>``
             (``torchvision/resnet50``, ``timm/mobilenetv3_large_100``).
         bits: 2 to 8: one number for weights and activations, two of them ``(4, 8)``, or both in
-            one word, ``"w4a8"``; or such by patterns of the names of layers,
-            ``{"stem*": 8, "*": 4}``, of which the last that matches counts and ``"*"`` are the
-            others. None: those that were measured with the fewest losses, or the recipe's.
+            one word, ``"w4a8"``; 32, or None in a pair, is floating point: ``(4, None)`` quantizes
+            weights alone. Or such by patterns of the names of layers, ``{"stem*": 8, "*": 4}``, of
+            which the last that matches counts and ``"*"`` are the others, wherever it stands.
+            None: those that were measured with the fewest losses, or the recipe's.
         method: Name of a method (``hast-lightning command=methods`` lists them).
         schedule: Name of a budget: ``demo``, ``quick``, ``released``, ...
         recipe: Name of a recipe (``hast-lightning --help groups`` lists them), which method,
@@ -150,11 +142,11 @@ def quantize(
     refuse_ineffective(
         texts, module=isinstance(network, nn.Module), data=handed_over, keeps_folder=keeps_folder
     )
-    call = _Call(
+    call = Call(
         network=network,
         input_shape=checked_input_shape(network, input_shape),
         bits=bits,
-        recipe=_recipe_name(recipe),
+        recipe=recipe_name(recipe),
         options=dict(option_settings(method=method, schedule=schedule)),
         changes=changes,
         of_network=list(network_settings(network, num_classes, mean, std, class_names)),
@@ -193,161 +185,6 @@ def quantize(
             if result is not None and not plan.config.report:
                 Console().print(results_table(result))
         return _quantized(run, result)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A run that is about to begin.
-
-    Attributes:
-        config: Of the run, checked.
-        pretrained: The network.
-        options: Options of the groups ``method`` and ``schedule``, named or chosen.
-        settings: What a chosen method needs beside.
-        choice: None where the call names all that there is to choose.
-    """
-
-    config: Config
-    pretrained: PretrainedNetwork
-    options: dict[str, str]
-    settings: list[str]
-    choice: Choice | None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call, in the words of the configuration.
-
-    Attributes:
-        recipe: The name of one; none: method and budget are named, or to be chosen.
-        options: Named options of the groups ``method`` and ``schedule``.
-        changes: What is to be different in the recipe, or in what is chosen.
-        of_network: Settings of the group ``model``.
-        of_run: All others that the arguments say.
-    """
-
-    network: nn.Module | str
-    input_shape: InputShape | None
-    bits: Bits | None
-    recipe: str | None
-    options: dict[str, str]
-    changes: list[str]
-    of_network: list[str]
-    of_run: list[str]
-    overrides: list[str]
-    data: Any
-
-    def plan(self) -> _Plan:
-        """Compose the configuration and load the network; of both the cheaper is done first.
-
-        Raises:
-            UserError: something does not fit together.
-        """
-        missing = {name: not self._names(name) for name in ("method", "schedule")}
-        if self.recipe is not None or self._names("experiment") or not any(missing.values()):
-            config = self._composed(self.options)
-            return _Plan(config, self._pretrained(config.model), self.options, [], None)
-        # The rest may make no sense without the choice, which the network decides.
-        changes, overrides = (
-            [text for text in texts if concerns(text, "model")]
-            for texts in (self.changes, self.overrides)
-        )
-        model = composed([*changes, *self.of_network, "data=none", *overrides]).model
-        pretrained = self._pretrained(model)
-        choice = choose(pretrained.input_shape, **missing)
-        options = {**choice.named, **self.options}
-        own_quantizer = self._names("quantizer") or self._names("ranges")
-        settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
-        bits = [
-            f"quantizer.{kind}_bits={choice.measured.bits}" for kind in ("weight", "activation")
-        ]
-        config = self._composed(options, [*bits, *settings])
-        return _Plan(config, pretrained, options, settings, choice)
-
-    def text(self, plan: _Plan) -> str:
-        """Return the call, for the report; objects that have no short form are named alone."""
-        quantizer = plan.config.quantizer
-        said: dict[str, object] = {
-            "bits": (
-                dict(self.bits)
-                if isinstance(self.bits, Mapping)
-                else (quantizer.weight_bits, quantizer.activation_bits)
-            ),
-            **plan.options,
-            **({} if self.recipe is None else {"recipe": self.recipe}),
-            "overrides": [*plan.settings, *self.changes, *self.overrides],
-            "seed": plan.config.seed,
-        }
-        if isinstance(self.network, nn.Module):
-            pretrained = plan.pretrained
-            said |= {
-                "input_shape": pretrained.input_shape,
-                "mean": list(pretrained.mean),
-                "std": list(pretrained.std),
-            }
-        words = [f"{name}={value!r}" for name, value in said.items()]
-        if self.data is not None:
-            words.append("data=data" if is_handed_over(self.data) else f"data={str(self.data)!r}")
-        if isinstance(self.network, str):
-            return f"hast_lightning.quantize({self.network!r}, {', '.join(words)})"
-        kind = type(self.network).__name__
-        return f"hast_lightning.quantize(network, {', '.join(words)})  # network: a {kind}"
-
-    def _names(self, group: str) -> bool:
-        """Return whether the call chooses an option of a group itself."""
-        texts = [*self.changes, *self.overrides]
-        return group in self.options or any(key_of(text) == group for text in texts)
-
-    def _composed(self, options: Mapping[str, str], settings: Sequence[str] = ()) -> Config:
-        config = composed(
-            [
-                *([] if self.recipe is None else [f"+experiment={literal(self.recipe)}"]),
-                *(f"{group}={literal(option)}" for group, option in options.items()),
-                *(*settings, *self.changes, *self.of_network, *self.of_run, *self.overrides),
-            ]
-        )
-        # By now they are known to be well-formed.
-        refuse_two_ways_of_bits([*self.changes, *self.overrides])
-        _check(config)
-        return config
-
-    def _pretrained(self, model: ModelConfig) -> PretrainedNetwork:
-        if isinstance(self.network, nn.Module):
-            return given.accept(self.network, model, self.input_shape)
-        return zoo.load(model)
-
-    def _weight_bits(self) -> int | None:
-        """The bits of weights that are asked for, which decide between recipes."""
-        texts = [*self.changes, *self.of_run, *self.overrides]
-        values = {key_of(text): text.partition("=")[2].strip() for text in texts}
-        # As in the group: a number for both goes before that for weights.
-        wanted = (values.get(f"quantizer.{name}", "") for name in ("bits", "weight_bits"))
-        return next((int(value) for value in wanted if value.isdecimal()), None)
-
-
-def _recipe_name(recipe: Recipe | None) -> str | None:
-    if isinstance(recipe, str):
-        return recipe
-    if recipe is None or isinstance(recipe, Mapping):
-        return None
-    raise ConfigurationError(
-        f"recipe={recipe!r} must be the name of a recipe or a mapping of keys to values"
-    )
-
-
-def _check(config: Config) -> None:
-    if not (config.trains and config.evaluate):
-        raise ConfigurationError(
-            f"order={config.order} evaluate={str(config.evaluate).lower()}: quantize needs a stage "
-            "that calibrates or trains the student, and evaluate=true; use the command line for "
-            "anything else"
-        )
-    if config.trainer.devices * config.trainer.num_nodes > 1:
-        raise ConfigurationError(
-            f"trainer.devices={config.trainer.devices} trainer.num_nodes="
-            f"{config.trainer.num_nodes}: quantize runs in this process alone; use the command "
-            "line for several devices"
-        )
 
 
 def _quantized(run: Run, result: Result | None) -> QuantizedModel:

@@ -17,6 +17,7 @@ from hast_lightning.api import hub
 from hast_lightning.api.images import batches
 from hast_lightning.api.loading import packed_file
 from hast_lightning.api.surroundings import undisturbed_process
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
@@ -102,7 +103,7 @@ class QuantizedModel(nn.Module):
         self._samples = samples
 
     def __repr__(self) -> str:
-        """Return name and bits."""
+        """Return name and bits; of a module that was handed over the name of its class."""
         return f"QuantizedModel({self.description.network}, {bits_of(self.description.quantizer)})"
 
     def train(self, mode: bool = True) -> QuantizedModel:
@@ -116,13 +117,17 @@ class QuantizedModel(nn.Module):
 
     @property
     def bits(self) -> dict[str, int]:
-        """Return the bits of each layer's weights, by name of the layer."""
-        layers = frozen_layers(self.network)
-        return {name: layer.quantized_weight.bits for name, layer in layers}
+        """Return the bits of each layer's weights, by name of the layer; 32 in floating point."""
+        frozen = {name: layer.quantized_weight.bits for name, layer in frozen_layers(self.network)}
+        return {
+            name: frozen.get(name, FLOAT_BITS)
+            for name, layer in self.network.named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)
+        }
 
     @property
     def activation_bits(self) -> dict[str, int]:
-        """Return the bits of each quantized activation, by name in the graph."""
+        """Return the bits of each quantized activation, by name of the module that puts it out."""
         return {name: activation.bits for name, activation in frozen_activations(self.network)}
 
     def evaluate(self, data: Any) -> float:

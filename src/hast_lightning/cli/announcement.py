@@ -16,13 +16,17 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
 
+from hast_lightning.core.bits import FLOAT_BITS, Widths
+
 PACKAGE = Path(__file__).resolve().parents[1]
 ANSWERS = frozenset({"compare", "dashboard", "methods", "predict"})
 """Commands without network and bits, which answer soon."""
 DEFAULTS = {"model": "digits", "quantizer": "lsq", "method": "hast", "trainer": "default"}
 BITS_IN_NAME = re.compile(
-    r"(?P<family>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<rest>_.+)?"
+    r"(?P<family>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<rest>_.+)?"
 )
+BITS = re.compile(r"W(\d+)A(\d+)")
+NULL = "null"
 SWEEP_FLAGS = ("-m", "--multirun")
 
 
@@ -40,8 +44,10 @@ def announcement(words: Sequence[str]) -> str | None:
     if folder := named.get("resume"):
         return f"going on with {folder} on {_device(named, {})}"
     recipe = _recipe(named.get("experiment", ""))
-    network, bits = _network(named, recipe), _bits(named, recipe)
-    parts = [f"{network} to {bits}" if bits else network, f"on {_device(named, recipe)}"]
+    settings = _settings(named, recipe)
+    network, bits = _network(named, recipe), _bits(named, settings)
+    words_of_bits = _in_words(bits, named, settings)
+    parts = [f"{network} to {words_of_bits}" if bits else network, f"on {_device(named, recipe)}"]
     if command == "inspect":
         return ", ".join(["inspect", *parts])
     swept = any(word in SWEEP_FLAGS for word in words) or "sweep" in named
@@ -95,16 +101,34 @@ def _network(named: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
     return option if "$" in name else name
 
 
-def _bits(named: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+def _bits(named: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """Return ``W4A4``, or bits as they were typed; empty where only Hydra can tell."""
-    if bits := named.get("quantizer.bits", ""):
+    bits = named.get("quantizer.bits", NULL)
+    if bits != NULL:
         return f"W{bits}A{bits}" if bits.isdecimal() else bits
-    settings = {**_quantizer(_group(named, recipe, "quantizer")), **(recipe.get("quantizer") or {})}
     both = [
-        named.get(f"quantizer.{key}", settings.get(key))
+        named.get(f"quantizer.{key}", settings.get(key, ""))
         for key in ("weight_bits", "activation_bits")
     ]
-    return "" if None in both else "W{}A{}".format(*both)
+    weights, activations = (FLOAT_BITS if bits in (None, NULL) else bits for bits in both)
+    return "" if "" in both else f"W{weights}A{activations}"
+
+
+def _in_words(bits: str, named: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """Return the bits as a sentence has them: what is in floating point, and whether it is all."""
+    found = BITS.fullmatch(bits)
+    if found is None:
+        return bits
+    widths = Widths(*map(int, found.groups()))
+    ends = named.get("quantizer.first_and_last_8bit", settings.get("first_and_last_8bit"))
+    single = named.get("quantizer.overrides", settings.get("overrides")) or "[]"
+    mixed = single != "[]" or (str(ends).lower() == "true" and widths.unlike_8)
+    return f"{widths}, mixed" if mixed else str(widths)
+
+
+def _settings(named: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the quantizer that the files name."""
+    return {**_quantizer(_group(named, recipe, "quantizer")), **(recipe.get("quantizer") or {})}
 
 
 def _quantizer(option: str) -> dict[str, Any]:
@@ -149,7 +173,7 @@ def _torch_has_cuda() -> bool:
 def _folder(named: Mapping[str, str], network: str, bits: str, swept: bool) -> str:
     if folder := named.get("hydra.sweep.dir" if swept else "hydra.run.dir"):
         return folder
-    recipe = named.get("recipe") or named.get("experiment")
+    recipe = named.get("task_name") or named.get("experiment")
     if recipe is None and bits:
         recipe = f"{_group(named, {}, 'method')}_{network}_{bits.lower()}"
     return f"{'multirun' if swept else 'outputs'}/{recipe or '<recipe>'}/<now>"

@@ -34,6 +34,7 @@ from hast_lightning.config import (
     named_modules,
     one_line,
     refuse_two_ways_of_bits,
+    refuse_typed_recipe,
     register_recipes,
     register_schemas,
     spelled,
@@ -267,6 +268,7 @@ def main() -> None:
     sys.argv[1:] = sorted(words, key=lambda word: word not in (*SWEEP_FLAGS, *HELP_FLAGS))
     sweeps.SweepFolder.current = None
     try:
+        refuse_typed_recipe(sys.argv[1:])
         modules = named_modules(sys.argv[1:])
         register_schemas(modules)
         sys.argv[1:] = with_paths_as_texts(spelled_modules(sys.argv[1:]))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from hast_lightning.compare.rows import Row, summarize
 from hast_lightning.compare.runs import collect
 from hast_lightning.config import config_folder
+from hast_lightning.core.bits import Widths
 
 
 def measured_here() -> dict[str, list[str]]:
@@ -29,5 +30,4 @@ def measured_here() -> dict[str, list[str]]:
 
 
 def _text(row: Row) -> str:
-    weights, activations = row.bits
-    return f"{row.top1} W{weights}A{activations} {row.model}"
+    return f"{row.top1} {Widths(*row.bits).short} {row.model}"

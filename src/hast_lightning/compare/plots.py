@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
 from hast_lightning.compare.recipes import BITS_IN_NAME
 from hast_lightning.compare.rows import Row, Spread
+from hast_lightning.core.bits import FLOAT_BITS, Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
     made: dict[str, Figure] = {}
     for model in sorted({row.model for row in rows if row.seeds}):
         own = [row for row in rows if row.model == model and row.seeds and row.score]
-        papers = [row for row in rows if row.model == model and not row.seeds and row.bits[0] < 32]
+        papers = [row for row in rows if row.model == model and not (row.seeds or _in_float(row))]
         # Accuracies and agreements have no axis in common.
         for ours in ([row for row in own if row.top1], [row for row in own if not row.top1]):
             if not ours:
@@ -196,8 +197,12 @@ def _with_bits(row: Row) -> str:
     return f"{row.name} {_bits(row)}"
 
 
+def _in_float(row: Row) -> bool:
+    return set(row.bits) == {FLOAT_BITS}
+
+
 def _bits(row: Row) -> str:
-    return f"W{row.bits[0]}A{row.bits[1]}"
+    return Widths(*row.bits).short
 
 
 def _against_seconds(ours: Sequence[Row]) -> Figure:

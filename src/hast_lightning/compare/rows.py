@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hast_lightning.compare.recipes import BITS_IN_NAME, method_of
 from hast_lightning.compare.runs import FinishedRun
 from hast_lightning.compare.settings import Settings, distinguish
+from hast_lightning.core.bits import Widths
 from hast_lightning.records.result import Result
 
 # What a reader of numbers has to know to be the same: versions of the rest move them little.
@@ -179,7 +180,7 @@ def title(recipe: str, bits: tuple[int, int]) -> str:
     named = BITS_IN_NAME.search(recipe)
     if named is None or (int(named[1]), int(named[2])) == bits:
         return recipe
-    return f"{recipe} at W{bits[0]}A{bits[1]}"
+    return f"{recipe} at {Widths(*bits)}"
 
 
 def _first_of_each_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:

@@ -30,7 +30,12 @@ from hast_lightning.config.surroundings import (
     LoggerConfig,
     TrainerConfig,
 )
-from hast_lightning.config.words import named_modules, register_recipes, spelled_modules
+from hast_lightning.config.words import (
+    named_modules,
+    refuse_typed_recipe,
+    register_recipes,
+    spelled_modules,
+)
 from hast_lightning.quantization.settings import QuantizerConfig, refuse_two_ways_of_bits
 
 __all__ = [
@@ -63,6 +68,7 @@ __all__ = [
     "named_modules",
     "one_line",
     "refuse_two_ways_of_bits",
+    "refuse_typed_recipe",
     "register_recipes",
     "register_schemas",
     "spelled",

@@ -39,7 +39,8 @@ class Config:
     """
 
     recipe: str = MISSING
-    """Name of the recipe, in the result and in the path of the run folder."""
+    """Name of the recipe, in the result and in the path of the run folder. A recipe's file says it;
+    ``+experiment=...`` takes a recipe, and ``task_name`` names a run of your own."""
     command: str = "run"
     """``run`` the stages, ``inspect`` the network (a table of what would be quantized),
     ``estimate`` what the run would cost on this machine, list the ``methods``, ``predict``
@@ -68,7 +69,7 @@ class Config:
     tags: list[str] = field(default_factory=list)
     """Tags of the run for loggers, beside ``logger.tags``."""
     task_name: str | None = None
-    """Name of the recipe in results and folders, if you have one of your own."""
+    """What the run is called in results and folders, in place of its recipe."""
     model: ModelConfig = MISSING
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING

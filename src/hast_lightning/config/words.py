@@ -14,7 +14,9 @@ from hast_lightning.errors import ConfigurationError
 
 MODULES = "modules"
 OTHER_FOLDERS = ("hydra.searchpath", "--config-dir", "-cd")
-BITS_IN_NAME = re.compile(r"(?P<head>.+)_w(?P<weights>[2-8])a(?P<activations>[2-8])(?P<tail>_.+)?")
+BITS_IN_NAME = re.compile(
+    r"(?P<head>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<tail>_.+)?"
+)
 
 
 def named_modules(words: Iterable[str]) -> list[str]:
@@ -45,6 +47,21 @@ def spelled_modules(words: Sequence[str]) -> list[str]:
     ]
 
 
+def refuse_typed_recipe(words: Iterable[str]) -> None:
+    """Refuse ``recipe=...``, which a recipe's file says of itself and which would take none.
+
+    Raises:
+        ConfigurationError: one of the words is that; the message says what was meant.
+    """
+    for word in words:
+        key, _, name = word.lstrip("+").partition("=")
+        if key == "recipe":
+            raise ConfigurationError(
+                f"{word}: a recipe is taken by +experiment={name}, or by recipe={name!r} in "
+                f"Python; task_name={name} is what the run is called"
+            )
+
+
 def register_recipes(words: Iterable[str]) -> None:
     """Make recipes known whose name says the bits of a family: ``mobilenetv2_w3a3``.
 
@@ -72,5 +89,6 @@ def _register(name: str, elsewhere: bool) -> None:
     if not (elsewhere or (folder / f"{family}.yaml").is_file()):
         return
     bits = {"weight_bits": int(found["weights"]), "activation_bits": int(found["activations"])}
-    node = {"defaults": [family, "_self_"], "recipe": name, "quantizer": bits}
+    named = f"${{first:${{task_name}},{name}}}"
+    node = {"defaults": [family, "_self_"], "recipe": named, "quantizer": bits}
     ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")

@@ -44,6 +44,7 @@ class Bench(Protocol):
     """What a stage works with: both networks, the sources, and optimizers by name.
 
     Attributes:
+        stages: Those that run, by name and in their order.
         learner: The student as a network whose nodes can be read.
         student: The student itself, whose parameters train.
         micro_batch: Samples that go through the networks at once in a student step; none: all.
@@ -55,6 +56,7 @@ class Bench(Protocol):
     learner: Network
     student: fx.GraphModule
     sources: Mapping[str, Source]
+    stages: Mapping[str, Stage]
     micro_batch: int | None
     halve_on_out_of_memory: bool
     ranges_frozen: bool

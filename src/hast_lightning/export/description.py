@@ -27,7 +27,8 @@ class Description:
         teacher_checksum: SHA-256 of its weights, in hexadecimal.
         recipe: name of the recipe.
         seed: of the run.
-        quantizer: the configuration's group of that name.
+        quantizer: the configuration's group of that name, with the bits that a stage gave to
+            single layers.
         input_shape: (channels, height, width) of an image.
         num_classes: length of the output.
         mean: per channel, what pixels in [0, 1] are normalized with.

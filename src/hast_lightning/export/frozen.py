@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from hast_lightning.errors import ModelError
 from hast_lightning.export.arguments import arguments_of
 from hast_lightning.graph.heads import restore_head
+from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
@@ -163,11 +164,13 @@ def frozen_layers(network: nn.Module) -> Iterator[tuple[str, FrozenConv2d | Froz
             yield name, module
 
 
-def frozen_activations(network: nn.Module) -> Iterator[tuple[str, FrozenActivation]]:
-    """Yield name and module of every frozen activation quantizer."""
-    for name, module in network.named_modules():
-        if isinstance(module, FrozenActivation):
-            yield name, module
+def frozen_activations(network: fx.GraphModule) -> Iterator[tuple[str, FrozenActivation]]:
+    """Yield every frozen activation quantizer, behind the name of the value that it rounds."""
+    names = value_names(network.graph)
+    for node in network.graph.nodes:
+        layer = layer_of(node, network)
+        if isinstance(layer, FrozenActivation):
+            yield names[node.all_input_nodes[0]], layer
 
 
 def _require_calibrated(student: nn.Module) -> None:

@@ -20,6 +20,7 @@ from hast_lightning.graph.operations import ACTIVATION_LAYERS
 LAYERS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
+        *(nn.Conv2d, nn.Linear),  # those whose weights are left in floating point
         *ACTIVATION_LAYERS,
         *(nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold),
         *(nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor, fx, nn
 
-from hast_lightning.errors import ModelError
+from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
@@ -17,7 +18,7 @@ from hast_lightning.graph.operations import (
 )
 from hast_lightning.graph.tracing import trace
 from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
-from hast_lightning.quantization.layer_bits import plan_bits
+from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
@@ -30,7 +31,8 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     included; every output of an activation function gets its own quantizer, also where one
     module is called several times. The input image, biases, BatchNorm and the outputs of linear
     bottlenecks stay in floating point (methods of ZeroQ, GDFQ, IntraQ and HAST, whose networks
-    have ReLU and ReLU6 only); another placement says so itself.
+    have ReLU and ReLU6 only); another placement says so itself. What is to have 32 bits stays as
+    it is, too.
 
     Args:
         network: Left as it is.
@@ -44,21 +46,37 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     Raises:
         ModelError: the network cannot be traced, has nothing to quantize, or has weights that
             would stay unquantized.
-        ConfigurationError: an override of ``settings`` matches nothing.
+        ConfigurationError: an override of ``settings`` matches nothing, or they leave nothing to
+            quantize.
     """
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
     nodes = settings.placement.values(student)
     plan = plan_bits(student, nodes, settings)
-    if not plan.weights or not plan.activations:
-        missing = "convolution or linear layer" if not plan.weights else "activation function"
-        raise ModelError(f"the network has no {missing}, so there is nothing to quantize")
+    _refuse_nothing(student, nodes, plan, settings)
     _quantize_weights(student, settings, plan.weights)
     _insert_activation_quantizers(student, settings, plan.activations)
     student.graph.lint()
     student.recompile()
     student.requires_grad_(True)
     return student.eval()
+
+
+def _refuse_nothing(
+    student: fx.GraphModule, nodes: Collection[fx.Node], plan: BitPlan, settings: QuantizerConfig
+) -> None:
+    """Refuse a network without what is to be quantized."""
+    missing = ""
+    if not any(isinstance(layer, QUANTIZABLE) for layer in student.modules()):
+        missing = "convolution or linear layer"
+    elif not nodes and settings.widths.activations != FLOAT_BITS:
+        missing = "activation function"
+    if missing:
+        raise ModelError(f"the network has no {missing}, so there is nothing to quantize")
+    if not (plan.weights or plan.activations):
+        raise ConfigurationError(
+            "quantizer.overrides leaves all that could be quantized in floating point"
+        )
 
 
 def _refuse_unsupported(student: fx.GraphModule) -> None:

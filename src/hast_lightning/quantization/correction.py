@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hast_lightning.graph.operations import calls, is_rectifier, layer_of
 from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.runtime.ranks import averaged
 
 SMALLEST_VARIANCE = 1e-12
@@ -146,7 +147,7 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
     known = {node.name for node in teacher.graph.nodes}
     nodes = [
         node
-        for node in _called_once(student, (QuantConv2d, QuantLinear))
+        for node in _called_once(student, QUANTIZABLE)
         if node.name in known and not _feeds_batch_norm(node, student)
     ]
     watch = _Watch(teacher, {node.name: _channel_mean for node in nodes})
@@ -154,7 +155,8 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
 
     def correct(node: fx.Node, value: Tensor, run: Any) -> Any:
         layer = layer_of(node, student)
-        assert isinstance(layer, QuantConv2d | QuantLinear)
+        # One whose own weights are in floating point takes in rounded values all the same.
+        assert isinstance(layer, QUANTIZABLE)
         error = _channel_mean(run(node)) - watch.found[node.name]
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(error))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
@@ -25,7 +26,7 @@ class LayerDiagnosis:
     """One quantized tensor of a student: the weights of a layer, or an activation.
 
     Attributes:
-        name: Dotted name of the layer, or name of the graph's node that is quantized.
+        name: Dotted name of the layer, or of the module whose value is quantized.
         kind: ``weight`` or ``activation``.
         bits: 2 to 8.
         low: Smallest value that can be represented, over all channels; none for an activation
@@ -56,12 +57,13 @@ def diagnose(student: fx.GraphModule) -> list[LayerDiagnosis]:
         student: A converted network, calibrated or not.
     """
     found: dict[str, LayerDiagnosis] = {}
+    names = value_names(student.graph)
     for node in student.graph.nodes:
         layer = layer_of(node, student)
         if isinstance(layer, QuantConv2d | QuantLinear):
             found.setdefault(str(node.target), _of_weights(str(node.target), layer))
         elif isinstance(layer, ActivationQuantizer):
-            found[str(node.target)] = _of_activation(node.all_input_nodes[0].name, layer)
+            found[str(node.target)] = _of_activation(names[node.all_input_nodes[0]], layer)
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.quantization.ranges import (
     AffineParameters,
     Grid,
@@ -258,6 +259,13 @@ def quantized_layers(network: nn.Module) -> list[tuple[str, QuantConv2d | QuantL
     ]
 
 
+def weight_bits(layer: nn.Module) -> int:
+    """Return the bits of a layer's weights; 32 where they are left in floating point."""
+    if isinstance(layer, QuantConv2d | QuantLinear):
+        return layer.weight_quantizer.bits
+    return FLOAT_BITS
+
+
 def set_activation_mode(network: nn.Module, mode: ActivationMode) -> None:
     """Switch every activation quantizer of ``network`` to ``mode``."""
     for quantizer in activation_quantizers(network):
@@ -282,7 +290,10 @@ def freeze_ranges(network: nn.Module) -> None:
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Forget all activation ranges, observe ``batches`` of inputs (N, ...) and freeze again."""
-    for quantizer in activation_quantizers(network):
+    quantizers = activation_quantizers(network)
+    if not quantizers:
+        return
+    for quantizer in quantizers:
         quantizer.moving_range.forget()
     set_activation_mode(network, ActivationMode.OBSERVE)
     with held_weights(network):

@@ -1,4 +1,4 @@
-"""Bits of each layer's weights and of each quantized value."""
+"""Bits of each layer's weights and of each value that is quantized."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import layer_of
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
@@ -18,7 +19,10 @@ MOST_NAMES = 6
 
 
 class BitPlan(NamedTuple):
-    """Bits of each layer's weights by its dotted name, and of each quantized node's value."""
+    """Bits of each layer's weights by its dotted name, and of each quantized node's value.
+
+    What stays in floating point is in neither.
+    """
 
     weights: dict[str, int]
     activations: dict[fx.Node, int]
@@ -29,8 +33,9 @@ def plan_bits(
 ) -> BitPlan:
     """Follow the overrides of the settings, layer by layer.
 
-    A quantized value gets the most bits that a layer which takes it in asks for; one that no
-    layer takes in gets ``settings.activation_bits``.
+    A quantized value gets the most bits that a layer which takes it in asks for, so that it stays
+    in floating point where one of them wants it so; one that no layer takes in gets
+    ``settings.activation_bits``.
 
     Args:
         student: Its layers are not replaced yet.
@@ -43,8 +48,9 @@ def plan_bits(
     """
     names = _layer_names(student)
     entries = [*_first_and_last(student, settings), *settings.overrides]
-    weights = dict.fromkeys(names, settings.weight_bits)
-    inputs = dict.fromkeys(names, settings.activation_bits)
+    usual = settings.widths
+    weights = dict.fromkeys(names, usual.weights)
+    inputs = dict.fromkeys(names, usual.activations)
     for entry in entries:
         for name in _matching(entry, names):
             weights[name] = entry.weight_bits or entry.bits or weights[name]
@@ -52,10 +58,13 @@ def plan_bits(
     taken_in = {node: set(_takers(node, student, nodes)) for node in nodes}
     _refuse_ineffective(settings.overrides, names, taken_in)
     activations = {
-        node: max((inputs[name] for name in takers), default=settings.activation_bits)
+        node: max((inputs[name] for name in takers), default=usual.activations)
         for node, takers in taken_in.items()
     }
-    return BitPlan(weights, activations)
+    return BitPlan(
+        {name: bits for name, bits in weights.items() if bits != FLOAT_BITS},
+        {node: bits for node, bits in activations.items() if bits != FLOAT_BITS},
+    )
 
 
 def _layer_names(student: fx.GraphModule) -> list[str]:
@@ -70,7 +79,8 @@ def _is_layer(node: fx.Node, student: fx.GraphModule) -> bool:
 
 def _first_and_last(student: fx.GraphModule, settings: QuantizerConfig) -> Iterator[LayerBits]:
     """Layers before which there is no other, and layers after which there is none."""
-    if not settings.first_and_last_8bit:
+    weights, inputs = (None if bits == FLOAT_BITS else 8 for bits in settings.widths)
+    if not settings.first_and_last_8bit or weights is inputs is None:
         return
     nodes = list(student.graph.nodes)
     before: set[fx.Node] = set()
@@ -84,7 +94,7 @@ def _first_and_last(student: fx.GraphModule, settings: QuantizerConfig) -> Itera
     for node in nodes:
         if _is_layer(node, student) and not (node in before and node in after):
             # Names are no patterns: a bracket stands for itself.
-            yield LayerBits(str(node.target), 8, 8)
+            yield LayerBits(str(node.target), weights, inputs)
 
 
 def _matching(entry: LayerBits, names: list[str]) -> list[str]:
@@ -111,7 +121,8 @@ def _refuse_ineffective(
                 f"quantizer.overrides: {entry.layers!r} matches no convolution or linear layer; "
                 f"some of their names: {some}"
             )
-        if entry.activation_bits and not any(matching & takers for takers in taken_in.values()):
+        wanted = entry.activation_bits not in (None, FLOAT_BITS)
+        if wanted and not any(matching & takers for takers in taken_in.values()):
             raise ConfigurationError(
                 f"quantizer.overrides: {entry.layers!r} sets activation_bits="
                 f"{entry.activation_bits}, but what these layers take in is not quantized"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING
 
+from hast_lightning.core.bits import FLOAT_BITS, Widths
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.axes import Placement, Ranges, Rounding
@@ -26,9 +27,9 @@ class LayerBits:
     layers: str = MISSING
     """Shell-style pattern of the names of convolutions and linear layers."""
     weight_bits: int | None = None
-    """Bits of the layers' weights."""
+    """Bits of the layers' weights; 32 leaves them in floating point."""
     activation_bits: int | None = None
-    """Bits of what the layers take in."""
+    """Bits of what the layers take in; 32 leaves it in floating point."""
     bits: int | None = None
     """Bits of both that are not set, where what the layers take in is quantized."""
 
@@ -49,10 +50,11 @@ class QuantizerConfig:
 
     bits: int | None = None
     """Bits of weights and activations alike, in place of the two below."""
-    weight_bits: int = 3
-    """Bits of the weights of convolutions and linear layers."""
-    activation_bits: int = 3
-    """Bits of the activations."""
+    weight_bits: int | None = 3
+    """Bits of the weights of convolutions and linear layers, 2 to 8; 32 leaves them in floating
+    point, and so does null, which is 32 from then on."""
+    activation_bits: int | None = 3
+    """Bits of the activations; 32 or null leaves them in floating point, and no range is found."""
     ranges: Ranges = MISSING
     """How ranges are found or learned; ``minmax`` in Python."""
     rounding: Rounding = MISSING
@@ -69,7 +71,8 @@ class QuantizerConfig:
     """Scale channels between neighbouring layers so that they are as wide in both, which leaves
     what the network computes as it is (cross-layer equalization of DFQ)."""
     first_and_last_8bit: bool = False
-    """Weights and inputs of the first and of the last layer at 8 bits."""
+    """Weights and inputs of the first and of the last layer at 8 bits, where others are
+    quantized."""
     overrides: list[LayerBits] = field(default_factory=list)
     """Bits of single layers; of several entries that match a layer the last one counts, and each
     counts more than ``first_and_last_8bit``."""
@@ -92,8 +95,7 @@ class QuantizerConfig:
         if self.bits is not None:
             _require_bits("quantizer.bits", self.bits)
             self.weight_bits = self.activation_bits = self.bits
-        _require_bits("quantizer.weight_bits", self.weight_bits)
-        _require_bits("quantizer.activation_bits", self.activation_bits)
+        self._check_widths()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -102,6 +104,30 @@ class QuantizerConfig:
                 f"placement={self.placement.kind} is for pad with zeros, which every range must "
                 "contain"
             )
+
+    def _check_widths(self) -> None:
+        """Write floating point as 32, and refuse other widths than there are."""
+        for name in ("weight_bits", "activation_bits"):
+            if getattr(self, name) is None:
+                setattr(self, name, FLOAT_BITS)
+            _require_bits(f"quantizer.{name}", getattr(self, name))
+        if set(self.widths) == {FLOAT_BITS} and not any(map(_quantizes, self.overrides)):
+            raise ConfigurationError(
+                f"quantizer.weight_bits={FLOAT_BITS} quantizer.activation_bits={FLOAT_BITS}: both "
+                "in floating point is nothing to quantize; give one of them 2 to 8 bits"
+            )
+
+    @property
+    def widths(self) -> Widths:
+        """Return the bits of weights and of activations."""
+        assert self.weight_bits is not None
+        assert self.activation_bits is not None
+        return Widths(self.weight_bits, self.activation_bits)
+
+    @property
+    def mixed(self) -> bool:
+        """Return whether single layers may have other bits."""
+        return (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
 
     @property
     def name(self) -> str:
@@ -118,7 +144,19 @@ def _require_bits(key: str, bits: int) -> None:
     """Refuse what is no width; in Python it may be of any type."""
     if type(bits) is not int:
         raise ConfigurationError(f"{key}={bits!r} must be an integer")
-    require_range(key, bits, MIN_BITS, MAX_BITS)
+    if bits == FLOAT_BITS:
+        return
+    try:
+        require_range(key, bits, MIN_BITS, MAX_BITS)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, or {FLOAT_BITS} for floating point") from None
+
+
+def _quantizes(override: LayerBits) -> bool:
+    """Return whether an override asks for integers anywhere."""
+    return bool(
+        {override.weight_bits, override.activation_bits, override.bits} - {None, FLOAT_BITS}
+    )
 
 
 def refuse_two_ways_of_bits(overrides: Sequence[str]) -> None:

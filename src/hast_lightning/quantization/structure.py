@@ -9,7 +9,7 @@ count; BatchNorms are part of them once folded.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import (
     CONCATENATIONS,
     calls,
@@ -25,9 +27,9 @@ from hast_lightning.graph.operations import (
     layer_of,
     rearranges,
 )
-from hast_lightning.quantization.fake_quant import ActivationQuantizer, QuantConv2d, QuantLinear
+from hast_lightning.quantization.fake_quant import ActivationQuantizer, weight_bits
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
-FLOAT_BITS = 32
 SHAPE = "shape"
 """Key of a node's meta data."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -41,12 +43,12 @@ class Call:
     """A layer, a BatchNorm or a quantizer, with what directly follows and belongs to it.
 
     Attributes:
-        name: dotted name of the layer, or the node's name of a function.
+        name: dotted name of the layer or of the module, or the node's name of a function.
         operations: what is done, in order: ``3x3 /2``, ``BN``, ``ReLU``.
         output_shape: shape of the result for one image, without the image's dimension.
         parameters: how many, of the layer and of what is in this call with it.
         multiplications: multiply-accumulates for one image; 0 without a layer.
-        weight_bits: bits of the layer's weights; none without a layer.
+        weight_bits: bits of the layer's weights, 32 in floating point; none without a layer.
         input_bits: bits of what the layer takes in; none without a layer.
         output_bits: bits of the result; none where no quantizer follows.
         batch_norms: BatchNorms in this call.
@@ -100,18 +102,29 @@ def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) ->
     with torch.no_grad():
         _Shapes(student).run(image)
     found, seen = [], set[fx.Node]()
+    names = value_names(student.graph)
     for node in student.graph.nodes:
         if node not in seen and _begins(node, student):
             chain = [node, *_followers(node, student)]
             seen.update(chain)
-            found.append(_call(chain, student, taps))
+            found.append(_call(chain, student, taps, names))
+    return found
+
+
+def value_bits(student: fx.GraphModule) -> dict[str, int]:
+    """Return the bits of each quantized value by its name, in order of execution."""
+    names, found = value_names(student.graph), {}
+    for node in student.graph.nodes:
+        layer = layer_of(node, student)
+        if isinstance(layer, ActivationQuantizer):
+            found[names[node.all_input_nodes[0]]] = layer.bits
     return found
 
 
 def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
     """Return whether a call begins here: a layer, a BatchNorm, or a quantized activation."""
     layer = layer_of(node, student)
-    if isinstance(layer, (QuantConv2d, QuantLinear, ActivationQuantizer, *_BATCH_NORMS)):
+    if isinstance(layer, (*QUANTIZABLE, ActivationQuantizer, *_BATCH_NORMS)):
         return True
     return is_activation(node, student) and _only_follower(node, student) is not None
 
@@ -133,19 +146,25 @@ def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
     return user if belongs and len(user.all_input_nodes) == 1 else None
 
 
-def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) -> Call:
+def _call(
+    chain: list[fx.Node],
+    student: fx.GraphModule,
+    taps: Collection[str],
+    names: Mapping[fx.Node, str],
+) -> Call:
     layers = [layer_of(node, student) for node in chain]
     first, quantizer = layers[0], layers[-1]
     shape = _output_shape(chain[-1])
-    weighted = first if isinstance(first, QuantConv2d | QuantLinear) else None
+    weighted = first if isinstance(first, QUANTIZABLE) else None
     inputs = chain[0].all_input_nodes
     return Call(
-        name=_name(chain[0], student),
+        # All calls of a layer are of the same weights, and so have one name.
+        name=str(chain[0].target) if weighted else names[_named_after(chain[0], student)],
         operations=tuple(_operations(chain, student)),
         output_shape=shape,
         parameters=sum(p.numel() for layer in layers for p in _parameters(layer)),
         multiplications=_multiplications(weighted, _output_shape(chain[0])) if weighted else 0,
-        weight_bits=weighted.weight_quantizer.bits if weighted else None,
+        weight_bits=weight_bits(weighted) if weighted else None,
         input_bits=_bits_of(inputs[0], student) if weighted else None,
         output_bits=quantizer.bits if isinstance(quantizer, ActivationQuantizer) else None,
         batch_norms=sum(isinstance(layer, _BATCH_NORMS) for layer in layers),
@@ -153,11 +172,10 @@ def _call(chain: list[fx.Node], student: fx.GraphModule, taps: Collection[str]) 
     )
 
 
-def _name(node: fx.Node, student: fx.GraphModule) -> str:
+def _named_after(node: fx.Node, student: fx.GraphModule) -> fx.Node:
     """A quantizer that follows nothing else of the call is named after what it quantizes."""
-    if isinstance(layer_of(node, student), ActivationQuantizer):
-        return node.all_input_nodes[0].name
-    return str(node.target) if node.op == "call_module" else node.name
+    quantizes = isinstance(layer_of(node, student), ActivationQuantizer)
+    return node.all_input_nodes[0] if quantizes else node
 
 
 def _parameters(layer: nn.Module | None) -> Iterator[nn.Parameter]:
@@ -169,7 +187,7 @@ def _output_shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta[SHAPE][1:])
 
 
-def _multiplications(layer: QuantConv2d | QuantLinear, output_shape: tuple[int, ...]) -> int:
+def _multiplications(layer: nn.Conv2d | nn.Linear, output_shape: tuple[int, ...]) -> int:
     """Each number of the result is a sum over the inputs that one output channel sees."""
     return math.prod(output_shape) * layer.weight[0].numel()
 
@@ -196,9 +214,9 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
         chain = [chain[0].all_input_nodes[0]]
     for node in chain:
         layer = layer_of(node, student)
-        if isinstance(layer, QuantConv2d):
+        if isinstance(layer, nn.Conv2d):
             yield _describe_convolution(layer)
-        elif isinstance(layer, QuantLinear):
+        elif isinstance(layer, nn.Linear):
             yield "linear"
         elif isinstance(layer, _BATCH_NORMS):
             yield "BN"
@@ -209,7 +227,7 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
             yield function.strip("_") if layer is None else type(layer).__name__
 
 
-def _describe_convolution(layer: QuantConv2d) -> str:
+def _describe_convolution(layer: nn.Conv2d) -> str:
     """For example ``3x3``, ``3x3 /2``, ``3x3 dw`` (depthwise), ``3x3 g32`` (32 groups)."""
     parts = ["x".join(map(str, layer.kernel_size))]
     if max(layer.stride) > 1:

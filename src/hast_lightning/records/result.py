@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from hast_lightning.config.safeguard import REFERENCE
+from hast_lightning.core.bits import Widths
 from hast_lightning.errors import DataError
 
 RETIRED = ("synthesis_steps", "calibration_steps")
@@ -67,9 +68,9 @@ class Result:
     model_checksum: str
     """SHA-256 of its weights, in hexadecimal."""
     weight_bits: int
-    """Bits of a quantized weight."""
+    """Bits of a weight; 32: floating point."""
     activation_bits: int
-    """Bits of a quantized activation."""
+    """Bits of an activation; 32: floating point."""
     teacher_top1: float | None
     """Top-1 accuracy of the full-precision network."""
     calibrated_top1: float | None
@@ -108,6 +109,8 @@ class Result:
     """Commit of the source, ending in ``-dirty`` with local changes; none when installed."""
     command: str
     """Command line that makes the result again; of a job of a sweep, the job's own."""
+    mixed: bool = False
+    """Single layers have other bits than these."""
     method: str = ""
     """Name of the method; empty in results of versions that had one method only."""
     budget: str = ""
@@ -138,6 +141,12 @@ class Result:
         """Return the error of the logits after the last step, on images that nobody trained on."""
         *_, last = [{}, *self.judged.values()]
         return last.get(REFERENCE, {}).get("error")
+
+    @property
+    def bits(self) -> str:
+        """Return the bits in words: ``W4A8``, ``W4, activations in float, mixed``."""
+        widths = Widths(self.weight_bits, self.activation_bits)
+        return f"{widths}, mixed" if self.mixed else str(widths)
 
     @property
     def handed_back_earlier(self) -> bool:
@@ -249,6 +258,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_is_a(child, kind) for child in value.values())
     if is_typeddict(hint):
         return isinstance(value, dict)
+    if hint is bool:
+        return isinstance(value, bool)
     # JSON has one kind of number, and to Python true is an integer.
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.records.result import Result
 
 FULL_PRECISION_BITS = "32/32"
@@ -19,9 +20,11 @@ def results_table(result: Result) -> Table:
     the full-precision network stands for it.
     """
     labelled = result.quantized_top1 is not None
+    told = FLOAT_BITS in (result.weight_bits, result.activation_bits) or result.mixed
+    words = f"; {result.bits}" if told else ""
     table = Table(
         title=f"{result.recipe}, seed {result.seed}",
-        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step",
+        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step{words}",
         # Narrow, so that five columns fit into 80 characters.
         box=box.SIMPLE_HEAVY,
     )
@@ -50,6 +53,9 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
 
     The names hold for every recipe; the recipe itself is in the title.
     """
+    names = ("calibrated ranges only", "calibrated and trained")
+    if result.activation_bits == FLOAT_BITS:
+        names = ("before training", "trained")
     bits = f"{result.weight_bits}/{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     float_size = readable_size(result.teacher_bytes)
@@ -60,8 +66,8 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     last = "" if result.handed_back_earlier else "bold"
     rows = [
         HeadlineRow("", *full),
-        HeadlineRow("", "calibrated ranges only", before, agreed_before, bits, size),
-        HeadlineRow(last, "calibrated and trained", after, agreed_after, bits, size),
+        HeadlineRow("", names[0], before, agreed_before, bits, size),
+        HeadlineRow(last, names[1], after, agreed_after, bits, size),
     ]
     if result.handed_back_earlier:
         name, kept = f"handed back: {result.kept_stage}", result.kept_agreement

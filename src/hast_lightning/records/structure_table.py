@@ -97,7 +97,11 @@ def totals_table(
     return table
 
 
-def method_table(title: str, stages: Sequence[tuple[str, str, str, Sequence[PartRow]]]) -> Table:
+StageRow = tuple[str, str, str, Sequence[PartRow]]
+"""Name, steps and source of a stage, and its parts that are on."""
+
+
+def method_table(title: str, stages: Sequence[StageRow]) -> Table:
     """Return what the stages do and what their parts need.
 
     Args:

@@ -44,6 +44,34 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class JudgedStage:
+    """What is known of the student after one stage.
+
+    Attributes:
+        stage: Its name.
+        kept: This student is handed back.
+        cells: What was measured, a text for each kind of images.
+    """
+
+    stage: str
+    kept: bool
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JudgedTable:
+    """The students that there were to choose between.
+
+    Attributes:
+        images: Kinds of images, the one that decides first.
+        stages: In their order.
+    """
+
+    images: tuple[str, ...]
+    stages: tuple[JudgedStage, ...]
+
+
+@dataclass(frozen=True)
 class Tile:
     """One synthetic image with what the networks make of it.
 
@@ -204,6 +232,7 @@ class RunReport:
         figures: The numbers that come first; empty without an evaluation.
         headline: The networks that are compared; empty without an evaluation.
         measured_on: What accuracy and agreement were measured on.
+        judged: How close the student was after each stage; none where one stage alone changed it.
         facts: What was quantized and how.
         stages: What the run did, stage by stage.
         synthetic: The images were made, not taken.
@@ -228,6 +257,7 @@ class RunReport:
     figures: tuple[Fact, ...] = ()
     headline: tuple[HeadlineRow, ...] = ()
     measured_on: str = ""
+    judged: JudgedTable | None = None
     facts: tuple[Fact, ...] = ()
     stages: tuple[StageLines, ...] = ()
     synthetic: bool = True

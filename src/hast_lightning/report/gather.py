@@ -26,6 +26,7 @@ from hast_lightning.report.content import (
     Tile,
 )
 from hast_lightning.report.curves import read_panels
+from hast_lightning.report.judged import judged_table
 from hast_lightning.report.parts import stage_lines
 from hast_lightning.report.pictures import data_addresses
 from hast_lightning.report.samples import Harder, Samples, harder_batch, look_at
@@ -61,6 +62,7 @@ def gather(run: Run, result: Result | None) -> RunReport:
         figures=key_figures(result) if result else (),
         headline=headline(result) if result else (),
         measured_on=_measured_on(result),
+        judged=judged_table(result),
         easy=easy,
         hard=hard,
         looked_at=len(samples.images),
@@ -75,12 +77,11 @@ def gather(run: Run, result: Result | None) -> RunReport:
 
 def outline(run: Run, result: Result | None) -> RunReport:
     """Return what can be said without running a network, and so also of a run that failed."""
-    config, quantizer = run.config, run.config.quantizer
+    config = run.config
     return RunReport(
         title=config.recipe,
         subtitle=(
-            f"{run.network.name} at W{quantizer.weight_bits}A{quantizer.activation_bits}"
-            f"{_exceptions(run)}, zero-shot"
+            f"{run.network.name} at {run.config.quantizer.widths}{_exceptions(run)}, zero-shot"
         ),
         failure=early_end(run, read_failure(run.folder)),
         facts=facts_of(run),
@@ -125,8 +126,7 @@ def _exceptions(run: Run) -> str:
     """Return what to say of layers with other bits, those that a stage chose among them."""
     quantizer = run.config.quantizer
     widths = {layer.weight_quantizer.bits for _, layer in quantized_layers(run.module.student)}
-    mixed = quantizer.first_and_last_8bit or quantizer.overrides or len(widths) > 1
-    return ", single layers otherwise" if mixed else ""
+    return ", single layers otherwise" if quantizer.mixed or len(widths) > 1 else ""
 
 
 def class_names(run: Run) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hast_lightning.config import Config
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.part import Part
-from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.quantization.fake_quant import activation_quantizers, weight_bits
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.quantization.settings import LayerBits
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.folder import RESULT_FILE
@@ -33,7 +35,7 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
     channels, height, width = network.input_shape
-    weights = [layer.weight_quantizer.bits for _, layer in quantized_layers(student)]
+    weights = [weight_bits(m) for m in student.modules() if isinstance(m, QUANTIZABLE)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
     return (
@@ -42,7 +44,7 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
         Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
-        Fact("Activations", f"{widths(activations)}, {len(activations)} tensors, one range each"),
+        Fact("Activations", _activations(activations)),
         Fact("Ranges", _part(quantizer.ranges)),
         Fact("Rounding", f"{_part(quantizer.rounding)} {_gradient(config)}"),
         Fact("Placement", _part(quantizer.placement)),
@@ -70,13 +72,23 @@ def _exceptions(config: Config) -> list[str]:
 def widths(bits: Sequence[int]) -> str:
     """Return the bits of many tensors: ``3 bits``, or ``2 bits (8 bits in 2 of them)``."""
     (usual, _), *others = Counter(bits).most_common()
-    text = ", ".join(f"{count} bits in {number} of them" for count, number in sorted(others))
-    return f"{usual} bits" + (f" ({text})" if text else "")
+    text = ", ".join(f"{_bits(count)} in {number} of them" for count, number in sorted(others))
+    return _bits(usual) + (f" ({text})" if text else "")
+
+
+def _bits(count: int) -> str:
+    return "floating point" if count == FLOAT_BITS else f"{count} bits"
+
+
+def _activations(bits: Sequence[int]) -> str:
+    if not bits:
+        return "floating point"
+    return f"{widths(bits)}, {len(bits)} tensors, one range each"
 
 
 def _override(override: LayerBits) -> str:
     widths = (("weights", override.weight_bits), ("activations", override.activation_bits))
-    given = ", ".join(f"{what} {bits} bits" for what, bits in widths if bits is not None)
+    given = ", ".join(f"{what} {_bits(bits)}" for what, bits in widths if bits is not None)
     return f"{override.layers}: {given}"
 
 
@@ -131,10 +143,9 @@ def _footprint(result: Result) -> list[tuple[str, str]]:
 
 def key_figures(result: Result) -> tuple[Fact, ...]:
     """Return the numbers that come first."""
-    bits = f"W{result.weight_bits}A{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     figures = [
-        Fact(f"top-1 at {bits}", f"{result.quantized_top1:.2f} %")
+        Fact(f"top-1 at {result.bits}", f"{result.quantized_top1:.2f} %")
         if result.quantized_top1 is not None
         else None,
         Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %"),

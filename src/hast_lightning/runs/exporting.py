@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -29,7 +29,8 @@ from hast_lightning.export.packed import require_storable
 from hast_lightning.export.parity import latencies, prove
 from hast_lightning.export.program import export_program
 from hast_lightning.graph.heads import head_of, restore_head
-from hast_lightning.quantization.fake_quant import activation_quantizers
+from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.quantization.settings import LayerBits
 from hast_lightning.records.result import ExportRecord
 from hast_lightning.runs.assembly import Run
 
@@ -127,7 +128,7 @@ def describe(run: Run) -> Description:
         teacher_checksum=network.checksum,
         recipe=run.config.recipe,
         seed=run.config.seed,
-        quantizer=asdict(run.config.quantizer),
+        quantizer=_quantizer(run),
         input_shape=network.input_shape,
         num_classes=network.num_classes,
         mean=tuple(network.mean),
@@ -136,6 +137,14 @@ def describe(run: Run) -> Description:
         class_names=network.class_names,
         output=head_of(run.module.student),
     )
+
+
+def _quantizer(run: Run) -> dict[str, Any]:
+    """Return the group of that name, with the bits that a stage gave to single layers."""
+    settings = run.config.quantizer
+    found = {n: layer.weight_quantizer.bits for n, layer in quantized_layers(run.module.student)}
+    others = [LayerBits(n, bits) for n, bits in found.items() if bits != settings.widths.weights]
+    return asdict(settings if settings.mixed else replace(settings, overrides=others))
 
 
 def _formats(run: Run) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -10,20 +12,24 @@ from torch import fx
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Needs
+from hast_lightning.core.bits import FLOAT_BITS, Widths
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import UserError
 from hast_lightning.graph.blocks import find_taps, select_taps
+from hast_lightning.graph.names import value_names
 from hast_lightning.graph.network import Learner
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
-from hast_lightning.quantization.structure import Call, list_calls
+from hast_lightning.quantization.structure import Call, list_calls, value_bits
+from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.structure_table import (
     PartRow,
+    StageRow,
     method_table,
     structure_table,
     totals_table,
@@ -32,7 +38,79 @@ from hast_lightning.runs.sources import build_sources
 from hast_lightning.tracking.facts import is_on, running_stages, switched_parts
 from hast_lightning.training.bench import PreparedBench
 
+COLUMNS = 100
+"""Of the tables as text."""
 _NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """A network, what quantizing it changes, and what a method does, before anything is run.
+
+    ``print`` shows the tables of ``command=inspect``.
+
+    Attributes:
+        network: Name of the network; of a module that was handed over the name of its class.
+        widths: Bits of weights and of activations where nothing else is said.
+        mixed: Single layers may have other bits.
+        quantizer: Name of the quantizer.
+        calls: Layers, BatchNorms and quantized values with their shapes, bits and cost for one
+            image, in order of execution.
+        bits: Bits of each layer's weights, by name of the layer; 32 in floating point.
+        activation_bits: Bits of each quantized value, by name of the module that puts it out.
+        parameters: Of the whole network.
+        float_bytes: Size in full precision.
+        quantized_bytes: Size with weights in their bits.
+        taps: Names of the values at which teacher and student are aligned.
+        method: Name of the method.
+        schedule: Name of the budget.
+        steps: Steps of each stage, by name; empty where a run would be refused.
+        stages: Name, steps, source and parts of each stage that runs.
+        refusal: Why a run would be refused; empty where it would not.
+        notes: What else is to be known, a line each.
+    """
+
+    network: str
+    widths: Widths
+    mixed: bool
+    quantizer: str
+    calls: tuple[Call, ...]
+    bits: dict[str, int]
+    activation_bits: dict[str, int]
+    parameters: int
+    float_bytes: int
+    quantized_bytes: int
+    taps: tuple[str, ...]
+    method: str
+    schedule: str
+    steps: dict[str, int]
+    stages: tuple[StageRow, ...]
+    refusal: str
+    notes: tuple[str, ...]
+
+    def show(self, console: Console) -> None:
+        """Print the tables, and the notes below them."""
+        bits = f"{self.widths}{', mixed' * self.mixed} ({self.quantizer})"
+        console.print(structure_table(f"{self.network}, {bits}", self.calls))
+        sizes = (self.parameters, self.float_bytes, self.quantized_bytes)
+        console.print(totals_table(self.calls, *sizes))
+        console.print(method_table(f"{self.method}, budget {self.schedule}", self.stages))
+        for line in self.notes:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def __str__(self) -> str:
+        """Return what ``command=inspect`` prints, in 100 columns."""
+        console = Console(file=io.StringIO(), width=COLUMNS, color_system=None)
+        self.show(console)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
+
+    def __repr__(self) -> str:
+        """Return the gist in one line."""
+        size = f"{readable_size(self.quantized_bytes)} of {readable_size(self.float_bytes)}"
+        bits = f"{self.widths}{', mixed' * self.mixed}"
+        doing = f"{self.method}, {self.schedule}{'; would be refused' * bool(self.refusal)}"
+        return f"Inspection({self.network}, {bits}: {size}, {doing})"
 
 
 def inspect(config: Config, console: Console | None = None) -> None:
@@ -48,35 +126,54 @@ def inspect(config: Config, console: Console | None = None) -> None:
     Raises:
         UserError: the network cannot be loaded or quantized.
     """
-    console = console or Console()
-    pretrained = load_network(config.model)
+    examine(config, load_network(config.model)).show(console or Console())
+
+
+def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
+    """Look at a network, its quantizer and a method, and train nothing.
+
+    Args:
+        config: A checked configuration.
+        pretrained: The network.
+
+    Raises:
+        UserError: the network cannot be quantized.
+    """
     graph_module = trace(pretrained.network)
     taps = select_taps(graph_module, config.model.taps)
     student = convert(pretrained.network, config.quantizer)
     found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
     size = float_bytes(pretrained.network)
-    quantizer = config.quantizer
-    bits = f"W{quantizer.weight_bits}A{quantizer.activation_bits} ({quantizer.name})"
-    console.print(structure_table(f"{pretrained.name}, {bits}", found))
-    parameters = sum(parameter.numel() for parameter in pretrained.network.parameters())
-    console.print(totals_table(found, parameters, size, quantized_bytes(student, size)))
     lengths, misfit = _steps_by_stage(config, pretrained)
     teacher, learner = FrozenTeacher(pretrained), Learner(student, pretrained)
-    title = f"{config.method.name}, budget {config.schedule.name}"
-    console.print(method_table(title, _stages(config, lengths, teacher, learner)))
-    places = {node.name: str(node.target) for node in graph_module.graph.nodes}
-    lines = [
-        *_describe_network(pretrained, config),
-        *_describe_statistics(graph_module),
-        *_describe_layers(found),
-        _describe_taps(
-            [places[tap] for tap in taps],
-            ends=config.model.taps is not None or bool(find_taps(graph_module)),
+    names = {node.name: name for node, name in value_names(graph_module.graph).items()}
+    places = [names[tap] for tap in taps]
+    ends = config.model.taps is not None or bool(find_taps(graph_module))
+    return Inspection(
+        network=pretrained.name,
+        widths=config.quantizer.widths,
+        mixed=config.quantizer.mixed,
+        quantizer=config.quantizer.name,
+        calls=tuple(found),
+        bits={call.name: call.weight_bits for call in found if call.weight_bits is not None},
+        activation_bits=value_bits(student),
+        parameters=sum(parameter.numel() for parameter in pretrained.network.parameters()),
+        float_bytes=size,
+        quantized_bytes=quantized_bytes(student, size),
+        taps=tuple(places),
+        method=config.method.name,
+        schedule=config.schedule.name,
+        steps=dict(lengths),
+        stages=tuple(_stages(config, lengths, teacher, learner)),
+        refusal=misfit,
+        notes=(
+            *_describe_network(pretrained, config),
+            *_describe_statistics(graph_module),
+            *_describe_layers(found),
+            _describe_taps(places, ends=ends),
+            *_describe_method(config, misfit),
         ),
-        *_describe_method(config, misfit),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    )
 
 
 def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict[str, int], str]:
@@ -90,10 +187,10 @@ def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict
 
 def _stages(
     config: Config, lengths: Mapping[str, int], teacher: FrozenTeacher, learner: Learner
-) -> list[tuple[str, str, str, list[PartRow]]]:
+) -> list[StageRow]:
     """Return name, steps, source and parts of each stage that runs, and of those inside."""
     parts = dict(switched_parts(config))
-    rows = []
+    rows: list[StageRow] = []
     for place, stage in running_stages(config):
         own = [
             _part_row(key.rpartition(".")[2], part, teacher, learner)
@@ -146,7 +243,9 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
     yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
     names = pretrained.class_names or ()
     yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
-    if config.model.pretrained:
+    if config.model.provider == "given":
+        yield f"weights: as handed over, SHA-256 {pretrained.checksum[:12]}..."
+    elif config.model.pretrained:
         own = "as model.factory returns them" if config.model.factory else "the provider's own"
         origin = config.model.checkpoint or own
         yield f"weights: {origin}, SHA-256 {pretrained.checksum[:12]}..."
@@ -166,7 +265,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_layers(found: list[Call]) -> Iterator[str]:
-    layers = sum(call.weight_bits is not None for call in found)
+    layers = sum(call.weight_bits not in (None, FLOAT_BITS) for call in found)
     norms = sum(call.batch_norms for call in found)
     quantizers = sum(call.output_bits is not None for call in found)
     yield f"quantized layers: {layers}, activation quantizers: {quantizers}, BatchNorms: {norms}"

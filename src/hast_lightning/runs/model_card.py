@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hast_lightning.core.bits import FLOAT_BITS, Widths
 from hast_lightning.export.description import Description
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import readable_size
@@ -43,11 +44,13 @@ def model_card(description: Description, result: Result | None, license_name: st
     return "\n".join(lines)
 
 
-def bits_of(quantizer: dict[str, Any]) -> str:
-    """Return the bits in short: ``W4A8``, with a word where layers differ."""
-    short = f"W{quantizer.get('weight_bits')}A{quantizer.get('activation_bits')}"
-    mixed = bool(quantizer.get("overrides")) or bool(quantizer.get("first_and_last_8bit"))
-    return f"{short} mixed" if mixed else short
+def bits_of(quantizer: Mapping[str, Any]) -> str:
+    """Return the bits in words: ``W4A8``, and that they are mixed where layers differ."""
+    # A description is what a file says of itself: it may say nothing.
+    usual = Widths(*(quantizer.get(f"{of}_bits", FLOAT_BITS) for of in ("weight", "activation")))
+    ends = quantizer.get("first_and_last_8bit") and usual.unlike_8
+    mixed = quantizer.get("overrides") or ends
+    return f"{usual}, mixed" if mixed else str(usual)
 
 
 def _facts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.records.folder import disk_bytes
 from hast_lightning.records.result import Result
@@ -36,14 +37,17 @@ def result_of(
     final, kept = choice.evaluated[choice.last], choice.evaluated[choice.stage]
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
-    teacher_bytes = float_bytes(run.network.network)
+    teacher_bytes, widths = float_bytes(run.network.network), config.quantizer.widths
+    # A stage may have given single layers bits of their own.
+    single = {layer.weight_quantizer.bits for _, layer in quantized_layers(module.student)}
     return Result(
         recipe=config.recipe,
         seed=config.seed,
         model=run.network.name,
         model_checksum=run.network.checksum,
-        weight_bits=config.quantizer.weight_bits,
-        activation_bits=config.quantizer.activation_bits,
+        weight_bits=widths.weights,
+        activation_bits=widths.activations,
+        mixed=config.quantizer.mixed or len(single) > 1,
         teacher_top1=final.teacher_top1 if labelled else None,
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,

@@ -17,6 +17,7 @@ from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
+    activation_quantizers,
     held_weights,
     set_activation_mode,
 )
@@ -27,6 +28,9 @@ from hast_lightning.stages.synthesize import Synthesize, require_source
 @part("stage", "calibrate")
 class Calibrate(Stage):
     """Lets the student's activation ranges observe batches; they are frozen when it ends.
+
+    A student whose activations stay in floating point has none: the stage is then one empty step,
+    unless it improves a source that another stage has, too.
 
     With terms, the source is improved by a step before each observation: released HAST calibrates
     on the images of a generator that is trained meanwhile, and GDFQ warms its generator up so.
@@ -48,6 +52,7 @@ class Calibrate(Stage):
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 1)
         require_range("batch_size", self.batch_size, 1)
+        self._observes, self._idle = True, False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -57,12 +62,12 @@ class Calibrate(Stage):
     @property
     def improves(self) -> tuple[str, ...]:
         """Return the name of the source where there are terms."""
-        return (self.source,) if active_terms(self.terms) else ()
+        return (self.source,) if active_terms(self.terms) and not self._idle else ()
 
     @property
     def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
         """Return the terms that count."""
-        return {self.name: active_terms(self.terms)}
+        return {self.name: active_terms(self.terms) if self.improves else {}}
 
     def bind(self, bench: Bench) -> None:
         """Check the source, and the terms where there are some.
@@ -71,6 +76,10 @@ class Calibrate(Stage):
             UserError: there is no such source, or a term does not fit.
         """
         require_source(bench, self.source, self.key)
+        self._observes = bool(activation_quantizers(bench.student))
+        others = [stage for stage in bench.stages.values() if stage is not self]
+        shared = any(self.source in (*stage.reads, *stage.improves) for stage in others)
+        self._idle = not self._observes and not (self.improves and shared)
         self._synthesis: Synthesize | None = None
         if self.improves:
             synthesis = Synthesize(
@@ -81,14 +90,16 @@ class Calibrate(Stage):
             self._synthesis = synthesis
 
     def length(self, bench: Bench) -> int:
-        """Return the steps."""
-        return self.steps
+        """Return the steps; one where there is nothing to do in them."""
+        return 1 if self._idle else self.steps
 
     def step(self, bench: Bench, index: int) -> Outcome:
         """Observe one batch, of a source that may be improved first."""
         outcome = Outcome()
         if self._synthesis is not None:
             outcome = self._synthesis.improve(bench, Progress(self.name, index + 1, self.steps))
+        if not self._observes:
+            return outcome
         source, batch = bench.sources[self.source], outcome.batch
         if batch is None or not (isinstance(source, TrainedSource) and source.hands_on):
             batch = source.sample(self.batch_size)

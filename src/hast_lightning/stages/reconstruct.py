@@ -15,6 +15,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, fx, nn, optim
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Stage
@@ -128,10 +129,13 @@ class Reconstruct(Stage):
                 f"order: {self.name} rebuilds the student, which no stage before it calibrates"
             )
         self._units = tuple(find_units(bench.teacher.graph_module))
-        adaptive = any(
-            isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer)
-            for _, layer in quantized_layers(bench.student)
-        )
+        layers = [layer for _, layer in quantized_layers(bench.student)]
+        adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)
+        if self.trains == "rounding" and not layers:
+            raise ConfigurationError(
+                f"{self.key}.trains=rounding, but all weights are left in floating point "
+                f"(quantizer.weight_bits={FLOAT_BITS})"
+            )
         if adaptive != (self.trains == "rounding"):
             wanted = "adaptive" if self.trains == "rounding" else "nearest"
             raise ConfigurationError(
@@ -168,10 +172,14 @@ class Reconstruct(Stage):
             regularization = self._regularization(student, iteration)
             loss = error if regularization is None else error + regularization
             bench.require_finite(loss, self.name)
-            stepper.zero_grad()
-            stepper.backward(loss)
-        average_gradients(student.parameters())
-        stepper.step()
+            if (
+                stepper.optimizers
+            ):  # a unit that is left in floating point may have nothing to learn
+                stepper.zero_grad()
+                stepper.backward(loss)
+        if stepper.optimizers:
+            average_gradients(student.parameters())
+            stepper.step()
         scalars: dict[str, Tensor | float] = {
             f"{self.name}/error": error.detach(),
             f"{self.name}/unit": float(number),
@@ -309,7 +317,7 @@ class Reconstruct(Stage):
             for _, layer in quantized_layers(unit)
             if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer)
         ]
-        return self.regularization * torch.stack(found).sum()
+        return self.regularization * torch.stack(found).sum() if found else None
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
         """Return the batch size."""

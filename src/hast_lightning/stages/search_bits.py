@@ -19,6 +19,7 @@ import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
 from omegaconf import MISSING
 from torch import Tensor, fx
 
+from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
@@ -164,6 +165,11 @@ class SearchBits(Stage):
         """
         require_source(bench, self.source, self.key)
         layers = dict(quantized_layers(bench.student))
+        if not layers:
+            raise ConfigurationError(
+                f"order: {self.name} chooses bits of weights, which quantizer.weight_bits="
+                f"{FLOAT_BITS} leaves in floating point"
+            )
         self._before = {name: layer.weight_quantizer.bits for name, layer in layers.items()}
         self._names = _of_the_usual_bits(self._before)
         self._widths = [

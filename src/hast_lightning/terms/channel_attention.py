@@ -15,6 +15,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import require_taps
+from hast_lightning.graph.names import value_names
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -102,13 +103,15 @@ class ChannelAttention(Term):
         Raises:
             ModelError: there are none, and ``model.taps`` names none.
         """
-        self.name_parts(taps := require_taps(teacher, "channel_attention"))
+        self._taps = taps = require_taps(teacher, "channel_attention")
+        names = {node.name: n for node, n in value_names(teacher.graph_module.graph).items()}
+        self.name_parts(tuple(names[tap] for tap in taps))
         return Needs(teacher=taps, student=taps)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss of each block, (blocks,)."""
         assert seen.student is not None
         student, teacher = (
-            [trace.values[name] for name in self.parts] for trace in (seen.student, seen.teacher)
+            [trace.values[name] for name in self._taps] for trace in (seen.student, seen.teacher)
         )
         return alignment_losses(student, teacher, seen.batch.weights)

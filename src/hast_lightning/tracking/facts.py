@@ -114,7 +114,7 @@ def _tags(config: Config) -> tuple[str, ...]:
         config.recipe,
         config.method.name,
         config.model.name,
-        f"W{quantizer.weight_bits}A{quantizer.activation_bits}",
+        quantizer.widths.short,
         quantizer.name,
     )
     return tuple(dict.fromkeys(tag[:MAX_TAG] for tag in found if tag))

@@ -55,7 +55,8 @@ class PreparedBench(nn.Module):
         self.micro_batch = config.trainer.micro_batch
         self.halve_on_out_of_memory = config.trainer.halve_on_out_of_memory
         self.sources = dict(sources)
-        self.stages = self._bound(config)
+        self.stages: dict[str, Stage] = copy.deepcopy(config.ordered)
+        self._bind()
         # Under names of their own: one called "train" must not take the place of a method.
         for kind, named in (("source", self.sources), ("stage", self.stages)):
             for name, each in named.items():
@@ -69,15 +70,13 @@ class PreparedBench(nn.Module):
             self.learner.passes.compiled = True
         self.ranges_frozen = False
 
-    def _bound(self, config: Config) -> dict[str, Stage]:
-        """Return copies of the stages, bound in their order."""
-        bound = copy.deepcopy(config.ordered)
+    def _bind(self) -> None:
+        """Bind the stages in their order."""
         self.ranges_frozen = False
-        for name, stage in bound.items():
+        for name, stage in self.stages.items():
             stage.place(name, f"stages.{name}")
             stage.bind(self.bench)
             self.ranges_frozen |= stage.calibrates
-        return bound
 
     @property
     def bench(self) -> Bench:

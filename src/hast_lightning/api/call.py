@@ -1,0 +1,190 @@
+"""A call of the Python interface in the words of the configuration, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hast_lightning.api.arguments import Bits, InputShape, is_handed_over
+from hast_lightning.api.choice import Choice, choose
+from hast_lightning.api.composition import composed
+from hast_lightning.api.overrides import concerns, key_of
+from hast_lightning.config import (
+    Config,
+    ModelConfig,
+    refuse_two_ways_of_bits,
+    refuse_typed_recipe,
+)
+from hast_lightning.config.literals import literal
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.errors import ConfigurationError
+from hast_lightning.models import zoo
+from hast_lightning.models.providers import given
+
+Recipe = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is about to begin.
+
+    Attributes:
+        config: Of the run, checked.
+        pretrained: The network.
+        options: Options of the groups ``method`` and ``schedule``, named or chosen.
+        settings: What a chosen method needs beside.
+        choice: None where the call names all that there is to choose.
+    """
+
+    config: Config
+    pretrained: PretrainedNetwork
+    options: dict[str, str]
+    settings: list[str]
+    choice: Choice | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call, in the words of the configuration.
+
+    Attributes:
+        recipe: The name of one; none: method and budget are named, or to be chosen.
+        options: Named options of the groups ``method`` and ``schedule``.
+        changes: What is to be different in the recipe, or in what is chosen.
+        of_network: Settings of the group ``model``.
+        of_run: All others that the arguments say.
+        runs: The network is to be quantized, and not only looked at.
+    """
+
+    network: nn.Module | str
+    input_shape: InputShape | None
+    bits: Bits | None
+    recipe: str | None
+    options: dict[str, str]
+    changes: list[str]
+    of_network: list[str]
+    of_run: list[str]
+    overrides: list[str]
+    data: Any = None
+    runs: bool = True
+
+    def plan(self) -> Plan:
+        """Compose the configuration and load the network; of both the cheaper is done first.
+
+        Raises:
+            UserError: something does not fit together.
+        """
+        missing = {name: not self._names(name) for name in ("method", "schedule")}
+        if self.recipe is not None or self._names("experiment") or not any(missing.values()):
+            config = self._composed(self.options)
+            return Plan(config, self._pretrained(config.model), self.options, [], None)
+        # The rest may make no sense without the choice, which the network decides.
+        changes, overrides = (
+            [text for text in texts if concerns(text, "model")]
+            for texts in (self.changes, self.overrides)
+        )
+        model = composed([*changes, *self.of_network, "data=none", *overrides]).model
+        pretrained = self._pretrained(model)
+        choice = choose(pretrained.input_shape, **missing)
+        options = {**choice.named, **self.options}
+        own_quantizer = self._names("quantizer") or self._names("ranges")
+        settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
+        bits = [
+            f"quantizer.{kind}_bits={choice.measured.bits}" for kind in ("weight", "activation")
+        ]
+        config = self._composed(options, [*bits, *settings])
+        return Plan(config, pretrained, options, settings, choice)
+
+    def text(self, plan: Plan) -> str:
+        """Return the call, for the report; objects that have no short form are named alone."""
+        quantizer = plan.config.quantizer
+        said: dict[str, object] = {
+            "bits": (
+                dict(self.bits) if isinstance(self.bits, Mapping) else tuple(quantizer.widths)
+            ),
+            **plan.options,
+            **({} if self.recipe is None else {"recipe": self.recipe}),
+            "overrides": [*plan.settings, *self.changes, *self.overrides],
+            "seed": plan.config.seed,
+        }
+        if isinstance(self.network, nn.Module):
+            pretrained = plan.pretrained
+            said |= {
+                "input_shape": pretrained.input_shape,
+                "mean": list(pretrained.mean),
+                "std": list(pretrained.std),
+            }
+        words = [f"{name}={value!r}" for name, value in said.items()]
+        if self.data is not None:
+            words.append("data=data" if is_handed_over(self.data) else f"data={str(self.data)!r}")
+        if isinstance(self.network, str):
+            return f"hast_lightning.quantize({self.network!r}, {', '.join(words)})"
+        kind = type(self.network).__name__
+        return f"hast_lightning.quantize(network, {', '.join(words)})  # network: a {kind}"
+
+    def _names(self, group: str) -> bool:
+        """Return whether the call chooses an option of a group itself."""
+        texts = [*self.changes, *self.overrides]
+        return group in self.options or any(key_of(text) == group for text in texts)
+
+    def _composed(self, options: Mapping[str, str], settings: Sequence[str] = ()) -> Config:
+        config = composed(
+            [
+                *([] if self.recipe is None else [f"+experiment={literal(self.recipe)}"]),
+                *(f"{group}={literal(option)}" for group, option in options.items()),
+                *(*settings, *self.changes, *self.of_network, *self.of_run, *self.overrides),
+            ]
+        )
+        # By now they are known to be well-formed.
+        texts = [*self.changes, *self.overrides]
+        refuse_two_ways_of_bits(texts)
+        refuse_typed_recipe(texts)
+        if self.runs:
+            _check(config)
+        return config
+
+    def _pretrained(self, model: ModelConfig) -> PretrainedNetwork:
+        if isinstance(self.network, nn.Module):
+            return given.accept(self.network, model, self.input_shape)
+        return zoo.load(model)
+
+    def _weight_bits(self) -> int | None:
+        """The bits of weights that are asked for, which decide between recipes."""
+        texts = [*self.changes, *self.of_run, *self.overrides]
+        values = {key_of(text): text.partition("=")[2].strip() for text in texts}
+        # As in the group: a number for both goes before that for weights.
+        wanted = (values.get(f"quantizer.{name}", "") for name in ("bits", "weight_bits"))
+        return next((int(value) for value in wanted if value.isdecimal()), None)
+
+
+def recipe_name(recipe: Recipe | None) -> str | None:
+    """Return the name of a recipe; none where it is a mapping, or where there is none.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if isinstance(recipe, str):
+        return recipe
+    if recipe is None or isinstance(recipe, Mapping):
+        return None
+    raise ConfigurationError(
+        f"recipe={recipe!r} must be the name of a recipe or a mapping of keys to values"
+    )
+
+
+def _check(config: Config) -> None:
+    if not (config.trains and config.evaluate):
+        raise ConfigurationError(
+            f"order={config.order} evaluate={str(config.evaluate).lower()}: quantize needs a stage "
+            "that calibrates or trains the student, and evaluate=true; use the command line for "
+            "anything else"
+        )
+    if config.trainer.devices * config.trainer.num_nodes > 1:
+        raise ConfigurationError(
+            f"trainer.devices={config.trainer.devices} trainer.num_nodes="
+            f"{config.trainer.num_nodes}: quantize runs in this process alone; use the command "
+            "line for several devices"
+        )

@@ -1,0 +1,45 @@
+"""How close the student was after each stage, as the safeguard has judged it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hast_lightning.records.result import Result
+from hast_lightning.report.content import JudgedStage, JudgedTable
+
+KINDS = {
+    "reference": "reference images",
+    "noise": "smooth noise",
+    "held_out": "held-out samples",
+    "evaluation": "evaluation",
+}
+"""Columns by the name that ``result.json`` has for their images; what decides comes first."""
+
+NO_BREAK, NO_BREAK_HYPHEN = "\N{NO-BREAK SPACE}", "\N{NON-BREAKING HYPHEN}"
+
+
+def judged_table(result: Result | None) -> JudgedTable | None:
+    """Return the table; none where there was nothing to choose between."""
+    if result is None or not result.judged:
+        return None
+    found = {kind for by_images in result.judged.values() for kind in by_images}
+    kinds = [kind for kind in KINDS if kind in found]
+    rows = tuple(
+        JudgedStage(
+            stage, stage == result.kept_stage, tuple(_cell(by_images.get(k, {})) for k in kinds)
+        )
+        for stage, by_images in result.judged.items()
+    )
+    return JudgedTable(tuple(KINDS[kind] for kind in kinds), rows)
+
+
+def _cell(measured: Mapping[str, float]) -> str:
+    """Return ``0.0729, 98.4 %``: what is known of error and agreement, and top-1 with labels."""
+    texts = [
+        f"{measured['error']:.3g}" if "error" in measured else "",
+        f"{measured['agreement']:.1f}{NO_BREAK}%" if "agreement" in measured else "",
+        f"top{NO_BREAK_HYPHEN}1{NO_BREAK}{measured['top1']:.2f}{NO_BREAK}%"
+        if "top1" in measured
+        else "",
+    ]
+    return ", ".join(filter(None, texts)) or "–"
