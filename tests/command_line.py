@@ -113,6 +113,7 @@ def call(*arguments: str, folder: Path, full_error: str = "0") -> Finished:
         patch.setattr(sys, "argv", ["hast-lightning", *arguments])
         patch.setattr(sys, "path", list(sys.path))
         patch.setenv(cli.FULL_ERROR, full_error)
+        patch.delenv(cli.NOT_ASKED, raising=False)
         if not set(arguments) & set(cli.SWEEP_FLAGS) and not any("sweep=" in a for a in arguments):
             # Hydra composes everything once more, only to ask whether this is a sweep.
             patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)

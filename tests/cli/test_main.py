@@ -337,6 +337,22 @@ def test_the_stack_trace_is_there_for_who_asks(tmp_path: Path) -> None:
         assert "must be at least 2" in finished.refusal()
 
 
+def test_a_second_run_in_one_process_is_refused_in_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As studies do, which go through many runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hast-lightning", "quantizer.weight_bits=9"])
+    for name in (cli.FULL_ERROR, cli.NOT_ASKED):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
 def test_a_defect_keeps_its_stack_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]

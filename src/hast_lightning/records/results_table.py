@@ -70,7 +70,7 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
         HeadlineRow(last, names[1], after, agreed_after, bits, size),
     ]
     if result.handed_back_earlier:
-        name, kept = f"handed back: {result.kept_stage}", result.kept_agreement
+        name, kept = f"kept: {result.kept_stage}", result.kept_agreement
         rows.append(HeadlineRow("bold", name, result.kept_top1, kept, bits, size))
     return tuple(rows)
 
