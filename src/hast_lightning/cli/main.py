@@ -34,6 +34,7 @@ from hast_lightning.config import (
     named_modules,
     one_line,
     refuse_two_ways_of_bits,
+    refuse_typed_recipe,
     register_recipes,
     register_schemas,
     spelled,
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
     from hast_lightning.records.result import Result
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-ASKED_BY = "HAST_LIGHTNING_FULL_ERROR_OF"
-"""Variable with the process that has set the other one, where the user has not."""
+NOT_ASKED = "HAST_LIGHTNING_FULL_ERROR_NOT_ASKED"
+"""Variable that says that the other one was set here, and not by the user."""
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
@@ -267,6 +268,7 @@ def main() -> None:
     sys.argv[1:] = sorted(words, key=lambda word: word not in (*SWEEP_FLAGS, *HELP_FLAGS))
     sweeps.SweepFolder.current = None
     try:
+        refuse_typed_recipe(sys.argv[1:])
         modules = named_modules(sys.argv[1:])
         register_schemas(modules)
         sys.argv[1:] = with_paths_as_texts(spelled_modules(sys.argv[1:]))
@@ -329,15 +331,14 @@ def main() -> None:
 def _have_hydra_raise() -> bool:
     """Have Hydra raise where it would print a report, and return whether the user asked for that.
 
-    Processes that this one starts find the same in their environment, and nobody asked them.
+    What runs later in this process, and processes that it starts, find the same in their
+    environment, and nobody asked them.
     """
     wanted = os.environ.get(FULL_ERROR, "0") not in ("", "0")
-    wanted &= os.environ.get(ASKED_BY, str(os.getpid())) == str(os.getpid())
+    wanted &= NOT_ASKED not in os.environ
     os.environ[FULL_ERROR] = "1"
-    if wanted:
-        os.environ.pop(ASKED_BY, None)
-    else:
-        os.environ[ASKED_BY] = str(os.getpid())
+    if not wanted:
+        os.environ[NOT_ASKED] = "1"
     return wanted
 
 
