@@ -15,10 +15,10 @@ from hast_lightning.core.batch import Batch, Progress, Seen, Trace
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.graph.classifier import classifier_input
 from hast_lightning.methods.intraq import (
     ClassMargin,
     SoftTarget,
-    classifier_input,
     margin_losses,
     soft_target_loss,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Batch, Needs, Seen, weighted_mean
@@ -16,8 +16,7 @@ from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import layer_of
+from hast_lightning.graph.classifier import classifier_input, feature_vectors
 
 BATCH_STRIDE = 7_368_787
 """A prime, so that the draws of one batch are not those of another batch on another rank."""
@@ -172,27 +171,3 @@ class ClassMargin(Term):
         weights = counted if weights is None else counted * weights
         features = feature_vectors(seen.teacher.values[self._node])
         return margin_losses(features, means[labels], self.lower, self.upper, weights)
-
-
-def classifier_input(network: Network) -> tuple[str, int]:
-    """Return the node that the last layer takes in, and the width of its features.
-
-    Raises:
-        ModelError: there is no such layer.
-    """
-    graph_module = network.graph_module
-    for node in reversed(graph_module.graph.nodes):
-        layer = layer_of(node, graph_module)
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-            return node.all_input_nodes[0].name, width
-    raise ModelError(
-        f"the network {network.pretrained.name} ends in no Linear or Conv2d layer, whose input "
-        "the term class_margin is about"
-    )
-
-
-def feature_vectors(values: Tensor) -> Tensor:
-    """Return (N, C), float32, of vectors (N, C) or of maps (N, C, ...), which are averaged."""
-    values = values.float()
-    return values if values.dim() == 2 else values.flatten(2).mean(2)

@@ -202,12 +202,15 @@ class ImageBank(TrainedSource):
         self._start_fresh_batch(optimizers["adam"])
         return finished
 
-    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
+    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
         if self.factor == 1:  # torch refuses it; it means a constant rate
             return
         # Rebuilt from plain numbers at every step: they are what a checkpoint can hold.
         plateau = ReduceLROnPlateau(
-            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+            optimizer,
+            factor=self.factor,
+            patience=self.patience,
+            min_lr=self.min_lr if min_lr is None else min_lr,
         )
         plateau.load_state_dict(self._plateau)
         plateau.step(loss)
