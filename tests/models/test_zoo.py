@@ -23,6 +23,7 @@ def test_every_provider_of_the_configuration_has_a_loader() -> None:
         ("torchvision", {"name": "mnasnet0_5", "input_size": 32}),
         ("timm", {"name": "lcnet_035", "input_size": 32}),
         ("pytorchcv", {"name": "resnet20_cifar10"}),
+        ("efficientnet_lite0", {"input_size": 32}),
         ("own", {"factory": "torchvision.models:mnasnet0_5", "input_size": 32}),
     ],
 )

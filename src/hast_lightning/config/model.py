@@ -10,7 +10,16 @@ from omegaconf import MISSING
 from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own", "given")
+PROVIDERS = (
+    "digits",
+    "cifar_resnet",
+    "torchvision",
+    "timm",
+    "pytorchcv",
+    "efficientnet_lite0",
+    "own",
+    "given",
+)
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -20,7 +29,8 @@ class ModelConfig:
 
     provider: str = MISSING
     """``digits`` (bundled), ``cifar_resnet`` (by depth), ``torchvision``, ``timm`` or ``pytorchcv``
-    (by name), ``own`` (by factory), or ``given`` to :func:`hast_lightning.quantize` in Python."""
+    (by name), ``efficientnet_lite0`` (from a package), ``own`` (by factory), or ``given`` to
+    :func:`hast_lightning.quantize` in Python."""
     name: str = MISSING
     """Name in reports; for torchvision, timm and pytorchcv the name that they know it by."""
     factory: str | None = None

@@ -13,6 +13,7 @@ _LOADERS = {
     "torchvision": ("torchvision_builders", "load"),
     "timm": ("timm_registry", "load"),
     "pytorchcv": ("pytorchcv_zoo", "load"),
+    "efficientnet_lite0": ("efficientnet_lite0", "load"),
     "own": ("own", "load"),
     "given": ("given", "load"),
 }

@@ -149,7 +149,11 @@ class ImageBank(TrainedSource):
 
     def propose(self) -> Batch:
         """Return the active batch: images (B, C, H, W), a parameter, and labels (B,)."""
-        return Batch(self.active, self.active_labels)
+        return self._batch(self.active, self.active_labels)
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        """Return images with their labels, where those of this kind of bank mean something."""
+        return Batch(images, None if self.label_kind == "none" else labels)
 
     @torch.no_grad()
     def part_ways(self) -> None:
@@ -198,12 +202,15 @@ class ImageBank(TrainedSource):
         self._start_fresh_batch(optimizers["adam"])
         return finished
 
-    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
+    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
         if self.factor == 1:  # torch refuses it; it means a constant rate
             return
         # Rebuilt from plain numbers at every step: they are what a checkpoint can hold.
         plateau = ReduceLROnPlateau(
-            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+            optimizer,
+            factor=self.factor,
+            patience=self.patience,
+            min_lr=self.min_lr if min_lr is None else min_lr,
         )
         plateau.load_state_dict(self._plateau)
         plateau.step(loss)
@@ -225,7 +232,7 @@ class ImageBank(TrainedSource):
         self.filled = max(self.filled, end)
         self.position = end % self.count
         # Copies: noise takes the place of the active batch.
-        return Batch(images.detach().clone(), labels.clone())
+        return self._batch(images.detach().clone(), labels.clone())
 
     def _made(self) -> Tensor:
         """Return the images of the active batch, (B, C, H, W)."""
@@ -255,8 +262,8 @@ class ImageBank(TrainedSource):
         """
         index = self._next_indices(count)
         if self.filled:
-            return Batch(self.images[index], self.labels[index])
-        return Batch(self.active.detach()[index], self.active_labels[index])
+            return self._batch(self.images[index], self.labels[index])
+        return self._batch(self.active.detach()[index], self.active_labels[index])
 
     def _next_indices(self, count: int) -> Tensor:
         # Where the active batch is the first and only one it holds held-out images, too.
@@ -288,7 +295,7 @@ class ImageBank(TrainedSource):
             raise DataError("the image bank has no finished image yet")
         number = min(count, available)
         index = torch.arange(number, device=self.labels.device) * available // number
-        return Batch(self.images[index], self.labels[index])
+        return self._batch(self.images[index], self.labels[index])
 
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out images (N, C, H, W) and labels, not copied.
@@ -305,7 +312,7 @@ class ImageBank(TrainedSource):
                 f"are; they take {self.steps_to_fill} synthesis steps"
             )
         chosen = slice(self.trainable_count, self.trainable_count + max(count, 0))
-        return Batch(self.images[chosen], self.labels[chosen])
+        return self._batch(self.images[chosen], self.labels[chosen])
 
     @torch.no_grad()
     def preview(self, count: int) -> Batch:
@@ -318,12 +325,12 @@ class ImageBank(TrainedSource):
             # As whole numbers: float32 has too few digits for the places of a large bank.
             number = min(count, self.filled)
             index = torch.arange(number, device=self.labels.device) * self.filled // number
-            return Batch(self.images[index], self.labels[index])
+            return self._batch(self.images[index], self.labels[index])
         if self.filled and not self.iteration:
             start = self.filled - self.batch_size
             chosen = slice(start, min(start + count, self.filled))
-            return Batch(self.images[chosen], self.labels[chosen])
-        return Batch(self.active.detach()[:count].clone(), self.active_labels[:count])
+            return self._batch(self.images[chosen], self.labels[chosen])
+        return self._batch(self.active.detach()[:count].clone(), self.active_labels[:count])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return counters and plateau state as plain numbers, for ``state_dict``."""

@@ -168,7 +168,7 @@ class LatentBank(ImageBank):
         falls = self.iteration // self.generator_period
         for group in optimizer.param_groups:
             group["lr"] = self.generator_lr * self.generator_decay**falls
-        return finished and finished._replace(targets=None)
+        return finished
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
@@ -176,24 +176,3 @@ class LatentBank(ImageBank):
         self.latents.grad = None
         self.iteration = 0
         self._begin_plateau(optimizer)
-
-    def sample(self, count: int) -> Batch:
-        """Return images (count, C, H, W) without labels, in shuffled epochs."""
-        return super().sample(count)._replace(targets=None)
-
-    def collect(self, count: int) -> Batch:
-        """Return finished images, as many as there are, without labels."""
-        return super().collect(count)._replace(targets=None)
-
-    def held_out(self, count: int) -> Batch:
-        """Return at most ``count`` of the held-out images, without labels.
-
-        Raises:
-            ConfigurationError: nothing is held out.
-            DataError: the bank is not full yet.
-        """
-        return super().held_out(count)._replace(targets=None)
-
-    def preview(self, count: int) -> Batch:
-        """Return images to look at, without labels."""
-        return super().preview(count)._replace(targets=None)

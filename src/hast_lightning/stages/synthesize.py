@@ -110,7 +110,7 @@ class Synthesize(Stage):
         shown = shown._replace(inputs=bench.layout(shown.inputs))
         needs = self._needs
         learner = None if needs.student is None else bench.learner
-        with _still(bench.student, needs):
+        with still(bench.student, needs):
             seen = see(shown, needs, bench.teacher, learner, progress)
             loss = weighted_loss(self._terms, seen)
             value = bench.require_finite(loss.total, self.name)
@@ -163,7 +163,7 @@ def require_source(bench: Bench, name: str, key: str) -> None:
 
 
 @contextmanager
-def _still(student: nn.Module, needs: Needs) -> Iterator[None]:
+def still(student: nn.Module, needs: Needs) -> Iterator[None]:
     """Keep gradients away from the student's parameters while it is only looked at."""
     trained = [] if needs.student is None else [p for p in student.parameters() if p.requires_grad]
     for parameter in trained:

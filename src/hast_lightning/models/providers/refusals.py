@@ -10,8 +10,8 @@ from hast_lightning.config import ModelConfig
 from hast_lightning.errors import ModelError
 
 _SUGGESTIONS = 5
-_EXTRAS = {"pytorchcv": "paper"}
-"""Extras that are not called as their package is."""
+_EXTRAS = {"pytorchcv": "paper", "efficientnet_lite0": "efficientnet"}
+"""Extras that are not called as their provider is."""
 _WAYS_OUT = "set model.checkpoint to weights that you have, or model.pretrained=false"
 
 
@@ -24,11 +24,11 @@ def unknown_name(config: ModelConfig, names: Sequence[str]) -> ModelError:
     )
 
 
-def missing_package(provider: str) -> ModelError:
-    """Return the error: the optional package of a provider is not installed."""
+def missing_package(provider: str, package: str | None = None) -> ModelError:
+    """Return the error: an optional package of a provider is not installed; none: its namesake."""
     return ModelError(
-        f"model.provider={provider} needs the package {provider}, which is not installed: "
-        f"pip install 'hast-lightning[{_EXTRAS.get(provider, provider)}]'"
+        f"model.provider={provider} needs the package {package or provider}, which is not "
+        f"installed: pip install 'hast-lightning[{_EXTRAS.get(provider, provider)}]'"
     )
 
 
