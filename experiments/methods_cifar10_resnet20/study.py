@@ -1,8 +1,8 @@
 """Run every method on ResNet-20 for CIFAR-10 with one budget, and print the table.
 
 ``CIFAR=<folder> python -m experiments.methods_cifar10_resnet20.study run`` goes through the runs
-that have no result yet; ``... table`` prints what they say. ``$CIFAR`` holds the two files that
-README.md names.
+that have no result yet, or those of some methods (``run adadfq adasg``); ``... table`` prints what
+they say. ``$CIFAR`` holds the two files that README.md names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.resumable import carry_out
@@ -36,10 +36,10 @@ METHODS: dict[str, tuple[str, ...]] = {
 BITS = (3, 4)
 
 
-def runs() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the words of every run."""
+def runs(methods: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the words of every run, or of those of some methods."""
     for method, words in METHODS.items():
-        for bits in BITS:
+        for bits in BITS if method in (methods or METHODS) else ():
             yield f"{method}_w{bits}a{bits}_seed0", [*COMMON, *words, f"quantizer.bits={bits}"]
 
 
@@ -66,7 +66,10 @@ def table() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "run":
-        carry_out(runs(), HERE, [Path(os.environ["CIFAR"]) / file for file in FILES], bank_of)
+    parser.add_argument("methods", nargs="*", choices=[*METHODS, []])
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        files = [Path(os.environ["CIFAR"]) / file for file in FILES]
+        carry_out(runs(arguments.methods), HERE, files, bank_of)
     else:
         table()
