@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load
+from hast_lightning.safeguard import reference
 from hast_lightning.safeguard.reference import (
     reference_images,
     smooth_noise,
@@ -62,3 +64,24 @@ def test_a_network_without_batch_norms_is_judged_on_smooth_noise() -> None:
     images = reference_images(bare, 4, 10)
     assert torch.equal(images, reference_images(bare, 4, 0))
     assert statistics_distance(bare, images) is None
+
+
+def test_large_images_are_matched_in_groups_that_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = teacher()
+    values = int(torch.tensor(network.pretrained.input_shape).prod())
+    monkeypatch.setattr(reference, "VALUES_AT_ONCE", 16 * values)
+    seen: list[int] = []
+    trace = network.trace
+    monkeypatch.setattr(
+        network, "trace", lambda x, *a, **k: (seen.append(len(x)), trace(x, *a, **k))[1]
+    )
+    images = reference_images(network, 40, 3)
+    assert seen == [16] * 6 + [8] * 3
+    before, after = (
+        statistics_distance(network, found) for found in (reference_images(network, 40, 0), images)
+    )
+    assert before is not None
+    assert after is not None
+    assert after < before
