@@ -52,18 +52,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
 }
 RUNS = [
-    *[("recommended_mixed", 3, 0), ("reconstruct_mixed", 3, 0)],
-    *[("correct_distill", 3, 0), ("correct_distill_clean", 3, 0), ("distill", 3, 0)],
-    *[("correct_distill", 4, 0), ("correct_distill", 2, 0)],
-    *[("correct_distill", 3, 1), ("correct_distill", 3, 2)],
+    *[("recommended_mixed", 3, 3, 0), ("reconstruct_mixed", 3, 3, 0)],
+    *[
+        ("reconstruct_mixed", 4, 4, 0),
+        ("reconstruct_mixed", 2, 4, 0),
+        ("reconstruct_mixed", 2, 2, 0),
+    ],
+    *[("reconstruct_mixed", 3, 3, 1), ("reconstruct_mixed", 3, 3, 2)],
+    *[("correct_distill", 3, 3, 0), ("distill", 3, 3, 0), ("correct_distill_clean", 3, 3, 0)],
 ]
-"""Variant, bits and seed."""
+"""Variant, bits of weights and of activations, and seed."""
 
 
 def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
-    for variant, bits, seed in RUNS:
-        name = f"{variant}_w{bits}a{bits}_seed{seed}"
+    for variant, weights, activations, seed in RUNS:
+        name = f"{variant}_w{weights}a{activations}_seed{seed}"
         if not wanted or name.startswith(tuple(wanted)):
             if not Path(bank_of(seed)).exists():
                 yield f"bank_seed{seed}", [*COMMON, *BANK, f"seed={seed}"]
