@@ -72,10 +72,8 @@ def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
             if not Path(bank_of(seed)).exists():
                 yield f"bank_seed{seed}", [*COMMON, *BANK, f"seed={seed}"]
             load = f"sources.bank.load={bank_of(seed)}"
-            yield (
-                name,
-                [*COMMON, *VARIANTS[variant], f"quantizer.bits={bits}", f"seed={seed}", load],
-            )
+            bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
+            yield name, [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}", load]
 
 
 def bank_of(seed: int) -> str:
