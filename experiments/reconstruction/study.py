@@ -46,13 +46,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED),
         *("order=[calibration,distillation]", MIXED.format("distillation")),
     ),
+    "adadfq_adam": (
+        *("method=adadfq", "schedule.learning_rate=cosine", *LEARNED),
+        *("stages.alternation.distillation.optimizer.name=adam",),
+        *("stages.alternation.distillation.optimizer.lr=1e-3",),
+        *("stages.alternation.distillation.optimizer.weight_decay=0",),
+    ),
     "reconstruct_mixed": (
         *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20"),
         *("order=[calibration,correction,reconstruction]", MIXED.format("reconstruction")),
     ),
 }
 RUNS = [
-    *[("recommended_mixed", 3, 3, 0), ("reconstruct_mixed", 3, 3, 0)],
+    *[("recommended_mixed", 3, 3, 0), ("reconstruct_mixed", 3, 3, 0), ("adadfq_adam", 3, 3, 0)],
     *[
         ("reconstruct_mixed", 4, 4, 0),
         ("reconstruct_mixed", 2, 4, 0),
@@ -69,11 +75,12 @@ def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
     for variant, weights, activations, seed in RUNS:
         name = f"{variant}_w{weights}a{activations}_seed{seed}"
         if not wanted or name.startswith(tuple(wanted)):
-            if not Path(bank_of(seed)).exists():
+            made = "method=adadfq" in VARIANTS[variant]
+            if not made and not Path(bank_of(seed)).exists():
                 yield f"bank_seed{seed}", [*COMMON, *BANK, f"seed={seed}"]
-            load = f"sources.bank.load={bank_of(seed)}"
+            load = [] if made else [f"sources.bank.load={bank_of(seed)}"]
             bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
-            yield name, [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}", load]
+            yield name, [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}", *load]
 
 
 def bank_of(seed: int) -> str:
