@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED),
         *("order=[calibration,distillation]", MIXED.format("distillation")),
     ),
+    "recommended_mixed_correct": (
+        *("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED, *CORRECTED),
+        *("order=[calibration,distillation,correction]", MIXED.format("distillation")),
+    ),
     "adadfq_adam": (
         *("method=adadfq", "schedule.learning_rate=cosine", *LEARNED),
         *("stages.alternation.distillation.optimizer.name=adam",),
@@ -65,6 +69,7 @@ RUNS = [
         ("reconstruct_mixed", 2, 2, 0),
     ],
     *[("reconstruct_mixed", 3, 3, 1), ("reconstruct_mixed", 3, 3, 2)],
+    ("recommended_mixed_correct", 3, 3, 0),
     *[("correct_distill", 3, 3, 0), ("distill", 3, 3, 0), ("correct_distill_clean", 3, 3, 0)],
 ]
 """Variant, bits of weights and of activations, and seed."""
