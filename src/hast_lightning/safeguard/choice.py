@@ -143,7 +143,7 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
     reference = reference_images(module.teacher, options.images, options.iterations)
     generator = torch.Generator().manual_seed(1)
     noise = smooth_noise(options.images, reference.shape[1:], generator).to(reference.device)
-    images = {REFERENCE: reference, SMOOTH: noise}
+    images = {REFERENCE: reference, SMOOTH: module.teacher.pretrained.inputs_of(noise)}
     # A bank may keep none from training, or may not be full.
     with suppress(ConfigurationError, DataError):
         images[HELD_OUT] = module.source.held_out(options.images).inputs

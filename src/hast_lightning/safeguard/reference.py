@@ -65,21 +65,23 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
         (count, ...) in the range that the network takes.
     """
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    shape = teacher.pretrained.input_shape
-    inputs = smooth_noise(count, shape, generator).to(_device(teacher))
+    network = teacher.pretrained
+    shape = network.input_shape
+    values = smooth_noise(count, shape, generator).to(_device(teacher))
     term = BNS()
     try:
         needs = term.bind(teacher, teacher)
     except ModelError:
-        return inputs
-    inputs.requires_grad_(True)
-    optimizer = Adam([inputs], lr=RATE)
+        return network.inputs_of(values)
+    values.requires_grad_(True)
+    optimizer = Adam([values], lr=RATE)
     for _ in range(iterations):
         optimizer.zero_grad()
+        inputs = network.inputs_of(values)
         trace = teacher.trace(inputs, needs.teacher, unfolded=True)
         term(Seen(Batch(inputs), trace, None, Progress("safeguard", 1, 1))).backward()
         optimizer.step()
-    return inputs.detach()
+    return network.inputs_of(values.detach())
 
 
 @torch.no_grad()

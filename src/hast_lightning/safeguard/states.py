@@ -79,6 +79,7 @@ class StudentStates(Callback):
             return
         generator = torch.Generator().manual_seed(0)
         noise = smooth_noise(len(inputs), inputs.shape[1:], generator).to(inputs.device)
+        noise = module.teacher.pretrained.inputs_of(noise)
         distance = statistics_distance(module.teacher, module.layout(noise))
         assert distance is not None
         self.statistics |= {name: found, "noise": distance}

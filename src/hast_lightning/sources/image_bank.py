@@ -53,7 +53,8 @@ class ImageBank(TrainedSource):
     iterations: int = 1000
     """Optimizer steps that each batch of images gets."""
     lr: float = 0.5
-    """Learning rate of Adam, in normalized pixel units a step."""
+    """Learning rate of Adam, in normalized pixel units a step; of features, in deviations of each
+    coefficient."""
     patience: int = 50
     """Steps without a lower loss after which the rate falls."""
     factor: float = 0.1
@@ -148,8 +149,8 @@ class ImageBank(TrainedSource):
         return self.filled == self.count
 
     def propose(self) -> Batch:
-        """Return the active batch: images (B, C, H, W), a parameter, and labels (B,)."""
-        return Batch(self.active, self.active_labels)
+        """Return the active batch: images (B, C, H, W) of a parameter, and labels (B,)."""
+        return Batch(self._made(), self.active_labels)
 
     @torch.no_grad()
     def part_ways(self) -> None:
@@ -229,7 +230,7 @@ class ImageBank(TrainedSource):
 
     def _made(self) -> Tensor:
         """Return the images of the active batch, (B, C, H, W)."""
-        return self.active
+        return self.site.pretrained.inputs_of(self.active)
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
@@ -256,7 +257,7 @@ class ImageBank(TrainedSource):
         index = self._next_indices(count)
         if self.filled:
             return Batch(self.images[index], self.labels[index])
-        return Batch(self.active.detach()[index], self.active_labels[index])
+        return Batch(self._made().detach()[index], self.active_labels[index])
 
     def _next_indices(self, count: int) -> Tensor:
         # Where the active batch is the first and only one it holds held-out images, too.
@@ -323,7 +324,7 @@ class ImageBank(TrainedSource):
             start = self.filled - self.batch_size
             chosen = slice(start, min(start + count, self.filled))
             return Batch(self.images[chosen], self.labels[chosen])
-        return Batch(self.active.detach()[:count].clone(), self.active_labels[:count])
+        return Batch(self._made().detach()[:count].clone(), self.active_labels[:count])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return counters and plateau state as plain numbers, for ``state_dict``."""
