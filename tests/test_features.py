@@ -85,6 +85,7 @@ def test_a_bank_keeps_features_in_their_own_units(tmp_path: Path) -> None:
     bank.build(Site(loaded()))
     before = bank.propose().inputs.detach().clone()
     assert torch.equal(before, loaded().inputs_of(bank.active.detach()))
+    assert before.diff(dim=2).std() < before.std()  # white noise has 1.4 times as much
     finished = bank.improved(1.0, bank.optimizers())
     assert finished is not None and torch.equal(finished.inputs, before)
     bank.save(tmp_path / "bank.safetensors")
@@ -96,6 +97,7 @@ def test_a_bank_keeps_features_in_their_own_units(tmp_path: Path) -> None:
 def test_the_judge_has_inputs_of_that_scale() -> None:
     inputs = reference_images(FrozenTeacher(loaded()), 32, 2)
     assert loaded().spread is not None
+    assert torch.equal(inputs, reference_images(FrozenTeacher(loaded()), 32, 2))
     assert (inputs.std((0, 2)) / loaded().spread[:, 0] > 0.5).all()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
@@ -14,6 +15,20 @@ PICTURES, FEATURES = "pictures", "features"
 MODALITIES = (PICTURES, FEATURES)
 RESIZE_RATIO = 256 / 224
 """The usual shorter side of a photograph, as a multiple of the crop's (He et al., 2016)."""
+
+
+def slowed(white: Tensor) -> Tensor:
+    """Return noise (N, C, frames, coefficients) that is weaker at higher frequencies in time.
+
+    Each coefficient has mean 0 and variance 1 over all samples and frames, so that samples differ
+    in their means, as loud ones do from soft ones.
+    """
+    frames = white.shape[2]
+    frequency = torch.arange(frames // 2 + 1, device=white.device).clamp_min(1)[:, None]
+    slow = torch.fft.irfft(torch.fft.rfft(white, dim=2) / frequency, n=frames, dim=2)
+    std, mean = torch.std_mean(slow, (0, 2), correction=0, keepdim=True)
+    standard: Tensor = (slow - mean) / std.clamp_min(1e-6)
+    return standard
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,10 @@ class PretrainedNetwork:
     modality: str = PICTURES
     center: Tensor | None = None
     spread: Tensor | None = None
+
+    def noise_of(self, white: Tensor) -> Tensor:
+        """Return the noise that samples start from: white, or of features slow in time."""
+        return white if self.modality == PICTURES else slowed(white)
 
     def inputs_of(self, standard: Tensor) -> Tensor:
         """Return inputs (N, C, H, W) of values that have mean 0 and deviation 1."""

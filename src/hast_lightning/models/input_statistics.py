@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.core.network import slowed
 from hast_lightning.core.source import HELD_OUT_SEED
 
 SAMPLES, STEPS, RATE = 32, 150, 0.1
@@ -46,20 +47,6 @@ def statistics_mismatch(network: nn.Module, inputs: Tensor) -> Tensor:
     return torch.stack(found).mean() if found else torch.zeros(())
 
 
-def slow_noise(count: int, shape: tuple[int, int, int]) -> Tensor:
-    """Return noise (count, C, frames, coefficients) that is weaker at higher frequencies in time.
-
-    Each coefficient has mean 0 and variance 1 over all samples and frames. It is always the same.
-    """
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    white = torch.randn(count, *shape, generator=generator)
-    frequency = torch.arange(shape[1] // 2 + 1).clamp_min(1)[:, None]
-    slow = torch.fft.irfft(torch.fft.rfft(white, dim=2) / frequency, n=shape[1], dim=2)
-    std, mean = torch.std_mean(slow, (0, 2), correction=0, keepdim=True)
-    standard: Tensor = (slow - mean) / std.clamp_min(1e-6)
-    return standard
-
-
 def input_statistics(
     network: nn.Module, input_shape: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -76,7 +63,9 @@ def input_statistics(
     Returns:
         Two tensors (channels, 1, coefficients); none of a network without BatchNorm2d.
     """
-    values = slow_noise(SAMPLES, input_shape).requires_grad_()
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    white = torch.randn(SAMPLES, *input_shape, generator=generator)
+    values = slowed(white).requires_grad_()
     shift, log_scale = (
         torch.zeros(input_shape[0], 1, input_shape[2], requires_grad=True) for _ in range(2)
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
+from hast_lightning.core.network import FEATURES, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
 from hast_lightning.models.teacher import FrozenTeacher
@@ -50,6 +51,16 @@ def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -
     return centered / centered.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
 
 
+def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Generator) -> Tensor:
+    """Return noise (count, ...) that varies as natural inputs do, with mean 0 and deviation 1.
+
+    Of features it varies slowly in time alone: neighbors among coefficients are not alike.
+    """
+    if network.modality == FEATURES:
+        return network.noise_of(torch.randn(count, *network.input_shape, generator=generator))
+    return smooth_noise(count, network.input_shape, generator)
+
+
 def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Tensor:
     """Return images of the judge's own, always the same of the same network.
 
@@ -66,8 +77,7 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
     """
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     network = teacher.pretrained
-    shape = network.input_shape
-    values = smooth_noise(count, shape, generator).to(_device(teacher))
+    values = judging_noise(network, count, generator).to(_device(teacher))
     term = BNS()
     try:
         needs = term.bind(teacher, teacher)

@@ -107,7 +107,8 @@ class ImageBank(TrainedSource):
                 f"data.holdout={site.holdout} leaves nothing to train on of {site.key}.size={count}"
             )
         shape, classes = site.pretrained.input_shape, site.pretrained.num_classes
-        self.active = nn.Parameter(torch.randn(self.batch_size, *shape))
+        noise = site.pretrained.noise_of(torch.randn(self.batch_size, *shape))
+        self.active = nn.Parameter(noise)
         self.register_buffer("active_labels", torch.randint(classes, (self.batch_size,)))
         empty = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
         for name, tensor in zip(("images", "labels"), loaded or empty, strict=True):
@@ -155,7 +156,7 @@ class ImageBank(TrainedSource):
     @torch.no_grad()
     def part_ways(self) -> None:
         """Draw the active batch afresh, from this rank's streams."""
-        self.active.normal_()
+        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
         self.active_labels.random_(self.site.pretrained.num_classes)
 
     def own_state(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class ImageBank(TrainedSource):
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
-        self.active.normal_()
+        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
         self.active.grad = None
         self.active_labels.random_(self.site.pretrained.num_classes)
         self.iteration = 0

@@ -16,7 +16,8 @@ from hast_lightning.core.source import Site, Source
 class Noise(Source):
     """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis.
 
-    Features have the mean and deviation of each coefficient that the network expects.
+    Features vary slowly in time, with the mean and deviation of each coefficient that the network
+    expects.
     """
 
     place: ClassVar[Tensor]
@@ -30,5 +31,6 @@ class Noise(Source):
         """Return fresh noise (count, ...) and labels (count,)."""
         device = self.place.device
         network = self.site.pretrained
-        inputs = network.inputs_of(torch.randn(count, *network.input_shape, device=device))
+        noise = network.noise_of(torch.randn(count, *network.input_shape, device=device))
+        inputs = network.inputs_of(noise)
         return Batch(inputs, torch.randint(network.num_classes, (count,), device=device))
