@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,8 +14,6 @@ from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = ("digits", "cifar_resnet", "torchvision", "timm", "pytorchcv", "own", "given")
-LARGEST = 1e6
-"""Of the mean of features, to either side."""
 SIZE = re.compile(r"(\d+)x(\d+)")
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -52,8 +51,8 @@ class ModelConfig:
     or given network takes: the mean and deviation of each coefficient are learned from its
     BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats."""
     mean: list[float] | None = None
-    """Per-channel mean that the input was normalized with, for pixels in [0, 1]; of features for
-    values as they are in the file, where none is 0."""
+    """Per-channel mean that the input was normalized with, for pixels in [0, 1]; of features any
+    number, for values as they are in the file; none is 0."""
     std: list[float] | None = None
     """Per-channel standard deviation, likewise; of features none is 1."""
     class_names: list[str] | None = None
@@ -82,9 +81,11 @@ class ModelConfig:
             )
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
-        lowest, highest = (0, 1) if self.modality == PICTURES else (-LARGEST, LARGEST)
         for mean in self.mean or ():
-            require_range("model.mean", mean, lowest, highest)
+            if self.modality == PICTURES:
+                require_range("model.mean", mean, 0, 1)
+            elif not math.isfinite(mean):
+                raise ConfigurationError(f"model.mean={mean} must be a finite number")
         for deviation in self.std or ():
             require_range("model.std", deviation, 0, open_minimum=True)
 
