@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.keyword_spotting.study import runs
 from hast_lightning.config import DataConfig, ModelConfig
 from hast_lightning.core.source import Site, Source
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.models import zoo
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.safeguard.reference import reference_images
 from hast_lightning.sources.generator import ConditionalGenerator
@@ -23,10 +25,31 @@ from hast_lightning.sources.latent_bank import LatentBank
 from hast_lightning.sources.noise import Noise
 from hast_lightning.sources.own_images import read_own_images
 from tests.command_line import TINY, Finished, call
+from tests.composition import composed
 from tests.features import CLASSES, SHAPE, WORDS, features, loaded
+from tests.real_data import keyword_folder
 from tests.small_runs import build_module, small
 
 FRAMES, COEFFICIENTS = SHAPE[1:]
+
+
+def test_the_keyword_network_is_right_as_its_authors_say() -> None:
+    """A padding or a scale that were wrong by a little would be right on fewer."""
+    folder = keyword_folder()
+    words = next(words for _, words in runs() if "method=without_training" in words)
+    where = {"model.checkpoint": "dscnn.safetensors", "data.path": "kws01.npz"}
+    files = [f"{key}={folder / name}" for key, name in where.items()]
+    config = composed(*words, *files)
+    network = zoo.load(config.model)
+    data = load_evaluation_data(config.data, network)
+    assert data is not None
+    with torch.no_grad():
+        right = sum(int((network.network(x).argmax(1) == y).sum()) for x, y in data)
+    assert right == 915
+    assert network.center is not None and network.spread is not None
+    mean, spread = (each.flatten()[0] for each in (network.center, network.spread))
+    # Of the recordings: -14.9 and 24.3.
+    assert -22 < mean < -12 and 20 < spread < 28
 
 
 def save(folder: Path, x: np.ndarray, name: str = "features.npz") -> Path:
