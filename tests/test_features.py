@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import hast_lightning
 from experiments.keyword_spotting.study import runs
 from hast_lightning.config import DataConfig, ModelConfig
 from hast_lightning.core.source import Site, Source
@@ -26,7 +27,7 @@ from hast_lightning.sources.noise import Noise
 from hast_lightning.sources.own_images import read_own_images
 from tests.command_line import TINY, Finished, call
 from tests.composition import composed
-from tests.features import CLASSES, SHAPE, WORDS, features, loaded
+from tests.features import CLASSES, SHAPE, WORDS, features, loaded, network
 from tests.real_data import keyword_folder
 from tests.small_runs import build_module, small
 
@@ -180,7 +181,8 @@ def test_methods_run_on_features(method: str, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["evaluated_images"] == 20
     assert (tmp_path / "run" / "samples.png").is_file()
-    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image/png" in page and "(channels × frames × coefficients)" in page
     table = call(
         *("command=predict", "artifact=run/student.safetensors", "images=features.npz"),
         folder=tmp_path,
@@ -193,6 +195,21 @@ def test_methods_run_on_features(method: str, tmp_path: Path) -> None:
         *("command=predict", "artifact=run/student.safetensors", "images=run"), folder=tmp_path
     ).refusal()
     assert line == "images=run is no file; the network takes features: an .npz file with x"
+
+
+def test_they_are_quantized_in_python_too() -> None:
+    words = [word for word in TINY if word.startswith(("schedule.", "safeguard."))]
+    quantized = hast_lightning.quantize(
+        network(),
+        bits=4,
+        input_shape=SHAPE,
+        data=(features(12), torch.arange(12) % CLASSES),
+        method="without_training",
+        schedule="demo",
+        overrides=["model.modality=features", *words],
+    )
+    assert quantized.result.evaluated_images == 12
+    assert quantized.predict(features(5)).logits.shape == (5, CLASSES)
 
 
 @pytest.mark.parametrize(

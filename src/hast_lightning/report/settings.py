@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hast_lightning.config import Config
+from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.quantization.settings import LayerBits
@@ -33,13 +34,15 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
     channels, height, width = network.input_shape
+    features = network.modality == FEATURES
+    axes = "frames × coefficients" if features else "height × width"
     weights = [layer.weight_quantizer.bits for _, layer in quantized_layers(student)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
     return (
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
-        Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
+        Fact("Input", f"{channels} × {height} × {width} (channels × {axes})"),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", f"{widths(activations)}, {len(activations)} tensors, one range each"),
