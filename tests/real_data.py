@@ -33,6 +33,14 @@ def imagenet_folder() -> Path:
     return folder
 
 
+def keyword_folder() -> Path:
+    """The folder of the weights of a DS-CNN and of the features of 1,000 recordings."""
+    folder = data_folder() / "keyword_spotting"
+    for name in ("dscnn.safetensors", "kws01.npz"):
+        _skip_if_absent(folder / name)
+    return folder
+
+
 def reference_file() -> Path:
     """The values of the published arithmetic on ResNet-20, an .npz file."""
     path = data_folder() / "reference" / "hast_resnet20_w3a3.npz"

@@ -112,7 +112,7 @@ def test_a_command_of_today_composes_to_the_run_that_was_made(path: Path) -> Non
         then: Any = OmegaConf.to_container(OmegaConf.load(saved))
         now: Any = OmegaConf.to_container(composed_words, resolve=True)
         of_then, of_now = (counted(FinishedRun(result, each)).values for each in (then, now))
-        assert len(of_then) > 60
+        assert len(of_then) > 40  # what trains nothing has the fewest settings
         assert of_then == of_now
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from hast_lightning.core.batch import Answers, Batch
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.tracking.media import (
     Media,
@@ -27,6 +28,11 @@ def samples(channels: int = 1) -> Samples:
     return Samples(torch.zeros(3, channels, 8, 8), torch.tensor([0, 1, 0]), logits)
 
 
+def network(channels: int = 1) -> PretrainedNetwork:
+    shape, half = (channels, 8, 8), (0.5,) * channels
+    return PretrainedNetwork(torch.nn.Identity(), "any", shape, 2, half, half, "")
+
+
 def test_difficulty_and_confidence_are_the_teachers() -> None:
     found = sample_histograms(samples())
     sure = 1 / (1 + torch.tensor(-9.0).exp())
@@ -37,9 +43,9 @@ def test_difficulty_and_confidence_are_the_teachers() -> None:
 
 
 def test_images_with_a_color_are_drawn() -> None:
-    (picture,) = sample_pictures(samples(), [0.5], [0.5]).values()
+    (picture,) = sample_pictures(samples(), network()).values()
     assert picture.mode == "RGB" and picture.width > 3 * 128
-    assert sample_pictures(samples(channels=2), [0.5] * 2, [0.5] * 2) == {}
+    assert sample_pictures(samples(channels=2), network(channels=2)) == {}
 
 
 def test_the_parts_of_a_step_are_put_together_before_and_after_promotion() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import expand_home, require_choice, require_range
+from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = (
@@ -20,6 +23,7 @@ PROVIDERS = (
     "own",
     "given",
 )
+SIZE = re.compile(r"(\d+)x(\d+)")
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -48,13 +52,19 @@ class ModelConfig:
     """Depth of a ``cifar_resnet``: 6n+2, e.g. 20, 32, 44, 56."""
     num_classes: int | None = None
     """Length of the output; none: the provider's own."""
-    input_size: int | None = None
-    """Height and width of the input in pixels; none: the provider's own (an ``own`` network has
-    none)."""
+    # OmegaConf has no such union: what it is in words, for the reference.
+    input_size: Annotated[Any, "integer, text or null"] = None
+    """Height and width of the input in pixels, one number of a square; ``49x10`` is 49 frames of
+    10 coefficients. None: the provider's own (an ``own`` network has none)."""
+    modality: str = PICTURES
+    """``pictures``; or ``features`` such as MFCC (channels, frames, coefficients), which an ``own``
+    or given network takes: the mean and deviation of each coefficient are learned from its
+    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats."""
     mean: list[float] | None = None
-    """Per-channel mean that the input was normalized with, for pixels in [0, 1]."""
+    """Per-channel mean that the input was normalized with, for pixels in [0, 1]; of features any
+    number, for values as they are in the file; none is 0."""
     std: list[float] | None = None
-    """Per-channel standard deviation, likewise."""
+    """Per-channel standard deviation, likewise; of features none is 1."""
     class_names: list[str] | None = None
     """One a class, in the order of the output; none: the provider's own, if it has any."""
     license: str | None = None
@@ -72,14 +82,42 @@ class ModelConfig:
             self._check_own()
         if self.num_classes is not None:
             require_range("model.num_classes", self.num_classes, 2)
-        if self.input_size is not None:
-            require_range("model.input_size", self.input_size, 4)
+        _ = self.size
+        require_choice("model.modality", self.modality, MODALITIES)
+        if self.modality == FEATURES and self.provider not in ("own", "given"):
+            raise ConfigurationError(
+                f"model.modality=features with model.provider={self.provider}, whose networks take "
+                "pictures; choose model=own"
+            )
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
         for mean in self.mean or ():
-            require_range("model.mean", mean, 0, 1)
+            if self.modality == PICTURES:
+                require_range("model.mean", mean, 0, 1)
+            elif not math.isfinite(mean):
+                raise ConfigurationError(f"model.mean={mean} must be a finite number")
         for deviation in self.std or ():
             require_range("model.std", deviation, 0, open_minimum=True)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Return the height and width of the input, or none.
+
+        Raises:
+            ConfigurationError: ``input_size`` is neither a number nor ``HxW``, or too small.
+        """
+        if self.input_size is None:
+            return None
+        text = str(self.input_size)
+        found = SIZE.fullmatch(text if "x" in text else f"{text}x{text}")
+        if found is None:
+            raise ConfigurationError(
+                f"model.input_size={self.input_size} must be a number of pixels, or height x width "
+                "such as 49x10"
+            )
+        height, width = int(found[1]), int(found[2])
+        require_range("model.input_size", min(height, width), 4)
+        return height, width
 
     def _check_cifar_resnet(self) -> None:
         depth = self.depth or 0

@@ -6,12 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
 
+PICTURES, FEATURES = "pictures", "features"
+MODALITIES = (PICTURES, FEATURES)
 RESIZE_RATIO = 256 / 224
 """The usual shorter side of a photograph, as a multiple of the crop's (He et al., 2016)."""
+
+
+def slowed(white: Tensor) -> Tensor:
+    """Return noise (N, C, frames, coefficients) that is weaker at higher frequencies in time.
+
+    Each coefficient has mean 0 and variance 1 over all samples and frames, so that samples differ
+    in their means, as loud ones do from soft ones.
+    """
+    frames = white.shape[2]
+    frequency = torch.arange(frames // 2 + 1, device=white.device).clamp_min(1)[:, None]
+    slow = torch.fft.irfft(torch.fft.rfft(white, dim=2) / frequency, n=frames, dim=2)
+    std, mean = torch.std_mean(slow, (0, 2), correction=0, keepdim=True)
+    standard: Tensor = (slow - mean) / std.clamp_min(1e-6)
+    return standard
 
 
 @dataclass(frozen=True)
@@ -21,15 +38,20 @@ class PretrainedNetwork:
     Attributes:
         network: The network itself, in float32, as its own class or as its graph.
         name: Its name in reports.
-        input_shape: (channels, height, width).
+        input_shape: (channels, height, width); of features (channels, frames, coefficients).
         num_classes: Length of the output.
-        mean: Per channel, what pixels in [0, 1] are normalized with; so is ``std``.
+        mean: Per channel, what pixels in [0, 1] are normalized with, or features as they are; so
+            is ``std``.
         checksum: SHA-256 of the state dict as the provider gives it, in hexadecimal.
         resize_ratio: A photograph's shorter side before the centre crop, as a multiple of the
             crop's side.
         class_names: One per class, in the order of the output; none where they are not known.
         taps: Patterns of the names of nodes that features are aligned at; none: those that end
             the blocks of the graph.
+        modality: ``pictures``, whose normalized values have mean 0 and deviation 1 in each channel;
+            or ``features`` such as MFCC, which have any.
+        center: Mean of features that the network expects, (channels, 1, coefficients); none: 0.
+        spread: Their standard deviation, likewise; none: 1.
     """
 
     network: nn.Module
@@ -42,6 +64,22 @@ class PretrainedNetwork:
     resize_ratio: float = RESIZE_RATIO
     class_names: tuple[str, ...] | None = None
     taps: tuple[str, ...] | None = None
+    modality: str = PICTURES
+    center: Tensor | None = None
+    spread: Tensor | None = None
+
+    def noise_of(self, white: Tensor) -> Tensor:
+        """Return the noise that samples start from: white, or of features slow in time."""
+        return white if self.modality == PICTURES else slowed(white)
+
+    def inputs_of(self, standard: Tensor) -> Tensor:
+        """Return inputs (N, C, H, W) of values that have mean 0 and deviation 1."""
+        moved = self.steps_of(standard)
+        return moved if self.center is None else moved + self.center.to(moved)
+
+    def steps_of(self, standard: Tensor) -> Tensor:
+        """Return differences of inputs (N, C, H, W) of those in standard deviations."""
+        return standard if self.spread is None else standard * self.spread.to(standard)
 
 
 class Network(Protocol):

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hast_lightning.config import DataConfig
+from hast_lightning.core.network import FEATURES
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
 from hast_lightning.errors import DataError
-from hast_lightning.files.pictures import read_arrays, require_pixels
+from hast_lightning.files.pictures import read_arrays, require_features, require_pixels
 
 if TYPE_CHECKING:
     from hast_lightning.core.network import PretrainedNetwork
@@ -32,15 +33,15 @@ DIGITS_HELD_OUT_EVERY = 3
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Labeled images, kept as bytes and normalized batch by batch.
+    """Labeled images or features, normalized batch by batch.
 
     Attributes:
-        images: (N, C, H, W), uint8.
+        images: (N, C, H, W), uint8 pixels or float32 features.
         labels: (N,), int64.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         batch_size: images a batch; the last batch may be smaller.
-        white: the pixel value that stands for 1.
+        white: the pixel value that stands for 1; of features 1 itself.
     """
 
     images: Tensor
@@ -78,7 +79,8 @@ def load_evaluation_data(
 
     Args:
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
-            (``x`` uint8 (N, H, W, C) and ``y`` integers (N,)), ``cifar10`` (the official test
+            (``x`` uint8 (N, H, W, C), or features as numbers of any type, and ``y`` integers
+            (N,)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
             photographs with one folder per class) or ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
@@ -96,6 +98,12 @@ def load_evaluation_data(
             "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
             "on the command line choose one of cifar10, digits, imagenet, npz and none"
         )
+    features = network.modality == FEATURES
+    if features and config.source != "npz":
+        raise DataError(
+            f"data={config.source} are pictures; the network {network.name} takes features "
+            "(model.modality=features): choose data=npz or data=none"
+        )
     if config.source == "imagenet":
         return load_image_folder(config, network)
     if config.source == "digits":
@@ -105,11 +113,15 @@ def load_evaluation_data(
         origin, white = f"data.path={config.path}", 255
         read = _read_npz if config.source == "npz" else _read_cifar10
         images, labels = read(_existing(config.path, config.source), origin)
-    _check_images(images, network.input_shape, origin)
+    if features:
+        images, white = require_features(images, network.input_shape, origin), 1
+    else:
+        _check_images(images, network.input_shape, origin)
+        # A copy: torch refuses to share memory that is read-only.
+        images = images.transpose(0, 3, 1, 2).copy()
     _check_labels(labels, len(images), network.num_classes, origin)
     return EvaluationData(
-        # A copy: torch refuses to share memory that is read-only.
-        images=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        images=torch.from_numpy(images),
         labels=torch.from_numpy(labels.astype(np.int64)),
         mean=network.mean,
         std=network.std,

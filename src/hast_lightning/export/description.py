@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hast_lightning import __version__
+from hast_lightning.core.network import MODALITIES, PICTURES
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.heads import HEADS, LOGITS, logits_of, probabilities_of
 
@@ -37,6 +38,7 @@ class Description:
             crop's side.
         class_names: one per class, or none.
         output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``.
+        modality: ``pictures`` or ``features``, which are normalized as they are.
         product_version: of this package when it wrote the file.
     """
 
@@ -52,6 +54,7 @@ class Description:
     resize_ratio: float
     class_names: tuple[str, ...] | None = None
     output: str = LOGITS
+    modality: str = PICTURES
     product_version: str = __version__
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -82,8 +85,8 @@ class Description:
                 f"{origin} was not exported by hast-lightning: it says nothing of itself"
             )
         try:
-            # Files of former versions put out logits and do not say so.
-            content = {"output": LOGITS, **json.loads(metadata[METADATA_KEY])}
+            # Files of former versions put out logits of pictures and do not say so.
+            content = {"output": LOGITS, "modality": PICTURES, **json.loads(metadata[METADATA_KEY])}
             content = {field.name: content[field.name] for field in fields(cls)}
             for name in ("input_shape", "mean", "std", "class_names"):
                 content[name] = None if content[name] is None else tuple(content[name])
@@ -114,6 +117,8 @@ def _check(description: Description) -> None:
         raise ValueError(f"std={description.std}")
     if not 1 <= description.resize_ratio <= 16:
         raise ValueError(f"resize_ratio={description.resize_ratio}")
+    if description.modality not in MODALITIES:
+        raise ValueError(f"modality={description.modality!r}")
     if description.output not in HEADS:
         raise ValueError(f"output={description.output!r}")
     names = description.class_names

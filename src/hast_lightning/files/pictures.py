@@ -82,6 +82,39 @@ def require_pixels(images: NDArray[Any], channels: int, origin: str) -> None:
         raise DataError(f"{origin}: x has {images.shape[3]} channels; the network takes {channels}")
 
 
+def require_features(
+    features: NDArray[Any], shape: tuple[int, int, int], origin: str
+) -> NDArray[Any]:
+    """Return the array ``x`` of features as (N, channels, frames, coefficients), float32.
+
+    Args:
+        features: Real numbers, (N, frames, coefficients, channels), or without the last axis where
+            there is one channel.
+        shape: (channels, frames, coefficients) that the network takes.
+        origin: Of the array, for messages.
+
+    Raises:
+        DataError: it is no such array, it is empty, or it has values that are not finite.
+    """
+    channels, frames, coefficients = shape
+    wanted = (frames, coefficients, channels)
+    if features.dtype.kind not in "iuf":
+        raise DataError(f"{origin}: x has type {features.dtype}; allowed: real numbers")
+    if channels == 1 and features.ndim == 3:
+        features = features[..., None]
+    if features.shape[1:] != wanted:
+        raise DataError(
+            f"{origin}: x has shape {features.shape}; the network takes features of (N, frames, "
+            f"coefficients, channels) = (N, {', '.join(map(str, wanted))})"
+        )
+    if not len(features):
+        raise DataError(f"{origin}: x is empty; at least one sample is needed")
+    found = np.ascontiguousarray(features.transpose(0, 3, 1, 2), np.float32)
+    if not np.isfinite(found).all():
+        raise DataError(f"{origin}: x has values that are NaN or infinite")
+    return found
+
+
 def refuse_loops(root: Path, origin: str) -> None:
     """Refuse links to a folder above them: whoever follows links would go on without end.
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.core.network import RESIZE_RATIO, PretrainedNetwork
+from hast_lightning.core.network import FEATURES, RESIZE_RATIO, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.checkpoints import checksum
+from hast_lightning.models.input_statistics import input_statistics
 from hast_lightning.models.preparation import prepare
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -41,6 +42,9 @@ def describe(
     Raises:
         ModelError: the network cannot be used, or ``config`` contradicts it.
     """
+    features = config.modality == FEATURES
+    if features:  # as the network takes them, if nobody says otherwise
+        mean, std = (0.0,) * input_shape[0], (1.0,) * input_shape[0]
     mean, std = config.mean or mean, config.std or std
     _check_channels(config.name, input_shape, {"mean": mean, "std": std})
     network = network.eval().float()
@@ -48,6 +52,7 @@ def describe(
     prepared, num_classes = prepare(network, input_shape, config.name)
     _check_classes(config, num_classes)
     names = config.class_names or class_names
+    center, spread = input_statistics(prepared, input_shape) if features else (None, None)
     return PretrainedNetwork(
         network=prepared,
         name=config.name,
@@ -59,6 +64,9 @@ def describe(
         resize_ratio=resize_ratio,
         class_names=tuple(names) if names and len(names) == num_classes else None,
         taps=None if config.taps is None else tuple(config.taps),
+        modality=config.modality,
+        center=center,
+        spread=spread,
     )
 
 

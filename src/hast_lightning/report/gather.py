@@ -15,6 +15,7 @@ from hast_lightning.records.failure import read_failure
 from hast_lightning.records.folder import METRICS_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import headline
+from hast_lightning.records.spectrogram import as_pictures
 from hast_lightning.report.confusion import confusion_table
 from hast_lightning.report.content import (
     Change,
@@ -168,7 +169,7 @@ def _tiles(
     count = min(TILES, len(order) // 2)
     easy, hard = order[:count], order[::-1][:count]
     chosen = samples.images[[*easy, *hard]]
-    pictures = data_addresses(chosen, run.network.mean, run.network.std)
+    pictures = data_addresses(*as_pictures(chosen, run.network))
     tiles = [
         _tile(samples, index, picture, names)
         for index, picture in zip([*easy, *hard], pictures, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hast_lightning.config import Config
 from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import activation_quantizers, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
@@ -35,13 +36,15 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
     channels, height, width = network.input_shape
+    features = network.modality == FEATURES
+    axes = "frames × coefficients" if features else "height × width"
     weights = [weight_bits(m) for m in student.modules() if isinstance(m, QUANTIZABLE)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
     return (
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
-        Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
+        Fact("Input", f"{channels} × {height} × {width} (channels × {axes})"),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),

@@ -136,6 +136,7 @@ def describe(run: Run) -> Description:
         resize_ratio=network.resize_ratio,
         class_names=network.class_names,
         output=head_of(run.module.student),
+        modality=network.modality,
     )
 
 

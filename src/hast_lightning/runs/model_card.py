@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.network import PICTURES
 from hast_lightning.export.description import Description
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import readable_size
@@ -58,8 +59,9 @@ def _facts(
 ) -> Iterator[tuple[str, str]]:
     channels, height, width = description.input_shape
     mean, std = (_numbers(values) for values in (description.mean, description.std))
-    pixels = f"mean {mean}, standard deviation {std} of pixels in [0, 1]"
-    yield "Input", f"{channels} x {height} x {width}, {pixels}"
+    of = "pixels in [0, 1]" if description.modality == PICTURES else "features as they are"
+    values = f"mean {mean}, standard deviation {std} of {of}"
+    yield "Input", f"{channels} x {height} x {width}, {values}"
     yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."

@@ -39,6 +39,7 @@ from hast_lightning.records.folder import (
 from hast_lightning.records.grid import save_grid
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
+from hast_lightning.records.spectrogram import as_pictures
 from hast_lightning.records.versions import git_commit, versions
 from hast_lightning.report import write_failed_report, write_report
 from hast_lightning.runs.assembly import Run, build, prepare_torch
@@ -243,7 +244,7 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     checkpoints = _checkpoints(config.callbacks, run.folder)
     callbacks = [
         *callbacks,
-        *([Observation(config.callbacks, run.network.mean, run.network.std)] if watched else []),
+        *([Observation(config.callbacks, run.network)] if watched else []),
         checkpoints,
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
         SaveFindings(module.found_files, run.folder),
@@ -319,13 +320,14 @@ def _save_grid(run: Run) -> None:
     logits = run.module.teacher(batch.inputs)
     answers = logits.argmax(dim=1)
     labels = answers if batch.labels is None else batch.labels
+    shown = as_pictures(batch.inputs, run.network)
     save_grid(
         run.folder / GRID_FILE,
-        batch.inputs,
+        shown.images,
         labels,
         difficulty(logits, labels),
-        run.network.mean,
-        run.network.std,
+        shown.mean,
+        shown.std,
         answers,
     )
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hast_lightning.core.network import FEATURES
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artifact import Network, open_artifact
 from hast_lightning.export.description import Description
@@ -27,6 +29,8 @@ from hast_lightning.files.pictures import (
     find_pictures,
     normalized,
     open_picture,
+    read_arrays,
+    require_features,
     shown_picture,
 )
 
@@ -48,7 +52,8 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
 
     Args:
         artifact: An exported file; its description says how images are prepared.
-        images: A folder, which is searched with all below it, or one image.
+        images: A folder, which is searched with all below it, or one image; of features an .npz
+            file with ``x``, whose rows are named by their numbers.
         target: The CSV file, replaced in one move; none: standard output.
 
     Raises:
@@ -56,9 +61,14 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
             table cannot be written.
     """
     network, description = open_artifact(artifact)
+    if description.modality == FEATURES:
+        samples = feature_batches(images, description, f"images={images}")
+        _write(list(_rows(network, description, _numbered(samples))), target)
+        return
     files = picture_files(images, f"images={images}")
     unreadable: dict[str, str] = {}
-    rows = list(_rows(network, description, files, images, unreadable))
+    prepared = _readable(description, files, images, unreadable)
+    rows = list(_rows(network, description, prepared))
     _write(rows, target)
     if unreadable:
         names = list(unreadable)
@@ -107,15 +117,44 @@ def _opened(picture: Picture, mode: str) -> Image.Image:
     return shown_picture(picture, mode, "predict")
 
 
+def feature_batches(path: Path, description: Description, origin: str) -> Iterator[Tensor]:
+    """Return the features of an .npz file as the network takes them, (B, C, H, W), in order.
+
+    Raises:
+        DataError: there is no such file, or it does not fit the network.
+    """
+    if not path.is_file():
+        raise DataError(f"{origin} is no file; the network takes features: an .npz file with x")
+    (values,) = read_arrays(path, ("x",), origin)
+    samples = torch.from_numpy(require_features(values, description.input_shape, origin))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (description.mean, description.std))
+    return ((part - mean) / std for part in torch.split(samples, BATCH))
+
+
+def _numbered(batches: Iterator[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield samples by their numbers, from 0."""
+    numbers = count()
+    for batch in batches:
+        yield {str(next(numbers)): sample for sample in batch}
+
+
 def _rows(
-    network: Network,
-    description: Description,
-    files: Sequence[Path],
-    root: Path,
-    unreadable: dict[str, str],
+    network: Network, description: Description, prepared: Iterator[dict[str, Tensor]]
 ) -> Iterator[Row]:
-    """Yield a row for every image; ``unreadable`` gets why some cannot be read."""
+    """Yield a row for every sample (C, H, W), which have names."""
     names = description.class_names
+    for tensors in prepared:
+        outputs = network(torch.stack(list(tensors.values())))
+        best = description.probabilities(outputs).max(dim=1)
+        probabilities, classes = (part.tolist() for part in best)
+        for name, index, probability in zip(tensors, classes, probabilities, strict=True):
+            yield name, index, names[index] if names else "", f"{probability:.6f}"
+
+
+def _readable(
+    description: Description, files: Sequence[Path], root: Path, unreadable: dict[str, str]
+) -> Iterator[dict[str, Tensor]]:
+    """Yield some pictures at a time, by name; ``unreadable`` gets why some cannot be read."""
     prepare = _preparation(description)
     mode = MODES[description.input_shape[0]]
     for chunk in _batches(files):
@@ -127,11 +166,7 @@ def _rows(
             except DataError as error:
                 unreadable[name] = str(error)
         if tensors:
-            outputs = network(torch.stack(list(tensors.values())))
-            best = description.probabilities(outputs).max(dim=1)
-            probabilities, classes = (part.tolist() for part in best)
-            for name, index, probability in zip(tensors, classes, probabilities, strict=True):
-                yield name, index, names[index] if names else "", f"{probability:.6f}"
+            yield tensors
 
 
 def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
@@ -146,6 +181,8 @@ def _preparation(description: Description) -> Callable[[Image.Image], Tensor]:
         DataError: images of so many channels are not in files.
     """
     channels, height, width = description.input_shape
+    if description.modality == FEATURES:
+        raise DataError("the network takes features, not pictures: hand them in as numbers")
     if channels not in MODES:
         raise DataError(f"the network takes images of {channels} channels; image files have 1 or 3")
     fit = Fitting(height, width, description.resize_ratio)

@@ -15,7 +15,7 @@ from hast_lightning.config.safeguard import REFERENCE, SafeguardConfig
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.runtime.ranks import gathered_objects
 from hast_lightning.safeguard.closeness import Closeness, closeness
-from hast_lightning.safeguard.reference import reference_images, smooth_noise
+from hast_lightning.safeguard.reference import judging_noise, reference_images
 from hast_lightning.safeguard.states import kept_states
 from hast_lightning.training.evaluation import Evaluation
 from hast_lightning.training.module import ZeroShotQuantization
@@ -142,8 +142,9 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
     """
     reference = reference_images(module.teacher, options.images, options.iterations)
     generator = torch.Generator().manual_seed(1)
-    noise = smooth_noise(options.images, reference.shape[1:], generator).to(reference.device)
-    images = {REFERENCE: reference, SMOOTH: noise}
+    network = module.teacher.pretrained
+    noise = network.inputs_of(judging_noise(network, options.images, generator))
+    images = {REFERENCE: reference, SMOOTH: noise.to(reference.device)}
     # A bank may keep none from training, or may not be full.
     with suppress(ConfigurationError, DataError):
         images[HELD_OUT] = module.source.held_out(options.images).inputs

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
+from hast_lightning.core.network import FEATURES, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
 from hast_lightning.models.teacher import FrozenTeacher
@@ -55,6 +56,16 @@ def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -
     return centered / centered.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
 
 
+def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Generator) -> Tensor:
+    """Return noise (count, ...) that varies as natural inputs do, with mean 0 and deviation 1.
+
+    Of features it varies slowly in time alone: neighbors among coefficients are not alike.
+    """
+    if network.modality == FEATURES:
+        return network.noise_of(torch.randn(count, *network.input_shape, generator=generator))
+    return smooth_noise(count, network.input_shape, generator)
+
+
 def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Tensor:
     """Return images of the judge's own, always the same of the same network.
 
@@ -71,24 +82,25 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
         (count, ...) in the range that the network takes.
     """
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    shape = teacher.pretrained.input_shape
-    inputs = smooth_noise(count, shape, generator).to(_device(teacher))
+    network = teacher.pretrained
+    values = judging_noise(network, count, generator).to(_device(teacher))
     term = BNS()
     try:
         needs = term.bind(teacher, teacher)
     except ModelError:
-        return inputs
-    at_once = max(2, VALUES_AT_ONCE // inputs[0].numel())
-    for group in torch.split(inputs, at_once):
-        images = group.detach().clone().requires_grad_(True)
-        optimizer = Adam([images], lr=RATE)
+        return network.inputs_of(values)
+    at_once = max(2, VALUES_AT_ONCE // values[0].numel())
+    for group in torch.split(values, at_once):
+        own = group.detach().clone().requires_grad_(True)
+        optimizer = Adam([own], lr=RATE)
         for _ in range(iterations):
             optimizer.zero_grad()
-            trace = teacher.trace(images, needs.teacher, unfolded=True)
-            term(Seen(Batch(images), trace, None, Progress("safeguard", 1, 1))).backward()
+            inputs = network.inputs_of(own)
+            trace = teacher.trace(inputs, needs.teacher, unfolded=True)
+            term(Seen(Batch(inputs), trace, None, Progress("safeguard", 1, 1))).backward()
             optimizer.step()
-        group.copy_(images.detach())
-    return inputs
+        group.copy_(own.detach())
+    return network.inputs_of(values)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.core.source import Source
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
-from hast_lightning.safeguard.reference import smooth_noise, statistics_distance
+from hast_lightning.safeguard.reference import judging_noise, statistics_distance
 from hast_lightning.training.module import ZeroShotQuantization
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ class StudentStates(Callback):
         if found is None:
             return
         generator = torch.Generator().manual_seed(0)
-        noise = smooth_noise(len(inputs), inputs.shape[1:], generator).to(inputs.device)
+        network = module.teacher.pretrained
+        noise = network.inputs_of(judging_noise(network, len(inputs), generator)).to(inputs.device)
         distance = statistics_distance(module.teacher, module.layout(noise))
         assert distance is not None
         self.statistics |= {name: found, "noise": distance}

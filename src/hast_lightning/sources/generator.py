@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import HELD_OUT_SEED, Site, TrainedSource
 from hast_lightning.errors import DataError
@@ -67,6 +68,19 @@ class PlainBatchNorm2d(nn.BatchNorm2d):
         return super().forward(features)
 
 
+class PerCoefficient(nn.Module):
+    """A learned scale and shift of each coefficient, in standard deviations; at first none."""
+
+    def __init__(self, channels: int, coefficients: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1, coefficients))
+        self.shift = nn.Parameter(torch.zeros(channels, 1, coefficients))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scale and shift ``features`` (N, C, frames, coefficients)."""
+        return torch.addcmul(self.shift, features, self.scale)
+
+
 @part("source", "generator")
 class ConditionalGenerator(TrainedSource):
     """The conditional generator network of GDFQ, which makes images from noise and labels.
@@ -74,8 +88,10 @@ class ConditionalGenerator(TrainedSource):
     Noise ``z ~ N(0, I)`` is projected to 128 maps at a quarter of the image's size, twice doubled
     in size and convolved; tanh and a BatchNorm without affine parameters give the output unit
     variance, as normalized pixels have. Where a side is not divisible by four, larger maps are
-    made and cropped before that BatchNorm. The label enters by multiplying ``z`` with a learned
-    embedding (GDFQ on CIFAR), or through class-conditional BatchNorm (GDFQ on ImageNet).
+    made and cropped before that BatchNorm. Of features each coefficient has a scale and a shift
+    behind it, which are trained from what the network's BatchNorms say of its inputs. The label
+    enters by multiplying ``z`` with a learned embedding (GDFQ on CIFAR), or through
+    class-conditional BatchNorm (GDFQ on ImageNet).
 
     Source: Xu et al., ECCV 2020.
     """
@@ -124,6 +140,10 @@ class ConditionalGenerator(TrainedSource):
         self.norm2 = self._norm(WIDTHS[2])
         self.conv3 = nn.Conv2d(WIDTHS[2], channels, 3, padding=1)
         self.norm3 = nn.BatchNorm2d(channels, affine=False)
+        # Left out for pictures: normalized pixels have no scale that could be learned.
+        self.standard: nn.Module = nn.Identity()
+        if site.pretrained.modality == FEATURES:
+            self.standard = PerCoefficient(channels, width)
         self.enlarge = nn.Upsample(scale_factor=2)
         self.activation = nn.LeakyReLU(0.2, inplace=True)
         if self.load is not None:
@@ -154,8 +174,8 @@ class ConditionalGenerator(TrainedSource):
         maps = self.enlarge(maps)
         maps = self.activation(self.norm2(self.conv2(maps), labels))
         height, width = self.size
-        images: Tensor = self.norm3(torch.tanh(self.conv3(maps))[..., :height, :width])
-        return images
+        made = self.norm3(torch.tanh(self.conv3(maps))[..., :height, :width])
+        return self.site.pretrained.inputs_of(self.standard(made))
 
     def _draw(self, count: int) -> Batch:
         """Return images of fresh noise and uniform labels."""

@@ -53,7 +53,8 @@ class ImageBank(TrainedSource):
     iterations: int = 1000
     """Optimizer steps that each batch of images gets."""
     lr: float = 0.5
-    """Learning rate of Adam, in normalized pixel units a step."""
+    """Learning rate of Adam, in normalized pixel units a step; of features, in deviations of each
+    coefficient."""
     patience: int = 50
     """Steps without a lower loss after which the rate falls."""
     factor: float = 0.1
@@ -106,7 +107,8 @@ class ImageBank(TrainedSource):
                 f"data.holdout={site.holdout} leaves nothing to train on of {site.key}.size={count}"
             )
         shape, classes = site.pretrained.input_shape, site.pretrained.num_classes
-        self.active = nn.Parameter(torch.randn(self.batch_size, *shape))
+        noise = site.pretrained.noise_of(torch.randn(self.batch_size, *shape))
+        self.active = nn.Parameter(noise)
         self.register_buffer("active_labels", torch.randint(classes, (self.batch_size,)))
         empty = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
         for name, tensor in zip(("images", "labels"), loaded or empty, strict=True):
@@ -148,8 +150,8 @@ class ImageBank(TrainedSource):
         return self.filled == self.count
 
     def propose(self) -> Batch:
-        """Return the active batch: images (B, C, H, W), a parameter, and labels (B,)."""
-        return self._batch(self.active, self.active_labels)
+        """Return the active batch: images (B, C, H, W), of a parameter, and labels (B,)."""
+        return self._batch(self._made(), self.active_labels)
 
     def _batch(self, images: Tensor, labels: Tensor) -> Batch:
         """Return images with their labels, where those of this kind of bank mean something."""
@@ -158,7 +160,7 @@ class ImageBank(TrainedSource):
     @torch.no_grad()
     def part_ways(self) -> None:
         """Draw the active batch afresh, from this rank's streams."""
-        self.active.normal_()
+        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
         self.active_labels.random_(self.site.pretrained.num_classes)
 
     def own_state(self) -> dict[str, Any]:
@@ -236,11 +238,11 @@ class ImageBank(TrainedSource):
 
     def _made(self) -> Tensor:
         """Return the images of the active batch, (B, C, H, W)."""
-        return self.active
+        return self.site.pretrained.inputs_of(self.active)
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
-        self.active.normal_()
+        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
         self.active.grad = None
         self.active_labels.random_(self.site.pretrained.num_classes)
         self.iteration = 0
@@ -263,7 +265,7 @@ class ImageBank(TrainedSource):
         index = self._next_indices(count)
         if self.filled:
             return self._batch(self.images[index], self.labels[index])
-        return self._batch(self.active.detach()[index], self.active_labels[index])
+        return self._batch(self._made().detach()[index], self.active_labels[index])
 
     def _next_indices(self, count: int) -> Tensor:
         # Where the active batch is the first and only one it holds held-out images, too.
@@ -330,7 +332,7 @@ class ImageBank(TrainedSource):
             start = self.filled - self.batch_size
             chosen = slice(start, min(start + count, self.filled))
             return self._batch(self.images[chosen], self.labels[chosen])
-        return self._batch(self.active.detach()[:count].clone(), self.active_labels[:count])
+        return self._batch(self._made().detach()[:count].clone(), self.active_labels[:count])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return counters and plateau state as plain numbers, for ``state_dict``."""

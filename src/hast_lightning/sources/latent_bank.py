@@ -127,7 +127,7 @@ class LatentBank(ImageBank):
         """Return images (B, C, H, W), differentiable in latents and generator."""
         images = self.generator(self.latents)
         self.active.copy_(images.detach())
-        return Batch(images)
+        return Batch(self.site.pretrained.inputs_of(images))
 
     @torch.no_grad()
     def part_ways(self) -> None:

@@ -14,7 +14,11 @@ from hast_lightning.core.source import Site, Source
 
 @part("source", "noise")
 class Noise(Source):
-    """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis."""
+    """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis.
+
+    Features vary slowly in time, with the mean and deviation of each coefficient that the network
+    expects.
+    """
 
     place: ClassVar[Tensor]
 
@@ -26,7 +30,7 @@ class Noise(Source):
     def sample(self, count: int) -> Batch:
         """Return fresh noise (count, ...) and labels (count,)."""
         device = self.place.device
-        inputs = torch.randn(count, *self.site.pretrained.input_shape, device=device)
-        return Batch(
-            inputs, torch.randint(self.site.pretrained.num_classes, (count,), device=device)
-        )
+        network = self.site.pretrained
+        noise = network.noise_of(torch.randn(count, *network.input_shape, device=device))
+        inputs = network.inputs_of(noise)
+        return Batch(inputs, torch.randint(network.num_classes, (count,), device=device))

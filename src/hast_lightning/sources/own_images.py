@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import expand_home, require_range
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import FEATURES, PICTURES, PretrainedNetwork
 from hast_lightning.core.part import part
 from hast_lightning.core.source import HELD_OUT_SEED, Site, Source
 from hast_lightning.errors import ConfigurationError, DataError
@@ -28,6 +28,7 @@ from hast_lightning.files.pictures import (
     decode,
     find_pictures,
     read_arrays,
+    require_features,
     require_pixels,
 )
 from hast_lightning.runtime.ranks import rank, world_size
@@ -52,12 +53,14 @@ def read_own_images(path: Path, limit: int, network: PretrainedNetwork, key: str
         key: The setting that names the path, for messages.
 
     Returns:
-        Shape (N, C, H, W), uint8.
+        Shape (N, C, H, W), uint8; of features float32.
 
     Raises:
         DataError: there are none, or one cannot be read.
     """
     origin = f"{key}={path}"
+    if network.modality == FEATURES:
+        return _features(path, limit, network, origin)
     if path.is_dir():
         pixels = _from_folder(path, limit, network, origin)
     elif path.is_file():
@@ -66,6 +69,14 @@ def read_own_images(path: Path, limit: int, network: PretrainedNetwork, key: str
         raise DataError(f"{origin} does not exist; expected {EXPECTED}")
     # A copy where the order of the axes in memory is another one.
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def _features(path: Path, limit: int, network: PretrainedNetwork, origin: str) -> Tensor:
+    if not path.is_file():
+        raise DataError(f"{origin} is no file; expected an .npz file with x (features)")
+    (values,) = read_arrays(path, ("x",), origin)
+    values = require_features(values, network.input_shape, origin)
+    return torch.from_numpy(values[_evenly(len(values), limit, origin)])
 
 
 def _from_folder(
@@ -241,7 +252,10 @@ class OwnImages(Source):
     @torch.no_grad()
     def _batch(self, index: Tensor) -> Batch:
         device = self.labels.device
-        images = (self._pixels[index].to(device).float() / 255 - self.mean) / self.std
+        values = self._pixels[index].to(device).float()
+        if self.site.pretrained.modality == PICTURES:
+            values = values / 255
+        images = (values - self.mean) / self.std
         index = index.to(device)
         unknown = self.labels[index] == UNKNOWN
         if bool(unknown.any()):

@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from hast_lightning.core.batch import Answers
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.records.grid import draw_grid
+from hast_lightning.records.spectrogram import as_pictures
 from hast_lightning.terms.cross_entropy import difficulty
 from hast_lightning.tracking.axes import SAMPLES
 
@@ -56,7 +58,7 @@ class Samples:
     """Synthetic images and what the teacher makes of them.
 
     Attributes:
-        images: Normalized, (N, C, H, W) with one or three channels to be drawn.
+        images: (N, C, H, W) as the network takes them; pictures of one or three channels are drawn.
         labels: (N,) int64.
         teacher_logits: (N, classes).
     """
@@ -66,22 +68,20 @@ class Samples:
     teacher_logits: Tensor
 
 
-def sample_pictures(
-    samples: Samples, mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Image.Image]:
+def sample_pictures(samples: Samples, network: PretrainedNetwork) -> dict[str, Image.Image]:
     """Return the grid of images, from easy to hard; none of images that have no color.
 
     Args:
         samples: What to draw, all of it.
-        mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
-        std: Per-channel standard deviation of the same.
+        network: Says how they are shown.
     """
-    if samples.images.shape[1] not in (1, 3):
+    images, mean, std = as_pictures(samples.images, network)
+    if images.shape[1] not in (1, 3):
         return {}
     logits = samples.teacher_logits
     hardness = difficulty(logits, samples.labels)
     predicted = logits.argmax(dim=1)
-    grid = draw_grid(samples.images, samples.labels, hardness, mean, std, predicted)
+    grid = draw_grid(images, samples.labels, hardness, mean, std, predicted)
     return {f"{SAMPLES}/images": grid}
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import FEATURES, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.transform import Transform
+from hast_lightning.transforms.in_time import TimeShift
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Least and greatest width / height of a crop, torchvision's defaults."""
@@ -161,7 +163,11 @@ def crop_and_flip(
 
 @part("transform", "crop_and_flip")
 class CropAndFlip(Transform):
-    """Random resized crop and horizontal flip, drawn afresh for every image of a batch."""
+    """Random resized crop and horizontal flip, drawn afresh for every image of a batch.
+
+    Features (``model.modality=features``) are neither cropped nor flipped, which would make other
+    sounds of them: each sample is shifted in time by up to two frames instead.
+    """
 
     probability: float = 1.0
     """Probability that a whole batch is augmented; 0 switches augmentation off."""
@@ -178,14 +184,23 @@ class CropAndFlip(Transform):
         require_range("min_scale", self.min_scale, 0, 1, open_minimum=True)
         require_range("max_scale", self.max_scale, self.min_scale, 1)
 
+        self._shift: TimeShift | None = None
+
+    def bind(self, teacher: Network, student: Network) -> None:
+        """Look whether samples are pictures."""
+        if teacher.pretrained.modality == FEATURES:
+            self._shift = TimeShift()
+
     def unused(self) -> Collection[str]:
         """Return the other settings where no batch is augmented."""
         return () if self.probability else ("min_scale", "max_scale", "flip")
 
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
-        """Return the batch as it is, or each image (C, H, W) cropped and flipped."""
+        """Return the batch as it is, or each image (C, H, W) cropped and flipped, or shifted."""
         # The coin is tossed on the CPU, so that no GPU has to be waited for.
         if self.probability == 0 or torch.rand(()).item() >= self.probability:
             return batch
+        if self._shift is not None:
+            return self._shift.forward(batch)
         images = crop_and_flip(batch.inputs, self.min_scale, self.max_scale, self.flip)
         return batch._replace(inputs=images)

@@ -42,7 +42,8 @@ class OutputDiversity(Transform):
     """
 
     eps: float = 8 / 255
-    """Size of the perturbation in normalized pixel units."""
+    """Size of the perturbation in normalized pixel units; of features, in deviations of each
+    coefficient."""
     temperature: float = 4.0
     """What the teacher's logits are divided by."""
 
@@ -61,4 +62,5 @@ class OutputDiversity(Transform):
         shape = (len(batch.inputs), teacher.pretrained.num_classes)
         directions = 2 * torch.rand(shape, device=batch.inputs.device) - 1
         found = answer_gradient(teacher, batch.inputs, directions, self.temperature)
-        return batch._replace(inputs=torch.add(batch.inputs, found.sign(), alpha=self.eps))
+        step = teacher.pretrained.steps_of(found.sign())
+        return batch._replace(inputs=torch.add(batch.inputs, step, alpha=self.eps))

@@ -6,12 +6,15 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.transform import Transform
 
 
-def promote(images: Tensor, image_gradient: Tensor, eps: float) -> Tensor:
-    """Return ``x + eps * sign(dL/dx)``: one step up the student's loss.
+def promote(
+    images: Tensor, image_gradient: Tensor, eps: float, spread: Tensor | None = None
+) -> Tensor:
+    """Return ``x + eps * spread * sign(dL/dx)``: one step up the student's loss.
 
     Source: HAST (Li et al., CVPR 2023), sample difficulty promotion. The gradient is that
     of the student's loss through both networks.
@@ -20,11 +23,15 @@ def promote(images: Tensor, image_gradient: Tensor, eps: float) -> Tensor:
         images: (N, C, H, W), normalized.
         image_gradient: The gradient of the student's loss with respect to ``images``.
         eps: Length of the step in normalized pixel units.
+        spread: Deviation of each value where it is not 1, broadcast to an image.
 
     Returns:
         (N, C, H, W), detached.
     """
-    return images.detach().add(image_gradient.sign(), alpha=eps)
+    step = image_gradient.sign()
+    if spread is not None:
+        step = step * spread.to(step)
+    return images.detach().add(step, alpha=eps)
 
 
 @part("transform", "promotion")
@@ -35,15 +42,21 @@ class Promotion(Transform):
     """
 
     eps: float = 0.01
-    """Size of the perturbation in normalized pixel units."""
+    """Size of the perturbation in normalized pixel units; of features, in deviations of each
+    coefficient."""
 
     by_gradient = True
     mark = "_promoted"
 
     def __post_init__(self) -> None:
         require_range("eps", self.eps, 0)
+        self._spread: Tensor | None = None
+
+    def bind(self, teacher: Network, student: Network) -> None:
+        """Remember how far the values of features spread."""
+        self._spread = teacher.pretrained.spread
 
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the harder batch, detached."""
         assert gradient is not None
-        return batch._replace(inputs=promote(batch.inputs, gradient, self.eps))
+        return batch._replace(inputs=promote(batch.inputs, gradient, self.eps, self._spread))

@@ -50,7 +50,7 @@ class Gallery(Logger):
 
 def observed(config: Config) -> tuple[ZeroShotQuantization, Gallery]:
     module, gallery = build_module(config), Gallery()
-    fit(module, [Observation(config.callbacks, [0.5], [0.5])], [gallery])
+    fit(module, [Observation(config.callbacks, module.teacher.pretrained)], [gallery])
     return module, gallery
 
 

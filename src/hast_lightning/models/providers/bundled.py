@@ -16,8 +16,8 @@ from hast_lightning.models.pretrained import (
 )
 from hast_lightning.models.resnet import CifarResNet
 
-CIFAR_SIZE, CIFAR_CLASSES = 32, 10
-DIGITS_SIZE, DIGITS_CLASSES = 8, 10
+CIFAR_SIZE, CIFAR_CLASSES = (32, 32), 10
+DIGITS_SIZE, DIGITS_CLASSES = (8, 8), 10
 DIGITS_MEAN, DIGITS_STD = (0.5,), (0.5,)
 DIGITS_WEIGHTS = "weights/digits_resnet.safetensors"
 
@@ -28,7 +28,7 @@ def load_digits(config: ModelConfig) -> PretrainedNetwork:
     Raises:
         ModelError: the weights are missing, unsafe or do not fit.
     """
-    size, classes = config.input_size or DIGITS_SIZE, config.num_classes or DIGITS_CLASSES
+    size, classes = config.size or DIGITS_SIZE, config.num_classes or DIGITS_CLASSES
     with resources.as_file(resources.files("hast_lightning.models") / DIGITS_WEIGHTS) as bundled:
         path = Path(config.checkpoint or bundled)
         metadata = {**read_metadata(bundled), **read_metadata(path)}
@@ -37,7 +37,7 @@ def load_digits(config: ModelConfig) -> PretrainedNetwork:
         if config.pretrained:
             load_weights(network, path, key=config.checkpoint_key)
     names = [str(digit) for digit in range(DIGITS_CLASSES)]
-    shape = (1, size, size)
+    shape = (1, *size)
     return describe(network, config, shape, DIGITS_MEAN, DIGITS_STD, class_names=names)
 
 
@@ -53,8 +53,8 @@ def load_cifar_resnet(config: ModelConfig) -> PretrainedNetwork:
     Raises:
         ModelError: the weights are missing, unsafe or do not fit.
     """
-    size, classes = config.input_size or CIFAR_SIZE, config.num_classes or CIFAR_CLASSES
+    size, classes = config.size or CIFAR_SIZE, config.num_classes or CIFAR_CLASSES
     network = CifarResNet(config.depth or 0, classes)
     if config.pretrained and config.checkpoint is not None:
         load_weights(network, config.checkpoint, key=config.checkpoint_key)
-    return describe(network, config, (3, size, size), IMAGENET_MEAN, IMAGENET_STD)
+    return describe(network, config, (3, *size), IMAGENET_MEAN, IMAGENET_STD)

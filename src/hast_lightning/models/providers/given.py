@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import PICTURES, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
@@ -139,7 +139,7 @@ def _normalization(
     facts = _timm_facts(network)
     if "mean" in facts and "std" in facts:
         return facts["mean"], facts["std"]
-    if channels != COLOURS:
+    if channels != COLOURS and config.modality == PICTURES:
         raise ModelError(
             f"mean and std are not given: the network {config.name} takes {channels}-channel "
             "images, for which there is no usual normalization"

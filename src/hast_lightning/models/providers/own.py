@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import PICTURES, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.tracing import innermost_place
 from hast_lightning.models.checkpoints import load_weights
@@ -40,13 +40,13 @@ def load(config: ModelConfig) -> PretrainedNetwork:
     if config.checkpoint is not None:
         load_weights(network, config.checkpoint, key=config.checkpoint_key)
     channels = _input_channels(network, config)
-    if channels != COLOURS and config.mean is None:
+    if channels != COLOURS and config.mean is None and config.modality == PICTURES:
         raise ModelError(
             f"model.mean and model.std are not set: the network {config.name} takes "
             f"{channels}-channel images, for which there is no usual normalization"
         )
-    size = config.input_size or 0
-    return describe(network, config, (channels, size, size), IMAGENET_MEAN, IMAGENET_STD)
+    height, width = config.size or (0, 0)
+    return describe(network, config, (channels, height, width), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _find(config: ModelConfig) -> Callable[..., Any]:

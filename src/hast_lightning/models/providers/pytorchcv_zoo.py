@@ -75,8 +75,8 @@ def _builders() -> dict[str, Any]:
 
 def _build(builder: Any, config: ModelConfig) -> nn.Module:
     options: dict[str, Any] = {}
-    if config.input_size is not None:
-        options["in_size"] = (config.input_size, config.input_size)
+    if config.size is not None:
+        options["in_size"] = config.size
     if config.num_classes is not None:
         if config.pretrained and config.checkpoint is None:
             require_published_classes(config, getattr(builder(), "num_classes", 0))

@@ -47,11 +47,11 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         if config.checkpoint is not None:
             load_weights(network, config.checkpoint, key=config.checkpoint_key)
     channels, height, _ = published.input_size
-    size = config.input_size or height
+    size = config.size or (height, height)
     return describe(
         network,
         config,
-        (channels, size, size),
+        (channels, *size),
         published.mean,
         published.std,
         resize_ratio=1 / published.crop_pct,

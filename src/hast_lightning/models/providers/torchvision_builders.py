@@ -40,11 +40,11 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         if config.pretrained and config.checkpoint is not None:
             load_weights(network, config.checkpoint, key=config.checkpoint_key)
     preset = weights.transforms()
-    size = config.input_size or preset.crop_size[0]
+    size = config.size or (preset.crop_size[0], preset.crop_size[0])
     return describe(
         network,
         config,
-        (3, size, size),
+        (3, *size),
         preset.mean,
         preset.std,
         resize_ratio=preset.resize_size[0] / preset.crop_size[0],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -10,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, fx, nn
 
 from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source
 from hast_lightning.quantization.diagnosis import diagnose
 from hast_lightning.tracking.media import (
@@ -54,15 +54,12 @@ class Observation(Callback):
 
     Args:
         options: Interval and number of images.
-        mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
-        std: Per-channel standard deviation of the same.
+        network: Says how samples are shown.
     """
 
-    def __init__(
-        self, options: CallbacksConfig, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, options: CallbacksConfig, network: PretrainedNetwork) -> None:
         self._options = options
-        self._mean, self._std = mean, std
+        self._network = network
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -85,8 +82,8 @@ class Observation(Callback):
         pictures, histograms = {}, {}
         if _changes_images(module):
             samples = self._samples(module)
-            grid = self._options.grid_images
-            pictures = sample_pictures(_some(samples, grid), self._mean, self._std)
+            some = _some(samples, self._options.grid_images)
+            pictures = sample_pictures(some, self._network)
             histograms = sample_histograms(samples)
         histograms |= promotion_histograms(module.outcome.answers)
         layers = diagnose(module.student) if module.ranges_frozen else ()
