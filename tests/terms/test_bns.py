@@ -207,5 +207,5 @@ def test_it_compiles_into_one_graph_with_the_same_gradients() -> None:
 )
 def test_a_network_without_batch_norm_statistics_is_refused(layers: list[nn.Module]) -> None:
     teacher = frozen(nn.Sequential(nn.Conv2d(3, 4, 1), *layers))
-    with pytest.raises(ModelError, match=r"any has no BatchNorm2d with running .* term bns"):
+    with pytest.raises(ModelError, match=r"any has no BatchNorm with running .* term bns"):
         BNS().bind(teacher, teacher)

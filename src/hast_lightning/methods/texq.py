@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from omegaconf import MISSING
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -22,6 +22,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages.synthesize import Synthesize, require_source
@@ -99,7 +100,7 @@ class CenterStatistics(BNS):
         needs = super().bind(teacher, student)
         # In a tuple, so that the teacher is not registered here.
         self._teacher, self._needs = (teacher,), needs
-        layers = [layer for _, (layer,) in self._layers if isinstance(layer, nn.BatchNorm2d)]
+        layers = [layer for _, (layer,) in self._layers if isinstance(layer, BATCH_NORMS)]
         sizes = [layer.num_features for layer in layers]
         self._sizes = sizes[first_deep_layer(len(sizes)) :]
         for name in ("means", "variances"):

@@ -15,6 +15,7 @@ from hast_lightning.graph.functional_layers import functions_to_layers
 from hast_lightning.graph.heads import cut_head, restore_head
 from hast_lightning.graph.hooks import hooked_modules, remove_hooks
 from hast_lightning.graph.in_place import out_of_place, requires_copies
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.sized_tracing import trace_sized
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.plain_weights import computes_weights, make_weights_plain
@@ -180,7 +181,7 @@ def _with_plain_batch_norms(network: nn.Module, dimensions: Mapping[str, int]) -
     for name, count in dimensions.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.SyncBatchNorm)
-        plain = (nn.BatchNorm2d if count == 4 else nn.BatchNorm1d)(
+        plain = BATCH_NORMS[max(count - 3, 0)](
             layer.num_features,
             layer.eps,
             layer.momentum,

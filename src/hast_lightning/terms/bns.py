@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen
@@ -14,14 +14,15 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs
 
 
 class BatchNormStatistics(NamedTuple):
     """What one BatchNorm layer meets in a batch, and what it met in the teacher's training.
 
-    Four tensors of shape (channels,). ``mean`` and ``var`` are the batch's, over images, rows
-    and columns, the variance biased; the running ones are the layer's own.
+    Four tensors of shape (channels,). ``mean`` and ``var`` are the batch's, over images and
+    positions, the variance biased; the running ones are the layer's own.
     """
 
     mean: Tensor
@@ -52,31 +53,33 @@ class _ChannelStatistics(torch.autograd.Function):
         count = features.numel() // features.shape[1]
         slope = grad_var * (2.0 / count)
         offset = grad_mean / count - slope * mean
-        gradient = torch.addcmul(_per_channel(offset), features, _per_channel(slope))
+        per_channel = _per_channel(offset, features), _per_channel(slope, features)
+        gradient = torch.addcmul(per_channel[0], features, per_channel[1])
         return gradient.to(features.dtype)
 
 
 def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
+    dimensions = (0, *range(2, features.dim()))
     if features.device.type != "cpu":
-        var, mean = torch.var_mean(features, (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(features, dimensions, correction=0)
         return mean, var
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
-    mean = features.mean((0, 2, 3))
-    centered = features - _per_channel(mean)
-    return mean, centered.square_().mean((0, 2, 3))
+    mean = features.mean(dimensions)
+    centered = features - _per_channel(mean, features)
+    return mean, centered.square_().mean(dimensions)
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values[None, :, None, None]
+def _per_channel(values: Tensor, features: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (features.dim() - 2))
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of each channel, over images, rows and columns.
+    """Return mean and biased variance of each channel, over images and positions.
 
     Computed in float32 whatever precision the network runs in (float64 stays float64).
 
     Args:
-        features: (N, C, H, W).
+        features: (N, C, ...).
 
     Returns:
         Two tensors of shape (C,), differentiable once in ``features``.
@@ -123,7 +126,7 @@ class BNS(Term):
         inputs = batch_norm_inputs(teacher.graph_module)
         if not inputs:
             raise ModelError(
-                f"the network {teacher.pretrained.name} has no BatchNorm2d with running "
+                f"the network {teacher.pretrained.name} has no BatchNorm with running "
                 f"statistics, which the term {self.kind} matches synthetic images to"
             )
         # In a tuple of plain pairs, so that the teacher's layers are not registered here.
@@ -133,9 +136,9 @@ class BNS(Term):
         return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
 
     def inputs(self, seen: Seen) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield what each BatchNorm takes in, (N, C, H, W), with its running mean and variance."""
+        """Yield what each BatchNorm takes in, (N, C, ...), with its running mean and variance."""
         for node, (layer,) in self._layers:
-            assert isinstance(layer, nn.BatchNorm2d)
+            assert isinstance(layer, BATCH_NORMS)
             assert layer.running_mean is not None
             assert layer.running_var is not None
             yield seen.teacher.values[node], layer.running_mean, layer.running_var

@@ -12,6 +12,7 @@ from torch import nn
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import CONVOLUTION_LAYERS
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -121,7 +122,7 @@ def _own_shape(network: nn.Module) -> tuple[int, ...] | None:
 
 
 def _channels(network: nn.Module) -> int:
-    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
     first = next(convolutions, None)
     return COLOURS if first is None else first.in_channels
 
