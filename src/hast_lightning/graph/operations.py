@@ -56,7 +56,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 PRODUCTS_WITH_WEIGHTS = (
     *CONVOLUTIONS,
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, torch.conv_transpose2d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(F.linear, F.bilinear, F.multi_head_attention_forward, F.scaled_dot_product_attention),
 )
 MATRIX_PRODUCTS = (
