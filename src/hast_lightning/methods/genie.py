@@ -17,7 +17,7 @@ from hast_lightning.core.batch import Progress, Seen
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.stages.synthesize import Synthesize
-from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.bns import AtBatchNorms
 
 EPSILON = 1e-6
 """What is added to running variances before their root is taken."""
@@ -37,7 +37,7 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
 
 
 @part("term", "bn_deviations")
-class BatchNormDeviations(BNS):
+class BatchNormDeviations(AtBatchNorms):
     """Means and standard deviations at every BatchNorm, summed over layers (GENIE-D).
 
     Source: Jeon et al., CVPR 2023, released code. Unlike ``bns`` it compares standard deviations,

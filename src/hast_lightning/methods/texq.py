@@ -26,7 +26,7 @@ from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages.synthesize import Synthesize, require_source
-from hast_lightning.terms.bns import BNS, BatchNormStatistics, channel_statistics
+from hast_lightning.terms.bns import AtBatchNorms, BatchNormStatistics, channel_statistics
 
 AT_ONCE = 64
 """Centers that go through the teacher together."""
@@ -43,7 +43,7 @@ def layer_loss(layer: BatchNormStatistics) -> Tensor:
 
 
 @part("term", "layered_bns")
-class LayeredBNS(BNS):
+class LayeredBNS(AtBatchNorms):
     """Batch-norm statistics loss that counts deep layers more than shallow ones.
 
     ``mean over layers of w_l [MSE(mean, running_mean) + MSE(var, running_var)]``; a layer is deep
@@ -74,7 +74,7 @@ class LayeredBNS(BNS):
 
 
 @part("term", "center_statistics")
-class CenterStatistics(BNS):
+class CenterStatistics(AtBatchNorms):
     """Deep layers' statistics towards those that the centers of the classes have.
 
     ``sum over deep layers of [MSE(mean, center mean) + MSE(var, center var)] / (L N)`` for N images

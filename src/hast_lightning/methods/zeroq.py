@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Seen
 from hast_lightning.core.part import part
-from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.bns import AtBatchNorms
 
 EPSILON = 1e-6
 """What is added to variances before their root is taken."""
@@ -37,7 +37,7 @@ def per_image_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
 
 
 @part("term", "bns_per_image")
-class BNSPerImage(BNS):
+class BNSPerImage(AtBatchNorms):
     """Mean and deviation of every single image at every BatchNorm, summed over channels and layers.
 
     Source: ZeroQ (Cai et al., CVPR 2020), released code, which reads them where convolutions put

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs
+
+EPSILON = 1e-6
+"""What is added to variances before their root is taken."""
+SPREADS = ("variance", "deviation")
 
 
 class BatchNormStatistics(NamedTuple):
@@ -88,34 +94,43 @@ def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def batch_norm_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
-    """Return ``mean over layers of [MSE(mean, running_mean) + MSE(var, running_var)]``.
+def batch_norm_statistics_loss(
+    statistics: Sequence[BatchNormStatistics],
+    mean_weight: float = 1.0,
+    variance_weight: float = 1.0,
+    *,
+    deviations: bool = False,
+) -> Tensor:
+    """Return ``mean over layers of [a MSE(mean, running_mean) + b MSE(var, running_var)]``.
 
     Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
-    2023).
+    2023), with ``a = b = 1``.
 
     Args:
         statistics: For each BatchNorm layer four tensors of shape (channels,).
+        mean_weight: ``a``; 0 leaves means out, also where they are infinite.
+        variance_weight: ``b``, likewise.
+        deviations: Compare ``sqrt(var + 1e-6)`` in place of ``var``.
 
     Returns:
         A scalar, zero when every layer's statistics match.
     """
-    layers = [
-        F.mse_loss(layer.mean, layer.running_mean) + F.mse_loss(layer.var, layer.running_var)
-        for layer in statistics
-    ]
+    layers = []
+    for layer in statistics:
+        spread, running_spread = layer.var, layer.running_var
+        if deviations:
+            spread, running_spread = ((v + EPSILON).sqrt() for v in (spread, running_spread))
+        pairs = (
+            (mean_weight, layer.mean, layer.running_mean),
+            (variance_weight, spread, running_spread),
+        )
+        errors = [weight * F.mse_loss(found, wanted) for weight, found, wanted in pairs if weight]
+        layers.append(reduce(torch.add, errors))
     return torch.stack(layers).mean()
 
 
-@part("term", "bns")
-class BNS(Term):
-    """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
-
-    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
-    2023).
-    """
-
-    title = "BatchNorm statistics loss"
+class AtBatchNorms(Term):
+    """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the BatchNorms.
@@ -150,6 +165,46 @@ class BNS(Term):
             for values, *running in self.inputs(seen)
         ]
 
+
+@part("term", "bns")
+class BNS(AtBatchNorms):
+    """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
+
+    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
+    2023). That means or spreads alone are matched is an ablation of Sevsay and Akagunduz (arXiv
+    2408.13925), of which no formula or code is known: its form here is ours.
+    """
+
+    mean_weight: float = 1.0
+    """What the error of means is multiplied by; 0 matches variances alone."""
+    variance_weight: float = 1.0
+    """What the error of variances is multiplied by; 0 matches means alone."""
+    spread: str = "variance"
+    """``variance`` as in the papers, or ``deviation``: the root of it and 1e-6, which is in the
+    units of the mean."""
+
+    title = "BatchNorm statistics loss"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("mean_weight", self.mean_weight, 0)
+        require_range("variance_weight", self.variance_weight, 0)
+        require_choice("spread", self.spread, SPREADS)
+        if not (self.mean_weight or self.variance_weight):
+            raise ConfigurationError(
+                "mean_weight=0 and variance_weight=0 leave the term bns nothing to match: "
+                "enabled=false leaves it out"
+            )
+
+    def unused(self) -> Collection[str]:
+        """Return the other settings where means alone are matched."""
+        return () if self.variance_weight else ("spread",)
+
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
-        return batch_norm_statistics_loss(self.statistics(seen))
+        return batch_norm_statistics_loss(
+            self.statistics(seen),
+            self.mean_weight,
+            self.variance_weight,
+            deviations=self.spread == "deviation",
+        )
