@@ -121,13 +121,15 @@ def network_input(
         DataError: the type or the shape is another, or a value is NaN or infinite.
     """
     tensor = as_tensor(images, origin)
-    if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape:
+    if tuple(tensor.shape[1:]) != tuple(shape):
         expected = ", ".join(map(str, shape))
         raise DataError(
             f"{origin}: images of shape {tuple(tensor.shape)}; the network takes (N, {expected})"
         )
     if tensor.dtype == torch.uint8:
-        centre, spread = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        centre, spread = (
+            torch.tensor(values).view(-1, *(1,) * (len(shape) - 1)) for values in (mean, std)
+        )
         return (tensor.float() / WHITE - centre) / spread
     if not tensor.is_floating_point():
         raise DataError(
@@ -197,7 +199,7 @@ def _is_pair(given: Any) -> bool:
 def _split(images: Any, labels: Any) -> list[tuple[Tensor, Tensor]]:
     """Batches of a pair, as views: no image is copied before its turn."""
     both = as_tensor(images, "data"), as_tensor(labels, "data")
-    if both[0].dim() != 4:
+    if both[0].dim() < 3:
         raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected (N, C, H, W)")
     if len(both[0]) != len(both[1]):
         raise DataError(f"data has {len(both[0])} images and {len(both[1])} labels")
@@ -266,7 +268,7 @@ def _in_batches(items: Iterator[Any], network: TakesImages) -> Iterator[tuple[An
     if first is _END:
         return
     pairs = (_pair(item) for item in chain([first], items))
-    if not _is_single(_pair(first)[0]):
+    if not _is_single(_pair(first)[0], len(network.input_shape)):
         yield from pairs
         return
     while samples := list(islice(pairs, BATCH_SIZE)):
@@ -284,8 +286,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _is_single(image: Any) -> bool:
-    return isinstance(image, Image.Image) or getattr(image, "ndim", None) == 3
+def _is_single(image: Any, dimensions: int) -> bool:
+    return isinstance(image, Image.Image) or getattr(image, "ndim", None) == dimensions
 
 
 def _image(given: Any, network: TakesImages) -> Tensor:

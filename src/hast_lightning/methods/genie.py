@@ -27,11 +27,11 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
     """Return ``mean (mu - running_mean)^2 + mean (sd - sqrt(running_var + 1e-6))^2``, a scalar.
 
     Args:
-        values: (N, C, H, W) that a BatchNorm takes in; ``sd`` is unbiased, over N, H and W.
+        values: (N, C, ...) that a BatchNorm takes in; ``sd`` is unbiased, over all but channels.
         running_mean: (C,).
         running_var: (C,).
     """
-    variance, mean = torch.var_mean(values.float(), dim=(0, 2, 3), correction=1)
+    variance, mean = torch.var_mean(values.float(), dim=(0, *range(2, values.dim())), correction=1)
     deviation = (running_var + EPSILON).sqrt()
     return F.mse_loss(mean, running_mean) + F.mse_loss(variance.sqrt(), deviation)
 

@@ -24,11 +24,11 @@ def per_image_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
     counts, where the released code gives NaN.
 
     Args:
-        values: (N, C, H, W) that a BatchNorm takes in; ``sd_n`` is unbiased.
+        values: (N, C, ...) that a BatchNorm takes in; ``sd_n`` is unbiased.
         running_mean: (C,).
         running_var: (C,); ``sd`` is the root of it and 1e-6, as ``sd_n`` is of the image's.
     """
-    positions = values.float().flatten(2)
+    positions = values.float().reshape(*values.shape[:2], -1)
     distance = (positions.mean(dim=2) - running_mean).square()
     if positions.shape[2] > 1:
         deviation = (positions.var(dim=2, correction=1) + EPSILON).sqrt()

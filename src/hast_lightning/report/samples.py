@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,9 @@ class Harder(NamedTuple):
     word: str
 
 
-def sample_count(input_shape: tuple[int, int, int]) -> int:
+def sample_count(input_shape: tuple[int, ...]) -> int:
     """Return how many images are looked at: fewer of large ones, so that it takes seconds."""
-    channels, height, width = input_shape
-    return max(FEWEST, min(MOST, MOST_VALUES // (channels * height * width)))
+    return max(FEWEST, min(MOST, MOST_VALUES // math.prod(input_shape)))
 
 
 @torch.no_grad()

@@ -30,18 +30,23 @@ EXPORT_COLUMNS = {
 }
 
 
+def input_in_words(shape: tuple[int, ...]) -> str:
+    """Return the shape of an input, (C, H, W) or (C, L), and what its numbers are."""
+    names = "channels × height × width" if len(shape) == 3 else "channels × length"
+    return f"{' × '.join(map(str, shape))} ({names})"
+
+
 def facts_of(run: Run) -> tuple[Fact, ...]:
     """Return the method, the network, its quantizer, the sources and the evaluation in words."""
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
-    channels, height, width = network.input_shape
     weights = [weight_bits(m) for m in student.modules() if isinstance(m, QUANTIZABLE)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
     return (
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
-        Fact("Input", f"{channels} × {height} × {width} (channels × height × width)"),
+        Fact("Input", input_in_words(network.input_shape)),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),

@@ -56,10 +56,9 @@ def bits_of(quantizer: Mapping[str, Any]) -> str:
 def _facts(
     description: Description, result: Result | None, license_name: str | None
 ) -> Iterator[tuple[str, str]]:
-    channels, height, width = description.input_shape
     mean, std = (_numbers(values) for values in (description.mean, description.std))
     pixels = f"mean {mean}, standard deviation {std} of pixels in [0, 1]"
-    yield "Input", f"{channels} x {height} x {width}, {pixels}"
+    yield "Input", f"{' x '.join(map(str, description.input_shape))}, {pixels}"
     yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."

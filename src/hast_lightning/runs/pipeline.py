@@ -315,6 +315,8 @@ def _report(run: Run, result: Result | None) -> None:
 @torch.no_grad()
 def _save_grid(run: Run) -> None:
     """Leave a picture of samples with label, the teacher's answer and difficulty."""
+    if len(run.network.input_shape) != 3:
+        return
     batch = run.module.source.sample(run.config.callbacks.grid_images)
     logits = run.module.teacher(batch.inputs)
     answers = logits.argmax(dim=1)

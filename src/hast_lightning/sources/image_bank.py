@@ -354,7 +354,7 @@ def _checked(origin: str, tensors: dict[str, Tensor], site: Site) -> tuple[Tenso
         raise DataError(f"{origin}: holds {sorted(tensors)}, not images and labels")
     shape, classes = tuple(site.pretrained.input_shape), site.pretrained.num_classes
     images, labels = tensors["images"], tensors["labels"]
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
+    if tuple(images.shape[1:]) != shape or not len(images):
         raise DataError(
             f"{origin}: images have shape {tuple(images.shape)}, the network takes {('N', *shape)}"
         )

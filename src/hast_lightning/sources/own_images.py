@@ -31,6 +31,7 @@ from hast_lightning.files.pictures import (
     require_pixels,
 )
 from hast_lightning.runtime.ranks import rank, world_size
+from hast_lightning.sources.image_shape import image_shape
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def read_own_images(path: Path, limit: int, network: PretrainedNetwork, key: str
 def _from_folder(
     path: Path, limit: int, network: PretrainedNetwork, origin: str
 ) -> NDArray[np.uint8]:
-    channels, height, width = network.input_shape
+    channels, height, width = image_shape(network, origin)
     if channels not in MODES:
         raise DataError(
             f"{origin} is a folder of pictures, which have 1 or 3 channels; the network takes "
@@ -85,7 +86,7 @@ def _from_folder(
 def _from_archive(
     path: Path, limit: int, network: PretrainedNetwork, origin: str
 ) -> NDArray[np.uint8]:
-    channels, height, width = network.input_shape
+    channels, height, width = image_shape(network, origin)
     (images,) = read_arrays(path, ("x",), origin)
     require_pixels(images, channels, origin)
     images = images[_evenly(len(images), limit, origin)]

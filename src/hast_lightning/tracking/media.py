@@ -76,7 +76,7 @@ def sample_pictures(
         mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
         std: Per-channel standard deviation of the same.
     """
-    if samples.images.shape[1] not in (1, 3):
+    if samples.images.dim() != 4 or samples.images.shape[1] not in (1, 3):
         return {}
     logits = samples.teacher_logits
     hardness = difficulty(logits, samples.labels)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.transform import Transform
+from hast_lightning.errors import ModelError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Least and greatest width / height of a crop, torchvision's defaults."""
@@ -177,6 +179,20 @@ class CropAndFlip(Transform):
         require_range("flip", self.flip, 0, 1)
         require_range("min_scale", self.min_scale, 0, 1, open_minimum=True)
         require_range("max_scale", self.max_scale, self.min_scale, 1)
+
+    def bind(self, teacher: Network, student: Network) -> None:
+        """Refuse inputs that are no images, where something would be cropped.
+
+        Raises:
+            ModelError: the network takes in signals.
+        """
+        shape = teacher.pretrained.input_shape
+        if len(shape) != 3 and self.probability:
+            raise ModelError(
+                f"the transform {self.kind} crops images (C, H, W), and the network "
+                f"{teacher.pretrained.name} takes inputs of {'x'.join(map(str, shape))}: "
+                "enabled=false leaves it out"
+            )
 
     def unused(self) -> Collection[str]:
         """Return the other settings where no batch is augmented."""
