@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from hast_lightning.config import ExportConfig
 from hast_lightning.errors import ExportError
 from hast_lightning.export.artifact import Network
+from hast_lightning.graph.outputs import by_position
 
 REPEATS = 7
 PERCENT_DIGITS = 4
@@ -182,6 +183,7 @@ class _Seen(NamedTuple):
             found, expected = exported(batch), student(batch)
             if not bool(found.isfinite().all()):
                 raise ExportError("the exported network puts out NaN or infinite logits")
+            found, expected = by_position(found), by_position(expected)
             best = expected.topk(min(2, expected.shape[1]), dim=1).values
             classes = found.argmax(dim=1, keepdim=True)
             parts.append(

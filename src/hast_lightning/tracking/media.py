@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Answers
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
-from hast_lightning.records.grid import draw_grid
-from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.records.grid import DRAWN_CHANNELS, draw_grid
+from hast_lightning.terms.cross_entropy import difficulty, most_frequent
 from hast_lightning.tracking.axes import SAMPLES
 
 HISTOGRAM_BINS = 32
@@ -76,12 +76,12 @@ def sample_pictures(
         mean: Per-channel mean that the images are normalized with, for pixels in [0, 1].
         std: Per-channel standard deviation of the same.
     """
-    if samples.images.dim() != 4 or samples.images.shape[1] not in (1, 3):
+    if samples.images.dim() != 4 or samples.images.shape[1] not in DRAWN_CHANNELS:
         return {}
     logits = samples.teacher_logits
     hardness = difficulty(logits, samples.labels)
-    predicted = logits.argmax(dim=1)
-    grid = draw_grid(samples.images, samples.labels, hardness, mean, std, predicted)
+    predicted = most_frequent(logits.argmax(dim=1))
+    grid = draw_grid(samples.images, most_frequent(samples.labels), hardness, mean, std, predicted)
     return {f"{SAMPLES}/images": grid}
 
 
