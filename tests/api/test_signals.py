@@ -99,3 +99,13 @@ def test_inputs_of_another_shape_are_refused() -> None:
 def test_a_shape_of_one_number_in_a_tuple_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"or \(channels, length\) of signals"):
         quantized(input_shape=(24,))
+
+
+def test_inspect_counts_the_multiplications_of_signals() -> None:
+    found = hast_lightning.inspect(network(), 4, method="without_training", **INPUT)
+    calls = {call.name: call for call in found.calls}
+    assert calls["0"].operations[:2] == ("5 /2", "BN")
+    assert calls["0"].output_shape == (8, 12)
+    assert calls["0"].multiplications == 2 * 5 * 8 * 12
+    assert calls["3.second"].operations[0] == "3 d2 g2"
+    assert calls["3.second"].multiplications == 4 * 3 * 8 * 12

@@ -156,13 +156,25 @@ def test_equalization_leaves_the_function_as_it_is(kind: str) -> None:
     torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_convolutions_of_other_dimensions_are_equalized_and_transposed_ones_are_not() -> None:
-    def pairs(kind: type[nn.Module]) -> int:
-        layers = [kind(2, 4, 3), nn.ReLU(), kind(4, 4, 3)]
-        return len(find_pairs(trace(nn.Sequential(*layers).eval())))
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolutions_of_any_dimensions_are_equalized(dimensions: int) -> None:
+    kind, norm = CONVOLUTION_LAYERS[dimensions - 1], BATCH_NORMS[dimensions - 1]
+    torch.manual_seed(0)
+    network = nn.Sequential(kind(2, 4, 3), norm(4), nn.ReLU(), kind(4, 4, 3)).eval()
+    inputs = noise(2, 2, *(6,) * dimensions)
+    with torch.no_grad():
+        network[1].running_var.uniform_(0.1, 4)  # type: ignore[union-attr, operator]
+        expected, before = network(inputs), network[3].weight.clone()  # type: ignore[operator]
+    pairs = find_pairs(trace(network))
+    equalize(pairs)
+    assert len(pairs) == 1
+    assert not torch.allclose(network[3].weight, before)  # type: ignore[arg-type]
+    torch.testing.assert_close(network(inputs), expected, rtol=1e-4, atol=1e-5)
 
-    assert [pairs(kind) for kind in CONVOLUTION_LAYERS] == [1, 1, 1]
-    assert pairs(nn.ConvTranspose2d) == 0
+
+def test_transposed_convolutions_are_not_equalized() -> None:
+    layers = [nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)]
+    assert not find_pairs(trace(nn.Sequential(*layers).eval()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

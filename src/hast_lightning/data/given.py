@@ -75,7 +75,7 @@ class GivenData:
     """
 
     def __init__(self, given: Any, network: TakesImages) -> None:
-        self._given = _repeatable(given)
+        self._given = _repeatable(given, len(network.input_shape))
         self._network = network
         checked = iter(self)
         for _ in checked if isinstance(given, tuple | list) else islice(checked, 1):
@@ -164,12 +164,12 @@ def _not_there() -> tuple[type[Exception], ...]:
     return MisconfigurationException, NotImplementedError
 
 
-def _repeatable(given: Any) -> Iterable[Any]:
+def _repeatable(given: Any, dimensions: int) -> Iterable[Any]:
     """Return what can be gone through again and again, of batches or of single images."""
     if all(hasattr(given, name) for name in DATA_MODULE):
         return _loader_of(given)
     if _is_pair(given):
-        return _split(*given)
+        return _split(given[0], given[1], dimensions)
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return _OfDataset(given)
     if isinstance(given, Iterator):
@@ -196,11 +196,12 @@ def _is_pair(given: Any) -> bool:
     )
 
 
-def _split(images: Any, labels: Any) -> list[tuple[Tensor, Tensor]]:
+def _split(images: Any, labels: Any, dimensions: int) -> list[tuple[Tensor, Tensor]]:
     """Batches of a pair, as views: no image is copied before its turn."""
     both = as_tensor(images, "data"), as_tensor(labels, "data")
-    if both[0].dim() < 3:
-        raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected (N, C, H, W)")
+    if both[0].dim() != dimensions + 1:
+        expected = "(N, C, H, W)" if dimensions == 3 else "(N, C, L)"
+        raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected {expected}")
     if len(both[0]) != len(both[1]):
         raise DataError(f"data has {len(both[0])} images and {len(both[1])} labels")
     if not len(both[0]):
