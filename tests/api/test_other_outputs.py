@@ -106,9 +106,19 @@ def test_distillation_takes_maps() -> None:
     assert model(noise(2, CHANNELS, SIZE, SIZE)).shape == (2, CLASSES, SIZE, SIZE)
 
 
-def test_terms_that_need_a_label_of_each_image_are_refused() -> None:
-    with pytest.raises(UserError, match="the term hard_cross_entropy needs hard labels, and a so"):
-        hast_lightning.quantize(segmentation(), 4, method="hast", overrides=SHORT, **INPUT)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("without_training", "the term hard_cross_entropy needs hard labels, and a source of kind"),
+        ("hast", "sources.calibration=generator gives each sample one label, and the network FCN"),
+        ("noise", "=noise gives each sample one label, and the network FCN puts out maps"),
+    ],
+)
+def test_what_needs_a_label_of_each_image_is_refused(method: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hast_lightning.quantize(
+            segmentation(), 4, method=method, schedule="demo", overrides=SHORT, **INPUT
+        )
 
 
 def test_masks_are_no_labels_of_images() -> None:

@@ -234,6 +234,14 @@ def test_a_layer_of_another_kind_is_refused_by_name() -> None:
         convert(Pairs(), QuantizerConfig(bits=4))
 
 
+def test_a_transposed_convolution_that_shares_its_weights_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.ConvTranspose2d(2, 4, 3))
+    convert(network, QuantizerConfig(bits=4))
+    network[2].weight = network[0].weight
+    with pytest.raises(ModelError, match="layers 0 and 2 share their weights, which no student"):
+        convert(network, QuantizerConfig(bits=4))
+
+
 def test_a_transposed_layer_may_stay_in_floating_point() -> None:
     network = nn.Sequential(nn.ConvTranspose1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3))
     settings = QuantizerConfig(bits=4, overrides=[LayerBits("0", bits=32)])

@@ -13,6 +13,7 @@ from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
     PRODUCTS_WITH_WEIGHTS,
+    TRANSPOSED_LAYERS,
     calls,
     layer_of,
 )
@@ -52,6 +53,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     """
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
+    _refuse_shared_weights(student)
     nodes = settings.placement.values(student)
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
@@ -91,6 +93,22 @@ def _refuse_unsupported(student: fx.GraphModule) -> None:
             raise ModelError(
                 f"the network calls {function} at {node.name}, whose weights belong to no layer "
                 "and cannot be quantized: use a layer such as nn.Conv2d or nn.Linear there"
+            )
+
+
+def _refuse_shared_weights(student: fx.GraphModule) -> None:
+    """Refuse transposed convolutions that share weights, which are copied output channels first."""
+    owners: dict[int, list[str]] = {}
+    for name, layer in student.named_modules():
+        if isinstance(layer, QUANTIZABLE):
+            owners.setdefault(id(layer.weight), []).append(name)
+    for names in owners.values():
+        if len(names) > 1 and any(
+            isinstance(student.get_submodule(name), TRANSPOSED_LAYERS) for name in names
+        ):
+            raise ModelError(
+                f"the network's layers {' and '.join(names)} share their weights, which no student "
+                "with a transposed convolution among them can: give each its own"
             )
 
 

@@ -15,7 +15,7 @@ from hast_lightning.core.checks import MAX_RATE, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.sources.image_bank import ImageBank
-from hast_lightning.sources.image_shape import image_shape
+from hast_lightning.sources.suitability import image_shape
 
 WIDTHS = (128, 64)
 """Channels of the maps at a quarter and at half of the image's size."""

@@ -31,7 +31,7 @@ from hast_lightning.files.pictures import (
     require_pixels,
 )
 from hast_lightning.runtime.ranks import rank, world_size
-from hast_lightning.sources.image_shape import image_shape
+from hast_lightning.sources.suitability import image_shape, refuse_maps
 
 _log = logging.getLogger(__name__)
 
@@ -156,6 +156,7 @@ class OwnImages(Source):
             DataError: there are none, or one cannot be read.
         """
         super().build(site)
+        refuse_maps(site.pretrained, f"{site.key}={self.kind}")
         if self.path is None:
             raise ConfigurationError(f"{site.key}.path is not set: point it at {EXPECTED}")
         network, key = site.pretrained, f"{site.key}.path"

@@ -1,9 +1,10 @@
-"""Shape of images, which sources that draw them as maps ask for."""
+"""What sources cannot make samples for: inputs that are no images, outputs that are maps."""
 
 from __future__ import annotations
 
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.outputs import puts_out_maps
 
 
 def image_shape(network: PretrainedNetwork, source: str) -> tuple[int, int, int]:
@@ -23,3 +24,20 @@ def image_shape(network: PretrainedNetwork, source: str) -> tuple[int, int, int]
             f"{'x'.join(map(str, shape))}: choose image_bank or noise"
         )
     return shape
+
+
+def refuse_maps(network: PretrainedNetwork, source: str) -> None:
+    """Refuse a source of labeled samples for a network that answers each position of an image.
+
+    Args:
+        network: That the samples are for.
+        source: For the message.
+
+    Raises:
+        ConfigurationError: the network puts out maps (N, classes, H, W).
+    """
+    if puts_out_maps(network.network):
+        raise ConfigurationError(
+            f"{source} gives each sample one label, and the network {network.name} puts out maps "
+            "of logits: choose image_bank or latent_bank"
+        )
