@@ -546,7 +546,7 @@ def test_a_run_folder_that_cannot_be_written_to(refused: Refuse) -> None:
 def test_a_network_without_batch_norm(refused: Refuse) -> None:
     network = ("model=torchvision", "model.name=squeezenet1_1", "model.pretrained=false")
     line = refused(*network, "data=none", "model.input_size=32")
-    assert line.startswith("the network squeezenet1_1 has no BatchNorm2d with running statistics")
+    assert line.startswith("the network squeezenet1_1 has no BatchNorm with running statistics")
 
 
 def test_a_network_that_torchvision_does_not_have(refused: Refuse) -> None:

@@ -82,7 +82,7 @@ def expected(network: nn.Module) -> dict[str, torch.Tensor]:
         ({"input_shape": 8.0}, "input_shape=8.0 must be"),
         ({"input_shape": True}, "input_shape=True must be"),
         ({"input_shape": "8"}, "input_shape='8' must be"),
-        ({"input_shape": (8, 8)}, r"input_shape=\(8, 8\) must be \(channels, height, width\)"),
+        ({"input_shape": (8,)}, r"input_shape=\(8,\) must be \(channels, height, width\)"),
         ({"input_shape": (1, 8, -8)}, r"input_shape=\(1, 8, -8\) must be"),
         ({"folder": 3}, "folder=3 must be the path of a folder"),
         ({"folder": ""}, "folder='' must be the path of a folder"),

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hast_lightning.errors import ModelError
 from hast_lightning.export.architecture import build
-from hast_lightning.export.arguments import arguments_of
 from hast_lightning.export.frozen import freeze
 from hast_lightning.export.packed import ARCHITECTURE_KEY, read_packed, write_packed
+from hast_lightning.graph.arguments import arguments_of
 from tests.export.families import CLASSES, SHAPE, calibrated, noise
 from tests.export.test_packed import DESCRIPTION
 

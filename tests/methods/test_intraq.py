@@ -172,7 +172,7 @@ def test_the_features_are_what_the_last_layer_takes_in(convolution: bool) -> Non
 
 def test_a_network_that_ends_in_no_layer_of_products_is_refused() -> None:
     teacher = teacher_of(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32)))
-    with pytest.raises(ModelError, match="the network tiny ends in no Linear or Conv2d layer"):
+    with pytest.raises(ModelError, match="the network tiny ends in no linear layer or convolution"):
         ClassMargin().bind(teacher, teacher)
 
 

@@ -103,7 +103,7 @@ def test_a_method_that_does_not_fit_is_told_and_the_network_is_shown_all_the_sam
     row = next(row for row in cells(finished.out) if "bns" in row)
     assert row[-3::2] == ["bns", "does not fit"]
     last = finished.out.splitlines()[-1]
-    assert last.startswith("a run would be refused: the network plain has no BatchNorm2d")
+    assert last.startswith("a run would be refused: the network plain has no BatchNorm")
 
 
 def test_inspect_says_that_the_batch_norms_never_met_an_image(folder: Path) -> None:

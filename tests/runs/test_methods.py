@@ -50,5 +50,5 @@ def test_a_network_that_a_method_does_not_fit_is_told(capsys: pytest.CaptureFixt
     network.model.pretrained, network.model.input_size = False, 32
     show_methods(network, methods, {})
     printed = capsys.readouterr().out
-    assert {"squeezenet1_1", "BatchNorm2d", "statistics,", "bns"} <= set(printed.split())
+    assert {"squeezenet1_1", "BatchNorm", "statistics,", "bns"} <= set(printed.split())
     assert "labels" not in printed

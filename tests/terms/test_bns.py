@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.terms.bns import (
@@ -46,8 +48,8 @@ def frozen(network: nn.Module) -> FrozenTeacher:
 class Measured:
     """The term as a step calls it."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.teacher, self.term = frozen(network), BNS()
+    def __init__(self, network: nn.Module, **settings: Any) -> None:
+        self.teacher, self.term = frozen(network), BNS(**settings)
         self.needs = self.term.bind(self.teacher, self.teacher)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -136,6 +138,76 @@ def test_the_loss_is_zero_only_when_all_match() -> None:
     assert float(batch_norm_statistics_loss(layers)) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("spread", ["variance", "deviation"])
+@pytest.mark.parametrize("weights", [(1, 1), (1, 0), (0, 1), (0.5, 2)])
+def test_means_and_spreads_have_weights_of_their_own(
+    weights: tuple[float, float], spread: str
+) -> None:
+    statistics = random_statistics(2)
+    total = 0.0
+    for mean, var, running_mean, running_var in statistics:
+        for c in range(len(mean)):
+            found, wanted = float(var[c]), float(running_var[c])
+            if spread == "deviation":
+                found, wanted = (found + 1e-6) ** 0.5, (wanted + 1e-6) ** 0.5
+            error = weights[0] * float(mean[c] - running_mean[c]) ** 2
+            total += (error + weights[1] * (found - wanted) ** 2) / len(mean)
+    measured = Measured(
+        network(), mean_weight=weights[0], variance_weight=weights[1], spread=spread
+    )
+    measured.term.statistics = lambda seen: statistics  # type: ignore[method-assign]
+    assert float(measured(noise(*IMAGES))) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_the_defaults_are_the_papers_loss_bit_for_bit() -> None:
+    measured = Measured(network())
+    gradients = []
+    for plain in (False, True):
+        images = noise(*IMAGES).requires_grad_()
+        seen = measured.seen(images)
+        if plain:
+            layers = [
+                nn.functional.mse_loss(s.mean, s.running_mean)
+                + nn.functional.mse_loss(s.var, s.running_var)
+                for s in measured.term.statistics(seen)
+            ]
+            torch.stack(layers).mean().backward()
+        else:
+            measured.term(seen).backward()
+        gradients.append(images.grad)
+    assert torch.equal(gradients[0], gradients[1])  # type: ignore[arg-type]
+
+
+def test_a_mean_that_is_left_out_gets_no_gradient() -> None:
+    measured = Measured(network(), mean_weight=0.0)
+    images = noise(*IMAGES)
+    first = [float(measured(images + shift)) for shift in (0.0, 0.0)]
+    assert first[0] == first[1]
+    (layer, *_) = measured.term.statistics(measured.seen(images))
+    (shifted, *_) = measured.term.statistics(measured.seen(images + 1.0))
+    assert not torch.allclose(layer.mean, shifted.mean)
+    for settings in ({"mean_weight": 0.0}, {"variance_weight": 0.0}):
+        alone = batch_norm_statistics_loss([layer], **settings)  # type: ignore[arg-type]
+        assert 0 < float(alone) < float(batch_norm_statistics_loss([layer]))
+
+
+def test_settings_that_match_nothing_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="leave the term bns nothing to match"):
+        BNS(mean_weight=0.0, variance_weight=0.0)
+    with pytest.raises(ConfigurationError, match="spread='range' is not one of"):
+        BNS(spread="range")
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3, 2)])
+def test_statistics_are_over_images_and_positions_of_any_number(shape: tuple[int, ...]) -> None:
+    features = noise(*shape).double().requires_grad_()
+    mean, var = channel_statistics(features)
+    rows = features.detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, rows.mean(1))
+    torch.testing.assert_close(var, rows.var(1, correction=0))
+    assert torch.autograd.gradcheck(channel_statistics, (features,))
+
+
 # --- the term --------------------------------------------------------------------------------
 
 
@@ -207,5 +279,5 @@ def test_it_compiles_into_one_graph_with_the_same_gradients() -> None:
 )
 def test_a_network_without_batch_norm_statistics_is_refused(layers: list[nn.Module]) -> None:
     teacher = frozen(nn.Sequential(nn.Conv2d(3, 4, 1), *layers))
-    with pytest.raises(ModelError, match=r"any has no BatchNorm2d with running .* term bns"):
+    with pytest.raises(ModelError, match=r"any has no BatchNorm with running .* term bns"):
         BNS().bind(teacher, teacher)

@@ -20,7 +20,7 @@ from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.records.folder import CONFIG_FILE
 
-InputShape = int | tuple[int, int, int]
+InputShape = int | tuple[int, int, int] | tuple[int, int]
 BitsOfLayers = int | tuple[int | None, int | None] | str
 """Bits of weights and activations: one number for both, two numbers, or ``w4a8``. None, which is
 32, is floating point."""
@@ -221,11 +221,13 @@ def checked_input_shape(network: nn.Module | str, shape: InputShape | None) -> I
     if _is_integer(given) and given > 0:
         return int(given)
     sizes: Sequence[Any] = given if isinstance(given, tuple | list) else ()
-    if len(sizes) != 3 or not all(_is_integer(size) and size > 0 for size in sizes):
+    if len(sizes) not in (2, 3) or not all(_is_integer(size) and size > 0 for size in sizes):
         raise ConfigurationError(
-            f"input_shape={shape!r} must be (channels, height, width) or one side, in pixels"
+            f"input_shape={shape!r} must be (channels, height, width), one side in pixels, or "
+            "(channels, length) of signals"
         )
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+    whole: Any = tuple(int(size) for size in sizes)
+    return whole  # type: ignore[no-any-return]
 
 
 def _data_in_files(path: Path) -> Iterator[str]:

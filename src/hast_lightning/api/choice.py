@@ -47,6 +47,15 @@ MEASURED = (
 )
 
 
+FOR_SIGNALS = (
+    "stages.distillation.transforms.crop_and_flip.enabled=false",
+    "stages.calibration.source=bank",
+    "stages.calibration.terms.bns.enabled=false",
+    "stages.calibration.terms.cross_entropy.enabled=false",
+)
+"""What the methods above do otherwise where inputs are no images."""
+
+
 class Choice(NamedTuple):
     """A method and a budget for a call that does not name them.
 
@@ -55,12 +64,15 @@ class Choice(NamedTuple):
         suits: The network takes such images.
         method: Whether the method is chosen, or named by the call.
         schedule: Whether the budget is.
+        signals: The network takes signals (C, L), which are not cropped and which no generator
+            makes.
     """
 
     measured: Measured
     suits: bool
     method: bool
     schedule: bool
+    signals: bool = False
 
     @property
     def named(self) -> dict[str, str]:
@@ -78,6 +90,8 @@ class Choice(NamedTuple):
         if not self.method:
             return
         yield from self.measured.settings
+        if self.signals:
+            yield from FOR_SIGNALS
         for bits, text in self.measured.at_bits:
             fits = quantizer or not text.startswith("quantizer.")
             if fits and (weight_bits or self.measured.bits) in bits:
@@ -102,8 +116,8 @@ def choose(input_shape: tuple[int, int, int], *, method: bool, schedule: bool) -
         method: Choose the method.
         schedule: Choose the budget.
     """
-    channels, height, width = input_shape
-    side = math.sqrt(height * width)
+    channels, *sides = input_shape
+    side = math.sqrt(math.prod(sides))
     nearest = min(
         MEASURED,
         key=lambda known: (
@@ -111,4 +125,5 @@ def choose(input_shape: tuple[int, int, int], *, method: bool, schedule: bool) -
             known.images[0] != channels,
         ),
     )
-    return Choice(nearest, input_shape == nearest.images, method, schedule)
+    signals = len(input_shape) == 2
+    return Choice(nearest, input_shape == nearest.images, method, schedule, signals)

@@ -26,6 +26,7 @@ from hast_lightning.export.frozen import frozen_activations, frozen_layers
 from hast_lightning.export.onnx_graph import WRITING, require_packages
 from hast_lightning.export.packed import read_packed
 from hast_lightning.export.parity import prove
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.records.folder import RESULT_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.runs.model_card import bits_of, model_card
@@ -122,7 +123,7 @@ class QuantizedModel(nn.Module):
         return {
             name: frozen.get(name, FLOAT_BITS)
             for name, layer in self.network.named_modules()
-            if isinstance(layer, nn.Conv2d | nn.Linear)
+            if isinstance(layer, QUANTIZABLE)
         }
 
     @property

@@ -75,7 +75,7 @@ class GivenData:
     """
 
     def __init__(self, given: Any, network: TakesImages) -> None:
-        self._given = _repeatable(given)
+        self._given = _repeatable(given, len(network.input_shape))
         self._network = network
         checked = iter(self)
         for _ in checked if isinstance(given, tuple | list) else islice(checked, 1):
@@ -121,13 +121,15 @@ def network_input(
         DataError: the type or the shape is another, or a value is NaN or infinite.
     """
     tensor = as_tensor(images, origin)
-    if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape:
+    if tuple(tensor.shape[1:]) != tuple(shape):
         expected = ", ".join(map(str, shape))
         raise DataError(
             f"{origin}: images of shape {tuple(tensor.shape)}; the network takes (N, {expected})"
         )
     if tensor.dtype == torch.uint8:
-        centre, spread = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        centre, spread = (
+            torch.tensor(values).view(-1, *(1,) * (len(shape) - 1)) for values in (mean, std)
+        )
         return (tensor.float() / WHITE - centre) / spread
     if not tensor.is_floating_point():
         raise DataError(
@@ -162,12 +164,12 @@ def _not_there() -> tuple[type[Exception], ...]:
     return MisconfigurationException, NotImplementedError
 
 
-def _repeatable(given: Any) -> Iterable[Any]:
+def _repeatable(given: Any, dimensions: int) -> Iterable[Any]:
     """Return what can be gone through again and again, of batches or of single images."""
     if all(hasattr(given, name) for name in DATA_MODULE):
         return _loader_of(given)
     if _is_pair(given):
-        return _split(*given)
+        return _split(given[0], given[1], dimensions)
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return _OfDataset(given)
     if isinstance(given, Iterator):
@@ -194,11 +196,12 @@ def _is_pair(given: Any) -> bool:
     )
 
 
-def _split(images: Any, labels: Any) -> list[tuple[Tensor, Tensor]]:
+def _split(images: Any, labels: Any, dimensions: int) -> list[tuple[Tensor, Tensor]]:
     """Batches of a pair, as views: no image is copied before its turn."""
     both = as_tensor(images, "data"), as_tensor(labels, "data")
-    if both[0].dim() != 4:
-        raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected (N, C, H, W)")
+    if both[0].dim() != dimensions + 1:
+        expected = "(N, C, H, W)" if dimensions == 3 else "(N, C, L)"
+        raise DataError(f"data: images of shape {tuple(both[0].shape)}; expected {expected}")
     if len(both[0]) != len(both[1]):
         raise DataError(f"data has {len(both[0])} images and {len(both[1])} labels")
     if not len(both[0]):
@@ -266,7 +269,7 @@ def _in_batches(items: Iterator[Any], network: TakesImages) -> Iterator[tuple[An
     if first is _END:
         return
     pairs = (_pair(item) for item in chain([first], items))
-    if not _is_single(_pair(first)[0]):
+    if not _is_single(_pair(first)[0], len(network.input_shape)):
         yield from pairs
         return
     while samples := list(islice(pairs, BATCH_SIZE)):
@@ -284,8 +287,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _is_single(image: Any) -> bool:
-    return isinstance(image, Image.Image) or getattr(image, "ndim", None) == 3
+def _is_single(image: Any, dimensions: int) -> bool:
+    return isinstance(image, Image.Image) or getattr(image, "ndim", None) == dimensions
 
 
 def _image(given: Any, network: TakesImages) -> Tensor:

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.export.arguments import arguments_of
 from hast_lightning.export.frozen import (
+    FROZEN,
     FrozenActivation,
-    FrozenConv2d,
-    FrozenLinear,
     FrozenWeight,
 )
 from hast_lightning.export.vocabulary import (
@@ -32,12 +30,10 @@ from hast_lightning.export.vocabulary import (
     METHODS,
     NAMES,
 )
+from hast_lightning.graph.arguments import arguments_of
 
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
-_FROZEN = {
-    "FrozenConv2d": (FrozenConv2d, nn.Conv2d),
-    "FrozenLinear": (FrozenLinear, nn.Linear),
-}
+_FROZEN = {frozen.__name__: (frozen, plain) for plain, frozen in FROZEN.items()}
 _ACTIVATION = "FrozenActivation"
 _OPERATIONS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 

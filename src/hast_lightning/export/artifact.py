@@ -104,10 +104,8 @@ def _checked(network: Network, description: Description, path: Path) -> Network:
         except Exception as error:  # whatever an engine raises about a graph that does not fit
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(f"{path} fails on images of {_shape(images)}: {reason}") from error
-        if not isinstance(logits, Tensor) or logits.shape != (
-            len(images),
-            description.num_classes,
-        ):
+        promised = (len(images), description.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape[:2] != promised or logits.dim() == 3:
             raise ModelError(
                 f"{path} is damaged: it does not put out {description.num_classes} logits per image"
             )

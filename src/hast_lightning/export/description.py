@@ -30,7 +30,7 @@ class Description:
         seed: of the run.
         quantizer: the configuration's group of that name, with the bits that a stage gave to
             single layers.
-        input_shape: (channels, height, width) of an image.
+        input_shape: (channels, height, width) of an image, or (channels, length) of a signal.
         num_classes: length of the output.
         mean: per channel, what pixels in [0, 1] are normalized with.
         std: per channel.
@@ -105,7 +105,9 @@ def compact_json(content: Any) -> str:
 def _check(description: Description) -> None:
     """Raise ValueError or TypeError for what would fail later, without a word of the file."""
     shape, classes = description.input_shape, description.num_classes
-    if len(shape) != 3 or not all(isinstance(size, int) and 0 < size < 2**16 for size in shape):
+    if len(shape) not in (2, 3) or not all(
+        isinstance(size, int) and 0 < size < 2**16 for size in shape
+    ):
         raise ValueError(f"input_shape={shape}")
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"num_classes={classes}")

@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from hast_lightning.export.frozen import FrozenConv2d, FrozenWeight
+from hast_lightning.export.frozen import FROZEN_CONVOLUTIONS, FrozenLayer, FrozenWeight
 from hast_lightning.graph.tracing import batch_norm_affine, foldable_batch_norms
 
 
@@ -25,7 +25,10 @@ def fold_into_scales(network: fx.GraphModule) -> fx.GraphModule:
     number gets mirrored integers, or where the grid has no mirror image a negative scale.
     """
     folded = copy.deepcopy(network)
-    for convolution, name, normalization in foldable_batch_norms(folded, FrozenConv2d):
+    for convolution, name, normalization in foldable_batch_norms(
+        folded, FROZEN_CONVOLUTIONS.values()
+    ):
+        assert isinstance(convolution, FrozenLayer)
         factor, shift = batch_norm_affine(normalization)
         if convolution.bias is not None:
             shift = shift + factor * convolution.bias.double()

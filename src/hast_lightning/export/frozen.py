@@ -14,22 +14,30 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.export.arguments import arguments_of
+from hast_lightning.graph.arguments import arguments_of
 from hast_lightning.graph.heads import restore_head
 from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
+    QUANTIZED,
     ActivationQuantizer,
-    QuantConv2d,
-    QuantLinear,
+    QuantizedLayer,
     activation_quantizers,
     quantized_layers,
+)
+from hast_lightning.quantization.forwards import (
+    ConvolutionForward,
+    LinearForward,
+    MadeWeight,
+    TransposedForward,
 )
 from hast_lightning.quantization.rounding import quantize
 
 WEIGHT = "quantized_weight"
 """Name of a frozen layer's weights among its children."""
-NO_OPERATION_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+NO_OPERATION_LAYERS = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+)
 """Regularization, of which evaluation mode leaves nothing."""
 
 
@@ -70,8 +78,8 @@ class FrozenWeight(nn.Module):
         return bool((self.zero_point == 2 ** (self.bits - 1)).all())
 
 
-class FrozenConv2d(nn.Conv2d):
-    """A convolution with :class:`FrozenWeight`; its bias stays in floating point."""
+class FrozenLayer(MadeWeight):
+    """Base class: a layer with :class:`FrozenWeight`; its bias stays in floating point."""
 
     quantized_weight: FrozenWeight
 
@@ -80,25 +88,53 @@ class FrozenConv2d(nn.Conv2d):
         del self.weight
         self.quantized_weight = weight
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve (N, C, H, W)."""
-        output: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
-        return output
+    def made_weight(self) -> Tensor:
+        """Return the weights, float32."""
+        weight: Tensor = self.quantized_weight()
+        return weight
 
 
-class FrozenLinear(nn.Linear):
-    """A linear layer with :class:`FrozenWeight`; its bias stays in floating point."""
+class FrozenConv1d(FrozenLayer, ConvolutionForward, nn.Conv1d):
+    """A convolution of (N, C, L)."""
 
-    quantized_weight: FrozenWeight
 
-    def __init__(self, weight: FrozenWeight, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        del self.weight
-        self.quantized_weight = weight
+class FrozenConv2d(FrozenLayer, ConvolutionForward, nn.Conv2d):
+    """A convolution of (N, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (..., in_features)."""
-        return nn.functional.linear(input, self.quantized_weight(), self.bias)
+
+class FrozenConv3d(FrozenLayer, ConvolutionForward, nn.Conv3d):
+    """A convolution of (N, C, D, H, W)."""
+
+
+class FrozenConvTranspose1d(FrozenLayer, TransposedForward, nn.ConvTranspose1d):
+    """A transposed convolution of (N, C, L)."""
+
+
+class FrozenConvTranspose2d(FrozenLayer, TransposedForward, nn.ConvTranspose2d):
+    """A transposed convolution of (N, C, H, W)."""
+
+
+class FrozenConvTranspose3d(FrozenLayer, TransposedForward, nn.ConvTranspose3d):
+    """A transposed convolution of (N, C, D, H, W)."""
+
+
+class FrozenLinear(FrozenLayer, LinearForward, nn.Linear):
+    """A linear layer of (..., in_features)."""
+
+
+FROZEN_CONVOLUTIONS: dict[type[nn.Module], type[FrozenLayer]] = {
+    nn.Conv1d: FrozenConv1d,
+    nn.Conv2d: FrozenConv2d,
+    nn.Conv3d: FrozenConv3d,
+    nn.ConvTranspose1d: FrozenConvTranspose1d,
+    nn.ConvTranspose2d: FrozenConvTranspose2d,
+    nn.ConvTranspose3d: FrozenConvTranspose3d,
+}
+FROZEN: dict[type[nn.Module], type[FrozenLayer]] = {
+    **FROZEN_CONVOLUTIONS,
+    nn.Linear: FrozenLinear,
+}
+"""From the kinds of layers that can be quantized to their frozen ones."""
 
 
 class FrozenActivation(nn.Module):
@@ -157,10 +193,10 @@ def freeze(student: fx.GraphModule) -> fx.GraphModule:
     return frozen.requires_grad_(False).eval()
 
 
-def frozen_layers(network: nn.Module) -> Iterator[tuple[str, FrozenConv2d | FrozenLinear]]:
+def frozen_layers(network: nn.Module) -> Iterator[tuple[str, FrozenLayer]]:
     """Yield name and module of every layer with frozen weights."""
     for name, module in network.named_modules():
-        if isinstance(module, FrozenConv2d | FrozenLinear):
+        if isinstance(module, FrozenLayer):
             yield name, module
 
 
@@ -181,17 +217,15 @@ def _require_calibrated(student: nn.Module) -> None:
             )
 
 
-def _frozen_layer(name: str, layer: QuantConv2d | QuantLinear) -> nn.Module:
+def _frozen_layer(name: str, layer: QuantizedLayer) -> nn.Module:
     if not layer.weight.isfinite().all():
         raise ModelError(f"the student's layer {name} has NaN or infinite weights")
     bits = layer.weight_quantizer.bits
     scale, zero_point = layer.weight_quantizer.parameters_of(layer.weight)
     integers = quantize(layer.weight, scale, zero_point, bits).to(torch.uint8)
     weight = FrozenWeight(integers, scale.float(), zero_point.float(), bits)
-    plain, frozen = (
-        (nn.Conv2d, FrozenConv2d) if isinstance(layer, QuantConv2d) else (nn.Linear, FrozenLinear)
-    )
-    result = frozen(weight, **arguments_of(layer, plain))
+    plain = next(kind for kind, quantized in QUANTIZED.items() if type(layer) is quantized)
+    result = FROZEN[plain](weight, **arguments_of(layer, plain))
     result.bias = layer.bias
     return result
 

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from hast_lightning.config import ExportConfig
 from hast_lightning.errors import ExportError
 from hast_lightning.export.artifact import Network
+from hast_lightning.graph.outputs import by_position
 
 REPEATS = 7
 PERCENT_DIGITS = 4
@@ -182,6 +183,7 @@ class _Seen(NamedTuple):
             found, expected = exported(batch), student(batch)
             if not bool(found.isfinite().all()):
                 raise ExportError("the exported network puts out NaN or infinite logits")
+            found, expected = by_position(found), by_position(expected)
             best = expected.topk(min(2, expected.shape[1]), dim=1).values
             classes = found.argmax(dim=1, keepdim=True)
             parts.append(
@@ -216,12 +218,13 @@ def drawn_images(count: int, seeds: Tensor, shape: tuple[int, int, int]) -> Tens
     """
     generator = torch.Generator().manual_seed(SEED)
     fine = torch.randn(count, *shape, generator=generator)
-    height, width = (-(-side // COARSENESS) for side in shape[1:])
-    spots = torch.randn(count, shape[0], height, width, generator=generator)
-    coarse = interpolate(spots, size=shape[1:], mode="nearest")
+    sides = [-(-side // COARSENESS) for side in shape[1:]]
+    spots = torch.randn(count, shape[0], *sides, generator=generator)
+    coarse = interpolate(spots, size=list(shape[1:]), mode="nearest")
     number = torch.arange(count)
-    noise = torch.where((number % 2 == 0).view(-1, 1, 1, 1), fine, coarse)
-    strength = torch.tensor(STRENGTHS)[number // 2 % len(STRENGTHS)].view(-1, 1, 1, 1)
+    each = (-1, *(1,) * len(shape))
+    noise = torch.where((number % 2 == 0).view(each), fine, coarse)
+    strength = torch.tensor(STRENGTHS)[number // 2 % len(STRENGTHS)].view(each)
     if not len(seeds):
         return noise * strength
     # Of images that are all of one color any noise will do.

@@ -15,19 +15,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hast_lightning.graph.operations import ACTIVATION_LAYERS
+from hast_lightning.graph.operations import ACTIVATION_LAYERS, BATCH_NORMS
+from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
 LAYERS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
-        *(nn.Conv2d, nn.Linear),  # those whose weights are left in floating point
+        *QUANTIZABLE,  # those whose weights are left in floating point
         *ACTIVATION_LAYERS,
         *(nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold),
         *(nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin),
-        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
-        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.RMSNorm),
-        *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.LPPool2d),
-        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+        *(*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
+        *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.LPPool1d, nn.LPPool2d),
+        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+        *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
         *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
         *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
         *(nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d),
@@ -41,8 +44,9 @@ _OPERATORS = (
 _FUNCTIONAL = (
     "relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish hardtanh hardsigmoid "
     "sigmoid tanh softplus softsign logsigmoid softmax log_softmax glu dropout pad interpolate "
-    "max_pool1d max_pool2d avg_pool1d avg_pool2d lp_pool2d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_max_pool2d batch_norm group_norm layer_norm instance_norm "
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d batch_norm group_norm layer_norm instance_norm "
     "local_response_norm rms_norm normalize pixel_shuffle pixel_unshuffle channel_shuffle unfold "
     "fold"
 )

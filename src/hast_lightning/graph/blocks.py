@@ -23,9 +23,12 @@ from torch.nn.modules.conv import _ConvNd
 from hast_lightning.core.network import Network
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTION_LAYERS,
     CONVOLUTIONS,
     calls,
     is_activation,
+    is_depthwise,
     is_stochastic_depth,
     layer_of,
 )
@@ -36,17 +39,24 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_POOLS_TO_VECTORS = (nn.Flatten, nn.Linear, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_POOLS_TO_VECTORS = (
+    *(nn.Flatten, nn.Linear, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
 _VECTORS = (
     *(torch.flatten, torch.mean, torch.amax, torch.sum),
-    *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.linear),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.linear),
     *("flatten", "mean", "amax", "sum"),
 )
-_POOLS = (F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.lp_pool2d)
+_POOLS = (
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool2d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.lp_pool1d, F.lp_pool2d),
+)
 _RESIZING_LAYERS = (nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle)
 _RESIZING_FUNCTIONS = (F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
-_IDENTITY_FUNCTIONS = (F.dropout, F.dropout2d)
+_IDENTITY_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 
 def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) -> list[str]:
@@ -234,20 +244,18 @@ def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
         layer = layer_of(node, graph_module)
         if _is_pointwise(layer) and _is_fed_by_depthwise(node, graph_module):
             followers = [
-                user
-                for user in node.users
-                if isinstance(layer_of(user, graph_module), nn.BatchNorm2d)
+                user for user in node.users if isinstance(layer_of(user, graph_module), BATCH_NORMS)
             ]
             ends.add(followers[0] if followers else node)
     return ends
 
 
 def _is_pointwise(layer: nn.Module | None) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
-
-
-def _is_depthwise(layer: nn.Module | None) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+    return (
+        isinstance(layer, CONVOLUTION_LAYERS)
+        and set(layer.kernel_size) == {1}
+        and layer.groups == 1
+    )
 
 
 def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
@@ -257,9 +265,9 @@ def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """
     for source in node.all_input_nodes:
         layer = layer_of(source, graph_module)
-        if _is_depthwise(layer):
+        if is_depthwise(layer):
             return True
-        passes = isinstance(layer, nn.BatchNorm2d) or _is_identity(source, layer)
+        passes = isinstance(layer, BATCH_NORMS) or _is_identity(source, layer)
         passes = passes or is_activation(source, graph_module) or calls(source, _PRODUCTS)
         if passes and _is_fed_by_depthwise(source, graph_module):
             return True

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hast_lightning.core.network import Network, PretrainedNetwork
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import layer_of
+from hast_lightning.graph.operations import CONVOLUTION_LAYERS, layer_of
 
 
 def classifier_input(network: Network) -> tuple[str, int]:
@@ -18,12 +18,12 @@ def classifier_input(network: Network) -> tuple[str, int]:
     graph_module = network.graph_module
     for node in reversed(graph_module.graph.nodes):
         layer = layer_of(node, graph_module)
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, (nn.Linear, *CONVOLUTION_LAYERS)):
             width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             return node.all_input_nodes[0].name, width
     raise ModelError(
-        f"the network {network.pretrained.name} ends in no Linear or Conv2d layer, whose input "
-        "is looked at"
+        f"the network {network.pretrained.name} ends in no linear layer or convolution, whose "
+        "input is looked at"
     )
 
 
@@ -35,11 +35,11 @@ def classifier_rows(pretrained: PretrainedNetwork) -> Tensor:
     """
     classes = pretrained.num_classes
     for layer in reversed(list(pretrained.network.modules())):
-        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == classes:
+        if isinstance(layer, (nn.Linear, *CONVOLUTION_LAYERS)) and layer.weight.shape[0] == classes:
             return layer.weight.detach().float().flatten(1).clone()
     raise ModelError(
-        f"the network {pretrained.name} has no Linear or Conv2d layer with a row for each of its "
-        f"{classes} classes"
+        f"the network {pretrained.name} has no linear layer or convolution with a row for "
+        f"each of its {classes} classes"
     )
 
 

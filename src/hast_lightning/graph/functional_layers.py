@@ -3,7 +3,7 @@
 Layers of a library's own, such as timm's BatchNorm with an activation inside or its
 convolutions with TensorFlow's padding, are taken apart when a network is traced, down to
 functions whose weights are parameters of the graph. Nothing after this knows about them: it
-meets ``nn.Conv2d``, ``nn.Linear`` and ``nn.BatchNorm2d`` alone.
+meets ``nn.Conv2d``, ``nn.Linear`` and ``nn.BatchNorm2d``, and those of other dimensions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from hast_lightning.graph.operations import BATCH_NORMS, CONVOLUTION_LAYERS, TRANSPOSED_LAYERS
+
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
 _LINEAR = ("input", "weight", "bias")
 _STATISTICS = ("running_mean", "running_var")
 _SETTINGS = ("training", "momentum", "eps")
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    F.conv2d: _CONVOLUTION,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TRANSPOSED),
     F.linear: _LINEAR,
     F.batch_norm: ("input", *_STATISTICS, "weight", "bias", *_SETTINGS),
     torch.batch_norm: ("input", "weight", "bias", *_STATISTICS, *_SETTINGS, "cudnn_enabled"),
@@ -169,8 +173,8 @@ def _build(
 ) -> nn.Module | None:
     """The layer that does what ``function`` does; none where there is no such layer."""
     layer: nn.Module | None
-    if function is F.conv2d:
-        layer = _convolution(arguments, tensors)
+    if _ARGUMENTS[function] in (_CONVOLUTION, _TRANSPOSED):
+        layer = _convolution(arguments, tensors, transposed=_ARGUMENTS[function] is _TRANSPOSED)
     elif function is F.linear:
         layer = _linear(tensors)
     else:
@@ -184,14 +188,20 @@ def _build(
     return layer
 
 
-def _convolution(arguments: dict[str, Any], tensors: dict[str, Tensor | None]) -> nn.Module | None:
+def _convolution(
+    arguments: dict[str, Any], tensors: dict[str, Tensor | None], *, transposed: bool
+) -> nn.Module | None:
     weight, groups = tensors["weight"], arguments.get("groups", 1)
-    if weight is None or weight.dim() != 4:
+    if weight is None or not 3 <= weight.dim() <= 5:
         return None
-    options = {key: arguments[key] for key in _CONVOLUTION[3:] if key in arguments}
-    size = (int(weight.shape[2]), int(weight.shape[3]))
-    channels = weight.shape[1] * groups, weight.shape[0]
-    return nn.Conv2d(*channels, size, bias=tensors["bias"] is not None, device="meta", **options)
+    names = _TRANSPOSED if transposed else _CONVOLUTION
+    options = {key: arguments[key] for key in names[3:] if key in arguments}
+    kinds: Any = TRANSPOSED_LAYERS if transposed else CONVOLUTION_LAYERS
+    kind = kinds[weight.dim() - 3]
+    channels = (weight.shape[1] * groups, weight.shape[0])[:: -1 if transposed else 1]
+    bias = tensors["bias"] is not None
+    layer: nn.Module = kind(*channels, weight.shape[2:], bias=bias, device="meta", **options)
+    return layer
 
 
 def _linear(tensors: dict[str, Tensor | None]) -> nn.Module | None:
@@ -205,9 +215,9 @@ def _batch_norm(
     arguments: dict[str, Any], tensors: dict[str, Tensor | None], dimensions: int
 ) -> nn.Module | None:
     mean, var = tensors["running_mean"], tensors["running_var"]
-    if arguments["training"] or mean is None or var is None or dimensions > 4:
+    if arguments["training"] or mean is None or var is None or dimensions > 5:
         return None
-    kind: Callable[..., nn.Module] = nn.BatchNorm2d if dimensions == 4 else nn.BatchNorm1d
+    kind: Callable[..., nn.Module] = BATCH_NORMS[max(dimensions - 3, 0)]
     layer = kind(len(mean), eps=arguments.get("eps", 1e-5), momentum=arguments.get("momentum", 0.1))
     layer.register_buffer("running_mean", mean)
     layer.register_buffer("running_var", var)

@@ -141,9 +141,10 @@ def restore_head(network: nn.Module) -> nn.Module:
 
 
 def copy_head(source: fx.GraphModule, target: fx.GraphModule) -> fx.GraphModule:
-    """Return ``target``, which from now on has the head of ``source``."""
-    if _KEY in source.meta:
-        target.meta[_KEY] = source.meta[_KEY]
+    """Return ``target``, which from now on has the head of ``source``, and its kind of output."""
+    for key, value in source.meta.items():
+        if str(key).startswith("hast_lightning."):
+            target.meta[key] = value
     return target
 
 

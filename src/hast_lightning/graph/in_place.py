@@ -10,14 +10,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from hast_lightning.graph.operations import calls, layer_of
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTION_LAYERS,
+    TRANSPOSED_LAYERS,
+    calls,
+    layer_of,
+)
 
 _OPERATORS = {
     getattr(operator, f"i{name}"): getattr(operator, name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 }
 
-_NEEDING_INPUTS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+_NEEDING_INPUTS = (*CONVOLUTION_LAYERS, *TRANSPOSED_LAYERS, nn.Linear, *BATCH_NORMS)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 

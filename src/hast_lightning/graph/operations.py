@@ -49,10 +49,14 @@ ACTIVATION_FUNCTIONS = (
     *(torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_),
     *("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"),
 )
+CONVOLUTION_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 PRODUCTS_WITH_WEIGHTS = (
     *CONVOLUTIONS,
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, torch.conv_transpose2d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(F.linear, F.bilinear, F.multi_head_attention_forward, F.scaled_dot_product_attention),
 )
 MATRIX_PRODUCTS = (
@@ -64,8 +68,9 @@ CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch
 
 # What puts out nothing but values that it takes in (and zeros): values on a grid stay on it.
 REARRANGING_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),
-    *(nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    *(nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d),
 )
@@ -73,7 +78,8 @@ REARRANGING_FUNCTIONS = (
     *(operator.getitem, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
     *(torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.roll, torch.flip),
     *(torch.chunk, torch.split, torch.unbind, torch.narrow, torch.clone),
-    *(F.max_pool1d, F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool2d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout),
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "contiguous"),
@@ -109,6 +115,11 @@ def is_activation(node: fx.Node, graph_module: fx.GraphModule) -> bool:
 def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Return whether ``node`` is a ReLU, however it is spelled."""
     return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
+
+
+def is_depthwise(layer: nn.Module | None) -> bool:
+    """Return whether each output channel of a convolution sees one input channel alone."""
+    return isinstance(layer, CONVOLUTION_LAYERS) and layer.groups == layer.in_channels > 1
 
 
 def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:

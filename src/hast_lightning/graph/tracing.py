@@ -10,26 +10,34 @@ import copy
 import inspect
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.heads import copy_head
 from hast_lightning.graph.in_place import overwrites
-from hast_lightning.graph.operations import layer_of
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTION_LAYERS,
+    TRANSPOSED_LAYERS,
+    BatchNorm,
+    layer_of,
+)
+from hast_lightning.graph.weights import output_first, swapped
 
 _TORCH_FOLDER = Path(torch.__file__).parent
 _OWN_FOLDER = Path(__file__).parent
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
-Convolution = TypeVar("Convolution", bound=nn.Conv2d)
+_FOLDED = (*CONVOLUTION_LAYERS, *TRANSPOSED_LAYERS)
 
 
 class PlaceTracer(fx.Tracer):
@@ -235,13 +243,13 @@ def batch_norm_inputs(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
     Layers that keep no running statistics are left out: a batch has nothing to match there.
 
     Returns:
-        For each call of a ``BatchNorm2d``, the name of the node that feeds it and the dotted
+        For each call of a BatchNorm, the name of the node that feeds it and the dotted
         name of the layer.
     """
     return [
         (node.all_input_nodes[0].name, str(node.target))
         for node in graph_module.graph.nodes
-        if isinstance(layer := layer_of(node, graph_module), nn.BatchNorm2d)
+        if isinstance(layer := layer_of(node, graph_module), BATCH_NORMS)
         and layer.running_mean is not None
     ]
 
@@ -258,7 +266,8 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
         graph_module: left as it is.
     """
     folded = copy.deepcopy(graph_module)
-    for convolution, name, normalization in foldable_batch_norms(folded, nn.Conv2d):
+    for convolution, name, normalization in foldable_batch_norms(folded, _FOLDED):
+        assert isinstance(convolution, _ConvNd)
         # A reparametrized weight (weight normalization) is no parameter and would be overwritten.
         if isinstance(convolution.weight, nn.Parameter):
             _fold(convolution, normalization)
@@ -267,13 +276,14 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def foldable_batch_norms(
-    graph_module: fx.GraphModule, kind: type[Convolution]
-) -> Iterator[tuple[Convolution, str, nn.BatchNorm2d]]:
+    graph_module: fx.GraphModule, kinds: Collection[type[nn.Module]]
+) -> Iterator[tuple[nn.Module, str, BatchNorm]]:
     """Yield convolutions whose only follower is a BatchNorm, both called once.
 
     Args:
         graph_module: Its BatchNorms may be replaced on the way.
-        kind: The exact class of the convolutions.
+        kinds: The exact classes of the convolutions. Not those of linear layers, whose outputs
+            need not be the channels of the BatchNorm behind them.
 
     Yields:
         The convolution, and the dotted name and the layer of the BatchNorm behind it.
@@ -283,30 +293,33 @@ def foldable_batch_norms(
     )
     for node in graph_module.graph.nodes:
         normalization = layer_of(node, graph_module)
-        if not isinstance(normalization, nn.BatchNorm2d) or normalization.running_var is None:
+        if not isinstance(normalization, BATCH_NORMS) or normalization.running_var is None:
             continue
         source = node.all_input_nodes[0]
         convolution = layer_of(source, graph_module)
         alone = len(source.users) == 1 and calls[str(source.target)] == calls[str(node.target)] == 1
-        if isinstance(convolution, kind) and type(convolution) is kind and alone:
+        if convolution is not None and type(convolution) in kinds and alone:
             yield convolution, str(node.target), normalization
 
 
 @torch.no_grad()
-def _fold(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
+def _fold(convolution: _ConvNd, normalization: BatchNorm) -> None:
     """Give ``convolution`` the weights and the bias of the two layers together."""
     scale, shift = batch_norm_affine(normalization)
     weight, bias = convolution.weight, convolution.bias
     if bias is not None:
         shift = shift + scale * bias.double()
     trains = weight.requires_grad
-    folded = weight.double() * scale[:, None, None, None]
+    rows = output_first(convolution).double()
+    folded = rows * scale.view(-1, *(1,) * (rows.dim() - 1))
+    if isinstance(convolution, TRANSPOSED_LAYERS):
+        folded = swapped(folded, convolution.groups).contiguous()
     convolution.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=trains)
     convolution.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=trains)
 
 
 @torch.no_grad()
-def batch_norm_affine(normalization: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(normalization: BatchNorm) -> tuple[Tensor, Tensor]:
     """Return scale and shift per channel (float64) of a BatchNorm in evaluation mode."""
     mean, variance = normalization.running_mean, normalization.running_var
     assert mean is not None

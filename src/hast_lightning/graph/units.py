@@ -13,9 +13,15 @@ from typing import NamedTuple
 from torch import fx, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, is_activation, layer_of
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    LAYERS_WITH_PRODUCTS,
+    is_activation,
+    is_depthwise,
+    layer_of,
+)
 
-FOLLOWERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d)
+FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class Unit(NamedTuple):
@@ -56,7 +62,7 @@ def find_units(network: fx.GraphModule) -> list[Unit]:
         layer = layer_of(node, network)
         if isinstance(layer, LAYERS_WITH_PRODUCTS):
             layers.append(str(node.target))
-        if is_end and layers and not _is_depthwise(network.get_submodule(layers[-1])):
+        if is_end and layers and not is_depthwise(network.get_submodule(layers[-1])):
             units.append(Unit(source, node.name, tuple(layers)))
             source, layers = node.name, []
     if layers:
@@ -95,10 +101,6 @@ def _belongs(user: fx.Node, network: fx.GraphModule) -> bool:
     """Return whether a node belongs to the layer before it: BatchNorm, activation, dropout."""
     layer = layer_of(user, network)
     return isinstance(layer, FOLLOWERS) or is_activation(user, network)
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
 def _result(network: fx.GraphModule) -> fx.Node:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Hook, Stepper
-from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear, quantized_layers
+from hast_lightning.quantization.fake_quant import QuantizedLayer, quantized_layers
 from hast_lightning.quantization.rounding import quantize
 
 LARGEST = 2.0**40
@@ -117,7 +117,7 @@ class ChangedShare:
         step: What the step subtracts from them.
     """
 
-    def __init__(self, layer: QuantConv2d | QuantLinear, step: Tensor) -> None:
+    def __init__(self, layer: QuantizedLayer, step: Tensor) -> None:
         self.layer, self.step = layer, step
         self.before = self._integers(layer.weight.detach())
 
@@ -186,9 +186,9 @@ def step_at_rate_one(
     return (parameter - copy).float()
 
 
-def layers_by_weight(student: nn.Module) -> dict[Tensor, QuantConv2d | QuantLinear]:
+def layers_by_weight(student: nn.Module) -> dict[Tensor, QuantizedLayer]:
     """Return the layers of quantized weights by their weight; a shared one has its first."""
-    layers: dict[Tensor, QuantConv2d | QuantLinear] = {}
+    layers: dict[Tensor, QuantizedLayer] = {}
     for _, layer in quantized_layers(student):
         layers.setdefault(layer.weight, layer)
     return layers

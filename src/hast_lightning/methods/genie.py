@@ -17,7 +17,7 @@ from hast_lightning.core.batch import Progress, Seen
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.stages.synthesize import Synthesize
-from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.bns import AtBatchNorms
 
 EPSILON = 1e-6
 """What is added to running variances before their root is taken."""
@@ -27,17 +27,17 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
     """Return ``mean (mu - running_mean)^2 + mean (sd - sqrt(running_var + 1e-6))^2``, a scalar.
 
     Args:
-        values: (N, C, H, W) that a BatchNorm takes in; ``sd`` is unbiased, over N, H and W.
+        values: (N, C, ...) that a BatchNorm takes in; ``sd`` is unbiased, over all but channels.
         running_mean: (C,).
         running_var: (C,).
     """
-    variance, mean = torch.var_mean(values.float(), dim=(0, 2, 3), correction=1)
+    variance, mean = torch.var_mean(values.float(), dim=(0, *range(2, values.dim())), correction=1)
     deviation = (running_var + EPSILON).sqrt()
     return F.mse_loss(mean, running_mean) + F.mse_loss(variance.sqrt(), deviation)
 
 
 @part("term", "bn_deviations")
-class BatchNormDeviations(BNS):
+class BatchNormDeviations(AtBatchNorms):
     """Means and standard deviations at every BatchNorm, summed over layers (GENIE-D).
 
     Source: Jeon et al., CVPR 2023, released code. Unlike ``bns`` it compares standard deviations,

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from omegaconf import MISSING
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -22,10 +22,11 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages.synthesize import Synthesize, require_source
-from hast_lightning.terms.bns import BNS, BatchNormStatistics, channel_statistics
+from hast_lightning.terms.bns import AtBatchNorms, BatchNormStatistics, channel_statistics
 
 AT_ONCE = 64
 """Centers that go through the teacher together."""
@@ -42,7 +43,7 @@ def layer_loss(layer: BatchNormStatistics) -> Tensor:
 
 
 @part("term", "layered_bns")
-class LayeredBNS(BNS):
+class LayeredBNS(AtBatchNorms):
     """Batch-norm statistics loss that counts deep layers more than shallow ones.
 
     ``mean over layers of w_l [MSE(mean, running_mean) + MSE(var, running_var)]``; a layer is deep
@@ -73,7 +74,7 @@ class LayeredBNS(BNS):
 
 
 @part("term", "center_statistics")
-class CenterStatistics(BNS):
+class CenterStatistics(AtBatchNorms):
     """Deep layers' statistics towards those that the centers of the classes have.
 
     ``sum over deep layers of [MSE(mean, center mean) + MSE(var, center var)] / (L N)`` for N images
@@ -99,7 +100,7 @@ class CenterStatistics(BNS):
         needs = super().bind(teacher, student)
         # In a tuple, so that the teacher is not registered here.
         self._teacher, self._needs = (teacher,), needs
-        layers = [layer for _, (layer,) in self._layers if isinstance(layer, nn.BatchNorm2d)]
+        layers = [layer for _, (layer,) in self._layers if isinstance(layer, BATCH_NORMS)]
         sizes = [layer.num_features for layer in layers]
         self._sizes = sizes[first_deep_layer(len(sizes)) :]
         for name in ("means", "variances"):

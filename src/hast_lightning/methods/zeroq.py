@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Seen
 from hast_lightning.core.part import part
-from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.bns import AtBatchNorms
 
 EPSILON = 1e-6
 """What is added to variances before their root is taken."""
@@ -24,11 +24,11 @@ def per_image_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
     counts, where the released code gives NaN.
 
     Args:
-        values: (N, C, H, W) that a BatchNorm takes in; ``sd_n`` is unbiased.
+        values: (N, C, ...) that a BatchNorm takes in; ``sd_n`` is unbiased.
         running_mean: (C,).
         running_var: (C,); ``sd`` is the root of it and 1e-6, as ``sd_n`` is of the image's.
     """
-    positions = values.float().flatten(2)
+    positions = values.float().reshape(*values.shape[:2], -1)
     distance = (positions.mean(dim=2) - running_mean).square()
     if positions.shape[2] > 1:
         deviation = (positions.var(dim=2, correction=1) + EPSILON).sqrt()
@@ -37,7 +37,7 @@ def per_image_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
 
 
 @part("term", "bns_per_image")
-class BNSPerImage(BNS):
+class BNSPerImage(AtBatchNorms):
     """Mean and deviation of every single image at every BatchNorm, summed over channels and layers.
 
     Source: ZeroQ (Cai et al., CVPR 2020), released code, which reads them where convolutions put

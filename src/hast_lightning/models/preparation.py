@@ -15,6 +15,8 @@ from hast_lightning.graph.functional_layers import functions_to_layers
 from hast_lightning.graph.heads import cut_head, restore_head
 from hast_lightning.graph.hooks import hooked_modules, remove_hooks
 from hast_lightning.graph.in_place import out_of_place, requires_copies
+from hast_lightning.graph.operations import BATCH_NORMS
+from hast_lightning.graph.outputs import MAPS_DIMENSIONS, keep_only_tensor, mark_maps
 from hast_lightning.graph.sized_tracing import trace_sized
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.plain_weights import computes_weights, make_weights_plain
@@ -54,11 +56,15 @@ def prepare(
     plain, hooks_count = _plain(network, dimensions, images, expected, name)
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
     graph_module, sized = _trace(copy.deepcopy(plain), input_shape, with_hooks=hooks_count)
-    changed = functions_to_layers(graph_module, images)
+    changed = keep_only_tensor(graph_module, name)
+    changed |= functions_to_layers(graph_module, images)
     changed |= _without_overwriting(graph_module, images, expected, name)
     graph_module.eval()
     whole: nn.Module = graph_module
-    if cut_head(graph_module, images, expected):
+    if expected.dim() == MAPS_DIMENSIONS:
+        mark_maps(graph_module)
+        changed = True
+    elif cut_head(graph_module, images, expected):
         changed, whole = True, restore_head(copy.deepcopy(graph_module))
     _require_same(expected, outputs_of(whole, images, name), name)
     strange = hooks_count or replaced_forwards(plain)
@@ -180,7 +186,7 @@ def _with_plain_batch_norms(network: nn.Module, dimensions: Mapping[str, int]) -
     for name, count in dimensions.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.SyncBatchNorm)
-        plain = (nn.BatchNorm2d if count == 4 else nn.BatchNorm1d)(
+        plain = BATCH_NORMS[max(count - 3, 0)](
             layer.num_features,
             layer.eps,
             layer.momentum,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.outputs import MAPS_DIMENSIONS, only_tensor
 from hast_lightning.graph.tracing import innermost_place
 
 _TOLERANCE = 1e-3
@@ -20,7 +21,7 @@ _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @torch.no_grad()
 def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return what a network puts out for images: (N, classes).
+    """Return what a network puts out for images: (N, classes), or maps (N, classes, H, W).
 
     Args:
         network: In evaluation mode.
@@ -44,14 +45,22 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
             f"the network {name}{called} fails on images of {shape} (model.input_size), at "
             f"{place}: {reason}"
         ) from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
+    output = only_tensor(output, name)
+    if not isinstance(output, Tensor) or not _are_logits(output, len(images)):
         given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else None
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         raise ModelError(
             f"the network {name}{called} returns {given or 'a ' + type(output).__name__} for "
-            f"{count} of {shape}; expected logits (images, classes)"
+            f"{count} of {shape}; expected logits (images, classes), or maps of them (images, "
+            "classes, height, width)"
         )
     return output
+
+
+def _are_logits(output: Tensor, images: int) -> bool:
+    """Return whether there are classes for each image, or for each of several positions of it."""
+    maps = output.dim() == MAPS_DIMENSIONS and output[0, 0].numel() > 1
+    return (output.dim() == 2 or maps) and len(output) == images
 
 
 def _defaults(network: nn.Module, name: str) -> str:

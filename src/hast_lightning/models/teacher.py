@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from hast_lightning.core.batch import Trace
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.graph.network import Passes
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, trace
 
 
@@ -21,8 +22,8 @@ def batch_norms_are_new(graph_module: GraphModule) -> bool:
     these statistics say nothing about its data.
     """
     layers = [graph_module.get_submodule(name) for _, name in batch_norm_inputs(graph_module)]
-    means = [layer.running_mean for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-    variances = [layer.running_var for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    means = [layer.running_mean for layer in layers if isinstance(layer, BATCH_NORMS)]
+    variances = [layer.running_var for layer in layers if isinstance(layer, BATCH_NORMS)]
     if not layers:
         return False
     return all(mean is not None and not mean.any() for mean in means) and all(

@@ -13,11 +13,13 @@ from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
     PRODUCTS_WITH_WEIGHTS,
+    TRANSPOSED_LAYERS,
     calls,
     layer_of,
 )
 from hast_lightning.graph.tracing import trace
-from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
+from hast_lightning.graph.weights import output_first
+from hast_lightning.quantization.fake_quant import QUANTIZED
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 
@@ -51,6 +53,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     """
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
+    _refuse_shared_weights(student)
     nodes = settings.placement.values(student)
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
@@ -89,15 +92,32 @@ def _refuse_unsupported(student: fx.GraphModule) -> None:
             function = getattr(node.target, "__name__", str(node.target))
             raise ModelError(
                 f"the network calls {function} at {node.name}, whose weights belong to no layer "
-                "and cannot be quantized: use nn.Conv2d or nn.Linear there"
+                "and cannot be quantized: use a layer such as nn.Conv2d or nn.Linear there"
+            )
+
+
+def _refuse_shared_weights(student: fx.GraphModule) -> None:
+    """Refuse transposed convolutions that share weights, which are copied output channels first."""
+    owners: dict[int, list[str]] = {}
+    for name, layer in student.named_modules():
+        if isinstance(layer, QUANTIZABLE):
+            owners.setdefault(id(layer.weight), []).append(name)
+    for names in owners.values():
+        if len(names) > 1 and any(
+            isinstance(student.get_submodule(name), TRANSPOSED_LAYERS) for name in names
+        ):
+            raise ModelError(
+                f"the network's layers {' and '.join(names)} share their weights, which no student "
+                "with a transposed convolution among them can: give each its own"
             )
 
 
 def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:
-    if type(layer) not in (nn.Conv2d, nn.Linear):
+    if type(layer) not in QUANTIZABLE:
+        kinds = ", ".join(kind.__name__ for kind in QUANTIZABLE)
         raise ModelError(
             f"the network's layer {name} is a {type(layer).__name__}, which cannot be quantized: "
-            "only Conv2d and Linear can"
+            f"only {kinds} can"
         )
     if not isinstance(layer.weight, nn.Parameter):
         raise ModelError(
@@ -125,14 +145,10 @@ def _quantize_weights(
     """Replace convolutions and linear layers."""
     for name, bits_of_layer in bits.items():
         layer = student.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         quantizer = settings.rounding.weight_quantizer(
-            settings.ranges, bits_of_layer, layer.weight, settings
+            settings.ranges, bits_of_layer, output_first(layer), settings
         )
-        if isinstance(layer, nn.Conv2d):
-            student.set_submodule(name, QuantConv2d.from_float(layer, quantizer))
-        else:
-            student.set_submodule(name, QuantLinear.from_float(layer, quantizer))
+        student.set_submodule(name, QUANTIZED[type(layer)].from_float(layer, quantizer))
 
 
 def _insert_activation_quantizers(

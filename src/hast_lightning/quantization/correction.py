@@ -11,14 +11,22 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from hast_lightning.graph.operations import calls, is_rectifier, layer_of
-from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    TRANSPOSED_LAYERS,
+    calls,
+    is_rectifier,
+    layer_of,
+)
+from hast_lightning.graph.weights import output_first
+from hast_lightning.quantization.fake_quant import QuantizedLayer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.runtime.ranks import averaged
 
@@ -26,7 +34,11 @@ SMALLEST_VARIANCE = 1e-12
 """A channel that varies less in the teacher says nothing of how much it should in the student."""
 
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_MEAN_KEEPING = (F.adaptive_avg_pool2d, torch.flatten, "flatten", torch.mean, "mean")
+_AVERAGING_LAYERS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_MEAN_KEEPING = (
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.flatten, "flatten", torch.mean, "mean"),
+)
 
 
 def channel_moments(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +108,7 @@ def reestimate_batch_norms(student: fx.GraphModule, teacher: fx.GraphModule, inp
     Returns:
         How many BatchNorms were corrected.
     """
-    norms = _called_once(student, (nn.BatchNorm2d, nn.BatchNorm1d))
+    norms = _called_once(student, BATCH_NORMS)
     known = {node.name: node for node in teacher.graph.nodes}
     norms = [n for n in norms if n.name in known and _tracks(layer_of(n, student))]
     feeding = {known[n.name].all_input_nodes[0].name for n in norms}
@@ -150,14 +162,14 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
         for node in _called_once(student, QUANTIZABLE)
         if node.name in known and not _feeds_batch_norm(node, student)
     ]
-    watch = _Watch(teacher, {node.name: _channel_mean for node in nodes})
+    means = {node.name: partial(_channel_mean, _channel_axis(node, student)) for node in nodes}
+    watch = _Watch(teacher, means)
     watch.run(inputs)
 
     def correct(node: fx.Node, value: Tensor, run: Any) -> Any:
-        layer = layer_of(node, student)
+        layer: Any = layer_of(node, student)
         # One whose own weights are in floating point takes in rounded values all the same.
-        assert isinstance(layer, QUANTIZABLE)
-        error = _channel_mean(run(node)) - watch.found[node.name]
+        error = means[node.name](run(node)) - watch.found[node.name]
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(error))
         layer.bias.sub_(error)
@@ -167,15 +179,16 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
     return len(nodes)
 
 
-def _channel_mean(values: Tensor) -> Tensor:
-    channel = 1 if values.dim() > 2 and values.dim() != 3 else values.dim() - 1
-    return averaged(values.float().transpose(0, channel).flatten(1).mean(dim=1))
+def _channel_axis(node: fx.Node, network: fx.GraphModule) -> int:
+    return -1 if isinstance(layer_of(node, network), nn.Linear) else 1
+
+
+def _channel_mean(axis: int, values: Tensor) -> Tensor:
+    return averaged(values.float().transpose(0, axis).flatten(1).mean(dim=1))
 
 
 def _feeds_batch_norm(node: fx.Node, network: fx.GraphModule) -> bool:
-    return any(
-        isinstance(layer_of(user, network), nn.BatchNorm1d | nn.BatchNorm2d) for user in node.users
-    )
+    return any(isinstance(layer_of(user, network), BATCH_NORMS) for user in node.users)
 
 
 # -- What BatchNorms say, without samples ---------------------------------------------------------
@@ -235,7 +248,7 @@ def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
 
 def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told]) -> _Told | None:
     layer = layer_of(node, network)
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
+    if isinstance(layer, BATCH_NORMS) and layer.affine:
         return _Told(layer.bias.detach().double(), layer.weight.detach().double().abs())
     known = [told[source] for source in node.all_input_nodes if source in told]
     if not known or len(known) < len(node.all_input_nodes):
@@ -247,9 +260,9 @@ def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told])
         return _Told(rectified_mean(first.mean, first.deviation, 6.0))
     if is_rectifier(node, network):
         return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]
-    if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+    if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         return first
-    if isinstance(layer, nn.AdaptiveAvgPool2d | nn.Flatten) or calls(node, _MEAN_KEEPING):
+    if isinstance(layer, (*_AVERAGING_LAYERS, nn.Flatten)) or calls(node, _MEAN_KEEPING):
         return _Told(first.mean)
     return None
 
@@ -280,15 +293,19 @@ def correct_by_statistics(
     means, floats = told_means(teacher), dict(teacher.named_modules())
     known = {node.name: node for node in teacher.graph.nodes}
     corrected = 0
-    for node in _called_once(student, (QuantConv2d, QuantLinear)):
+    for node in _called_once(student, (QuantizedLayer,)):
         layer, original = layer_of(node, student), floats.get(str(node.target))
         expected = (
             means.get(known[node.name].all_input_nodes[0].name) if node.name in known else None
         )
         if expected is None or original is None:
             continue
-        assert isinstance(layer, QuantConv2d | QuantLinear)
-        error = layer.weight_quantizer.rounded(layer.weight).double() - original.weight.double()
+        assert isinstance(layer, QuantizedLayer)
+        error = layer.weight_quantizer.rounded(layer.weight).double()
+        error -= output_first(original).double()
+        if isinstance(layer, TRANSPOSED_LAYERS):
+            # Each position of the output sees one of so many of the kernel's.
+            error /= math.prod(layer.stride)
         shift = mean_shift(error, expected.to(error.device))
         if shift is None:
             continue
@@ -329,6 +346,6 @@ def _norm_alone(node: fx.Node, network: fx.GraphModule) -> Any:
     if len(node.users) != 1:
         return None
     (user,) = node.users
-    norms = _called_once(network, (nn.BatchNorm1d, nn.BatchNorm2d))
+    norms = _called_once(network, BATCH_NORMS)
     layer = layer_of(user, network)
     return layer if user in norms and _tracks(layer) else None

@@ -13,8 +13,7 @@ from hast_lightning.graph.operations import layer_of
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     ActivationQuantizer,
-    QuantConv2d,
-    QuantLinear,
+    QuantizedLayer,
 )
 from hast_lightning.quantization.ranges import AffineParameters
 
@@ -60,14 +59,14 @@ def diagnose(student: fx.GraphModule) -> list[LayerDiagnosis]:
     names = value_names(student.graph)
     for node in student.graph.nodes:
         layer = layer_of(node, student)
-        if isinstance(layer, QuantConv2d | QuantLinear):
+        if isinstance(layer, QuantizedLayer):
             found.setdefault(str(node.target), _of_weights(str(node.target), layer))
         elif isinstance(layer, ActivationQuantizer):
             found[str(node.target)] = _of_activation(names[node.all_input_nodes[0]], layer)
     return list(found.values())
 
 
-def _of_weights(name: str, layer: QuantConv2d | QuantLinear) -> LayerDiagnosis:
+def _of_weights(name: str, layer: QuantizedLayer) -> LayerDiagnosis:
     quantizer, weight = layer.weight_quantizer, layer.weight.float()
     parameters = quantizer.parameters_of(weight)
     low, high = _ends(parameters, quantizer.bits)

@@ -26,19 +26,34 @@ from torch.nn import functional as F
 
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.graph.operations import calls, is_rectifier, layer_of
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTION_LAYERS,
+    BatchNorm,
+    calls,
+    is_depthwise,
+    is_rectifier,
+    layer_of,
+)
 from hast_lightning.graph.tracing import batch_norm_affine, trace
 
 ROUNDS = 100
 SETTLED = 1e-4
 """Largest change of a channel's factor, in logarithms, at which rounds end."""
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+"""Kinds of layers that are scaled; others, such as transposed convolutions, end what commutes."""
+_KINDS = (*CONVOLUTION_LAYERS, nn.Linear)
 _PASSING_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten),
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
 )
 _PASSING_FUNCTIONS = (
     *(torch.flatten, "flatten", F.dropout),
+    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d),
     *(F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d),
 )
 
 
@@ -52,10 +67,10 @@ class Pair(NamedTuple):
         second_norm: The BatchNorm behind it; none: there is none.
     """
 
-    first: nn.Conv2d | nn.Linear
-    norm: nn.BatchNorm2d | None
-    second: nn.Conv2d | nn.Linear
-    second_norm: nn.BatchNorm2d | None
+    first: Layer
+    norm: BatchNorm | None
+    second: Layer
+    second_norm: BatchNorm | None
 
 
 def equalized(pretrained: PretrainedNetwork) -> PretrainedNetwork:
@@ -106,43 +121,51 @@ def find_pairs(network: fx.GraphModule) -> list[Pair]:
 
 def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Iterator[Pair]:
     first = layer_of(node, network)
-    if type(first) not in (nn.Conv2d, nn.Linear) or str(node.target) not in once:
+    if type(first) not in _KINDS or str(node.target) not in once:
         return
-    assert isinstance(first, nn.Conv2d | nn.Linear)
+    assert isinstance(first, Layer)
     norm = _norm_behind(node, network, once)
     at = node
     while len(at.users) == 1:
         (at,) = at.users
         layer = layer_of(at, network)
-        if layer is not None and type(layer) in (nn.Conv2d, nn.Linear):
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
+        if layer is not None and type(layer) in _KINDS:
+            assert isinstance(layer, Layer)
             if str(at.target) in once and _takes_channel_by_channel(layer, len(first.weight)):
                 yield Pair(first, norm, layer, _norm_behind(at, network, once))
             return
-        if not (layer is not None and layer is norm) and not _commutes(at, network):
+        if not (layer is not None and layer is norm) and not _commutes(
+            at, network, first.weight.dim()
+        ):
             return
 
 
-def _norm_behind(node: fx.Node, network: fx.GraphModule, once: set[str]) -> nn.BatchNorm2d | None:
+def _norm_behind(node: fx.Node, network: fx.GraphModule, once: set[str]) -> BatchNorm | None:
     """Return the BatchNorm that alone takes in a layer's result, where it can be scaled."""
-    if len(node.users) != 1:
+    # The last dimension of a linear layer's result need not be that of the channels behind it.
+    if len(node.users) != 1 or isinstance(layer_of(node, network), nn.Linear):
         return None
     (user,) = node.users
     layer = layer_of(user, network)
-    usable = isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None and layer.affine
+    usable = isinstance(layer, BATCH_NORMS) and layer.running_var is not None and layer.affine
     return layer if usable and str(user.target) in once else None  # type: ignore[return-value]
 
 
-def _commutes(node: fx.Node, network: fx.GraphModule) -> bool:
-    """Return whether a node commutes with positive factors, channel by channel."""
+def _commutes(node: fx.Node, network: fx.GraphModule, dimensions: int) -> bool:
+    """Return whether a node commutes with positive factors, channel by channel.
+
+    ``dimensions`` are those of the values of maps, as of the convolution's weights.
+    """
     if calls(node, (torch.mean, "mean")):
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return isinstance(given, list | tuple) and sorted(n % 4 for n in given) == [2, 3]
+        return isinstance(given, list | tuple) and sorted(n % dimensions for n in given) == list(
+            range(2, dimensions)
+        )
     passes = isinstance(layer_of(node, network), _PASSING_LAYERS) or calls(node, _PASSING_FUNCTIONS)
     return passes or is_rectifier(node, network)
 
 
-def _takes_channel_by_channel(layer: nn.Conv2d | nn.Linear, channels: int) -> bool:
+def _takes_channel_by_channel(layer: Layer, channels: int) -> bool:
     """Return whether input ``i`` of a layer is channel ``i`` of ``channels``."""
     if isinstance(layer, nn.Linear):
         # Behind flattening there are as many where each channel is a single number.
@@ -150,11 +173,7 @@ def _takes_channel_by_channel(layer: nn.Conv2d | nn.Linear, channels: int) -> bo
     return layer.in_channels == channels and layer.groups in (1, channels)
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-
-
-def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None) -> Tensor:
+def _folded(layer: Layer, norm: BatchNorm | None) -> Tensor:
     """Return absolute weights with the BatchNorm's factors, (out_channels, in, positions)."""
     weight = (
         layer.weight.abs().flatten(2) if layer.weight.dim() > 2 else layer.weight.abs()[..., None]
@@ -170,7 +189,7 @@ def _out_ranges(pair: Pair) -> Tensor:
 
 def _in_ranges(pair: Pair) -> Tensor:
     weight = _folded(pair.second, pair.second_norm)
-    if not _is_depthwise(pair.second):
+    if not is_depthwise(pair.second):
         return weight.amax(dim=(0, 2))
     # A depthwise layer may put out several channels for each that it takes in.
     return weight.amax(dim=(1, 2)).view(len(pair.first.weight), -1).amax(dim=1)
@@ -182,7 +201,7 @@ def _scale(pair: Pair, factors: Tensor) -> None:
         if part is not None:
             part.div_(factors.view(-1, *(1,) * (part.dim() - 1)))
     weight = pair.second.weight
-    if _is_depthwise(pair.second):
+    if is_depthwise(pair.second):
         factors = factors.repeat_interleave(len(weight) // len(factors))
         weight.mul_(factors.view(-1, *(1,) * (weight.dim() - 1)))
     else:

@@ -6,12 +6,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.graph.arguments import arguments_of
+from hast_lightning.graph.weights import output_first
+from hast_lightning.quantization.forwards import (
+    ConvolutionForward,
+    LinearForward,
+    MadeWeight,
+    TransposedForward,
+)
 from hast_lightning.quantization.ranges import (
     AffineParameters,
     Grid,
@@ -122,53 +130,76 @@ class WeightQuantizer(nn.Module):
         return _Rounded(value, is_inside(weight, *parameters, self.bits))
 
 
-class QuantConv2d(nn.Conv2d):
-    """A convolution whose weights are fake-quantized; its bias stays in floating point."""
+class QuantizedLayer(MadeWeight):
+    """Base class: a layer whose weights are fake-quantized; its bias stays in floating point.
 
+    Attributes:
+        weight: (out_channels, in_channels / groups, ...), also of a transposed convolution, which
+            ``torch.nn`` holds the other way round.
+    """
+
+    weight: Tensor
     weight_quantizer: WeightQuantizer
 
     @classmethod
-    def from_float(cls, layer: nn.Conv2d, quantizer: WeightQuantizer) -> QuantConv2d:
-        """Take over the parameters of ``layer``: the same objects, not copies."""
-        result = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]  # stored as a tuple of any length
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
-        result.weight, result.bias = layer.weight, layer.bias
+    def from_float(cls, layer: nn.Module, quantizer: WeightQuantizer) -> Self:
+        """Take over the parameters of ``layer``: the same objects, not copies.
+
+        Only the weights of a transposed convolution are copied, output channels first.
+        """
+        result = cls(**arguments_of(layer, type(layer)), device="meta")
+        weight, bias = output_first(layer), layer.bias
+        if not isinstance(weight, nn.Parameter):
+            weight = nn.Parameter(weight.detach().contiguous(), weight.requires_grad)
+        assert bias is None or isinstance(bias, nn.Parameter)
+        result.weight, result.bias = weight, bias
         result.weight_quantizer = quantizer
         return result
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve (N, C, H, W) with the rounded weights."""
+    def made_weight(self) -> Tensor:
+        """Return the rounded weights."""
         weight: Tensor = self.weight_quantizer(self.weight)
-        output: Tensor = self._conv_forward(input, weight, self.bias)
-        return output
+        return weight
 
 
-class QuantLinear(nn.Linear):
-    """A linear layer whose weights are fake-quantized; its bias stays in floating point."""
+class QuantConv1d(QuantizedLayer, ConvolutionForward, nn.Conv1d):
+    """A convolution of (N, C, L)."""
 
-    weight_quantizer: WeightQuantizer
 
-    @classmethod
-    def from_float(cls, layer: nn.Linear, quantizer: WeightQuantizer) -> QuantLinear:
-        """Take over the parameters of ``layer``: the same objects, not copies."""
-        result = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        result.weight, result.bias = layer.weight, layer.bias
-        result.weight_quantizer = quantizer
-        return result
+class QuantConv2d(QuantizedLayer, ConvolutionForward, nn.Conv2d):
+    """A convolution of (N, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (..., in_features) with the rounded weights."""
-        return nn.functional.linear(input, self.weight_quantizer(self.weight), self.bias)
+
+class QuantConv3d(QuantizedLayer, ConvolutionForward, nn.Conv3d):
+    """A convolution of (N, C, D, H, W)."""
+
+
+class QuantConvTranspose1d(QuantizedLayer, TransposedForward, nn.ConvTranspose1d):
+    """A transposed convolution of (N, C, L)."""
+
+
+class QuantConvTranspose2d(QuantizedLayer, TransposedForward, nn.ConvTranspose2d):
+    """A transposed convolution of (N, C, H, W)."""
+
+
+class QuantConvTranspose3d(QuantizedLayer, TransposedForward, nn.ConvTranspose3d):
+    """A transposed convolution of (N, C, D, H, W)."""
+
+
+class QuantLinear(QuantizedLayer, LinearForward, nn.Linear):
+    """A linear layer of (..., in_features)."""
+
+
+QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.ConvTranspose1d: QuantConvTranspose1d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.ConvTranspose3d: QuantConvTranspose3d,
+    nn.Linear: QuantLinear,
+}
+"""From the kinds of layers that can be quantized to those that stand for them in a student."""
 
 
 class ActivationQuantizer(nn.Module):
@@ -250,18 +281,18 @@ def activation_quantizers(network: nn.Module) -> list[ActivationQuantizer]:
     return [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
 
 
-def quantized_layers(network: nn.Module) -> list[tuple[str, QuantConv2d | QuantLinear]]:
+def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     """Return name and module of every layer with fake-quantized weights."""
     return [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, QuantConv2d | QuantLinear)
+        if isinstance(module, QuantizedLayer)
     ]
 
 
 def weight_bits(layer: nn.Module) -> int:
     """Return the bits of a layer's weights; 32 where they are left in floating point."""
-    if isinstance(layer, QuantConv2d | QuantLinear):
+    if isinstance(layer, QuantizedLayer):
         return layer.weight_quantizer.bits
     return FLOAT_BITS
 

@@ -6,14 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import fx, nn
+from torch import fx
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import layer_of
+from hast_lightning.quantization.fake_quant import QUANTIZED
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 
-QUANTIZABLE = (nn.Conv2d, nn.Linear)
+QUANTIZABLE = tuple(QUANTIZED)
+"""Kinds of layers whose weights can be quantized."""
 MOST_NAMES = 6
 """Names that a message shows, at most."""
 

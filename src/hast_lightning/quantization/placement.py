@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import fx, nn
+from torch import fx
 
 from hast_lightning.core.part import part
 from hast_lightning.graph.operations import (
+    BATCH_NORMS,
     CONCATENATIONS,
     LAYERS_WITH_PRODUCTS,
     calls,
@@ -18,8 +19,6 @@ from hast_lightning.graph.operations import (
     values_of,
 )
 from hast_lightning.quantization.axes import Placement
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @part("placement", "simulated")

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import (
+    BATCH_NORMS,
     CONCATENATIONS,
+    TRANSPOSED_LAYERS,
     calls,
     is_activation,
     is_rectifier,
@@ -32,10 +35,15 @@ from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
 SHAPE = "shape"
 """Key of a node's meta data."""
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
-_AVERAGING_LAYERS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_AVERAGES = (
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean, "mean"),
+)
+_AVERAGING_LAYERS = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def value_bits(student: fx.GraphModule) -> dict[str, int]:
 def _begins(node: fx.Node, student: fx.GraphModule) -> bool:
     """Return whether a call begins here: a layer, a BatchNorm, or a quantized activation."""
     layer = layer_of(node, student)
-    if isinstance(layer, (*QUANTIZABLE, ActivationQuantizer, *_BATCH_NORMS)):
+    if isinstance(layer, (*QUANTIZABLE, ActivationQuantizer, *BATCH_NORMS)):
         return True
     return is_activation(node, student) and _only_follower(node, student) is not None
 
@@ -140,7 +148,7 @@ def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
     if len(node.users) != 1 or isinstance(layer_of(node, student), ActivationQuantizer):
         return None
     (user,) = node.users
-    kinds = (*_BATCH_NORMS, *_IDENTITIES, ActivationQuantizer)
+    kinds = (*BATCH_NORMS, *_IDENTITIES, ActivationQuantizer)
     belongs = isinstance(layer_of(user, student), kinds)
     belongs = belongs or is_activation(user, student)
     return user if belongs and len(user.all_input_nodes) == 1 else None
@@ -163,11 +171,11 @@ def _call(
         operations=tuple(_operations(chain, student)),
         output_shape=shape,
         parameters=sum(p.numel() for layer in layers for p in _parameters(layer)),
-        multiplications=_multiplications(weighted, _output_shape(chain[0])) if weighted else 0,
+        multiplications=_multiplications(weighted, chain[0]) if weighted else 0,
         weight_bits=weight_bits(weighted) if weighted else None,
         input_bits=_bits_of(inputs[0], student) if weighted else None,
         output_bits=quantizer.bits if isinstance(quantizer, ActivationQuantizer) else None,
-        batch_norms=sum(isinstance(layer, _BATCH_NORMS) for layer in layers),
+        batch_norms=sum(isinstance(layer, BATCH_NORMS) for layer in layers),
         tap=any(node.name in taps for node in chain),
     )
 
@@ -187,9 +195,15 @@ def _output_shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta[SHAPE][1:])
 
 
-def _multiplications(layer: nn.Conv2d | nn.Linear, output_shape: tuple[int, ...]) -> int:
-    """Each number of the result is a sum over the inputs that one output channel sees."""
-    return math.prod(output_shape) * layer.weight[0].numel()
+def _multiplications(layer: nn.Module, node: fx.Node) -> int:
+    """Each number of the result is a sum over the inputs that one output channel sees.
+
+    In a transposed convolution each position of the input is multiplied with all weights.
+    """
+    assert isinstance(layer.weight, Tensor)
+    if isinstance(layer, TRANSPOSED_LAYERS):
+        return math.prod(_output_shape(node.all_input_nodes[0])[1:]) * layer.weight.numel()
+    return math.prod(_output_shape(node)) * layer.weight[0].numel()
 
 
 def _bits_of(node: fx.Node, student: fx.GraphModule) -> int:
@@ -214,11 +228,11 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
         chain = [chain[0].all_input_nodes[0]]
     for node in chain:
         layer = layer_of(node, student)
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, _ConvNd):
             yield _describe_convolution(layer)
         elif isinstance(layer, nn.Linear):
             yield "linear"
-        elif isinstance(layer, _BATCH_NORMS):
+        elif isinstance(layer, BATCH_NORMS):
             yield "BN"
         elif node.op == "placeholder":
             yield "input"
@@ -227,11 +241,18 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
             yield function.strip("_") if layer is None else type(layer).__name__
 
 
-def _describe_convolution(layer: nn.Conv2d) -> str:
-    """For example ``3x3``, ``3x3 /2``, ``3x3 dw`` (depthwise), ``3x3 g32`` (32 groups)."""
+def _describe_convolution(layer: _ConvNd) -> str:
+    """For example ``3x3``, ``3x3 /2``, ``3x3 dw`` (depthwise), ``3x3 g32`` (32 groups).
+
+    A transposed one is ``3x3 up2`` for a stride of 2; ``d2`` is a dilation of 2.
+    """
     parts = ["x".join(map(str, layer.kernel_size))]
-    if max(layer.stride) > 1:
+    if isinstance(layer, TRANSPOSED_LAYERS):
+        parts.append(f"up{max(layer.stride)}")
+    elif max(layer.stride) > 1:
         parts.append(f"/{max(layer.stride)}")
+    if max(layer.dilation) > 1:
+        parts.append(f"d{max(layer.dilation)}")
     if layer.groups > 1:
         depthwise = layer.groups == layer.in_channels
         parts.append("dw" if depthwise else f"g{layer.groups}")

@@ -13,6 +13,7 @@ from torch import Tensor
 MIN_TILE = 128
 """Smaller images are enlarged by a whole factor to at least this many pixels a side."""
 MAX_COLUMNS = 8
+DRAWN_CHANNELS = (1, 3)
 BORDER, GAP, MARGIN = 4, 14, 24
 CAPTION_HEIGHT, HEADER_HEIGHT = 24, 66
 LEGEND_WIDTH, LEGEND_HEIGHT = 160, 10
@@ -126,7 +127,7 @@ def difficulty_color(difficulty: float) -> Color:
 def _check_shapes(
     images: Tensor, labels: Tensor, difficulty: Tensor, predictions: Tensor | None
 ) -> None:
-    if images.dim() != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+    if images.dim() != 4 or len(images) == 0 or images.shape[1] not in DRAWN_CHANNELS:
         raise ValueError(f"images must be (N, 1 or 3, H, W) with N > 0, not {tuple(images.shape)}")
     for name, values in (
         ("labels", labels),

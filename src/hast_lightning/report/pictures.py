@@ -19,12 +19,15 @@ def data_addresses(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
     Args:
         images: (N, C, H, W), normalized; of other than one or three channels the mean is shown.
+            Signals (N, C, L) are shown as they are, a row for each channel.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
     """
-    shape = (1, -1, 1, 1)
+    shape = (1, -1, *(1,) * (images.dim() - 2))
     pixels = images.detach().float().cpu() * torch.tensor(std).view(shape)
     pixels = pixels + torch.tensor(mean).view(shape)
+    if pixels.dim() == 3:
+        pixels = pixels[:, None]
     if pixels.shape[1] != 3:
         pixels = pixels.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     whole = pixels.nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Answers
 from hast_lightning.core.stage import Outcome
-from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.terms.cross_entropy import difficulty, most_frequent
 from hast_lightning.training.module import ZeroShotQuantization
 
 FEWEST, MOST = 32, 512
@@ -54,10 +55,9 @@ class Harder(NamedTuple):
     word: str
 
 
-def sample_count(input_shape: tuple[int, int, int]) -> int:
+def sample_count(input_shape: tuple[int, ...]) -> int:
     """Return how many images are looked at: fewer of large ones, so that it takes seconds."""
-    channels, height, width = input_shape
-    return max(FEWEST, min(MOST, MOST_VALUES // (channels * height * width)))
+    return max(FEWEST, min(MOST, MOST_VALUES // math.prod(input_shape)))
 
 
 @torch.no_grad()
@@ -74,11 +74,13 @@ def look_at(module: ZeroShotQuantization) -> Samples:
     parts = [part.inputs for part in batch.split(AT_ONCE)]
     teacher = torch.cat([module.teacher(part) for part in parts])
     labels = teacher.argmax(dim=1) if batch.labels is None else batch.labels
-    seen = Samples(batch.inputs, labels, teacher.argmax(dim=1), difficulty(teacher, labels))
+    answers = most_frequent(teacher.argmax(dim=1))
+    seen = Samples(batch.inputs, most_frequent(labels), answers, difficulty(teacher, labels))
     if not module.ranges_frozen:
         return seen
     student = torch.cat([module.student(part) for part in parts])
-    return seen._replace(student=student.argmax(dim=1), of_student=difficulty(student, labels))
+    answers = most_frequent(student.argmax(dim=1))
+    return seen._replace(student=answers, of_student=difficulty(student, labels))
 
 
 def harder_batch(outcome: Outcome) -> Harder | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hast_lightning.config import Config
 from hast_lightning.core.bits import FLOAT_BITS
-from hast_lightning.core.network import FEATURES
+from hast_lightning.core.network import FEATURES, PretrainedNetwork
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import activation_quantizers, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
@@ -31,20 +31,25 @@ EXPORT_COLUMNS = {
 }
 
 
+def input_in_words(network: PretrainedNetwork) -> str:
+    """Return the shape of an input, (C, H, W) or (C, L), and what its numbers are."""
+    shape = network.input_shape
+    axes = "frames × coefficients" if network.modality == FEATURES else "height × width"
+    names = f"channels × {axes}" if len(shape) == 3 else "channels × length"
+    return f"{' × '.join(map(str, shape))} ({names})"
+
+
 def facts_of(run: Run) -> tuple[Fact, ...]:
     """Return the method, the network, its quantizer, the sources and the evaluation in words."""
     config, network, student = run.config, run.network, run.module.student
     parameters = sum(parameter.numel() for parameter in network.network.parameters())
-    channels, height, width = network.input_shape
-    features = network.modality == FEATURES
-    axes = "frames × coefficients" if features else "height × width"
     weights = [weight_bits(m) for m in student.modules() if isinstance(m, QUANTIZABLE)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
     return (
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
-        Fact("Input", f"{channels} × {height} × {width} (channels × {axes})"),
+        Fact("Input", input_in_words(network)),
         Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),

@@ -57,11 +57,10 @@ def bits_of(quantizer: Mapping[str, Any]) -> str:
 def _facts(
     description: Description, result: Result | None, license_name: str | None
 ) -> Iterator[tuple[str, str]]:
-    channels, height, width = description.input_shape
     mean, std = (_numbers(values) for values in (description.mean, description.std))
     of = "pixels in [0, 1]" if description.modality == PICTURES else "features as they are"
     values = f"mean {mean}, standard deviation {std} of {of}"
-    yield "Input", f"{channels} x {height} x {width}, {values}"
+    yield "Input", f"{' x '.join(map(str, description.input_shape))}, {values}"
     yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."

@@ -36,7 +36,7 @@ from hast_lightning.records.folder import (
     was_requeued,
     write_origin,
 )
-from hast_lightning.records.grid import save_grid
+from hast_lightning.records.grid import DRAWN_CHANNELS, save_grid
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
 from hast_lightning.records.spectrogram import as_pictures
@@ -62,7 +62,7 @@ from hast_lightning.runtime.ranks import rank
 from hast_lightning.runtime.trainer import build_trainer, is_first_process, require_device
 from hast_lightning.safeguard.choice import choose
 from hast_lightning.safeguard.states import StudentStates, forget_states
-from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.terms.cross_entropy import difficulty, most_frequent
 from hast_lightning.tracking.loggers import finish_loggers, require_logger, show_media
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
@@ -315,7 +315,10 @@ def _report(run: Run, result: Result | None) -> None:
 
 @torch.no_grad()
 def _save_grid(run: Run) -> None:
-    """Leave a picture of samples with label, the teacher's answer and difficulty."""
+    """Leave a picture of samples with label, the teacher's answer and difficulty, if it can be."""
+    shape = run.network.input_shape
+    if len(shape) != 3 or shape[0] not in DRAWN_CHANNELS:
+        return
     batch = run.module.source.sample(run.config.callbacks.grid_images)
     logits = run.module.teacher(batch.inputs)
     answers = logits.argmax(dim=1)
@@ -324,11 +327,11 @@ def _save_grid(run: Run) -> None:
     save_grid(
         run.folder / GRID_FILE,
         shown.images,
-        labels,
+        most_frequent(labels),
         difficulty(logits, labels),
         shown.mean,
         shown.std,
-        answers,
+        most_frequent(answers),
     )
 
 

@@ -180,6 +180,8 @@ def _preparation(description: Description) -> Callable[[Image.Image], Tensor]:
     Raises:
         DataError: images of so many channels are not in files.
     """
+    if len(description.input_shape) != 3:
+        raise DataError(f"the network takes no images, but inputs of {description.input_shape}")
     channels, height, width = description.input_shape
     if description.modality == FEATURES:
         raise DataError("the network takes features, not pictures: hand them in as numbers")

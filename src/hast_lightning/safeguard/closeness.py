@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.graph.outputs import by_position
+
 CHUNK = 64
 """Images that go through the networks at once."""
 LARGEST = 1e12
@@ -34,6 +36,7 @@ def closeness(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> Closene
     parts = torch.split(inputs, CHUNK)
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
+    of_teacher, of_student = by_position(of_teacher), by_position(of_student)
     same = (of_student.argmax(1) == of_teacher.argmax(1)).float().mean()
     return Closeness(relative_logit_error(of_student, of_teacher), 100 * float(same))
 

@@ -18,6 +18,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import HELD_OUT_SEED, Site, TrainedSource
 from hast_lightning.errors import DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
+from hast_lightning.sources.suitability import image_shape, refuse_maps
 
 CONDITIONINGS = ("embedding", "batch_norm")
 FILE_KIND = "generator"
@@ -127,7 +128,8 @@ class ConditionalGenerator(TrainedSource):
             DataError: the file is missing, unreadable, or of another network.
         """
         super().build(site)
-        channels, height, width = site.pretrained.input_shape
+        channels, height, width = image_shape(site.pretrained, f"{site.key}={self.kind}")
+        refuse_maps(site.pretrained, f"{site.key}={self.kind}")
         self.num_classes = site.pretrained.num_classes
         self.size = (height, width)
         self.coarse_size = (math.ceil(height / 4), math.ceil(width / 4))

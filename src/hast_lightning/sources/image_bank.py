@@ -22,6 +22,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
+from hast_lightning.graph.outputs import puts_out_maps
 from hast_lightning.runtime.ranks import gathered
 
 FILE_KIND = "image-bank"
@@ -100,6 +101,8 @@ class ImageBank(TrainedSource):
                 f"{site.key}.batch_size={self.batch_size} times the {processes} processes"
             )
         self.count, self.processes = count, processes
+        if puts_out_maps(site.pretrained.network):
+            vars(self)["label_kind"] = "none"
         self.held_out_count = max(1, round(site.holdout * count)) if site.holdout > 0 else 0
         self.trainable_count = count - self.held_out_count
         if self.trainable_count < 1:
@@ -133,6 +136,10 @@ class ImageBank(TrainedSource):
             )
         return images, labels
 
+    def _labeled(self, images: Tensor, labels: Tensor) -> Batch:
+        """Return a batch, without labels where a network has no answer for a whole image."""
+        return Batch(images, None if self.label_kind == "none" else labels)
+
     @property
     def steps_to_fill(self) -> int:
         """Return the optimizer steps after which every image of the bank was made once."""
@@ -151,11 +158,7 @@ class ImageBank(TrainedSource):
 
     def propose(self) -> Batch:
         """Return the active batch: images (B, C, H, W), of a parameter, and labels (B,)."""
-        return self._batch(self._made(), self.active_labels)
-
-    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
-        """Return images with their labels, where those of this kind of bank mean something."""
-        return Batch(images, None if self.label_kind == "none" else labels)
+        return self._labeled(self._made(), self.active_labels)
 
     @torch.no_grad()
     def part_ways(self) -> None:
@@ -234,7 +237,7 @@ class ImageBank(TrainedSource):
         self.filled = max(self.filled, end)
         self.position = end % self.count
         # Copies: noise takes the place of the active batch.
-        return self._batch(images.detach().clone(), labels.clone())
+        return self._labeled(images.detach().clone(), labels.clone())
 
     def _made(self) -> Tensor:
         """Return the images of the active batch, (B, C, H, W)."""
@@ -264,8 +267,8 @@ class ImageBank(TrainedSource):
         """
         index = self._next_indices(count)
         if self.filled:
-            return self._batch(self.images[index], self.labels[index])
-        return self._batch(self._made().detach()[index], self.active_labels[index])
+            return self._labeled(self.images[index], self.labels[index])
+        return self._labeled(self._made().detach()[index], self.active_labels[index])
 
     def _next_indices(self, count: int) -> Tensor:
         # Where the active batch is the first and only one it holds held-out images, too.
@@ -297,7 +300,7 @@ class ImageBank(TrainedSource):
             raise DataError("the image bank has no finished image yet")
         number = min(count, available)
         index = torch.arange(number, device=self.labels.device) * available // number
-        return self._batch(self.images[index], self.labels[index])
+        return self._labeled(self.images[index], self.labels[index])
 
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out images (N, C, H, W) and labels, not copied.
@@ -314,7 +317,7 @@ class ImageBank(TrainedSource):
                 f"are; they take {self.steps_to_fill} synthesis steps"
             )
         chosen = slice(self.trainable_count, self.trainable_count + max(count, 0))
-        return self._batch(self.images[chosen], self.labels[chosen])
+        return self._labeled(self.images[chosen], self.labels[chosen])
 
     @torch.no_grad()
     def preview(self, count: int) -> Batch:
@@ -327,12 +330,12 @@ class ImageBank(TrainedSource):
             # As whole numbers: float32 has too few digits for the places of a large bank.
             number = min(count, self.filled)
             index = torch.arange(number, device=self.labels.device) * self.filled // number
-            return self._batch(self.images[index], self.labels[index])
+            return self._labeled(self.images[index], self.labels[index])
         if self.filled and not self.iteration:
             start = self.filled - self.batch_size
             chosen = slice(start, min(start + count, self.filled))
-            return self._batch(self.images[chosen], self.labels[chosen])
-        return self._batch(self._made().detach()[:count].clone(), self.active_labels[:count])
+            return self._labeled(self.images[chosen], self.labels[chosen])
+        return self._labeled(self._made().detach()[:count].clone(), self.active_labels[:count])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return counters and plateau state as plain numbers, for ``state_dict``."""
@@ -363,7 +366,7 @@ def _checked(origin: str, tensors: dict[str, Tensor], site: Site) -> tuple[Tenso
         raise DataError(f"{origin}: holds {sorted(tensors)}, not images and labels")
     shape, classes = tuple(site.pretrained.input_shape), site.pretrained.num_classes
     images, labels = tensors["images"], tensors["labels"]
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
+    if tuple(images.shape[1:]) != shape or not len(images):
         raise DataError(
             f"{origin}: images have shape {tuple(images.shape)}, the network takes {('N', *shape)}"
         )

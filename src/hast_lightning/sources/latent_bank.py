@@ -15,6 +15,7 @@ from hast_lightning.core.checks import MAX_RATE, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.suitability import image_shape
 
 WIDTHS = (128, 64)
 """Channels of the maps at a quarter and at half of the image's size."""
@@ -121,7 +122,8 @@ class LatentBank(ImageBank):
         self.active_labels.zero_()
         latents = torch.randn(self.batch_size, self.latent_dim)
         self.register_parameter("latents", nn.Parameter(latents))
-        self.generator = LatentGenerator(self.latent_dim, site.pretrained.input_shape)
+        shape = image_shape(site.pretrained, f"{site.key}={self.kind}")
+        self.generator = LatentGenerator(self.latent_dim, shape)
 
     def propose(self) -> Batch:
         """Return images (B, C, H, W), differentiable in latents and generator."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, Source
+from hast_lightning.sources.suitability import refuse_maps
 
 
 @part("source", "noise")
@@ -25,6 +26,7 @@ class Noise(Source):
     def build(self, site: Site) -> None:
         """Remember the device that samples are drawn on."""
         super().build(site)
+        refuse_maps(site.pretrained, f"{site.key}={self.kind}")
         self.register_buffer("place", torch.zeros(()), persistent=False)
 
     def sample(self, count: int) -> Batch:

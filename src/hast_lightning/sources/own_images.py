@@ -32,6 +32,7 @@ from hast_lightning.files.pictures import (
     require_pixels,
 )
 from hast_lightning.runtime.ranks import rank, world_size
+from hast_lightning.sources.suitability import image_shape, refuse_maps
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _features(path: Path, limit: int, network: PretrainedNetwork, origin: str) -
 def _from_folder(
     path: Path, limit: int, network: PretrainedNetwork, origin: str
 ) -> NDArray[np.uint8]:
-    channels, height, width = network.input_shape
+    channels, height, width = image_shape(network, origin)
     if channels not in MODES:
         raise DataError(
             f"{origin} is a folder of pictures, which have 1 or 3 channels; the network takes "
@@ -96,7 +97,7 @@ def _from_folder(
 def _from_archive(
     path: Path, limit: int, network: PretrainedNetwork, origin: str
 ) -> NDArray[np.uint8]:
-    channels, height, width = network.input_shape
+    channels, height, width = image_shape(network, origin)
     (images,) = read_arrays(path, ("x",), origin)
     require_pixels(images, channels, origin)
     images = images[_evenly(len(images), limit, origin)]
@@ -166,6 +167,7 @@ class OwnImages(Source):
             DataError: there are none, or one cannot be read.
         """
         super().build(site)
+        refuse_maps(site.pretrained, f"{site.key}={self.kind}")
         if self.path is None:
             raise ConfigurationError(f"{site.key}.path is not set: point it at {EXPECTED}")
         network, key = site.pretrained, f"{site.key}.path"

@@ -24,6 +24,7 @@ from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.operations import is_depthwise
 from hast_lightning.quantization.allocation import (
     Options,
     Policy,
@@ -35,8 +36,7 @@ from hast_lightning.quantization.allocation import (
     predicted,
 )
 from hast_lightning.quantization.fake_quant import (
-    QuantConv2d,
-    QuantLinear,
+    QuantizedLayer,
     quantized_layers,
     recalibrate,
 )
@@ -178,11 +178,11 @@ class SearchBits(Stage):
         ]
         self._costs = self._count(bench, layers)
 
-    def _least(self, layer: QuantConv2d | QuantLinear) -> int:
-        depthwise = isinstance(layer, QuantConv2d) and layer.groups == layer.in_channels > 1
+    def _least(self, layer: QuantizedLayer) -> int:
+        depthwise = is_depthwise(layer)
         return self.least_depthwise if depthwise else MIN_BITS
 
-    def _count(self, bench: Bench, layers: Mapping[str, QuantConv2d | QuantLinear]) -> _Costs:
+    def _count(self, bench: Bench, layers: Mapping[str, QuantizedLayer]) -> _Costs:
         """Return what the widths of each layer cost, and refuse a budget below the least of it."""
         weights = {name: layer.weight.numel() for name, layer in layers.items()}
         per_unit = 1.0

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen
+from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs
+
+EPSILON = 1e-6
+"""What is added to variances before their root is taken."""
+SPREADS = ("variance", "deviation")
 
 
 class BatchNormStatistics(NamedTuple):
     """What one BatchNorm layer meets in a batch, and what it met in the teacher's training.
 
-    Four tensors of shape (channels,). ``mean`` and ``var`` are the batch's, over images, rows
-    and columns, the variance biased; the running ones are the layer's own.
+    Four tensors of shape (channels,). ``mean`` and ``var`` are the batch's, over images and
+    positions, the variance biased; the running ones are the layer's own.
     """
 
     mean: Tensor
@@ -52,31 +59,33 @@ class _ChannelStatistics(torch.autograd.Function):
         count = features.numel() // features.shape[1]
         slope = grad_var * (2.0 / count)
         offset = grad_mean / count - slope * mean
-        gradient = torch.addcmul(_per_channel(offset), features, _per_channel(slope))
+        per_channel = _per_channel(offset, features), _per_channel(slope, features)
+        gradient = torch.addcmul(per_channel[0], features, per_channel[1])
         return gradient.to(features.dtype)
 
 
 def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
+    dimensions = (0, *range(2, features.dim()))
     if features.device.type != "cpu":
-        var, mean = torch.var_mean(features, (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(features, dimensions, correction=0)
         return mean, var
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
-    mean = features.mean((0, 2, 3))
-    centered = features - _per_channel(mean)
-    return mean, centered.square_().mean((0, 2, 3))
+    mean = features.mean(dimensions)
+    centered = features - _per_channel(mean, features)
+    return mean, centered.square_().mean(dimensions)
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values[None, :, None, None]
+def _per_channel(values: Tensor, features: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (features.dim() - 2))
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of each channel, over images, rows and columns.
+    """Return mean and biased variance of each channel, over images and positions.
 
     Computed in float32 whatever precision the network runs in (float64 stays float64).
 
     Args:
-        features: (N, C, H, W).
+        features: (N, C, ...).
 
     Returns:
         Two tensors of shape (C,), differentiable once in ``features``.
@@ -85,34 +94,43 @@ def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def batch_norm_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
-    """Return ``mean over layers of [MSE(mean, running_mean) + MSE(var, running_var)]``.
+def batch_norm_statistics_loss(
+    statistics: Sequence[BatchNormStatistics],
+    mean_weight: float = 1.0,
+    variance_weight: float = 1.0,
+    *,
+    deviations: bool = False,
+) -> Tensor:
+    """Return ``mean over layers of [a MSE(mean, running_mean) + b MSE(var, running_var)]``.
 
     Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
-    2023).
+    2023), with ``a = b = 1``.
 
     Args:
         statistics: For each BatchNorm layer four tensors of shape (channels,).
+        mean_weight: ``a``; 0 leaves means out, also where they are infinite.
+        variance_weight: ``b``, likewise.
+        deviations: Compare ``sqrt(var + 1e-6)`` in place of ``var``.
 
     Returns:
         A scalar, zero when every layer's statistics match.
     """
-    layers = [
-        F.mse_loss(layer.mean, layer.running_mean) + F.mse_loss(layer.var, layer.running_var)
-        for layer in statistics
-    ]
+    layers = []
+    for layer in statistics:
+        spread, running_spread = layer.var, layer.running_var
+        if deviations:
+            spread, running_spread = ((v + EPSILON).sqrt() for v in (spread, running_spread))
+        pairs = (
+            (mean_weight, layer.mean, layer.running_mean),
+            (variance_weight, spread, running_spread),
+        )
+        errors = [weight * F.mse_loss(found, wanted) for weight, found, wanted in pairs if weight]
+        layers.append(reduce(torch.add, errors))
     return torch.stack(layers).mean()
 
 
-@part("term", "bns")
-class BNS(Term):
-    """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
-
-    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
-    2023).
-    """
-
-    title = "BatchNorm statistics loss"
+class AtBatchNorms(Term):
+    """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the BatchNorms.
@@ -123,7 +141,7 @@ class BNS(Term):
         inputs = batch_norm_inputs(teacher.graph_module)
         if not inputs:
             raise ModelError(
-                f"the network {teacher.pretrained.name} has no BatchNorm2d with running "
+                f"the network {teacher.pretrained.name} has no BatchNorm with running "
                 f"statistics, which the term {self.kind} matches synthetic images to"
             )
         # In a tuple of plain pairs, so that the teacher's layers are not registered here.
@@ -133,9 +151,9 @@ class BNS(Term):
         return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
 
     def inputs(self, seen: Seen) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield what each BatchNorm takes in, (N, C, H, W), with its running mean and variance."""
+        """Yield what each BatchNorm takes in, (N, C, ...), with its running mean and variance."""
         for node, (layer,) in self._layers:
-            assert isinstance(layer, nn.BatchNorm2d)
+            assert isinstance(layer, BATCH_NORMS)
             assert layer.running_mean is not None
             assert layer.running_var is not None
             yield seen.teacher.values[node], layer.running_mean, layer.running_var
@@ -147,6 +165,46 @@ class BNS(Term):
             for values, *running in self.inputs(seen)
         ]
 
+
+@part("term", "bns")
+class BNS(AtBatchNorms):
+    """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
+
+    Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
+    2023). That means or spreads alone are matched is an ablation of Sevsay and Akagunduz (arXiv
+    2408.13925), of which no formula or code is known: its form here is ours.
+    """
+
+    mean_weight: float = 1.0
+    """What the error of means is multiplied by; 0 matches variances alone."""
+    variance_weight: float = 1.0
+    """What the error of variances is multiplied by; 0 matches means alone."""
+    spread: str = "variance"
+    """``variance`` as in the papers, or ``deviation``: the root of it and 1e-6, which is in the
+    units of the mean."""
+
+    title = "BatchNorm statistics loss"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("mean_weight", self.mean_weight, 0)
+        require_range("variance_weight", self.variance_weight, 0)
+        require_choice("spread", self.spread, SPREADS)
+        if not (self.mean_weight or self.variance_weight):
+            raise ConfigurationError(
+                "mean_weight=0 and variance_weight=0 leave the term bns nothing to match: "
+                "enabled=false leaves it out"
+            )
+
+    def unused(self) -> Collection[str]:
+        """Return the other settings where means alone are matched."""
+        return () if self.variance_weight else ("spread",)
+
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
-        return batch_norm_statistics_loss(self.statistics(seen))
+        return batch_norm_statistics_loss(
+            self.statistics(seen),
+            self.mean_weight,
+            self.variance_weight,
+            deviations=self.spread == "deviation",
+        )

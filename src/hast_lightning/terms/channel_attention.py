@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,22 +20,23 @@ from hast_lightning.graph.names import value_names
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean of squares over H and W, in one pass over memory each way."""
+    """Mean of squares over all positions, in one pass over memory each way."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        area = features.shape[2] * features.shape[3]
-        norms: Tensor = torch.linalg.vector_norm(features, dim=(2, 3), dtype=torch.float32)
+        area = math.prod(features.shape[2:])
+        positions = tuple(range(2, features.dim()))
+        norms: Tensor = torch.linalg.vector_norm(features, dim=positions, dtype=torch.float32)
         return norms.square_().div_(area)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
-        area = features.shape[2] * features.shape[3]
+        area = math.prod(features.shape[2:])
         slope = (gradients[0] * (2 / area)).to(features.dtype)
-        gradient: Tensor = features * slope[:, :, None, None]
+        gradient: Tensor = features * slope.view(*slope.shape, *(1,) * (features.dim() - 2))
         return gradient
 
 
@@ -44,7 +46,7 @@ def channel_attention(features: Tensor) -> Tensor:
     Source: HAST (Li et al., CVPR 2023), feature alignment.
 
     Args:
-        features: (N, C, H, W).
+        features: (N, C, H, W), or maps of other dimensions (N, C, ...).
 
     Returns:
         (N, C), float32, every row of Euclidean length 1 (0 where all features are 0).

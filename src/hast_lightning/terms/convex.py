@@ -12,7 +12,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear, quantized_layers
+from hast_lightning.quantization.fake_quant import QuantizedLayer, quantized_layers
 
 HIGHEST = 10.0
 """Most that one weight counts: half-way between two integers the logarithm is infinite."""
@@ -59,7 +59,7 @@ class Convex(Term):
         Raises:
             ConfigurationError: there is none between the first and the last.
         """
-        layers: list[QuantConv2d | QuantLinear] = [
+        layers: list[QuantizedLayer] = [
             layer for _, layer in quantized_layers(student.graph_module)
         ][1:-1]
         if not layers:
@@ -71,9 +71,9 @@ class Convex(Term):
         return Needs(student=())
 
     @property
-    def layers(self) -> list[QuantConv2d | QuantLinear]:
+    def layers(self) -> list[QuantizedLayer]:
         """Return the layers whose weights count."""
-        found: list[QuantConv2d | QuantLinear] = vars(self)["_layers"]
+        found: list[QuantizedLayer] = vars(self)["_layers"]
         return found
 
     def distance(self) -> Tensor:
@@ -86,7 +86,7 @@ class Convex(Term):
         return self.distance()
 
 
-def _sum(layer: QuantConv2d | QuantLinear) -> Tensor:
+def _sum(layer: QuantizedLayer) -> Tensor:
     quantizer = layer.weight_quantizer
     scale, zero_point = (each.detach() for each in quantizer.parameters_of(layer.weight))
     return grid_distance(layer.weight.float(), scale, zero_point, quantizer.bits).sum()

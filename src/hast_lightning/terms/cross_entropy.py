@@ -31,13 +31,20 @@ def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the difficulty of each sample, ``d(x) = 1 - p_y(x)`` (HAST, hard sample synthesis).
 
     Args:
-        logits: the teacher's outputs, shape (N, classes) with at least two classes.
-        labels: shape (N,), int64.
+        logits: the teacher's outputs, shape (N, classes) with at least two classes; of maps
+            (N, classes, H, W) the mean over all positions is taken.
+        labels: shape (N,), or (N, H, W), int64.
 
     Returns:
         Shape (N,), in [0, 1]; accurate also where ``p_y`` rounds to one.
     """
-    return torch.sigmoid(-_log_odds(logits, labels))
+    found = torch.sigmoid(-_log_odds(logits, labels))
+    return found if found.dim() == 1 else found.flatten(1).mean(dim=1)
+
+
+def most_frequent(classes: Tensor) -> Tensor:
+    """Return the class of each sample, (N,); of maps (N, H, W) that of most positions."""
+    return classes if classes.dim() == 1 else classes.flatten(1).mode(dim=1).values
 
 
 def hardness_weighted_cross_entropy(

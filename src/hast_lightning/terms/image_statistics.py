@@ -21,5 +21,6 @@ class ImageStatistics(Term):
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the squared distances, summed over channels, their mean over images."""
-        deviation, mean = torch.std_mean(seen.batch.inputs.float(), dim=(2, 3), correction=1)
+        inputs = seen.batch.inputs.float().flatten(2)
+        deviation, mean = torch.std_mean(inputs, dim=2, correction=1)
         return (mean.square() + (deviation - 1).square()).sum(dim=1).mean()

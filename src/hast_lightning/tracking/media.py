@@ -13,9 +13,9 @@ from torch import Tensor
 from hast_lightning.core.batch import Answers
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
-from hast_lightning.records.grid import draw_grid
+from hast_lightning.records.grid import DRAWN_CHANNELS, draw_grid
 from hast_lightning.records.spectrogram import as_pictures
-from hast_lightning.terms.cross_entropy import difficulty
+from hast_lightning.terms.cross_entropy import difficulty, most_frequent
 from hast_lightning.tracking.axes import SAMPLES
 
 HISTOGRAM_BINS = 32
@@ -76,12 +76,12 @@ def sample_pictures(samples: Samples, network: PretrainedNetwork) -> dict[str, I
         network: Says how they are shown.
     """
     images, mean, std = as_pictures(samples.images, network)
-    if images.shape[1] not in (1, 3):
+    if images.dim() != 4 or images.shape[1] not in DRAWN_CHANNELS:
         return {}
     logits = samples.teacher_logits
     hardness = difficulty(logits, samples.labels)
-    predicted = logits.argmax(dim=1)
-    grid = draw_grid(images, samples.labels, hardness, mean, std, predicted)
+    predicted = most_frequent(logits.argmax(dim=1))
+    grid = draw_grid(images, most_frequent(samples.labels), hardness, mean, std, predicted)
     return {f"{SAMPLES}/images": grid}
 
 

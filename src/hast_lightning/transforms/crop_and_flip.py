@@ -20,6 +20,7 @@ from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import FEATURES, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.transform import Transform
+from hast_lightning.errors import ModelError
 from hast_lightning.transforms.in_time import TimeShift
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -187,9 +188,21 @@ class CropAndFlip(Transform):
         self._shift: TimeShift | None = None
 
     def bind(self, teacher: Network, student: Network) -> None:
-        """Look whether samples are pictures."""
+        """Look whether samples are pictures; refuse other inputs where they would be cropped.
+
+        Raises:
+            ModelError: the network takes in signals.
+        """
         if teacher.pretrained.modality == FEATURES:
             self._shift = TimeShift()
+            return
+        shape = teacher.pretrained.input_shape
+        if len(shape) != 3 and self.probability:
+            raise ModelError(
+                f"the transform {self.kind} crops images (C, H, W), and the network "
+                f"{teacher.pretrained.name} takes inputs of {'x'.join(map(str, shape))}: "
+                "enabled=false leaves it out"
+            )
 
     def unused(self) -> Collection[str]:
         """Return the other settings where no batch is augmented."""

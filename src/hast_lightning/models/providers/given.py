@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PICTURES, PretrainedNetwork
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import CONVOLUTION_LAYERS
 from hast_lightning.models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -61,8 +62,8 @@ def accept(
         network: With its weights; left as it is.
         config: Its name, and what is known of its output and its normalization. What is not is
             asked of the network; colour images are otherwise normalized as ImageNet's.
-        input_shape: (C, H, W), or the side of a square; none: the network says it itself, as
-            those of timm and pytorchcv do.
+        input_shape: (C, H, W), the side of a square, or (C, L) of signals; none: the network says
+            it itself, as those of timm and pytorchcv do.
 
     Raises:
         ModelError: the input is not known, or the network cannot be used.
@@ -107,9 +108,13 @@ def _input_shape(
     if isinstance(shape, int):
         shape = (_channels(network), shape, shape)
     sizes = tuple(shape)
-    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ModelError(f"input_shape={given!r} must be (channels, height, width) or one side")
-    return sizes[0], sizes[1], sizes[2]
+    if len(sizes) not in (2, 3) or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ModelError(
+            f"input_shape={given!r} must be (channels, height, width), one side, or (channels, "
+            "length)"
+        )
+    # Of signals it has two numbers, which all that takes no images alone is ready for.
+    return cast("InputShape", sizes)
 
 
 def _own_shape(network: nn.Module) -> tuple[int, ...] | None:
@@ -121,7 +126,7 @@ def _own_shape(network: nn.Module) -> tuple[int, ...] | None:
 
 
 def _channels(network: nn.Module) -> int:
-    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
     first = next(convolutions, None)
     return COLOURS if first is None else first.in_channels
 

@@ -14,6 +14,7 @@ from torch import nn
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PICTURES, PretrainedNetwork
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.operations import CONVOLUTION_LAYERS
 from hast_lightning.graph.tracing import innermost_place
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.pretrained import (
@@ -117,6 +118,6 @@ def _input_channels(network: nn.Module, config: ModelConfig) -> int:
     """The channels of the images: as many as are normalized, or as the first layer takes."""
     if config.mean is not None:
         return len(config.mean)
-    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
     first = next(convolutions, None)
     return COLOURS if first is None else first.in_channels
