@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ def carry_out(
     """Go through the runs that have no result yet; what each leaves is kept in the study.
 
     A run that is refused leaves no result, and a line. A run that was killed goes on at its last
-    checkpoint.
+    checkpoint. Who ends a run ends the study.
 
     Args:
         runs: Name and words of each.
@@ -30,6 +29,7 @@ def carry_out(
         more: Words that depend on what was run before, by the name of the run.
     """
     from hast_lightning.cli.main import main
+    from hast_lightning.errors import INTERRUPTED_STATUS, TERMINATED_STATUS
 
     results, folder = study / "results", SCRATCH / study.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,11 @@ def carry_out(
             shutil.rmtree(name, ignore_errors=True)
             begin = [*words, *more(name), f"hydra.run.dir={name}"]
         sys.argv = ["hast-lightning", *begin]
-        with contextlib.suppress(SystemExit):
+        try:
             main()
+        except SystemExit as end:
+            if end.code in (INTERRUPTED_STATUS, TERMINATED_STATUS):
+                raise
         if Path(name, "result.json").exists():
             (results / name).mkdir(parents=True, exist_ok=True)
             for kept in ("result.json", "config.yaml"):

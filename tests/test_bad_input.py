@@ -272,7 +272,7 @@ def test_an_unknown_choice_of_a_value(refused_unread: Refuse, override: str, cho
     [
         ("quantizer.weight_bits=three", "'three' of type 'str' could not be converted to Integer"),
         ("quantizer.weight_bits=3.5", "'3.5' of type 'float' could not be converted to Integer"),
-        ("quantizer.weight_bits=null", "is not Optional"),
+        ("quantizer.momentum=null", "is not Optional"),
         ("quantizer.momentum=high", "'high' of type 'str' could not be converted to Float"),
         ("quantizer.include_zero=perhaps", "'perhaps' is not a valid bool (type str)"),
         ("stages.distillation.learning_rate=3", "int is not a subclass of LearningRate"),

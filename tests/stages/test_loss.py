@@ -155,7 +155,8 @@ def example(weights: Tensor | None = None) -> Seen:
 
 def hast(**changes: float) -> dict[str, Term]:
     alignment = ChannelAttention(weight=changes.get("alignment", 1000.0))
-    alignment.name_parts(("one", "two"))
+    alignment._taps = ("one", "two")
+    alignment.name_parts(alignment._taps)
     return {"kd": KL(weight=changes.get("kd", 20.0)), "alignment": alignment}
 
 

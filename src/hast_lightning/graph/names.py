@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import fx
 
@@ -23,3 +24,9 @@ def value_names(graph: fx.Graph) -> dict[fx.Node, str]:
             calls[target] += 1
             names[node] = target if calls[target] == 1 else f"{target}-{calls[target]}"
     return names
+
+
+def names_of(graph: fx.Graph, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Return what the values of some nodes are called, which are given by their names."""
+    names = {node.name: name for node, name in value_names(graph).items()}
+    return tuple(names[node] for node in nodes)

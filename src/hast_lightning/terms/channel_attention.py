@@ -16,7 +16,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import require_taps
-from hast_lightning.graph.names import value_names
+from hast_lightning.graph.names import names_of
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -106,8 +106,7 @@ class ChannelAttention(Term):
             ModelError: there are none, and ``model.taps`` names none.
         """
         self._taps = taps = require_taps(teacher, "channel_attention")
-        names = {node.name: n for node, n in value_names(teacher.graph_module.graph).items()}
-        self.name_parts(tuple(names[tap] for tap in taps))
+        self.name_parts(names_of(teacher.graph_module.graph, taps))
         return Needs(teacher=taps, student=taps)
 
     def forward(self, seen: Seen) -> Tensor:

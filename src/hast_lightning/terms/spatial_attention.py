@@ -15,6 +15,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import require_taps
+from hast_lightning.graph.names import names_of
 from hast_lightning.runtime.ranks import averaged
 from hast_lightning.terms.channel_attention import alignment_losses
 
@@ -91,12 +92,13 @@ class SpatialAttention(Term):
         Raises:
             ModelError: there are none, and ``model.taps`` names none.
         """
-        self.name_parts(taps := require_taps(teacher, self.kind))
+        self._taps = taps = require_taps(teacher, self.kind)
+        self.name_parts(names_of(teacher.graph_module.graph, taps))
         return Needs(teacher=taps, student=taps)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss of each block, (blocks,)."""
-        return spatial_losses(*_features(seen, self.parts), seen.batch.weights)
+        return spatial_losses(*_features(seen, self._taps), seen.batch.weights)
 
 
 @part("term", "adaptive_attention")
@@ -137,7 +139,8 @@ class AdaptiveAttention(Term):
         """
         self._taps = require_taps(teacher, self.kind)
         kinds = ("channel", "spatial")
-        self.name_parts(tuple(f"{tap}_{kind}" for kind in kinds for tap in self._taps))
+        blocks = names_of(teacher.graph_module.graph, self._taps)
+        self.name_parts(tuple(f"{block}/{kind}" for kind in kinds for block in blocks))
         self.register_buffer("soft", torch.ones(len(self.parts)))
         # Of the interval under way, and how many values it has; none yet of the one before.
         self.register_buffer("sums", torch.zeros(len(self.parts) + 1))
