@@ -33,7 +33,8 @@ NAN, INFINITY = math.nan, math.inf
 REFUSED: dict[str, list[Any]] = {
     "model.provider": ["hub", ""],
     "model.num_classes": [-1, 0, 1],
-    "model.input_size": [0, 3],
+    "model.input_size": [0, 3, "49x", "3x64", "wide"],
+    "model.modality": ["sound"],
     "model.mean": [[1.5], [-0.1], [NAN]],
     "model.std": [[0.0], [-1.0], [NAN], [INFINITY]],
     "quantizer.bits": [1, 9],
@@ -191,7 +192,9 @@ def test_every_number_and_choice_of_a_group_has_a_value_here_that_it_refuses() -
         and node.func.id == "require_choice"
         and isinstance(node.args[0], ast.Constant)
     }
-    assert choices | (set(_numbers_of_groups(Config)) - FREE) == set(REFUSED)
+    found = choices | (set(_numbers_of_groups(Config)) - FREE)
+    # A number or a text, which the schema cannot tell.
+    assert found | {"model.input_size"} == set(REFUSED)
 
 
 def _numbers_of_parts() -> Iterator[tuple[type[Part], str, float]]:
