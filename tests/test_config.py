@@ -362,7 +362,7 @@ def test_possible_combinations_are_not(overrides: list[str]) -> None:
         "quantizer.weight_bits=three",
         "quantizer.weight_bits=3.5",
         "quantizer.weight_bits=true",
-        "quantizer.weight_bits=null",
+        "quantizer.momentum=null",
         "quantizer.weight_bits=nan",
         "quantizer.include_zero=perhaps",
         "quantizer.momentum=high",

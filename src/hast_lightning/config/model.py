@@ -24,6 +24,8 @@ PROVIDERS = (
     "given",
 )
 SIZE = re.compile(r"(\d+)x(\d+)")
+SMALLEST = 4
+"""Pixels or frames."""
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -116,7 +118,10 @@ class ModelConfig:
                 "such as 49x10"
             )
         height, width = int(found[1]), int(found[2])
-        require_range("model.input_size", min(height, width), 4)
+        if min(height, width) < SMALLEST:
+            raise ConfigurationError(
+                f"model.input_size={self.input_size} must be at least {SMALLEST} in both directions"
+            )
         return height, width
 
     def _check_cifar_resnet(self) -> None:
