@@ -240,5 +240,5 @@ def test_a_module_is_known_to_the_command_that_names_it_alone(place: Path) -> No
     added = "+term@stages.distillation.terms.own=logit_distance"
     assert call(MODULES, added, "command=inspect", folder=place).status == 0
     line = call(added, "command=inspect", folder=place).refusal()
-    assert line.startswith("term=logit_distance: logit_distance is no option of term; it has: ")
+    assert line.startswith("term=logit_distance: logit_distance is no option of term; ")
     assert cli.USER_ERROR_STATUS == 2
