@@ -332,7 +332,7 @@ class Paired(Plain):
 
 def test_an_argument_that_stands_in_the_way_is_named() -> None:
     assert "needs its argument 'mask' beside the images" in refusal(plain(Needy))
-    assert "called with its own raw=True, returns a tuple" in refusal(plain(Paired))
+    assert "called with its own raw=True, puts out 2 tensors" in refusal(plain(Paired))
 
 
 # -- operations in place --------------------------------------------------------------------

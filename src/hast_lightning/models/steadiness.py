@@ -45,7 +45,7 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
             f"the network {name}{called} fails on images of {shape} (model.input_size), at "
             f"{place}: {reason}"
         ) from error
-    output = only_tensor(output, name)
+    output = only_tensor(output, f"{name}{called}")
     if not isinstance(output, Tensor) or not _are_logits(output, len(images)):
         given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else None
         count = f"{len(images)} image{'s' * (len(images) > 1)}"

@@ -161,11 +161,6 @@ def test_another_number_of_classes_needs_other_weights(tmp_path: Path, home: Pat
     assert f"pytorchcv cannot build {NAME} with num_classes=4" in message
 
 
-def test_a_network_that_classifies_no_images_is_refused() -> None:
-    options = {"name": "lwopenpose2d_mobilenet_cmupan_coco", "pretrained": False}
-    assert "expected logits (images, classes)" in message_of(from_pytorchcv, **options)
-
-
 def test_a_missing_package_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorchcv", None)
     assert "pip install 'hast-lightning[paper]'" in message_of(from_pytorchcv)
