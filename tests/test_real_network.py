@@ -1,4 +1,4 @@
-"""The notebook of a real network, which takes minutes: not among the slow tests of the documentation."""
+"""The notebook of a real network, which takes minutes: it is not among those of the pages."""
 
 from __future__ import annotations
 
