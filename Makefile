@@ -40,8 +40,9 @@ test-oldest: $(STAMP) ## Run a short set of tests with the oldest supported vers
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
 		-e '.[onnx,paper,tensorboard,timm]'
-	$(BIN)/uv pip install --python $(OLDEST)/bin/python pytest pytest-timeout
-	$(OLDEST)/bin/python -m pytest -q -o filterwarnings=default $(COMPATIBILITY)
+	$(BIN)/uv pip install --python $(OLDEST)/bin/python pytest pytest-timeout pytest-xdist
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
+		-o filterwarnings=default $(COMPATIBILITY)
 
 # The packages that Ray's launcher holds back are left out of the exact versions.
 test-ray: $(STAMP) ## Run the tests of launchers with Ray, which needs an environment of its own

@@ -23,6 +23,8 @@ SCREEN = (42, 80)
 """Lines and columns."""
 KINDS = ("what is done", "with what", "parts of a method", "where and what for")
 
+SLOW = pytest.mark.slow  # a process each that starts a shell and composes
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Finished:
@@ -84,7 +86,7 @@ def test_groups_and_recipes_are_listed(tmp_path: Path) -> None:
         assert groups[group].split(", ") == options(group)
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("flag", ["--help", pytest.param("-h", marks=SLOW)])
 def test_keys_are_as_the_rest_of_the_line_leaves_them(tmp_path: Path, flag: str) -> None:
     for words, bits in (
         (("keys",), 3),
@@ -155,13 +157,13 @@ def completed(typed: str, path: str, folder: Path) -> list[str]:
     ("typed", "offered"),
     [
         ("+experiment=dig", ["+experiment=digits"]),
-        ("seed=1 quantizer=m", ["quantizer=minmax", "quantizer=mse"]),
-        ("-m quantizer.weight_b", ["quantizer.weight_bits="]),
+        pytest.param("seed=1 quantizer=m", ["quantizer=minmax", "quantizer=mse"], marks=SLOW),
+        pytest.param("-m quantizer.weight_b", ["quantizer.weight_bits="], marks=SLOW),
         # Of a plain key the value that it has, whatever else it may have.
         ("command=", ["command=run"]),
         ("+experiment=digits_w2a2 quantizer.weight_bits=", ["quantizer.weight_bits=2"]),
-        ("artifact=./o", ["artifact=./outputs"]),
-        ("artifact=o", []),
+        pytest.param("artifact=./o", ["artifact=./outputs"], marks=SLOW),
+        pytest.param("artifact=o", [], marks=SLOW),
     ],
 )
 def test_bash_completes(typed: str, offered: list[str], bash_path: str, tmp_path: Path) -> None:

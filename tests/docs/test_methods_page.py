@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 import pytest
 
-from configuration_reference import options, reference
-from hast_lightning.config import config_folder, to_object
+from configuration_reference import reference
+from hast_lightning.config import config_folder
 from hast_lightning.config.method import CERTAINTIES as KNOWN
 from methods_page import CERTAINTIES, anchor, compositions, methods
-from tests.composition import composed, composed_raw
+from tests.composition import composed
 
 PAGE = methods()
 METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
@@ -61,11 +60,3 @@ def test_every_part_that_is_linked_is_in_the_reference_and_what_it_computes_is_s
 
 def test_every_certainty_is_in_words() -> None:
     assert set(CERTAINTIES) == set(KNOWN)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_command_at_the_head_of_a_method_composes(name: str) -> None:
-    words = shlex.split(READERS_OWN.sub("file", options("method")[name].facts["Command"]))
-    assert words[:3] == ["python", "-m", "hast_lightning"]
-    config = to_object(composed_raw(*words[3:]))
-    assert config.stages
