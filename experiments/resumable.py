@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -56,3 +57,14 @@ def carry_out(
             (results / name).mkdir(parents=True, exist_ok=True)
             for kept in ("result.json", "config.yaml"):
                 shutil.copy(Path(name, kept), results / name / kept)
+
+
+def print_stages(study: Path) -> None:
+    """Print one row a run: top-1 after each stage, the agreement and the error of the last step."""
+    for path in sorted(study.glob("results/*/result.json")):
+        result = json.loads(path.read_text())
+        stages = result["judged"].items()
+        after = ", ".join(f"{name} {found['evaluation']['top1']:.2f}" for name, found in stages)
+        *_, (_, last) = stages
+        error, agreement = last["reference"]["error"], result["teacher_agreement"]
+        print(f"{path.parent.name}: {after}; agreement {agreement:.2f}; error {error:.2f}")

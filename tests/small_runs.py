@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -73,6 +74,17 @@ def build_module(config: Config, network: PretrainedNetwork | None = None) -> Ze
     torch.manual_seed(config.seed)
     network = network or zoo.load(config.model)
     return ZeroShotQuantization(config, network, build_sources(config, network))
+
+
+class Saved(Callback):
+    """Saves the run behind one iteration."""
+
+    def __init__(self, at: int, path: Path) -> None:
+        self.at, self.path = at, path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+        if pl_module.iteration == self.at:
+            trainer.save_checkpoint(self.path)
 
 
 def fit(

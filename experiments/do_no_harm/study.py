@@ -43,7 +43,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     ),
 }
 AT_BITS = {"resnet20": 3, "mobilenetv1": 6}
-"""Bits of the large networks: at 3 a MobileNet is at chance after every stage."""
+"""Bits of the large networks: at 4 a MobileNet is hardly usable already."""
 SMALL_BUDGET = ("schedule=demo", "schedule.generator_steps=300", "schedule.calibration_steps=50")
 LARGE_BUDGET = (
     *("schedule=quick", "schedule.images=128", "schedule.image_batch=64"),

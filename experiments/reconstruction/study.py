@@ -8,13 +8,12 @@ names.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out
+from experiments.resumable import carry_out, print_stages
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -93,20 +92,11 @@ def bank_of(seed: int) -> str:
     return f"bank_seed{seed}/samples.safetensors"
 
 
-def table() -> None:
-    """Print one row a run: top-1 after each stage, and the agreement of the last step."""
-    for path in sorted(HERE.glob("results/*/result.json")):
-        r = json.loads(path.read_text())
-        after = {stage: judged["evaluation"]["top1"] for stage, judged in r["judged"].items()}
-        stages = ", ".join(f"{stage} {top1:.2f}" for stage, top1 in after.items())
-        print(f"{path.parent.name}: {stages}; agreement {r['teacher_agreement']:.2f}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("wanted", nargs="*")
     arguments = parser.parse_args()
     if arguments.what == "table":
-        sys.exit(table())
+        sys.exit(print_stages(HERE))
     carry_out(runs(arguments.wanted), HERE, [Path(os.environ["CIFAR"]) / f for f in FILES])

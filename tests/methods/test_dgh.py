@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from hast_lightning.core.batch import Batch, Progress, Seen, Trace
@@ -23,7 +22,7 @@ from hast_lightning.methods.dgh import (
 from hast_lightning.records.result import Result
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY, call
-from tests.small_runs import build_module, fit, small
+from tests.small_runs import Saved, build_module, fit, small
 
 WORDS = ("method=dgh", "quantizer=mse")
 
@@ -206,17 +205,6 @@ def test_the_range_of_logits_is_its_mean_over_images() -> None:
 
 
 # -- The method -------------------------------------------------------------------------------
-
-
-class Saved(Callback):
-    """Saves the run before one iteration."""
-
-    def __init__(self, at: int, path: Path) -> None:
-        self.at, self.path = at, path
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
-        if pl_module.iteration == self.at:
-            trainer.save_checkpoint(self.path)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
@@ -25,7 +24,7 @@ from hast_lightning.methods.sadag import (
 from hast_lightning.records.result import Result
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY, call
-from tests.small_runs import build_module, fit, small
+from tests.small_runs import Saved, build_module, fit, small
 
 WORDS = ("method=sadag", "quantizer=mse")
 REFINED = "order=[synthesis,calibration,reconstruction,refinement]"
@@ -225,17 +224,6 @@ def test_what_does_not_fit_is_refused(words: tuple[str, ...], message: str) -> N
     with pytest.raises(ConfigurationError) as refused:
         build_module(small(*WORDS, *words))
     assert str(refused.value) == message
-
-
-class Saved(Callback):
-    """Saves the run behind one iteration."""
-
-    def __init__(self, at: int, path: Path) -> None:
-        self.at, self.path = at, path
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
-        if pl_module.iteration == self.at:
-            trainer.save_checkpoint(self.path)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 6])

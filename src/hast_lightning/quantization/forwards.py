@@ -5,6 +5,7 @@ Fake-quantized layers and the frozen ones of exports compute alike; they differ 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from hast_lightning.graph.weights import swapped
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-class MadeWeight(nn.Module):
+class MadeWeight(nn.Module, ABC):
     """Base class: a layer of ``torch.nn`` whose weights are made at every call.
 
     Attributes:
@@ -24,9 +25,9 @@ class MadeWeight(nn.Module):
 
     bias: Any  # Convolutions and linear layers of torch declare it differently.
 
+    @abstractmethod
     def made_weight(self) -> Tensor:
         """Return the weights, (out_channels, in_channels / groups, ...)."""
-        raise NotImplementedError
 
 
 class ConvolutionForward(MadeWeight):

@@ -17,6 +17,7 @@ from torch import nn
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.graph.outputs import puts_out_maps
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.zoo import load
 from tests.malicious import Payload
@@ -159,6 +160,11 @@ def test_another_number_of_classes_needs_other_weights(tmp_path: Path, home: Pat
     # Its builders for CIFAR take no other numbers.
     message = message_of(from_pytorchcv, num_classes=4, pretrained=False)
     assert f"pytorchcv cannot build {NAME} with num_classes=4" in message
+
+
+def test_a_network_that_finds_poses_puts_out_maps_and_classifies_no_images() -> None:
+    loaded = from_pytorchcv("lwopenpose2d_mobilenet_cmupan_coco", pretrained=False)
+    assert puts_out_maps(loaded.network)
 
 
 def test_a_missing_package_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
