@@ -22,7 +22,17 @@ COMMON = (
     *("data=npz", "data.path=cifar10_test_first1017.npz", "trainer.channels_last=true"),
     *("trainer.threads=1", "export=none", "report=false", "callbacks.progress=false"),
 )
-BANK = ("method=hast", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
+MADE = ("order=[synthesis]", "evaluate=false", "quantizer=minmax")
+BANKS: dict[str, tuple[str, ...]] = {
+    "bank": ("method=hast", *MADE),
+    "bank_of_statistics": (
+        *("method=hast", *MADE),
+        "stages.synthesis.terms.hard_cross_entropy.enabled=false",
+    ),
+    "bank_of_genie": ("method=genie", *MADE),
+    "bank_of_dgh": ("method=dgh", *MADE),
+}
+"""Images of the same number and iterations, by what they are made with."""
 LEARNED = ("quantizer=lsq", "quantizer.ranges.lr_multiplier=5")
 ON_BANK = (
     *("stages.calibration.source=bank", "stages.calibration.terms.bns.enabled=false"),
@@ -33,6 +43,12 @@ CORRECTED = ("+stage@stages.correction=correct", "stages.correction.source=bank"
 TRAINED = ("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED, *ON_BANK, *CORRECTED)
 ORDER = "order=[calibration,correction,distillation]"
 MIXED = "+transform@stages.{}.transforms.mixing=mix_pairs"
+REBUILT = (
+    *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20"),
+    "order=[calibration,correction,reconstruction]",
+)
+SETS = "sources.bank.batch_size=256"
+"""As in schedule=quick, which these sources do not read by themselves."""
 VARIANTS: dict[str, tuple[str, ...]] = {
     "correct_distill": (*TRAINED, ORDER),
     "distill": (*TRAINED, "order=[calibration,distillation]"),
@@ -55,6 +71,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("stages.alternation.distillation.optimizer.lr=1e-3",),
         *("stages.alternation.distillation.optimizer.weight_decay=0",),
     ),
+    # What the student is rebuilt on, all else as in results/rec_lsq_w3a3_seed0 on HAST's images.
+    "images_of_noise": (*REBUILT, "source@sources.bank=noise"),
+    "images_of_statistics": REBUILT,
+    "images_of_genie": (*REBUILT, "source@sources.bank=latent_bank", SETS),
+    "images_of_dgh": (*REBUILT, "source@sources.bank=image_set", SETS),
+    "rounding": (
+        *REBUILT,
+        *("rounding@quantizer.rounding=adaptive", "stages.reconstruction.trains=rounding"),
+        "stages.reconstruction.regularization=0.01",
+    ),
+    "longer": (*REBUILT, "stages.reconstruction.iterations=1200"),
     "reconstruct_mixed": (
         *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20"),
         *("order=[calibration,correction,reconstruction]", MIXED.format("reconstruction")),
@@ -68,10 +95,14 @@ RUNS = [
         ("reconstruct_mixed", 2, 2, 0),
     ],
     *[("reconstruct_mixed", 3, 3, 1), ("reconstruct_mixed", 3, 3, 2)],
+    *[(f"images_of_{kind}", 3, 3, 0) for kind in ("noise", "statistics", "genie", "dgh")],
+    *[("rounding", 3, 3, 0), ("longer", 3, 3, 0)],
     ("recommended_mixed_correct", 3, 3, 0),
     *[("correct_distill", 3, 3, 0), ("distill", 3, 3, 0), ("correct_distill_clean", 3, 3, 0)],
 ]
 """Variant, bits of weights and of activations, and seed."""
+WITHOUT_BANK = ("adadfq_adam", "images_of_noise")
+"""Variants that make their samples themselves."""
 
 
 def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -79,17 +110,15 @@ def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
     for variant, weights, activations, seed in RUNS:
         name = f"{variant}_w{weights}a{activations}_seed{seed}"
         if not wanted or name.startswith(tuple(wanted)):
-            made = "method=adadfq" in VARIANTS[variant]
-            if not made and not Path(bank_of(seed)).exists():
-                yield f"bank_seed{seed}", [*COMMON, *BANK, f"seed={seed}"]
-            load = [] if made else [f"sources.bank.load={bank_of(seed)}"]
+            load = []
+            if variant not in WITHOUT_BANK:
+                bank = variant.replace("images", "bank") if "images" in variant else "bank"
+                file = f"{bank}_seed{seed}/samples.safetensors"
+                if not Path(file).exists():
+                    yield f"{bank}_seed{seed}", [*COMMON, *BANKS[bank], f"seed={seed}"]
+                load = [f"sources.bank.load={file}"]
             bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
             yield name, [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}", *load]
-
-
-def bank_of(seed: int) -> str:
-    """Return the file of a seed's images, which all variants share."""
-    return f"bank_seed{seed}/samples.safetensors"
 
 
 if __name__ == "__main__":
