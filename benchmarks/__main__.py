@@ -18,6 +18,7 @@ from benchmarks.measure import CLOCKS, Comparison, MatmulRate, machine
 from benchmarks.product import EXPERIMENTS, VARIANTS, Setting
 from benchmarks.steps import (
     Counts,
+    compare_reconstruction,
     compare_student_step,
     compare_synthesis,
     student_deviation,
@@ -111,6 +112,9 @@ def compare(setting: Setting, counts: Counts, rate: MatmulRate) -> Iterator[Comp
         comparison = compare_synthesis(setting, counts, augmented)
         comparison.deviation = float("nan") if augmented else synthesis_deviation(setting)
         yield comparison
+        rate.sample()
+    if setting.network == "resnet20":
+        yield from compare_reconstruction(setting)
         rate.sample()
 
 

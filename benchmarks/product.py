@@ -79,20 +79,25 @@ class Setting:
 
     def compose(self, *overrides: str) -> Config:
         """The shipped recipe of the network with random weights and no evaluation data."""
-        size = [f"model.input_size={self.image_size}"] if self.image_size else []
-        return composed(
+        return self.compose_words(
             f"+experiment={EXPERIMENTS[self.network]}",
+            f"schedule.student_batch={self.student_batch}",
+            f"schedule.image_batch={self.synthesis_batch}",
+            *CALIBRATED_ON_THE_BANK,
+            *overrides,
+        )
+
+    def compose_words(self, *words: str) -> Config:
+        """What ``words`` choose, with random weights and no evaluation data."""
+        return composed(
+            *words,
+            *([f"model.input_size={self.image_size}"] if self.image_size else []),
             "model.pretrained=false",
             "model.checkpoint=null",
             "data=none",
             "callbacks=quiet",
             f"trainer.accelerator={'gpu' if self.device.type == 'cuda' else 'cpu'}",
-            f"schedule.student_batch={self.student_batch}",
-            f"schedule.image_batch={self.synthesis_batch}",
-            *CALIBRATED_ON_THE_BANK,
-            *size,
             *VARIANTS[self.variant],
-            *overrides,
         )
 
 
@@ -198,6 +203,8 @@ class Interleaved(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count the operations of the first step, unless a compiler would see the counter."""
+        if self._done == 0:
+            self._mark = self.clock()
         if self._done == 0 and not pl_module.config.trainer.compile:
             self._counter = self._counting.enter_context(FlopCounterMode(display=False))
 

@@ -17,6 +17,7 @@ from benchmarks.plain import (
     PlainSynthesis,
     endless_batches,
 )
+from benchmarks.plain_reconstruction import PlainReconstruction
 from benchmarks.product import (
     Interleaved,
     Setting,
@@ -28,10 +29,15 @@ from benchmarks.product import (
     temporary_folder,
 )
 from hast_lightning.config import Config
+from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.runs.assembly import Run
+from hast_lightning.stages.reconstruct import Reconstruct
 
 STUDENT_STEP_GOAL = 0.6
 """Largest wanted ratio of a student step, on two CPU cores."""
+REBUILT = 5
+"""Iterations for each block in a comparison; a run has hundreds."""
+REBUILT_IMAGES = 256
 BANK_BATCHES = 8
 """Batches of different images in the bank of a student's comparison."""
 
@@ -148,6 +154,58 @@ def build_synthesis_pair(
         bank,
         config.stages["synthesis"],
     )
+    return run, plain
+
+
+def compare_reconstruction(setting: Setting) -> tuple[Comparison, Comparison]:
+    """Time block reconstruction: its iterations, and whole blocks with what is cached for them.
+
+    Args:
+        setting: Network (``resnet20`` alone), device and variant.
+
+    Returns:
+        Of single iterations; of blocks of :data:`REBUILT` iterations.
+    """
+    every = Comparison("reconstruction iteration")
+    with temporary_folder() as folder:
+        run, plain = build_reconstruction_pair(setting, Path(folder))
+        fit(run, Interleaved(every, plain.iterate, 0, setting.clock))
+    single, blocks = (
+        Comparison("reconstruction iteration, batch 64"),
+        Comparison(f"a block, {REBUILT} iterations of {REBUILT_IMAGES} cached images"),
+    )
+    for times, alone, whole in (
+        (every.product, single.product, blocks.product),
+        (every.plain, single.plain, blocks.plain),
+    ):
+        for start in range(0, len(times), REBUILT):
+            # The first fills the caches.
+            alone += times[start + 1 : start + REBUILT]
+            whole.append(sum(times[start : start + REBUILT]))
+    return single, blocks
+
+
+def build_reconstruction_pair(
+    setting: Setting, folder: Path, *more: str
+) -> tuple[Run, PlainReconstruction]:
+    """Product and plain reconstruction of the same student on the same images."""
+    words = (
+        *("method=reconstruct", "model=resnet20_cifar10", "quantizer=minmax", "quantizer.bits=3"),
+        *("schedule=quick", f"schedule.images={REBUILT_IMAGES}", f"schedule.unit_steps={REBUILT}"),
+        *("stages.reconstruction.views=1", "schedule.image_batch=64"),
+        "stages.reconstruction.transforms.crop_and_flip.enabled=false",
+    )
+    config = setting.compose_words(*words, *more)
+    run = build_run(config, folder, only="reconstruction")
+    fill_bank(run)
+    network = run.network.network.to(setting.device)
+    images = bank_of(run).images.to(setting.device)
+    assert isinstance(network, CifarResNet)
+    stage = config.stages["reconstruction"]
+    assert isinstance(stage, Reconstruct)
+    plain = PlainReconstruction(network, (3, 3), stage, images)
+    set_ranges(run, images[:64].cpu())
+    plain.calibrate(images[:64])
     return run, plain
 
 

@@ -3,16 +3,20 @@ from __future__ import annotations
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.__main__ import main
 from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
+from benchmarks.plain_reconstruction import PlainReconstruction
 from benchmarks.product import Setting, bank_of, fit
 from benchmarks.steps import (
+    build_reconstruction_pair,
     build_student_pair,
     build_synthesis_pair,
     student_loss,
@@ -87,6 +91,28 @@ def test_a_plain_synthesis_iteration_is_the_products(setting: Setting, tmp_path:
     assert (plain.images.detach() - start).abs().max() > 0.1
 
 
+class Errors(Callback):
+    """Compares the error of every unit before its first iteration with the plain one's."""
+
+    def __init__(self, plain: PlainReconstruction) -> None:
+        self.plain, self.pairs = plain, list[tuple[float, float]]()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.plain.iterate()
+        found = pl_module.outcome.scalars.items()
+        before = [value for name, value in found if "/error_before/" in name]
+        self.pairs += [(float(value), self.plain.error) for value in before]
+
+
+def test_plain_reconstruction_is_the_products(tmp_path: Path) -> None:
+    run, plain = build_reconstruction_pair(RESNET, tmp_path, "stages.reconstruction.lr=1e-12")
+    errors = Errors(plain)
+    fit(run, errors)
+    assert len(errors.pairs) == len(plain.pieces) == 11
+    for product, expected in errors.pairs:
+        assert product == pytest.approx(expected, rel=TOLERANCE)
+
+
 def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--quick --threads 1 --student-batch 2 --synthesis-batch 4 --image-size 8"
     main([*options.split(), "--end-to-end", "--variants", "default,bf16"])
@@ -98,9 +124,11 @@ def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> 
         "student step",
         "student step, images not augmented",
         "synthesis iteration",
+        "reconstruction iteration, batch 64",
+        "a block, 5 iterations of 256 cached images",
         "end to end",
     ]
-    assert [row["variant"] for row in table] == 4 * ["default"] + 4 * ["bf16"]
+    assert [row["variant"] for row in table] == 6 * ["default"] + 6 * ["bf16"]
     for row in table:
         assert float(row["ratio"].strip("*")) > 0
         assert re.fullmatch(r"\d+\.\d\d\.\.\d+\.\d\d", row["min..max"])
