@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx
 
-from hast_lightning.config import Config
+from hast_lightning.config import Config, config_folder
 from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.network import Network
 from hast_lightning.core.stage import Bench, Hook, Stepper
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
+from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.stages.calibrate import Calibrate
 from hast_lightning.stages.distill import Distill
 from hast_lightning.stages.synthesize import Synthesize
@@ -39,6 +42,9 @@ from tests.small_runs import (
 def _undisturbed_torch() -> Iterator[None]:
     with undisturbed_torch():
         yield
+
+
+METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
 
 
 def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> None:
@@ -132,6 +138,22 @@ def test_a_run_that_goes_on_ends_as_it_would_have(
     words: tuple[str, ...], at: tuple[int, ...], tmp_path: Path
 ) -> None:
     assert_same_end_from_everywhere(small(*words), tmp_path, *at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_was_killed_ends_as_it_would_have(method: str, tmp_path: Path) -> None:
+    config = small(f"method={method}", "quantizer=minmax")
+    for source in config.sources.values():
+        if isinstance(source, OwnImages):
+            source.path = str(tmp_path / "pictures.npz")
+            np.savez(source.path, x=np.zeros((12, 8, 8, 1), dtype=np.uint8))
+    ends = list(accumulate(build_module(config).agenda.stages.values()))
+    total = ends[-1]
+    # Between any two stages, and in the middle of the last.
+    middle = (total + (ends[-2] if len(ends) > 1 else 0)) // 2
+    at = sorted({*ends[:-1], middle} - {0, total})
+    assert_same_end_from_everywhere(config, tmp_path, *at)
 
 
 def test_between_two_stages_that_train_one_student(tmp_path: Path) -> None:
