@@ -253,7 +253,7 @@ def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
     ("override", "choices"),
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
-        ("trainer.precision=16-true", "16-mixed, 32-true, bf16-mixed"),
+        ("trainer.precision=16-true", "16-mixed, 32-true, auto, bf16-mixed"),
         ("data.source=mnist", "cifar10, digits, given, imagenet, none, npz"),
         ("stages.distillation.optimizer.name=lamb", "adam, adamw, sgd"),
         ("export.formats=[tflite]", "onnx, packed, program"),

@@ -22,6 +22,7 @@ from hast_lightning.config.root import COMMANDS, Config
 from hast_lightning.config.safeguard import SafeguardConfig
 from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
+    AUTO,
     DATA_SOURCES,
     LOGGERS,
     PRECISIONS,
@@ -39,6 +40,7 @@ from hast_lightning.config.words import (
 from hast_lightning.quantization.settings import QuantizerConfig, refuse_two_ways_of_bits
 
 __all__ = [
+    "AUTO",
     "COMMANDS",
     "DATA_SOURCES",
     "DEFAULT_OPSET",

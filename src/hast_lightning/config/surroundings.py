@@ -47,7 +47,8 @@ CONTRADICTIONS = {
     "log_every_n_steps": "trainer.log_every_n_steps=N",
 }
 """Arguments of Lightning's Trainer that contradict the loop of a run, and what to do instead."""
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+AUTO = "auto"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", AUTO)
 
 
 @dataclass
@@ -96,7 +97,8 @@ class TrainerConfig:
     """Minutes that a process waits for the others before the run ends in an error."""
     precision: str = "32-true"
     """What the networks compute in; ``16-mixed`` scales the losses. Fake quantization, statistics
-    and losses are float32 in any case."""
+    and losses are float32 in any case. ``auto``: ``bf16-mixed`` where the device multiplies it in
+    hardware, else ``32-true``; the run says which, and goes on with it after a resume."""
     channels_last: bool = False
     """Memory layout of images and features: faster for many networks, the same results."""
     compile: bool = False

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.config import AUTO, CallbacksConfig, Config
 from hast_lightning.config.targets import made
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
@@ -59,7 +59,12 @@ from hast_lightning.runs.logs import (
 from hast_lightning.runs.model_card import CARD_FILE, model_card
 from hast_lightning.runs.results import result_of
 from hast_lightning.runtime.ranks import rank
-from hast_lightning.runtime.trainer import build_trainer, is_first_process, require_device
+from hast_lightning.runtime.trainer import (
+    build_trainer,
+    fastest_precision,
+    is_first_process,
+    require_device,
+)
 from hast_lightning.safeguard.choice import choose
 from hast_lightning.safeguard.states import StudentStates, forget_states
 from hast_lightning.terms.cross_entropy import difficulty, most_frequent
@@ -162,6 +167,11 @@ def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()
 def _require_surroundings(config: Config) -> None:
     """Prepare torch, and refuse a device or a logger that is not there."""
     prepare_torch(config)
+    if config.trainer.precision == AUTO:
+        # From here on the run has what it chose, so that it goes on with the same elsewhere.
+        config.trainer.precision = fastest_precision(config.trainer)
+        if is_first_process():
+            Console().print(f"trainer.precision=auto: {config.trainer.precision}", markup=False)
     require_device(config.trainer)
     require_logger(config.logger)
 

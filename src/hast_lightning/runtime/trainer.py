@@ -79,6 +79,22 @@ def _device_type(options: TrainerConfig) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def fastest_precision(options: TrainerConfig) -> str:
+    """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
+
+    These are GPUs with bfloat16, and CPUs with AMX; others convert it, which takes longer than it
+    saves.
+    """
+    device = _device_type(options)
+    if device == "cuda":
+        units = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    else:
+        # Newer than the oldest supported torch.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        units = device == "cpu" and bool(capabilities.get("amx_bf16"))
+    return "bf16-mixed" if units else "32-true"
+
+
 def is_first_process() -> bool:
     """Return whether this process writes the files, known before the processes have met."""
     # Lightning's own reading of the launchers' environment variables.
