@@ -186,10 +186,10 @@ def _start_at(checkpoint: Path, network: PretrainedNetwork) -> Start:
         ModelError: it was made with other weights.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if content["teacher_checksum"] != network.checksum:
+    if content["teacher_checksum"] != network.teaching_checksum:
         raise ModelError(
             f"the checkpoint {checkpoint} was made with other weights of {network.name}: SHA-256 "
-            f"{content['teacher_checksum'][:12]}..., not {network.checksum[:12]}..."
+            f"{content['teacher_checksum'][:12]}..., not {network.teaching_checksum[:12]}..."
         )
     return Start(checkpoint, int(content["iteration"]))
 
