@@ -163,6 +163,7 @@ def quantize(
         ],
         overrides=texts[len(changes) :],
         data=data,
+        teachers=named_teachers(teachers),
     )
     with undisturbed_process(), run_folder(folder) as path:
         with quiet(not progress):

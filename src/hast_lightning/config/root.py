@@ -111,6 +111,11 @@ class Config:
         return {name: self.stages[name] for name in self.order}
 
     @property
+    def teachers_factories(self) -> dict[str, str]:
+        """Return the functions that build teachers beside ``model``, by the teachers' names."""
+        return {name: each.factory for name, each in self.teachers.items() if each.factory}
+
+    @property
     def trains(self) -> bool:
         """Return whether there is a student in the end that is worth evaluating."""
         return any(stage.calibrates or stage.trains_student for stage in self.ordered.values())

@@ -77,7 +77,10 @@ class PretrainedNetwork:
         """Return the checksum of all that teaches: this network's own where it does so alone."""
         if not self.teachers:
             return self.checksum
-        lines = [self.checksum, *(f"{name} {each.checksum}" for name, each in self.teachers.items())]
+        lines = [
+            self.checksum,
+            *(f"{name} {each.checksum}" for name, each in self.teachers.items()),
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def noise_of(self, white: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
         UserError: something handed in is wrong, or training diverged.
     """
     if was_requeued(folder):
-        return resume(folder, config.model.factory)
+        return resume(folder, config.model.factory, tuple(config.teachers_factories.values()))
     return carry_out(config, folder, command)[1]
 
 
