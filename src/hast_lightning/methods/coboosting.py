@@ -354,8 +354,8 @@ class Boost(Stage):
 
     def unused(self) -> Collection[str]:
         """Return what follows from the pool."""
-        named = {"synthesis": ["steps"], **dict.fromkeys(self._others, ["steps", "batch_size"])}
-        return tuple(f"{stage}.{name}" for stage, names in named.items() for name in names)
+        of_phase = [f"{name}.{what}" for name in self._others for what in ("steps", "batch_size")]
+        return ("synthesis.steps", *of_phase)
 
     _others: ClassVar = ("weighing", "distillation")
 

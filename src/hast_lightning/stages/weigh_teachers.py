@@ -62,14 +62,14 @@ class WeighTeachers(Stage):
     batch_size: int = 128
     """Samples of a step, on each device."""
     lr: float = 0.01
-    """Size of the first step."""
+    """Size of the first step; 0 leaves all weights as they are, equal."""
     decay: float = 0.99
     """What the size is multiplied by after each step."""
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 0)
         require_range("batch_size", self.batch_size, 1)
-        require_range("lr", self.lr, 0, MAX_RATE, open_minimum=True)
+        require_range("lr", self.lr, 0, MAX_RATE)
         require_range("decay", self.decay, 0, 1, open_minimum=True)
 
     @property

@@ -57,8 +57,8 @@ def hardness_weighted_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy that weighs hard samples more, ``mean[d^gamma * CE]`` (HAST).
 
-    The gradient flows through the weight ``d^gamma`` too, if it is not detached. The weight is taken
-    as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is
+    The gradient flows through the weight ``d^gamma`` too, if it is not detached. The weight is
+    taken as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is
     infinite at zero, but that of the exponential stays finite even where ``d``
     itself underflows.
 

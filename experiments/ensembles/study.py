@@ -1,0 +1,130 @@
+"""Five clients teach one quantized student together: equal weights against searched ones.
+
+``python -m experiments.ensembles.study run`` trains the clients and goes through the runs that have
+no result yet; ``... table`` prints what they say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.ensembles.clients import CLIENTS, make_clients, weights_file
+from experiments.resumable import SCRATCH, carry_out
+
+HERE = Path(__file__).resolve().parent
+RESULTS, WEIGHTS = HERE / "results", SCRATCH / "ensembles_weights"
+SEEDS = (0, 1, 2)
+FACTORY = "experiments.do_no_harm.networks:plain"
+COMMON = (
+    *("method=coboosting_style", "quantizer=lsq", "data=digits", "schedule=released"),
+    *("schedule.image_steps=100", "sources.pool.size=1920", "sources.pool.batch_size=64"),
+    *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
+    *("callbacks.progress=false", "report=false", "export=none"),
+)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "searched_w4a4": ("quantizer.bits=4",),
+    "equal_w4a4": ("quantizer.bits=4", "stages.boosting.weighing.lr=0"),
+    "alone_w4a4": ("quantizer.bits=4",),
+    "searched_w8a8": ("quantizer.bits=8",),
+    "untrained_w4a4": ("quantizer.bits=4",),
+}
+"""What differs; ``alone`` has no further teachers, ``untrained`` a sixth one of random weights."""
+
+
+def network(key: str, seed: int, client: int) -> list[str]:
+    """Return the words that put a client's network under ``key``."""
+    words = [f"{key}.factory={FACTORY}", f"{key}.checkpoint={weights_file(seed, client)}"]
+    facts = [f"{key}.input_size=8", f"{key}.mean=[0.5]", f"{key}.std=[0.5]"]
+    return [*words, *facts, f"{key}.name=client{client}"]
+
+
+def teachers(seed: int, largest: int) -> Iterator[str]:
+    """Yield the words that have the other clients teach, too."""
+    for client in range(CLIENTS):
+        if client != largest:
+            yield f"+model@teachers.client{client}=own"
+            yield from network(f"teachers.client{client}", seed, client)
+
+
+def untrained() -> Iterator[str]:
+    """Yield the words of a teacher that was never trained."""
+    key = "teachers.untrained"
+    yield f"+model@{key}=own"
+    yield from (f"{key}.factory={FACTORY}", f"{key}.input_size=8", f"{key}.name=untrained")
+    yield from (f"{key}.mean=[0.5]", f"{key}.std=[0.5]", f"{key}.pretrained=false")
+
+
+def record(seed: int) -> dict[str, Any]:
+    """Return what is known of the clients of a seed."""
+    content: dict[str, Any] = json.loads((RESULTS / f"clients_seed{seed}.json").read_text())
+    return content
+
+
+def largest(seed: int) -> int:
+    """Return the client with most images, of which the student is made: no label says which."""
+    images = [client["images"] for client in record(seed)["clients"]]
+    return images.index(max(images))
+
+
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the words of every run."""
+    for variant, words in VARIANTS.items():
+        for seed in SEEDS:
+            own = ["model=own", *network("model", seed, largest(seed))]
+            others = [] if variant.startswith("alone") else list(teachers(seed, largest(seed)))
+            others += list(untrained()) if variant.startswith("untrained") else []
+            yield f"{variant}_seed{seed}", [*own, *others, *COMMON, *words, f"seed={seed}"]
+
+
+def _row(name: str, values: list[float]) -> None:
+    figures = [f"{value:.1f}" for value in values]
+    print("|", " | ".join([name, *figures, f"{mean(values):.1f} ± {stdev(values):.1f}"]), "|")
+
+
+def _results(variant: str) -> list[dict[str, Any]]:
+    paths = [RESULTS / f"{variant}_seed{seed}" / "result.json" for seed in SEEDS]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def table() -> None:
+    """Print one row for each network or ensemble, and the weights that were found."""
+    print("| top-1 on the held-out third | seed 0 | seed 1 | seed 2 | mean |")
+    print("| --- | --- | --- | --- | --- |")
+    clients = [record(seed) for seed in SEEDS]
+    _row("best client", [max(c["top1"] for c in each["clients"]) for each in clients])
+    own = [
+        each["clients"][largest(seed)]["top1"] for seed, each in zip(SEEDS, clients, strict=True)
+    ]
+    _row("client with most images", own)
+    for variant, name in (
+        ("equal_w4a4", "equal ensemble"),
+        ("searched_w4a4", "searched ensemble"),
+        ("untrained_w4a4", "searched ensemble, with an untrained sixth"),
+    ):
+        _row(name, [each["teacher_top1"] for each in _results(variant)])
+    for variant in VARIANTS:
+        found = _results(variant)
+        _row(f"student, {variant}", [each["quantized_top1"] for each in found])
+        _row(f"calibrated only, {variant}", [each["calibrated_top1"] for each in found])
+    for seed, each in zip(SEEDS, _results("untrained_w4a4"), strict=True):
+        weights = {t["model"]: round(t["weight"], 3) for t in each["teachers"].values()}
+        print(f"weights, untrained_w4a4, seed {seed}: {weights}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "table"))
+    if parser.parse_args().what == "run":
+        for seed in SEEDS:
+            files = [WEIGHTS / weights_file(seed, client) for client in range(CLIENTS)]
+            if not all(file.exists() for file in files):
+                make_clients(seed, WEIGHTS, RESULTS / f"clients_seed{seed}.json")
+        files = [WEIGHTS / weights_file(seed, c) for seed in SEEDS for c in range(CLIENTS)]
+        carry_out(runs(), HERE, files)
+    else:
+        table()
