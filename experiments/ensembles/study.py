@@ -22,7 +22,8 @@ SEEDS = (0, 1, 2)
 FACTORY = "experiments.do_no_harm.networks:plain"
 COMMON = (
     *("method=coboosting_style", "quantizer=lsq", "data=digits", "schedule=released"),
-    *("schedule.image_steps=100", "sources.pool.size=1920", "sources.pool.batch_size=64"),
+    *("schedule.image_steps=100", "sources.bank.size=256", "sources.bank.batch_size=256"),
+    *("sources.pool.size=1920", "sources.pool.batch_size=64"),
     *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none"),
 )
@@ -59,9 +60,14 @@ def untrained() -> Iterator[str]:
     yield from (f"{key}.mean=[0.5]", f"{key}.std=[0.5]", f"{key}.pretrained=false")
 
 
+def record_file(seed: int) -> Path:
+    """Return where it is written what the clients of a seed saw and score."""
+    return RESULTS / f"clients_seed{seed}" / "clients.json"
+
+
 def record(seed: int) -> dict[str, Any]:
     """Return what is known of the clients of a seed."""
-    content: dict[str, Any] = json.loads((RESULTS / f"clients_seed{seed}.json").read_text())
+    content: dict[str, Any] = json.loads(record_file(seed).read_text())
     return content
 
 
@@ -123,7 +129,7 @@ if __name__ == "__main__":
         for seed in SEEDS:
             files = [WEIGHTS / weights_file(seed, client) for client in range(CLIENTS)]
             if not all(file.exists() for file in files):
-                make_clients(seed, WEIGHTS, RESULTS / f"clients_seed{seed}.json")
+                make_clients(seed, WEIGHTS, record_file(seed))
         files = [WEIGHTS / weights_file(seed, c) for seed in SEEDS for c in range(CLIENTS)]
         carry_out(runs(), HERE, files)
     else:
