@@ -23,16 +23,15 @@ FACTORY = "experiments.do_no_harm.networks:plain"
 COMMON = (
     *("method=coboosting_style", "quantizer=lsq", "data=digits", "schedule=released"),
     *("schedule.image_steps=100", "sources.bank.size=256", "sources.bank.batch_size=256"),
-    *("sources.pool.size=1920", "sources.pool.batch_size=64"),
+    *("sources.pool.size=1280", "sources.pool.batch_size=32"),
     *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none"),
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
     "searched_w4a4": ("quantizer.bits=4",),
     "equal_w4a4": ("quantizer.bits=4", "stages.boosting.weighing.lr=0"),
-    "alone_w4a4": ("quantizer.bits=4",),
-    "searched_w8a8": ("quantizer.bits=8",),
     "untrained_w4a4": ("quantizer.bits=4",),
+    "alone_w4a4": ("quantizer.bits=4",),
 }
 """What differs; ``alone`` has no further teachers, ``untrained`` a sixth one of random weights."""
 
