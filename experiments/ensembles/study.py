@@ -29,11 +29,16 @@ COMMON = (
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
     "searched_w4a4": ("quantizer.bits=4",),
-    "equal_w4a4": ("quantizer.bits=4", "stages.boosting.weighing.lr=0"),
-    "untrained_w4a4": ("quantizer.bits=4",),
+    "untrained_w4a4": (
+        *("quantizer.bits=4", "+stage@stages.weighing=weigh_teachers"),
+        *("stages.weighing.source=bank", "stages.weighing.batch_size=64"),
+        *("stages.weighing.steps=100", "order=[synthesis,calibration,weighing]"),
+    ),
     "alone_w4a4": ("quantizer.bits=4",),
+    "equal_w4a4": ("quantizer.bits=4", "stages.boosting.weighing.lr=0"),
 }
-"""What differs; ``alone`` has no further teachers, ``untrained`` a sixth one of random weights."""
+"""What differs; ``alone`` has no further teachers. ``untrained`` has a sixth one of random weights,
+searches weights on the bank alone, and trains no student."""
 
 
 def network(key: str, seed: int, client: int) -> list[str]:

@@ -167,7 +167,7 @@ def test_a_share_of_every_batch_is_held_out() -> None:
 def test_what_it_cannot_make_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="hard_pool makes pixels"):
         HardPool().build(Site(loaded(), key="sources.pool"))
-    with pytest.raises(ConfigurationError, match="trainer.devices=2"):
+    with pytest.raises(ConfigurationError, match=r"trainer\.devices=2"):
         HardPool().build(Site(load(small().model), processes=2, key="sources.pool"))
     with pytest.raises(ConfigurationError, match="clip_norm"):
         HardPool(clip_norm=0)

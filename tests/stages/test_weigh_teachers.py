@@ -98,7 +98,7 @@ def test_a_resumed_run_has_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_network_that_teaches_alone_has_nothing_to_weigh() -> None:
-    with pytest.raises(ConfigurationError, match="stages.weighing: one network teaches alone"):
+    with pytest.raises(ConfigurationError, match=r"stages\.weighing: one network teaches alone"):
         build_module(small("method=hast", *WEIGHED))
 
 
