@@ -27,18 +27,18 @@ COMMON = (
     *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none"),
 )
+BITS = "quantizer.bits=4"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "searched_w4a4": ("quantizer.bits=4",),
+    "searched_w4a4": (BITS,),
     "untrained_w4a4": (
-        *("quantizer.bits=4", "+stage@stages.weighing=weigh_teachers"),
-        *("stages.weighing.source=bank", "stages.weighing.batch_size=64"),
-        *("stages.weighing.steps=100", "order=[synthesis,calibration,weighing]"),
+        *(BITS, "+stage@stages.weighing=weigh_teachers", "stages.weighing.source=bank"),
+        *("stages.weighing.batch_size=64", "stages.weighing.steps=100"),
+        "order=[synthesis,calibration,weighing]",
     ),
-    "alone_w4a4": ("quantizer.bits=4",),
-    "equal_w4a4": ("quantizer.bits=4", "stages.boosting.weighing.lr=0"),
+    "matched_w4a4": (BITS, "stages.boosting.synthesis.terms.bns.weight=1"),
 }
-"""What differs; ``alone`` has no further teachers. ``untrained`` has a sixth one of random weights,
-searches weights on the bank alone, and trains no student."""
+"""What differs. ``untrained`` has a sixth teacher of random weights, searches weights on the bank, and
+trains no student. ``matched`` has hard samples that match the BatchNorms of all teachers."""
 
 
 def network(key: str, seed: int, client: int) -> list[str]:
@@ -86,7 +86,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
     for variant, words in VARIANTS.items():
         for seed in SEEDS:
             own = ["model=own", *network("model", seed, largest(seed))]
-            others = [] if variant.startswith("alone") else list(teachers(seed, largest(seed)))
+            others = list(teachers(seed, largest(seed)))
             others += list(untrained()) if variant.startswith("untrained") else []
             yield f"{variant}_seed{seed}", [*own, *others, *COMMON, *words, f"seed={seed}"]
 
@@ -111,19 +111,17 @@ def table() -> None:
         each["clients"][largest(seed)]["top1"] for seed, each in zip(SEEDS, clients, strict=True)
     ]
     _row("client with most images", own)
-    for variant, name in (
-        ("equal_w4a4", "equal ensemble"),
-        ("searched_w4a4", "searched ensemble"),
-        ("untrained_w4a4", "searched ensemble, with an untrained sixth"),
-    ):
-        _row(name, [each["teacher_top1"] for each in _results(variant)])
+    _row("equal ensemble", [each["equal_top1"] for each in clients])
     for variant in VARIANTS:
         found = _results(variant)
+        _row(f"searched ensemble, {variant}", [each["teacher_top1"] for each in found])
+        _row(f"calibrated student, {variant}", [each["calibrated_top1"] for each in found])
         _row(f"student, {variant}", [each["quantized_top1"] for each in found])
-        _row(f"calibrated only, {variant}", [each["calibrated_top1"] for each in found])
-    for seed, each in zip(SEEDS, _results("untrained_w4a4"), strict=True):
-        weights = {t["model"]: round(t["weight"], 3) for t in each["teachers"].values()}
-        print(f"weights, untrained_w4a4, seed {seed}: {weights}")
+        _row(f"agreement, calibrated, {variant}", [each["calibrated_agreement"] for each in found])
+        _row(f"agreement, {variant}", [each["teacher_agreement"] for each in found])
+        for seed, each in zip(SEEDS, found, strict=True):
+            weights = {t["model"]: round(t["weight"], 3) for t in each["teachers"].values()}
+            print(f"weights, {variant}, seed {seed}: {weights}")
 
 
 if __name__ == "__main__":
