@@ -37,8 +37,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "matched_w4a4": (BITS, "stages.boosting.synthesis.terms.bns.weight=1"),
 }
-"""What differs. ``untrained`` has a sixth teacher of random weights, searches weights on the bank, and
-trains no student. ``matched`` has hard samples that match the BatchNorms of all teachers."""
+"""What differs. ``untrained`` has a sixth teacher of random weights, searches weights on
+the bank, and trains no student. ``matched`` has hard samples that match all BatchNorms."""
 
 
 def network(key: str, seed: int, client: int) -> list[str]:
