@@ -92,36 +92,41 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def _row(name: str, values: list[float]) -> None:
-    figures = [f"{value:.1f}" for value in values]
+    figures = [f"{value:.1f}" for value in values] + ["-"] * (len(SEEDS) - len(values))
     print("|", " | ".join([name, *figures, f"{mean(values):.1f} ± {stdev(values):.1f}"]), "|")
 
 
 def _results(variant: str) -> list[dict[str, Any]]:
     paths = [RESULTS / f"{variant}_seed{seed}" / "result.json" for seed in SEEDS]
-    return [json.loads(path.read_text()) for path in paths]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+MEASURES = {
+    "searched ensemble": "teacher_top1",
+    "calibrated student": "calibrated_top1",
+    "trained student": "quantized_top1",
+    "agreement with the ensemble, calibrated": "calibrated_agreement",
+    "agreement with the ensemble, trained": "teacher_agreement",
+}
 
 
 def table() -> None:
     """Print one row for each network or ensemble, and the weights that were found."""
-    print("| top-1 on the held-out third | seed 0 | seed 1 | seed 2 | mean |")
+    print("| percent of the held-out third | seed 0 | seed 1 | seed 2 | mean |")
     print("| --- | --- | --- | --- | --- |")
     clients = [record(seed) for seed in SEEDS]
     _row("best client", [max(c["top1"] for c in each["clients"]) for each in clients])
-    own = [
-        each["clients"][largest(seed)]["top1"] for seed, each in zip(SEEDS, clients, strict=True)
-    ]
-    _row("client with most images", own)
+    own = [record(seed)["clients"][largest(seed)] for seed in SEEDS]
+    _row("client with most images", [each["top1"] for each in own])
     _row("equal ensemble", [each["equal_top1"] for each in clients])
     for variant in VARIANTS:
-        found = _results(variant)
-        _row(f"searched ensemble, {variant}", [each["teacher_top1"] for each in found])
-        _row(f"calibrated student, {variant}", [each["calibrated_top1"] for each in found])
-        _row(f"student, {variant}", [each["quantized_top1"] for each in found])
-        _row(f"agreement, calibrated, {variant}", [each["calibrated_agreement"] for each in found])
-        _row(f"agreement, {variant}", [each["teacher_agreement"] for each in found])
-        for seed, each in zip(SEEDS, found, strict=True):
-            weights = {t["model"]: round(t["weight"], 3) for t in each["teachers"].values()}
-            print(f"weights, {variant}, seed {seed}: {weights}")
+        for name, key in MEASURES.items():
+            if key == "teacher_top1" or not variant.startswith("untrained"):
+                _row(f"{variant}: {name}", [each[key] for each in _results(variant)])
+    for variant in VARIANTS:
+        for seed, each in zip(SEEDS, _results(variant), strict=False):
+            weights = {t["model"]: round(t["weight"], 2) for t in each["teachers"].values()}
+            print(f"{variant}, seed {seed}: {weights}")
 
 
 if __name__ == "__main__":
