@@ -72,7 +72,7 @@ def small(*overrides: str) -> Config:
 def build_module(config: Config, network: PretrainedNetwork | None = None) -> ZeroShotQuantization:
     """Build the module of a run, from the configuration's seed on."""
     torch.manual_seed(config.seed)
-    network = network or zoo.load(config.model)
+    network = network or zoo.load_all(config.model, config.teachers)
     return ZeroShotQuantization(config, network, build_sources(config, network))
 
 

@@ -156,6 +156,8 @@ def _kind(hint: Any) -> str:
         return f"by name, each {_kind(get_args(hint)[1])}"
     if isinstance(hint, type) and issubclass(hint, Part):
         return _kind_of_part(hint)
+    if is_dataclass(hint):
+        return "a group"
     return NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -150,6 +150,23 @@ def test_weights_count_samples_more_than_once(soft: bool, factor: float) -> None
     torch.testing.assert_close(loss, repeated, check_dtype=False)
 
 
+def test_detached_the_weight_is_a_constant() -> None:
+    logits, labels = random_batch(4)
+    logits.requires_grad_()
+    p = logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+    expected = ((1 - p).detach() * -p.log()).mean()
+    loss = hardness_weighted_cross_entropy(logits, labels, 1.0, detached=True)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    )
+    term = HardCrossEntropy(gamma=1.0, detached=True)(seen(logits, targets=labels))
+    whole = HardCrossEntropy(gamma=1.0)(seen(logits, targets=labels))
+    assert torch.equal(term, whole)
+    both = [torch.autograd.grad(each, logits)[0] for each in (term, whole)]
+    assert not torch.allclose(*both)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_weights_multiply_the_difficulty(gamma: float) -> None:
     logits, labels = random_batch(6)

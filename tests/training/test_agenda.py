@@ -73,6 +73,7 @@ def test_stages_without_steps_are_left_out() -> None:
     class Planned:
         calibrates = trains_student = False
         improves = ()
+        student_steps = None
 
         def __init__(self, steps: int) -> None:
             self.all_terms = {"any": {}}

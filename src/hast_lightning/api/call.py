@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from hast_lightning.api.arguments import Bits, InputShape, is_handed_over
 from hast_lightning.api.choice import Choice, choose
 from hast_lightning.api.composition import composed
 from hast_lightning.api.overrides import concerns, key_of
+from hast_lightning.api.teachers import taught_together
 from hast_lightning.config import (
     Config,
     ModelConfig,
@@ -57,6 +58,7 @@ class Call:
         of_network: Settings of the group ``model``.
         of_run: All others that the arguments say.
         runs: The network is to be quantized, and not only looked at.
+        teachers: Networks that teach together with it, by name.
     """
 
     network: nn.Module | str
@@ -70,6 +72,7 @@ class Call:
     overrides: list[str]
     data: Any = None
     runs: bool = True
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """Compose the configuration and load the network; of both the cheaper is done first.
@@ -80,7 +83,8 @@ class Call:
         missing = {name: not self._names(name) for name in ("method", "schedule")}
         if self.recipe is not None or self._names("experiment") or not any(missing.values()):
             config = self._composed(self.options)
-            return Plan(config, self._pretrained(config.model), self.options, [], None)
+            network = self._together(config, self._pretrained(config.model))
+            return Plan(config, network, self.options, [], None)
         # The rest may make no sense without the choice, which the network decides.
         changes, overrides = (
             [text for text in texts if concerns(text, "model")]
@@ -96,7 +100,7 @@ class Call:
             f"quantizer.{kind}_bits={choice.measured.bits}" for kind in ("weight", "activation")
         ]
         config = self._composed(options, [*bits, *settings])
-        return Plan(config, pretrained, options, settings, choice)
+        return Plan(config, self._together(config, pretrained), options, settings, choice)
 
     def text(self, plan: Plan) -> str:
         """Return the call, for the report; objects that have no short form are named alone."""
@@ -118,6 +122,8 @@ class Call:
                 "std": list(pretrained.std),
             }
         words = [f"{name}={value!r}" for name, value in said.items()]
+        if self.teachers:
+            words.append(f"teachers={{{', '.join(f'{name!r}: ...' for name in self.teachers)}}}")
         if self.data is not None:
             words.append("data=data" if is_handed_over(self.data) else f"data={str(self.data)!r}")
         if isinstance(self.network, str):
@@ -150,6 +156,9 @@ class Call:
         if isinstance(self.network, nn.Module):
             return given.accept(self.network, model, self.input_shape)
         return zoo.load(model)
+
+    def _together(self, config: Config, pretrained: PretrainedNetwork) -> PretrainedNetwork:
+        return taught_together(pretrained, config.teachers, self.teachers)
 
     def _weight_bits(self) -> int | None:
         """The bits of weights that are asked for, which decide between recipes."""

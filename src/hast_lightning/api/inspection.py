@@ -21,6 +21,7 @@ from hast_lightning.api.arguments import (
 from hast_lightning.api.call import Call, Recipe, recipe_name
 from hast_lightning.api.overrides import Overrides, as_texts, refuse_ineffective
 from hast_lightning.api.surroundings import undisturbed_process
+from hast_lightning.api.teachers import Teachers, named_teachers
 from hast_lightning.config.literals import as_overrides
 from hast_lightning.models.providers import given
 from hast_lightning.runs.inspection import Inspection, examine
@@ -44,6 +45,7 @@ def inspect(
     mean: Sequence[float] | NDArray[Any] | Tensor | None = None,
     std: Sequence[float] | NDArray[Any] | Tensor | None = None,
     class_names: Sequence[str] | None = None,
+    teachers: Teachers = (),
 ) -> Inspection:
     """Look at what :func:`~hast_lightning.quantize` would do with a network, and do nothing.
 
@@ -62,6 +64,7 @@ def inspect(
         mean: Per channel, what the network's input was normalized with.
         std: Per channel.
         class_names: One per class.
+        teachers: Further modules that teach together with it.
 
     Returns:
         Layers, bits, sizes, taps and stages; ``print`` shows them as tables.
@@ -88,6 +91,7 @@ def inspect(
         ],
         overrides=texts[len(changes) :],
         runs=False,
+        teachers=named_teachers(teachers),
     )
     with undisturbed_process():
         plan = call.plan()

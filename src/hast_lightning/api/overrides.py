@@ -41,7 +41,9 @@ def as_texts(overrides: Overrides) -> list[str]:
 
 def key_of(text: str) -> str:
     """Return the key that a text sets, without the signs of Hydra's grammar."""
-    return text.strip().lstrip("+~").partition("=")[0].partition("@")[0].strip()
+    group, _, place = text.strip().lstrip("+~").partition("=")[0].partition("@")
+    # A further teacher is an option of the group "model", but not the network that is quantized.
+    return (place if place.startswith("teachers.") else group).strip()
 
 
 def concerns(text: str, key: str) -> bool:

@@ -34,6 +34,7 @@ from hast_lightning.api.overrides import (
 )
 from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.api.surroundings import quiet, run_folder, undisturbed_process
+from hast_lightning.api.teachers import Teachers, named_teachers
 from hast_lightning.config.literals import as_overrides
 from hast_lightning.config.targets import made
 from hast_lightning.data.given import GivenData
@@ -65,6 +66,7 @@ def quantize(
     mean: Sequence[float] | NDArray[Any] | Tensor | None = None,
     std: Sequence[float] | NDArray[Any] | Tensor | None = None,
     class_names: Sequence[str] | None = None,
+    teachers: Teachers = (),
     data: Any = None,
     folder: str | Path | None = None,
     seed: int | None = None,
@@ -111,6 +113,9 @@ def quantize(
             none: the network's own, or ImageNet's for color images.
         std: Per channel.
         class_names: One per class, in the order of the output.
+        teachers: Further modules that teach together with ``network``, of which the quantized one
+            is made: a list, or by name. They take the same inputs, normalized in the same way, and
+            put out the same classes.
         data: Labeled images to measure the result on, never to train on. A pair of tensors or
             arrays (images, labels); or batches of such pairs: a list, a DataLoader, or a function
             that returns them anew at every call; or a Dataset of single pairs. Images of type
@@ -158,6 +163,7 @@ def quantize(
         ],
         overrides=texts[len(changes) :],
         data=data,
+        teachers=named_teachers(teachers),
     )
     with undisturbed_process(), run_folder(folder) as path:
         with quiet(not progress):
@@ -169,7 +175,8 @@ def quantize(
             images = GivenData(data, plan.pretrained) if handed_over else None
             # One that has a name is loaded again, behind the seed, as the command line does: what
             # a network draws while it is built is part of the run's random stream.
-            own = None if isinstance(network, str) else plan.pretrained
+            named = isinstance(network, str) and not call.teachers
+            own = None if named else plan.pretrained
             # What save cannot hold is refused before any training.
             saved = [] if any(map(chooses_files, texts)) else ["packed"]
             run, result = carry_out(

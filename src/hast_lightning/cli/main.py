@@ -8,7 +8,7 @@ import select
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,7 +186,7 @@ def _run(config: Config) -> Result | None:
     _join_sweep(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     _require_place(folder)
-    with _way_on(folder, config.model.factory):
+    with _way_on(folder, config.model.factory, config.teachers_factories.values()):
         # Imported late, so that a mistyped option is refused before torch has been loaded.
         from hast_lightning.runs.pipeline import run
 
@@ -194,7 +194,7 @@ def _run(config: Config) -> Result | None:
 
 
 @contextmanager
-def _way_on(folder: Path, factory: str | None) -> Iterator[None]:
+def _way_on(folder: Path, factory: str | None, further: Collection[str] = ()) -> Iterator[None]:
     """Note on what ends the run from outside where the run is, and how to go on with it."""
     try:
         yield
@@ -203,17 +203,19 @@ def _way_on(folder: Path, factory: str | None) -> Iterator[None]:
 
         # One that has not begun has made no folder.
         if (folder / CONFIG_FILE).exists() and not (folder / RESULT_FILE).exists():
-            end.add_note(_how_to_go_on(folder, factory))
+            end.add_note(_how_to_go_on(folder, factory, further))
         raise
 
 
-def _how_to_go_on(folder: Path, factory: str | None) -> str:
+def _how_to_go_on(folder: Path, factory: str | None, further: Collection[str]) -> str:
     near = folder.is_relative_to(Path.cwd())
     place = os.path.relpath(folder) if near else str(folder)
     # Whose code may run is in no folder.
     words = HydraConfig.get().overrides.task
     code = [shlex.quote(word) for word in words if word.lstrip("+").startswith("modules=")]
     code += [spelled("model.factory", factory)] if factory else []
+    others = sorted(set(further) - {factory})
+    code += [shlex.quote(f"trust=[{','.join(others)}]")] if others else []
     command = " ".join(["python -m hast_lightning", spelled("resume", place), *code])
     return f"the run is in {place} and goes on with: {command}"
 
@@ -238,7 +240,8 @@ def _resume(folder: str) -> Result | None:
             f"{', '.join(others)}"
         )
     place, factory = Path(folder).expanduser(), named.get("model.factory")
-    with _way_on(place.absolute(), factory):
+    trusted = named.get("trust", "").strip("[]").split(",")
+    with _way_on(place.absolute(), factory, [name for name in trusted if ":" in name]):
         from hast_lightning.runs.pipeline import resume
 
         return resume(place, factory, words)

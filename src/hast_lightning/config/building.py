@@ -142,8 +142,9 @@ def _build(node: Any, key: str, *, inside_part: bool) -> Any:
     try:
         return make(**values)
     except ConfigurationError as error:
-        # A part does not know where in the configuration it stands.
-        raise ConfigurationError(f"{key}.{error}" if inside_part else str(error)) from error
+        # A part does not know where in the configuration it stands, nor does a network.
+        told = str(error).replace("model.", f"{key}.") if key.startswith("teachers.") else error
+        raise ConfigurationError(f"{key}.{error}" if inside_part else str(told)) from error
 
 
 def _dotted(key: str, name: Any) -> str:

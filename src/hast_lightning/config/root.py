@@ -22,6 +22,7 @@ from hast_lightning.config.surroundings import (
 )
 from hast_lightning.config.unknown import did_you_mean
 from hast_lightning.core.checks import expand_home, require_choice, require_range
+from hast_lightning.core.ensemble import OWN
 from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Stage
 from hast_lightning.errors import ConfigurationError
@@ -71,6 +72,9 @@ class Config:
     task_name: str | None = None
     """What the run is called in results and folders, in place of its recipe."""
     model: ModelConfig = MISSING
+    teachers: dict[str, ModelConfig] = field(default_factory=dict)
+    """Networks that teach together with ``model``, of which the student is made, by name: each an
+    option of the group ``model``, ``+model@teachers.deep=resnet56_cifar10``."""
     quantizer: QuantizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     method: MethodConfig = MISSING
@@ -94,6 +98,7 @@ class Config:
     def __post_init__(self) -> None:
         require_choice("command", self.command, COMMANDS)
         require_range("seed", self.seed, 0, 2**32 - 1)
+        self._check_teachers()
         self._check_runs()
         self._check_order()
         self._check_data()
@@ -104,6 +109,11 @@ class Config:
     def ordered(self) -> dict[str, Stage]:
         """Return the stages that run, in their order."""
         return {name: self.stages[name] for name in self.order}
+
+    @property
+    def teachers_factories(self) -> dict[str, str]:
+        """Return the functions that build teachers beside ``model``, by the teachers' names."""
+        return {name: each.factory for name, each in self.teachers.items() if each.factory}
 
     @property
     def trains(self) -> bool:
@@ -134,6 +144,14 @@ class Config:
                 "evaluate=false with export.formats: every file is compared with the student on "
                 "what it is evaluated on; choose export=none"
             )
+
+    def _check_teachers(self) -> None:
+        for name in self.teachers:
+            if not isinstance(name, str) or not name.isidentifier() or name == OWN:
+                raise ConfigurationError(
+                    f"teachers.{name}: a name is letters, digits and underscores, and {OWN!r} is "
+                    "that of the network that the student is made of"
+                )
 
     def _check_runs(self) -> None:
         named = [self.runs] if isinstance(self.runs, str) else self.runs or []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -52,6 +53,8 @@ class PretrainedNetwork:
             or ``features`` such as MFCC, which have any.
         center: Mean of features that the network expects, (channels, 1, coefficients); none: 0.
         spread: Their standard deviation, likewise; none: 1.
+        teachers: Networks that teach together with this one, of which the student is made, by
+            name; mostly none.
     """
 
     network: nn.Module
@@ -67,6 +70,18 @@ class PretrainedNetwork:
     modality: str = PICTURES
     center: Tensor | None = None
     spread: Tensor | None = None
+    teachers: Mapping[str, PretrainedNetwork] = field(default_factory=dict)
+
+    @property
+    def teaching_checksum(self) -> str:
+        """Return the checksum of all that teaches: this network's own where it does so alone."""
+        if not self.teachers:
+            return self.checksum
+        lines = [
+            self.checksum,
+            *(f"{name} {each.checksum}" for name, each in self.teachers.items()),
+        ]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def noise_of(self, white: Tensor) -> Tensor:
         """Return the noise that samples start from: white, or of features slow in time."""

@@ -177,6 +177,10 @@ class Stage(Part, ABC):
     def end(self, bench: Bench) -> None:
         """Be told that the last step is done."""
 
+    def student_steps(self, done: int) -> int:
+        """Return how many of its first ``done`` steps train the student."""
+        return done if self.trains_student else 0
+
     def files(self) -> Mapping[str, str]:
         """Return texts for the run folder, by the names of their files, once there are some."""
         return {}

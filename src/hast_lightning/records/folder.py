@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -150,6 +151,7 @@ def reopen(
             if config.model.factory is not None
             else f"resume={folder} model.factory={factory}: the run has no network of your own"
         )
+    _refuse_untyped_teachers(config, f"resume={folder}", (factory or "", *words))
     refuse_untyped(config.trainer.callbacks, f"resume={folder}: trainer.callbacks", words)
     refuse_untyped(config.logger.others, f"resume={folder}: logger.others", words)
     for name in sorted(origin.versions.keys() | versions.keys()):
@@ -157,6 +159,17 @@ def reopen(
         if before != now:
             _log.warning("resume: %s was %s when the run began and is %s now", name, before, now)
     return config, replace(origin, resumes=origin.resumes + 1)
+
+
+def _refuse_untyped_teachers(config: Config, resume: str, typed: Collection[str]) -> None:
+    """Refuse to call a function for a further teacher that nobody has typed."""
+    named = {name for word in typed for name in re.findall(r"[\w.:]+", word)}
+    for name, factory in config.teachers_factories.items():
+        if factory not in named:
+            raise ConfigurationError(
+                f"{resume}: teachers.{name}.factory={factory} builds a teacher; name it again on "
+                f"the command line, trust=[{factory}], since a file cannot have code called"
+            )
 
 
 def _read_config(folder: Path) -> Config:

@@ -50,6 +50,17 @@ class ExportRecord(TypedDict):
     """The same of the full-precision network in the same engine, measured in turns."""
 
 
+class TeacherRecord(TypedDict):
+    """One of several networks that taught together."""
+
+    model: str
+    """Name of the network."""
+    checksum: str
+    """SHA-256 of its weights, in hexadecimal."""
+    weight: float
+    """What its logits were multiplied by after the last step; only ratios count."""
+
+
 @dataclass(frozen=True)
 class Result:
     """The numbers of one run and what is needed to obtain them again.
@@ -133,6 +144,10 @@ class Result:
     Empty where nothing was judged."""
     batch_norm_statistics: dict[str, float] = field(default_factory=dict)
     """BatchNorm statistics loss of each source's samples and of noise, by name; low is good."""
+    teachers: dict[str, TeacherRecord] = field(default_factory=dict)
+    """Networks that taught together, by name: ``model`` is that which the student was made of. The
+    accuracy of the teacher and agreements are then those of all together. Empty where ``model``
+    taught alone."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
 

@@ -63,6 +63,10 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     before, after = result.calibrated_top1, result.quantized_top1
     agreed_before, agreed_after = result.calibrated_agreement, result.teacher_agreement
     full = ("full precision", result.teacher_top1, None, FULL_PRECISION_BITS, float_size)
+    if result.teachers:
+        # The size of one of them would be no size of what has this accuracy.
+        alone = f"{len(result.teachers)} teachers together"
+        full = (alone, result.teacher_top1, None, FULL_PRECISION_BITS, "-")
     last = "" if result.handed_back_earlier else "bold"
     rows = [
         HeadlineRow("", *full),

@@ -120,6 +120,7 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
         Fact("Seed", str(run.config.seed)),
         Fact("Git commit", run.origin.git_commit or "not run from a checkout"),
         Fact("Weights' SHA-256", run.network.checksum),
+        *(Fact(f"Teaches, too: {n}", _teacher(each)) for n, each in run.network.teachers.items()),
         Fact("Device", device_name(run.module.device)),
     ]
     if result is not None:
@@ -128,6 +129,10 @@ def origin(run: Run, result: Result | None) -> tuple[Fact, ...]:
         count = run.origin.resumes
         facts.append(Fact("Resumed", "once" if count == 1 else f"{count} times"))
     return tuple(facts)
+
+
+def _teacher(network: PretrainedNetwork) -> str:
+    return f"{network.name}, SHA-256 {network.checksum}"
 
 
 def early_end(run: Run, failure: Failure | None) -> EarlyEnd | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch
+from hast_lightning.core.ensemble import OWN
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source, TrainedSource
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
@@ -25,7 +26,7 @@ from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import batch_norms_are_new
-from hast_lightning.models.zoo import load as load_network
+from hast_lightning.models.zoo import load_all
 from hast_lightning.records.folder import Origin
 from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.ranks import rank, world_size
@@ -155,13 +156,8 @@ def build(
     Raises:
         UserError: something handed in is wrong or does not fit together.
     """
-    network = network or load_network(config.model)
-    if config.model.pretrained and batch_norms_are_new(trace(network.network)):
-        _log.warning(
-            "the BatchNorms of %s have the statistics of a new network (mean 0, variance 1): was "
-            "it trained, and were its weights loaded?",
-            network.name,
-        )
+    network = network or load_all(config.model, config.teachers)
+    _warn_of_new_networks(config, network)
     evaluation_data = data or load_evaluation_data(config.data, network)
     module = ZeroShotQuantization(config, network, build_sources(config, network))
     if not module.agenda.iterations:
@@ -170,6 +166,19 @@ def build(
         )
     _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
     return Run(config, folder, origin, network, evaluation_data, module)
+
+
+def _warn_of_new_networks(config: Config, network: PretrainedNetwork) -> None:
+    """Warn of networks that were to be loaded, and look as if they were never trained."""
+    named = {OWN: config.model, **config.teachers}
+    for name, each in {OWN: network, **network.teachers}.items():
+        untrained = name in named and not named[name].pretrained
+        if not untrained and batch_norms_are_new(trace(each.network)):
+            _log.warning(
+                "the BatchNorms of %s have the statistics of a new network (mean 0, variance 1): "
+                "was it trained, and were its weights loaded?",
+                each.name,
+            )
 
 
 def _require_samples(

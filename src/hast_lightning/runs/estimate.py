@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hast_lightning.config import Config
-from hast_lightning.models.zoo import load as load_network
+from hast_lightning.models.zoo import load_all
 from hast_lightning.records.folder import CHECKPOINT_FILE, Origin, disk_bytes
 from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.versions import device_name, peak_memory_bytes, versions
@@ -68,7 +68,7 @@ def estimate(config: Config, small: Config, console: Console | None = None) -> C
     """
     prepare_torch(small)
     require_device(small.trainer)
-    pretrained = load_network(config.model)
+    pretrained = load_all(config.model, config.teachers)
     bench = PreparedBench(config, pretrained, build_sources(config, pretrained))
     with TemporaryDirectory() as place:
         folder = Path(place)

@@ -13,6 +13,7 @@ from torch import fx
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Needs
 from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.ensemble import OWN
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
@@ -21,8 +22,9 @@ from hast_lightning.graph.blocks import find_taps, select_taps
 from hast_lightning.graph.names import value_names
 from hast_lightning.graph.network import Learner
 from hast_lightning.graph.tracing import trace
+from hast_lightning.models.ensemble import teacher_of
 from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
-from hast_lightning.models.zoo import load as load_network
+from hast_lightning.models.zoo import load_all
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import Call, list_calls, value_bits
@@ -126,7 +128,7 @@ def inspect(config: Config, console: Console | None = None) -> None:
     Raises:
         UserError: the network cannot be loaded or quantized.
     """
-    examine(config, load_network(config.model)).show(console or Console())
+    examine(config, load_all(config.model, config.teachers)).show(console or Console())
 
 
 def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
@@ -145,7 +147,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
     found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
     size = float_bytes(pretrained.network)
     lengths, misfit = _steps_by_stage(config, pretrained)
-    teacher, learner = FrozenTeacher(pretrained), Learner(student, pretrained)
+    teacher, learner = teacher_of(pretrained), Learner(student, pretrained)
     names = {node.name: name for node, name in value_names(graph_module.graph).items()}
     places = [names[tap] for tap in taps]
     ends = config.model.taps is not None or bool(find_taps(graph_module))
@@ -168,6 +170,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
         refusal=misfit,
         notes=(
             *_describe_network(pretrained, config),
+            *_describe_teachers(pretrained),
             *_describe_statistics(graph_module),
             *_describe_layers(found),
             _describe_taps(places, ends=ends),
@@ -251,6 +254,18 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
         yield f"weights: {origin}, SHA-256 {pretrained.checksum[:12]}..."
     else:
         yield "weights: random (model.pretrained=false)"
+
+
+def _describe_teachers(pretrained: PretrainedNetwork) -> Iterator[str]:
+    others = [
+        f"{name} ({each.name}, SHA-256 {each.checksum[:12]}...)"
+        for name, each in pretrained.teachers.items()
+    ]
+    if others:
+        yield (
+            f"teachers: {len(others) + 1}, of equal weight at first: {OWN} ({pretrained.name}, of "
+            f"which the student is made), {', '.join(others)}"
+        )
 
 
 def _describe_statistics(graph_module: fx.GraphModule) -> Iterator[str]:

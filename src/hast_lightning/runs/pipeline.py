@@ -95,7 +95,7 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
         UserError: something handed in is wrong, or training diverged.
     """
     if was_requeued(folder):
-        return resume(folder, config.model.factory)
+        return resume(folder, config.model.factory, tuple(config.teachers_factories.values()))
     return carry_out(config, folder, command)[1]
 
 
@@ -196,10 +196,10 @@ def _start_at(checkpoint: Path, network: PretrainedNetwork) -> Start:
         ModelError: it was made with other weights.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if content["teacher_checksum"] != network.checksum:
+    if content["teacher_checksum"] != network.teaching_checksum:
         raise ModelError(
             f"the checkpoint {checkpoint} was made with other weights of {network.name}: SHA-256 "
-            f"{content['teacher_checksum'][:12]}..., not {network.checksum[:12]}..."
+            f"{content['teacher_checksum'][:12]}..., not {network.teaching_checksum[:12]}..."
         )
     return Start(checkpoint, int(content["iteration"]))
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
+from hast_lightning.core.ensemble import OWN
+from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.records.folder import disk_bytes
-from hast_lightning.records.result import Result
+from hast_lightning.records.result import Result, TeacherRecord
 from hast_lightning.records.versions import device_name, peak_memory_bytes
 from hast_lightning.runs.assembly import Run
 from hast_lightning.safeguard.choice import Choice
@@ -38,6 +42,8 @@ def result_of(
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
     teacher_bytes, widths = float_bytes(run.network.network), config.quantizer.widths
+    teachers = _teachers(module.teacher)
+    against = f", against {len(teachers)} teachers together" if teachers else ""
     # A stage may have given single layers bits of their own.
     single = {layer.weight_quantizer.bits for _, layer in quantized_layers(module.student)}
     return Result(
@@ -52,7 +58,7 @@ def result_of(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
-        agreement_on=f"{'evaluation' if labelled else held_out} images",
+        agreement_on=f"{'evaluation' if labelled else held_out} images{against}",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         method=config.method.name,
@@ -72,11 +78,24 @@ def result_of(
         kept_agreement=kept.agreement,
         judged=_judged(choice, labelled=labelled),
         batch_norm_statistics=dict(statistics),
+        teachers=teachers,
         status="complete",
         resumes=run.origin.resumes,
         git_commit=run.origin.git_commit,
         command=run.origin.command,
     )
+
+
+def _teachers(teacher: nn.Module) -> dict[str, TeacherRecord]:
+    """Return who taught, and with which weight; empty where the network itself did alone."""
+    if not isinstance(teacher, EnsembleTeacher):
+        return {}
+    own = teacher.pretrained
+    networks = {OWN: own, **own.teachers}
+    return {
+        name: TeacherRecord(model=networks[name].name, checksum=networks[name].checksum, weight=w)
+        for name, w in zip(teacher.names, teacher.weights.tolist(), strict=True)
+    }
 
 
 def _judged(choice: Choice, *, labelled: bool) -> dict[str, dict[str, dict[str, float]]]:

@@ -270,9 +270,14 @@ class ImageBank(TrainedSource):
             return self._labeled(self.images[index], self.labels[index])
         return self._labeled(self._made().detach()[index], self.active_labels[index])
 
-    def _next_indices(self, count: int) -> Tensor:
+    @property
+    def _available(self) -> int:
+        """Return how many images there are to train on; before any is finished, active ones."""
         # Where the active batch is the first and only one it holds held-out images, too.
-        available = min(self.filled or self.batch_size, self.trainable_count)
+        return min(self.filled or self.batch_size, self.trainable_count)
+
+    def _next_indices(self, count: int) -> Tensor:
+        available = self._available
         if available != self.available:
             self._shuffle(available)
         parts = []

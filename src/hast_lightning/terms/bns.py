@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import reduce
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen
 from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.core.ensemble import graphs_of
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
@@ -133,22 +135,27 @@ class AtBatchNorms(Term):
     """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
     def bind(self, teacher: Network, student: Network) -> Needs:
-        """Find the BatchNorms.
+        """Find the BatchNorms, of all networks that teach together.
 
         Raises:
-            ModelError: the teacher has none with running statistics.
+            ModelError: there is none with running statistics.
         """
-        inputs = batch_norm_inputs(teacher.graph_module)
-        if not inputs:
+        found = {
+            before: [
+                # In a tuple of its own, so that the teacher's layers are not registered here.
+                (f"{before}{node}", (graph_module.get_submodule(layer),))
+                for node, layer in batch_norm_inputs(graph_module)
+            ]
+            for before, graph_module in graphs_of(teacher).items()
+        }
+        self._layers = tuple(pair for pairs in found.values() for pair in pairs)
+        self._counts = [len(pairs) for pairs in found.values() if pairs]
+        if not self._layers:
             raise ModelError(
                 f"the network {teacher.pretrained.name} has no BatchNorm with running "
                 f"statistics, which the term {self.kind} matches synthetic images to"
             )
-        # In a tuple of plain pairs, so that the teacher's layers are not registered here.
-        self._layers = tuple(
-            (node, (teacher.graph_module.get_submodule(layer),)) for node, layer in inputs
-        )
-        return Needs(teacher=tuple(node for node, _ in inputs), batch_norms=True)
+        return Needs(teacher=tuple(node for node, _ in self._layers), batch_norms=True)
 
     def inputs(self, seen: Seen) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield what each BatchNorm takes in, (N, C, ...), with its running mean and variance."""
@@ -201,10 +208,15 @@ class BNS(AtBatchNorms):
         return () if self.variance_weight else ("spread",)
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return the scalar loss."""
-        return batch_norm_statistics_loss(
-            self.statistics(seen),
-            self.mean_weight,
-            self.variance_weight,
-            deviations=self.spread == "deviation",
-        )
+        """Return the scalar loss; where several networks teach, the mean of theirs."""
+        layers = iter(self.statistics(seen))
+        losses = [
+            batch_norm_statistics_loss(
+                list(islice(layers, count)),
+                self.mean_weight,
+                self.variance_weight,
+                deviations=self.spread == "deviation",
+            )
+            for count in self._counts
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()

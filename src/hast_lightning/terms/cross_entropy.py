@@ -48,12 +48,17 @@ def most_frequent(classes: Tensor) -> Tensor:
 
 
 def hardness_weighted_cross_entropy(
-    logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float,
+    weights: Tensor | None = None,
+    *,
+    detached: bool = False,
 ) -> Tensor:
     """Return the cross-entropy that weighs hard samples more, ``mean[d^gamma * CE]`` (HAST).
 
-    The gradient flows through the weight ``d^gamma`` too. The weight is taken
-    as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is
+    The gradient flows through the weight ``d^gamma`` too, if it is not detached. The weight is
+    taken as ``exp(gamma * log d)``: with ``gamma < 1`` the derivative of a power is
     infinite at zero, but that of the exponential stays finite even where ``d``
     itself underflows.
 
@@ -62,6 +67,7 @@ def hardness_weighted_cross_entropy(
         labels: shape (N,), int64.
         gamma: zero gives the plain cross-entropy.
         weights: of the samples, (N,); none: all alike.
+        detached: take ``d^gamma`` as a constant, as Co-Boosting's released code does.
 
     Returns:
         A scalar, never negative.
@@ -69,6 +75,7 @@ def hardness_weighted_cross_entropy(
     log_odds = _log_odds(logits, labels)
     cross_entropy = -F.logsigmoid(log_odds)
     weight = torch.exp(gamma * F.logsigmoid(-log_odds))
+    weight = weight.detach() if detached else weight
     return weighted_mean(weight * cross_entropy, weights)
 
 
@@ -83,6 +90,8 @@ class HardCrossEntropy(Term):
     """Exponent of the difficulty d = 1 - p_y: the larger, the less easy samples count."""
     by_difficulty: bool = True
     """False: every sample weighs the same (gamma = 0), the plain cross-entropy of the ablation."""
+    detached: bool = False
+    """True: no gradient through the difficulty, as in Co-Boosting (Dai et al., ICLR 2024)."""
 
     title = "Cross-entropy, weighted by difficulty"
 
@@ -104,7 +113,7 @@ class HardCrossEntropy(Term):
         assert labels is not None
         gamma = self.gamma if self.by_difficulty else 0.0
         return hardness_weighted_cross_entropy(
-            seen.teacher.logits, labels, gamma, seen.batch.weights
+            seen.teacher.logits, labels, gamma, seen.batch.weights, detached=self.detached
         )
 
 

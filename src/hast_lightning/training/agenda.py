@@ -6,7 +6,7 @@ did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ class Leg:
         calibrates: The student's ranges are frozen in its last step.
         trains_student: Its steps change the student.
         improves: Sources whose samples its steps make better.
+        student_steps: How many of its first steps train the student; none: all, or no step.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class Leg:
     calibrates: bool = False
     trains_student: bool = False
     improves: tuple[str, ...] = ()
+    student_steps: Callable[[int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Agenda:
                 calibrates=stage.calibrates,
                 trains_student=stage.trains_student,
                 improves=stage.improves,
+                student_steps=stage.student_steps,
             )
             for name, stage in stages.items()
         )
@@ -118,7 +121,11 @@ class Agenda:
 
     def student_steps(self, iterations: int) -> int:
         """Return the steps done that train the student."""
-        return sum(steps for leg, steps in self.done(iterations) if leg.trains_student)
+        return sum(
+            steps if leg.student_steps is None else leg.student_steps(steps)
+            for leg, steps in self.done(iterations)
+            if leg.trains_student
+        )
 
     def synthesis_steps(self, source: str, iterations: int) -> int:
         """Return the steps done that improve a source."""

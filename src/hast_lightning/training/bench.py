@@ -17,7 +17,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Bench, Stage
 from hast_lightning.graph.network import Learner
-from hast_lightning.models.teacher import FrozenTeacher
+from hast_lightning.models.ensemble import teacher_of
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.equalization import equalized
 from hast_lightning.training.agenda import Agenda
@@ -28,8 +28,8 @@ class PreparedBench(nn.Module):
 
     Args:
         config: A checked configuration.
-        pretrained: The full-precision network; it becomes the teacher and, converted, the
-            student.
+        pretrained: The full-precision network; it becomes the teacher, with those that teach
+            together with it, and, converted, the student.
         sources: Where batches come from, by name, built.
 
     Attributes:
@@ -45,13 +45,13 @@ class PreparedBench(nn.Module):
         self, config: Config, pretrained: PretrainedNetwork, sources: Mapping[str, Source]
     ) -> None:
         super().__init__()
-        self.config, self.teacher_checksum = config, pretrained.checksum
+        self.config, self.teacher_checksum = config, pretrained.teaching_checksum
         if config.quantizer.equalize:
             # Of both networks, so that their inner values can be compared.
             pretrained = equalized(pretrained)
         self.student = convert(pretrained.network, config.quantizer)
         self.learner = Learner(self.student, pretrained)
-        self.teacher = FrozenTeacher(pretrained)
+        self.teacher = teacher_of(pretrained)
         self.micro_batch = config.trainer.micro_batch
         self.halve_on_out_of_memory = config.trainer.halve_on_out_of_memory
         self.sources = dict(sources)

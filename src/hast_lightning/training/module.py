@@ -18,6 +18,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Outcome
 from hast_lightning.errors import ConfigurationError, DivergenceError, MemoryLimitError
+from hast_lightning.models.ensemble import KEPT
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
@@ -192,7 +193,7 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
         # The trainer's own number counts from the resume only.
         checkpoint["global_step"] = self.iteration
         state = checkpoint["state_dict"]
-        for key in [key for key in state if key.startswith("teacher.")]:
+        for key in [key for key in state if _is_loaded(key)]:
             del state[key]
         checkpoint["teacher_checksum"] = self.teacher_checksum
         checkpoint["optimizers"] = self._optimizer_states()
@@ -212,7 +213,7 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
                 f"continued by {world_size()}"
             )
         state = self.state_dict()
-        checkpoint["state_dict"] |= {k: v for k, v in state.items() if k.startswith("teacher.")}
+        checkpoint["state_dict"] |= {k: v for k, v in state.items() if _is_loaded(k)}
         self._own = checkpoint["ranks"][rank()]
         self._saved_steppers = {**checkpoint["optimizers"], **self._own["optimizers"]}
         self.iteration = int(checkpoint["iteration"])
@@ -298,3 +299,8 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
             f"{what} at step {step} of {total} of stage {stage}: lower the learning rate or the "
             "loss weights; what was saved before is kept"
         )
+
+
+def _is_loaded(key: str) -> bool:
+    """Return whether a tensor is the teacher's, from its files; not the weights of its members."""
+    return key.startswith("teacher.") and key != f"teacher.{KEPT}"

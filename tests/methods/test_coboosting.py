@@ -1,0 +1,263 @@
+"""What is after Co-Boosting: whose turn it is, the pool, and runs with several teachers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hast_lightning.core.source import Site
+from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.methods.coboosting import Boost, HardPool, PixelGenerator, turn
+from hast_lightning.models.ensemble import EnsembleTeacher
+from hast_lightning.models.zoo import load
+from tests.checkpoints import content, differences
+from tests.features import loaded
+from tests.small_runs import Saved, build_module, fit, small
+
+OTHER = ("+model@teachers.untrained=digits", "teachers.untrained.pretrained=false")
+FEW = (
+    "method=coboosting_style",
+    *("sources.pool.size=24", "sources.pool.batch_size=8", "sources.pool.iterations=2"),
+    "schedule.image_steps=1",
+)
+
+
+# -- whose turn ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 30])
+def test_turns_are_those_of_plain_loops(iterations: int) -> None:
+    expected = []
+    for epoch in range(6):
+        expected += [(epoch, "synthesis", step) for step in range(iterations)]
+        expected += [(epoch, "weighing", step) for step in range(epoch)]
+        expected += [(epoch, "distillation", step) for step in range(epoch + 1)]
+    assert [turn(index, iterations) for index in range(len(expected))] == expected
+    assert len(expected) == 6 * iterations + 6**2
+
+
+def test_a_long_run_has_no_rounding() -> None:
+    epoch = 10**9
+    first = epoch * 30 + epoch**2
+    assert turn(first, 30) == (epoch, "synthesis", 0)
+    assert turn(first - 1, 30) == (epoch - 1, "distillation", epoch - 1)
+
+
+# -- the pool -----------------------------------------------------------------------------
+
+
+def pool(holdout: float = 0.0, **settings: object) -> HardPool:
+    torch.manual_seed(0)
+    given: dict[str, object] = {"size": 24, "batch_size": 8, "iterations": 3, "latent_dim": 12}
+    built = HardPool(**{**given, **settings})  # type: ignore[arg-type]
+    built.build(Site(load(small().model), holdout, 1, "sources.pool"))
+    return built
+
+
+def improve(source: HardPool, *losses: float) -> list[Tensor]:
+    """Take steps that report these losses, whatever the images; return what was proposed."""
+    optimizers, proposed = source.optimizers(), []
+    for loss in losses:
+        batch = source.propose()
+        proposed.append(batch.inputs.detach().clone())
+        optimizers["adam"].zero_grad()
+        batch.inputs.square().mean().backward()
+        optimizers["adam"].step()
+        source.improved(loss, optimizers)
+    return proposed
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 13)])
+def test_the_generator_makes_pixels_of_any_size(shape: tuple[int, int, int]) -> None:
+    pixels = PixelGenerator(12, shape)(torch.randn(9, 12)).detach()
+    assert pixels.shape == (9, *shape)
+    assert 0 <= float(pixels.min()) < float(pixels.max()) <= 1
+
+
+def test_the_weights_of_a_new_generator_are_those_of_the_release() -> None:
+    torch.manual_seed(0)
+    generator = PixelGenerator(256, (3, 32, 32))
+    weight = generator.project.weight
+    assert float(weight.mean().abs()) < 1e-3
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
+    norm = generator.get_submodule("maps.1").weight
+    assert float(norm.mean()) == pytest.approx(1, abs=0.01) and float(norm.std()) < 0.03
+    assert all(not value.any() for name, value in generator.named_parameters() if "bias" in name)
+
+
+def test_the_images_of_the_lowest_loss_join_in_8_bits() -> None:
+    source = pool()
+    proposed = improve(source, 0.3, 0.1, 0.2)
+    assert source.filled == 8
+    stored = source.images[:8]
+    levels = 255 * (stored * source.std + source.mean)
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert float((stored - proposed[1]).abs().max()) <= 1 / 255 + 1e-6  # half a level, times 2
+    assert float((stored - proposed[2]).abs().max()) > 1 / 255
+    assert math.isinf(source._lowest)
+
+
+def test_every_batch_has_latents_labels_and_a_generator_of_its_own() -> None:
+    source = pool(iterations=1)
+    before = {name: value.detach().clone() for name, value in source.named_parameters()}
+    labels = source.active_labels.clone()
+    optimizers = source.optimizers()
+    source.propose().inputs.sum().backward()
+    optimizers["adam"].step()
+    source.improved(1.0, optimizers)
+    assert torch.equal(source.labels[:8], labels) and not torch.equal(source.active_labels, labels)
+    assert not optimizers["adam"].state
+    kept = [n for n, value in source.named_parameters() if torch.equal(value, before[n])]
+    assert all(name.endswith("bias") for name in kept)
+
+
+def test_a_long_gradient_is_shortened_in_the_step() -> None:
+    source = pool(clip_norm=0.5)
+    (1e3 * source.propose().inputs.square().sum()).backward()
+    source.optimizers()["adam"].step()
+    squares = [p.grad.square().sum() for p in source.parameters() if p.grad is not None]
+    assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_pass_gives_every_image_that_has_joined_once() -> None:
+    source = pool()
+    for batches in (1, 2, 3):
+        improve(source, 1.0, 1.0, 1.0)
+        found = torch.cat([source.sample(8).inputs for _ in range(batches)])
+        assert sorted(found.flatten(1).sum(1).tolist()) == pytest.approx(
+            sorted(source.images[: 8 * batches].flatten(1).sum(1).tolist())
+        )
+
+
+def test_earlier_images_are_those_before_the_new_batch_in_an_order_of_their_own() -> None:
+    source = pool()
+    for _ in range(3):
+        improve(source, 1.0, 1.0, 1.0)
+    state = torch.random.get_rng_state()
+    parts = [source.earlier(2, number) for number in (0, 1)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    sums = torch.cat([part.inputs for part in parts]).flatten(1).sum(1)
+    wanted = source.images[:16].flatten(1).sum(1)
+    assert not torch.equal(sums, wanted)
+    torch.testing.assert_close(sums.sort().values, wanted.sort().values)
+
+
+def test_a_share_of_every_batch_is_held_out() -> None:
+    source = pool(holdout=0.25)
+    assert (source.trained_on, source.batches) == (6, 3)
+    with pytest.raises(DataError, match="not synthesized yet"):
+        source.held_out(4)
+    for _ in range(3):
+        improve(source, 1.0, 1.0, 1.0)
+    held = source.held_out(100).inputs
+    places = [6, 7, 14, 15, 22, 23]
+    assert torch.equal(held, source.images[places])
+    shown = torch.cat([source.sample(6).inputs for _ in range(6)])
+    shown = torch.cat([shown, *(source.earlier(2, n).inputs for n in (0, 1))])
+    shown = torch.cat([shown, source.collect(100).inputs])
+    same = (shown[:, None] == held[None]).flatten(2).all(2)
+    assert not same.any()
+    assert len(torch.unique(shown, dim=0)) == 18
+
+
+def test_what_it_cannot_make_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="hard_pool makes pixels"):
+        HardPool().build(Site(loaded(), key="sources.pool"))
+    with pytest.raises(ConfigurationError, match=r"trainer\.devices=2"):
+        HardPool().build(Site(load(small().model), processes=2, key="sources.pool"))
+    with pytest.raises(ConfigurationError, match="clip_norm"):
+        HardPool(clip_norm=0)
+
+
+# -- runs ---------------------------------------------------------------------------------
+
+
+def test_the_weights_move_over_earlier_images_alone_and_not_in_the_first_epoch() -> None:
+    module = build_module(small(*FEW, *OTHER))
+    stage, teacher = module.stages["boosting"], module.teacher
+    assert isinstance(stage, Boost) and isinstance(teacher, EnsembleTeacher)
+    moved: list[tuple[int, int, float]] = []
+    weigh = stage.weighing.weigh
+
+    def watched(bench, batch, size):  # type: ignore[no-untyped-def]
+        pool = bench.sources["pool"]
+        assert isinstance(pool, HardPool)
+        newest = pool.images[pool.filled - 8 : pool.filled]
+        assert not (batch.inputs[:, None] == newest[None]).flatten(2).all(2).any()
+        moved.append((pool.filled // 8, len(batch.inputs), size))
+        return weigh(bench, batch, size)
+
+    vars(stage.weighing)["weigh"] = watched
+    fit(module)
+    # Epoch 1 has one batch behind it, epoch 2 two; steps fall with the epochs.
+    sizes = [0.01 * 0.99, 0.01 * 0.99**2, 0.01 * 0.99**2]
+    assert [pool for pool, _, _ in moved] == [2, 3, 3]
+    assert [size for _, _, size in moved] == pytest.approx(sizes)
+    assert teacher.weights.tolist() != [0.5, 0.5]
+
+
+def test_steps_of_the_student_are_counted_and_no_others() -> None:
+    module = build_module(small(*FEW, *OTHER))
+    before = module.agenda.iterations - 3 * 2 - 9
+    assert module.agenda.student_steps(before) == 0
+    counts = [module.agenda.student_steps(before + done) for done in range(16)]
+    assert counts == [0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6]
+
+
+def test_the_student_sees_moved_images_only_and_rates_follow_the_epochs() -> None:
+    config = small(*FEW, *OTHER, "stages.boosting.distillation.optimizer.lr=0.5")
+    module = build_module(config)
+    rates = []
+
+    class Rates(Saved):
+        def on_train_batch_end(self, trainer, pl_module, *_, **__):  # type: ignore[no-untyped-def]
+            scalars = pl_module.outcome.scalars
+            if "distillation/learning_rate" in scalars:
+                rates.append(scalars["distillation/learning_rate"])
+                assert list(pl_module.outcome.answers) == [""]
+
+    fit(module, [Rates(0, Path())])
+    cosine = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 1, 1, 2, 2, 2)]
+    assert rates == pytest.approx(cosine)
+
+
+def test_it_is_resumed_in_every_phase_to_the_same_end(tmp_path: Path) -> None:
+    config = small(*FEW, *OTHER)
+    whole = build_module(config)
+    total = whole.agenda.iterations
+    # In the middle of synthesis, between weighing steps, and behind the first student step.
+    places = [total - 15 + done for done in (1, 11, 13)]
+    saved = [Saved(at, tmp_path / f"{at}.ckpt") for at in (*places, total)]
+    fit(whole, saved)
+    expected = content(tmp_path / f"{total}.ckpt")
+    assert "teacher.weights" in expected["state_dict"]
+    for at in places:
+        resumed, end = build_module(config), tmp_path / "end.ckpt"
+        fit(resumed, [Saved(total, end)], checkpoint=tmp_path / f"{at}.ckpt")
+        assert differences(expected, content(end)) == [], at
+
+
+def test_a_network_that_teaches_alone_trains_its_student() -> None:
+    module = build_module(small(*FEW))
+    fit(module)
+    assert module.agenda.student_steps(module.iteration) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("stages.boosting.weighing.source=bank",), "the phases share one source"),
+        (
+            [f"stages.boosting.{name}.source=bank" for name in ("synthesis", "weighing")]
+            + ["stages.boosting.distillation.source=bank"],
+            "boost needs a hard_pool that grows in this run",
+        ),
+    ],
+)
+def test_phases_that_do_not_fit_are_refused(words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        build_module(small(*FEW, *OTHER, *words))
