@@ -76,7 +76,9 @@ class WrittenAttention(nn.Module):
         if attention.in_proj_weight is not None:
             self.in_proj = linear_of(attention.in_proj_weight, bias)
         else:
-            parts = [None] * 3 if bias is None else [nn.Parameter(b) for b in bias.detach().chunk(3)]
+            parts = (
+                [None] * 3 if bias is None else [nn.Parameter(b) for b in bias.detach().chunk(3)]
+            )
             names = ("q_proj", "k_proj", "v_proj")
             for each, part in zip(names, parts, strict=True):
                 setattr(self, each, linear_of(getattr(attention, f"{each}_weight"), part))
@@ -107,7 +109,9 @@ class WrittenAttention(nn.Module):
         """
         bias = self._constant_mask(attn_mask, key_padding_mask)
         q, k, v = (self._heads_of(part) for part in self._projected(query, key, value))
-        scores = torch.matmul(q, k.transpose(-2, -1)) * (self.out_proj.in_features // self.heads) ** -0.5
+        scores = (
+            torch.matmul(q, k.transpose(-2, -1)) * (self.out_proj.in_features // self.heads) ** -0.5
+        )
         if bias is not None:
             scores = scores + bias
         weights = F.softmax(scores, dim=-1)

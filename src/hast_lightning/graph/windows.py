@@ -96,7 +96,9 @@ class WrittenWindowAttention(nn.Module):
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
         size = (height + below, width + right)
-        shift = tuple(0 if w >= s else by for w, s, by in zip(self.window, size, shift, strict=True))
+        shift = tuple(
+            0 if w >= s else by for w, s, by in zip(self.window, size, shift, strict=True)
+        )
         if sum(shift):
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 2, 4, 5)

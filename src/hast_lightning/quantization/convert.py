@@ -19,7 +19,8 @@ from hast_lightning.graph.operations import (
 )
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.weights import output_first
-from hast_lightning.quantization.fake_quant import QUANTIZED
+from hast_lightning.quantization.binary import BinaryWeightQuantizer
+from hast_lightning.quantization.fake_quant import QUANTIZED, WeightQuantizer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 
@@ -145,8 +146,12 @@ def _quantize_weights(
     """Replace convolutions and linear layers."""
     for name, bits_of_layer in bits.items():
         layer = student.get_submodule(name)
-        quantizer = settings.rounding.weight_quantizer(
-            settings.ranges, bits_of_layer, output_first(layer), settings
+        quantizer: WeightQuantizer = (
+            BinaryWeightQuantizer()
+            if bits_of_layer == 1
+            else settings.rounding.weight_quantizer(
+                settings.ranges, bits_of_layer, output_first(layer), settings
+            )
         )
         student.set_submodule(name, QUANTIZED[type(layer)].from_float(layer, quantizer))
 

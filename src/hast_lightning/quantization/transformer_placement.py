@@ -120,4 +120,3 @@ def _is_picture(node: fx.Node, student: fx.GraphModule) -> bool:
             return False
         node = node.all_input_nodes[0]
     return True
-
