@@ -47,7 +47,8 @@ class FrozenWeight(nn.Module):
     Attributes:
         integers: uint8, 0 to ``2^bits - 1``, of the shape of the weights.
         scale: float32, (out_channels, 1, ...).
-        zero_point: float32, of the same shape; not always one of the integers, and one half at 1 bit.
+        zero_point: float32, of the same shape; not always one of the integers; one half at 1
+            bit.
         bits: 1 to 8.
     """
 

@@ -30,7 +30,7 @@ LOWEST = torch.finfo(torch.float32).min
 """What is added to scores that are masked out."""
 
 
-def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def linear_of(weight: Any, bias: Any) -> nn.Linear:
     """Return a linear layer that has these parameters, not copies."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     layer.weight = weight
@@ -100,7 +100,8 @@ class WrittenAttention(nn.Module):
 
         Args:
             query: (N, T, D), or (T, N, D) without ``batch_first``.
-            key: (N, S, D'), likewise; so is ``value``.
+            key: (N, S, E), likewise.
+            value: (N, S, F), likewise.
             key_padding_mask: None alone.
             need_weights: Return the probabilities, too.
             attn_mask: (T, S), a constant.
@@ -158,6 +159,14 @@ class WrittenAttention(nn.Module):
 
 class WrittenEncoderLayer(nn.Module):
     """What ``nn.TransformerEncoderLayer`` computes, whose layers it shares."""
+
+    linear1: nn.Module
+    linear2: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    dropout: nn.Module
+    dropout1: nn.Module
+    dropout2: nn.Module
 
     def __init__(self, layer: nn.TransformerEncoderLayer, name: str) -> None:
         super().__init__()
@@ -294,7 +303,7 @@ def _write_out(node: fx.Node, graph_module: fx.GraphModule) -> None:
     given = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
     if given.get("enable_gqa"):
         raise ModelError(f"attention {node.name}: enable_gqa cannot be written out")
-    query, key = given["query"], given["key"]
+    query, key, value = (_node_of(given, name) for name in ("query", "key", "value"))
     rows, width = query.meta["tensor_meta"].shape[-2:]
     scale = given.get("scale")
     scale = 1 / math.sqrt(width) if scale is None else scale
@@ -315,9 +324,15 @@ def _write_out(node: fx.Node, graph_module: fx.GraphModule) -> None:
         if mask is not None:
             scores = call(operator.add, "masked", scores, _mask_node(mask, node, graph_module))
         weights = call(F.softmax, "probabilities", scores, dim=-1)
-        attended = call(torch.matmul, "output", weights, given["value"])
+        attended = call(torch.matmul, "output", weights, value)
     node.replace_all_uses_with(attended)
     graph.erase_node(node)
+
+
+def _node_of(arguments: dict[str, Any], name: str) -> fx.Node:
+    node = arguments[name]
+    assert isinstance(node, fx.Node)
+    return node
 
 
 def _mask_node(mask: Any, node: fx.Node, graph_module: fx.GraphModule) -> Any:

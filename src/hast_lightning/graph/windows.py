@@ -47,8 +47,9 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             regions[row, column] = 3 * i + j
-    regions = regions.unflatten(0, (-1, window[0])).unflatten(-1, (-1, window[1]))
-    flat = regions.permute(0, 2, 1, 3).reshape(-1, window[0] * window[1])
+    (height, width), (rows_of, columns_of) = size, window
+    regions = regions.view(height // rows_of, rows_of, width // columns_of, columns_of)
+    flat = regions.permute(0, 2, 1, 3).reshape(-1, rows_of * columns_of)
     apart = flat.unsqueeze(1) != flat.unsqueeze(2)
     return torch.zeros(apart.shape).masked_fill(apart, HIDDEN).unsqueeze(1)
 
@@ -61,6 +62,7 @@ class WrittenWindowAttention(nn.Module):
     """
 
     position_bias: Tensor
+    factor: Tensor
 
     def __init__(self, attention: Any, name: str) -> None:
         super().__init__()

@@ -87,8 +87,8 @@ class HeadSSIM(Term):
 class AttentionStructure(Term):
     """What attentions put out has the structure over patches that the teacher's has.
 
-    Source: MimiQ (Choi et al., AAAI 2025), in MaskAQ's released code; MaskAQ's weights of tokens are
-    not here.
+    Source: MimiQ (Choi et al., AAAI 2025), in MaskAQ's released code; its weights of tokens are not
+    here.
     """
 
     weight: float = 10.0

@@ -2,8 +2,8 @@
 
     linear layers: a sign(w - mean(w))        convolutions: a sign(w)        a = mean |w|
 
-with the mean over each output channel's weights, and ``sign(0) = 1``, since ``torch.sign`` would give
-a third value. The gradient passes where ``|w| <= 1``.
+with the mean over each output channel's weights, and ``sign(0) = 1``, since ``torch.sign`` would
+give a third value. The gradient passes where ``|w| <= 1``.
 
 Source: released code of BinaryViT (Le and Li, CVPR Workshops 2023), after XNOR-Net (Rastegari et
 al., ECCV 2016); its binary activations are not here.

@@ -125,8 +125,8 @@ class QuantizerConfig:
         binary = [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
         if BINARY in binary and self.rounding.kind != "nearest":
             raise ConfigurationError(
-                f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not rounded; "
-                "choose rounding@quantizer.rounding=nearest"
+                f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not "
+                "rounded; choose rounding@quantizer.rounding=nearest"
             )
 
     @property

@@ -33,7 +33,8 @@ def total_variation(images: Tensor, diagonals: float = 1.0) -> Tensor:
     straight = images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
-    return sum((d.norm() for d in straight), diagonals * (falling.norm() + rising.norm()))
+    norms = [torch.linalg.vector_norm(each) for each in (*straight, falling, rising)]
+    return norms[0] + norms[1] + diagonals * (norms[2] + norms[3])
 
 
 @part("term", "total_variation")
