@@ -1,6 +1,6 @@
 """Quantize a small vision transformer on several kinds of pictures, and print the table.
 
-``VIT=<folder of weights> CIFAR10=<folder of pictures> python -m experiments.vision_transformer.study
+``VIT=<folder> CIFAR10=<folder> python -m experiments.vision_transformer.study
 run`` goes through the runs that have no result yet; ``... table`` prints what they say. README.md
 names the files.
 """
