@@ -26,7 +26,8 @@ COMMON = (
     *("model=own", "model.factory=experiments.vision_transformer.vit:ViT", "model.name=vit"),
     *(f"model.checkpoint={WEIGHTS}", "model.input_size=32", "model.mean=[.4914,.4822,.4465]"),
     *("model.std=[.2023,.1994,.2010]", "data=npz", f"data.path={REST}", "quantizer=transformer"),
-    *("schedule.image_steps=100", "schedule.unit_steps=100", "schedule.calibration_steps=4"),
+    *("schedule.image_steps=100", "schedule.unit_steps=60", "schedule.calibration_steps=4"),
+    *("stages.correction.samples=64", "stages.reconstruction.lr=1e-3", "data.batch_size=64"),
     *("safeguard.images=32", "safeguard.iterations=10", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none", "method=sardfq_style"),
 )
@@ -44,36 +45,30 @@ IMAGES: dict[str, tuple[str, ...]] = {
 }
 """What the student is quantized on: noise, PSAQ-ViT's term, MimiQ's, SARDFQ's, real pictures."""
 MADE = ("entropy", "heads", "prior")
-STAGES = {
-    "correct": "calibration,correction",
-    "rebuild": "calibration,correction,reconstruction",
-}
+CORRECT, REBUILD = "calibration,correction", "calibration,correction,reconstruction"
 WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
-RATE = ("stages.reconstruction.lr=1e-3",)
-
-
-def order_of(images: str, stages: str) -> str:
-    """Return the word that says which stages run."""
-    before = "synthesis," if images in MADE else ""
-    return f"order=[{before}{STAGES[stages]}]"
+RUNS = (
+    *(("w4a4", images, "correct", 0) for images in IMAGES),
+    *((width, images, "correct", 0) for width in ("w4a8", "w8a8") for images in ("noise", "prior")),
+    *(("w4a4", images, "rebuild", 0) for images in ("prior", "noise", "own")),
+    *((width, "own", "correct", 0) for width in ("w4a8", "w8a8")),
+    *(("w4a4", images, "correct", seed) for seed in (1, 2) for images in ("noise", "prior")),
+)
+"""Width, pictures, stages and seed, those that say most first."""
 
 
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the words of every run."""
-    for seed in range(3):
-        for images, words in IMAGES.items():
-            for width, (weights, activations) in WIDTHS.items():
-                for stages in STAGES if width == "w4a4" else ("correct",):
-                    if seed and (width != "w4a4" or stages == "rebuild"):
-                        continue
-                    bits = (
-                        f"quantizer.weight_bits={weights}",
-                        f"quantizer.activation_bits={activations}",
-                    )
-                    rate = RATE if stages == "rebuild" else ()
-                    name = f"{images}_{width}_{stages}_seed{seed}"
-                    order = order_of(images, stages)
-                    yield name, [*COMMON, *words, order, *bits, *rate, f"seed={seed}"]
+    for width, images, stages, seed in RUNS:
+        weights, activations = WIDTHS[width]
+        before = "synthesis," if images in MADE else ""
+        own = [
+            f"order=[{before}{REBUILD if stages == 'rebuild' else CORRECT}]",
+            f"quantizer.weight_bits={weights}",
+            f"quantizer.activation_bits={activations}",
+            f"seed={seed}",
+        ]
+        yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *IMAGES[images], *own]
 
 
 def bank_of(name: str) -> list[str]:
