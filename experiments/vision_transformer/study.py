@@ -48,11 +48,11 @@ MADE = ("entropy", "heads", "prior")
 CORRECT, REBUILD = "calibration,correction", "calibration,correction,reconstruction"
 WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
 RUNS = (
-    *(("w4a4", images, "correct", 0) for images in IMAGES),
-    *((width, images, "correct", 0) for width in ("w4a8", "w8a8") for images in ("noise", "prior")),
-    *(("w4a4", images, "rebuild", 0) for images in ("prior", "noise", "own")),
-    *((width, "own", "correct", 0) for width in ("w4a8", "w8a8")),
-    *(("w4a4", images, "correct", seed) for seed in (1, 2) for images in ("noise", "prior")),
+    *(("w4a4", images, "correct", 0) for images in ("noise", "prior", "own")),
+    *((width, images, "correct", 0) for width in ("w8a8", "w4a8") for images in ("noise", "own")),
+    *(("w4a4", images, "rebuild", 0) for images in ("own", "noise", "prior")),
+    *(("w4a4", "noise", "correct", seed) for seed in (1, 2)),
+    *(("w4a4", images, "correct", 0) for images in ("entropy", "heads")),
 )
 """Width, pictures, stages and seed, those that say most first."""
 

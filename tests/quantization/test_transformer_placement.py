@@ -73,7 +73,9 @@ def test_settings_decide_about_softmax_and_scores() -> None:
         logs = [q for q in activation_quantizers(student) if isinstance(q, Log2Quantizer)]
         assert len(logs) == (2 if probabilities == "log2" else 0)
     assert kinds == {"log2": True, "uniform": True, "float": False}
-    more = set(rounded(student_of(Transformer(scores=True)))) - set(rounded(student_of(Transformer())))
+    more = set(rounded(student_of(Transformer(scores=True)))) - set(
+        rounded(student_of(Transformer()))
+    )
     assert len(more) == 2
     with pytest.raises(ConfigurationError, match="probabilities"):
         Transformer(probabilities="log")

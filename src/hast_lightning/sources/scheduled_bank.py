@@ -37,7 +37,7 @@ class ScheduledBank(ImageBank):
     lr: float = 0.2
     """Highest learning rate, in normalized pixel units a step."""
     rounds: int = 2
-    """Equal parts of the iterations, each with a warm-up and a cosine; Adam's state stays."""
+    """Parts of the iterations of one length, each with a warm-up and a cosine; Adam's state stays."""
     warmup: float = 0.2
     """Share of a round in which the rate rises."""
     last: float = 0.0
@@ -60,7 +60,7 @@ class ScheduledBank(ImageBank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range("rounds", self.rounds, 1)
+        require_range("rounds", self.rounds, 1, self.iterations)
         require_range("warmup", self.warmup, 0, 1)
         require_range("last", self.last, 0, 1)
         for name in ("beta1", "beta2"):
@@ -69,10 +69,6 @@ class ScheduledBank(ImageBank):
         require_range("flip", self.flip, 0, 1)
         for share in self.rolls:
             require_range("rolls", share, 0, 1)
-        if self.iterations % self.rounds:
-            raise ConfigurationError(
-                f"iterations={self.iterations} must be a multiple of rounds={self.rounds}"
-            )
 
     def build(self, site: Site) -> None:
         """Draw the first batch, or read a saved bank; remember what pixels are valid.
@@ -95,7 +91,7 @@ class ScheduledBank(ImageBank):
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 0."""
-        length = self.iterations // self.rounds
+        length = math.ceil(self.iterations / self.rounds)
         at, warm = iteration % length, round(self.warmup * length)
         if at < warm:
             return self.lr * (at + 1) / warm
