@@ -46,13 +46,16 @@ IMAGES: dict[str, tuple[str, ...]] = {
 """What the student is quantized on: noise, PSAQ-ViT's term, MimiQ's, SARDFQ's, real pictures."""
 MADE = ("entropy", "heads", "prior")
 CORRECT, REBUILD = "calibration,correction", "calibration,correction,reconstruction"
-WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
+WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4), "w3a3": (3, 3), "w1a8": (1, 8)}
 RUNS = (
     *(("w4a4", images, "correct", 0) for images in ("noise", "prior", "own")),
     *((width, images, "correct", 0) for width in ("w8a8", "w4a8") for images in ("noise", "own")),
-    *(("w4a4", images, "rebuild", 0) for images in ("own", "noise", "prior")),
+    *(("w3a3", images, "correct", 0) for images in ("noise", "prior", "own")),
+    ("w3a3", "own", "rebuild", 0),
     *(("w4a4", "noise", "correct", seed) for seed in (1, 2)),
-    *(("w4a4", images, "correct", 0) for images in ("entropy", "heads")),
+    ("w3a3", "prior", "rebuild", 0),
+    *(("w3a3", images, "correct", 0) for images in ("entropy", "heads")),
+    *(("w1a8", images, "correct", 0) for images in ("noise", "own")),
 )
 """Width, pictures, stages and seed, those that say most first."""
 

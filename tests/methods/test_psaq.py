@@ -15,7 +15,6 @@ from hast_lightning.methods.psaq import PatchEntropy, kernel_entropy, patch_simi
 from hast_lightning.models.teacher import FrozenTeacher
 from tests.transformers import images, teacher
 
-
 CNN = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).eval()
 
 

@@ -132,7 +132,7 @@ def test_factors_of_layer_norms_leave_the_answers(norm_first: bool) -> None:
     layer = found.get_submodule("encoder.layers.1.linear1")
     own = network(norm_first).get_submodule("encoder.layers.1.linear1")
     assert not torch.equal(layer.weight, own.weight)  # type: ignore[arg-type]
-    divided = [n for n in getattr(found, "graph").nodes if "divided" in n.name]
+    divided = [n for n in found.graph.nodes if "divided" in n.name]
     # A post-norm output also goes into the residual sum, but for the first layer's input.
     assert len(divided) == (0 if norm_first else 3)
 
