@@ -37,7 +37,7 @@ class ScheduledBank(ImageBank):
     lr: float = 0.2
     """Highest learning rate, in normalized pixel units a step."""
     rounds: int = 2
-    """Parts of the iterations of one length, each with a warm-up and a cosine; Adam's state stays."""
+    """Parts of the iterations, each with a warm-up and a cosine; Adam's state stays."""
     warmup: float = 0.2
     """Share of a round in which the rate rises."""
     last: float = 0.0
