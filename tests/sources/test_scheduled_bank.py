@@ -63,6 +63,6 @@ def test_images_move_as_one_and_nothing_is_lost() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="rounds"):
-        ScheduledBank(iterations=2, rounds=3)
+        ScheduledBank(rounds=0)
     with pytest.raises(ConfigurationError, match="rolls"):
         ScheduledBank(rolls=[2.0])

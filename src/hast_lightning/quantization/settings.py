@@ -19,6 +19,7 @@ from hast_lightning.quantization.search import MinMax
 MIN_BITS, MAX_BITS = 2, 8
 BINARY = 1
 """Bits that weights alone may have: a sign each (``quantization/binary.py``)."""
+LEAST = {"weight_bits": BINARY}
 GRADIENTS = ("pass_through", "clipped")
 
 
@@ -43,8 +44,8 @@ class LayerBits:
         for name in ("weight_bits", "activation_bits", "bits"):
             bits = getattr(self, name)
             if bits is not None:
-                least = BINARY if name == "weight_bits" else MIN_BITS
-                _require_bits(f"quantizer.overrides: {self.layers!r}: {name}", bits, least)
+                key = f"quantizer.overrides: {self.layers!r}: {name}"
+                _require_bits(key, bits, LEAST.get(name, MIN_BITS))
 
 
 @dataclass
@@ -97,7 +98,7 @@ class QuantizerConfig:
                     "hast_lightning.quantization"
                 )
         if self.bits is not None:
-            _require_bits("quantizer.bits", self.bits)
+            _require_bits("quantizer.bits", self.bits, MIN_BITS)
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
@@ -114,8 +115,7 @@ class QuantizerConfig:
         for name in ("weight_bits", "activation_bits"):
             if getattr(self, name) is None:
                 setattr(self, name, FLOAT_BITS)
-            least = BINARY if name == "weight_bits" else MIN_BITS
-            _require_bits(f"quantizer.{name}", getattr(self, name), least)
+            _require_bits(f"quantizer.{name}", getattr(self, name), LEAST.get(name, MIN_BITS))
         if set(self.widths) == {FLOAT_BITS} and not any(map(_quantizes, self.overrides)):
             raise ConfigurationError(
                 f"quantizer.weight_bits={FLOAT_BITS} quantizer.activation_bits={FLOAT_BITS}: both "
@@ -152,7 +152,7 @@ class QuantizerConfig:
         return " ".join([self.ranges.kind, *others])
 
 
-def _require_bits(key: str, bits: int, least: int = MIN_BITS) -> None:
+def _require_bits(key: str, bits: int, least: int) -> None:
     """Refuse what is no width; in Python it may be of any type."""
     if type(bits) is not int:
         raise ConfigurationError(f"{key}={bits!r} must be an integer")

@@ -60,7 +60,7 @@ class ScheduledBank(ImageBank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range("rounds", self.rounds, 1, self.iterations)
+        require_range("rounds", self.rounds, 1)
         require_range("warmup", self.warmup, 0, 1)
         require_range("last", self.last, 0, 1)
         for name in ("beta1", "beta2"):
