@@ -125,7 +125,7 @@ class WrittenWindowAttention(nn.Module):
             scores = torch.matmul(q, k.transpose(-2, -1)) * head**-0.5
         scores = scores + self.position_bias
         if mask is not None:
-            by_window = scores.unflatten(0, (-1, windows)) + mask
+            by_window: Any = scores.unflatten(0, (-1, windows)) + mask  # type: ignore[no-untyped-call]
             scores = by_window.flatten(0, 1)
         weights = F.softmax(scores, dim=-1)
         return self.proj(torch.matmul(weights, v).transpose(1, 2).flatten(2))

@@ -34,7 +34,8 @@ def total_variation(images: Tensor, diagonals: float = 1.0) -> Tensor:
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
     norms = [torch.linalg.vector_norm(each) for each in (*straight, falling, rising)]
-    return norms[0] + norms[1] + diagonals * (norms[2] + norms[3])
+    total: Tensor = norms[0] + norms[1] + diagonals * (norms[2] + norms[3])
+    return total
 
 
 @part("term", "total_variation")
