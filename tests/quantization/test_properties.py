@@ -420,4 +420,4 @@ def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     assert student(noise(2, 2, 6, 6)).isfinite().all()
     assert bool(step_parameters(student)) == option.endswith("lsq")
     placed = len(activation_quantizers(student))
-    assert placed == (11 if option == "deploy" else 5)
+    assert placed == {"deploy": 11, "transformer_psaq": 7}.get(option, 5)
