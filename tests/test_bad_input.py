@@ -95,13 +95,13 @@ def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     return refused
 
 
-@pytest.mark.parametrize("bits", [-3, 1, 9])
-@pytest.mark.parametrize("kind", ["weight", "activation"])
-def test_bits_outside_two_to_eight(refused_unread: Refuse, kind: str, bits: int) -> None:
+@pytest.mark.parametrize("bits", [-3, 0, 9])
+@pytest.mark.parametrize(("kind", "least"), [("weight", 1), ("activation", 2)])
+def test_bits_out_of_range(refused_unread: Refuse, kind: str, least: int, bits: int) -> None:
     key = f"quantizer.{kind}_bits"
     assert (
         refused_unread(f"{key}={bits}")
-        == f"{key}={bits} must be at least 2 and at most 8, or 32 for floating point"
+        == f"{key}={bits} must be at least {least} and at most 8, or 32 for floating point"
     )
 
 

@@ -44,6 +44,7 @@ from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY
 from tests.composition import composed, composed_raw, options
 from tests.small_runs import build_module, fit, small
+from tests.transformers import WORDS
 
 EXPERIMENTS, METHODS, SCHEDULES = options("experiment"), options("method"), options("schedule")
 GROUPS = (
@@ -387,7 +388,9 @@ def pictures(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
-    config = small(f"method={method}", "quantizer=minmax")
+    of_attention = method in ("psaq", "mimiq_style", "sardfq_style")
+    words = ("quantizer=transformer", *WORDS) if of_attention else ("quantizer=minmax",)
+    config = small(f"method={method}", *words)
     for source in config.sources.values():
         if isinstance(source, OwnImages):
             source.path = pictures

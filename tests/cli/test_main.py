@@ -299,16 +299,16 @@ def test_the_command_of_a_job_makes_its_result_again(tmp_path: Path) -> None:
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
 
-WIDTHS = "must be at least 2 and at most 8, or 32 for floating point"
+WIDTHS = "must be at least 1 and at most 8, or 32 for floating point"
 
 
 def test_a_sweep_goes_on_behind_a_job_that_is_refused(tmp_path: Path) -> None:
-    widths = "quantizer.weight_bits=9,2,1"
+    widths = "quantizer.weight_bits=9,2,0"
     called = recorded(tmp_path, "-m", *RANDOM_NETWORK, widths, "hydra.sweep.dir=sweep")
     assert called.finished.status == cli.USER_ERROR_STATUS
     assert called.finished.err.splitlines() == [
         f"hast-lightning: job 0: quantizer.weight_bits=9 {WIDTHS}",
-        f"hast-lightning: job 2: quantizer.weight_bits=1 {WIDTHS}",
+        f"hast-lightning: job 2: quantizer.weight_bits=0 {WIDTHS}",
         *called.finished.err.splitlines()[2:],
     ]
     summary, *failed = called.finished.err.splitlines()[2:]

@@ -134,7 +134,7 @@ def test_every_option_of_every_group_is_in_the_reference_and_says_what_it_is() -
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("quantizer.weight_bits", ("integer or null", "3", "at least 2, at most 8")),
+        ("quantizer.weight_bits", ("integer or null", "3", "at least 1, at most 8")),
         ("quantizer.gradient", ("text", "pass_through", "one of `pass_through`, `clipped`")),
         ("quantizer.overrides", ("list of groups", "[]", "")),
         ("quantizer.overrides[].weight_bits", ("integer or null", "null", "")),

@@ -403,13 +403,21 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
 # --- by configuration ------------------------------------------------------------------------
 
 
+NAMES = {
+    "deploy": "mse integer",
+    "transformer": "mse transformer",
+    "transformer_lsq": "lsq transformer",
+    "transformer_psaq": "minmax psaq",
+}
+
+
 @pytest.mark.parametrize("option", options("quantizer"))
 def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     config = composed(f"quantizer={option}").quantizer
-    assert config.name == {"deploy": "mse integer"}.get(option, option)
+    assert config.name == NAMES.get(option, option)
     student = convert(Small().eval(), config)
     calibrate(student)
     assert student(noise(2, 2, 6, 6)).isfinite().all()
-    assert bool(step_parameters(student)) == (option == "lsq")
+    assert bool(step_parameters(student)) == option.endswith("lsq")
     placed = len(activation_quantizers(student))
-    assert placed == (11 if option == "deploy" else 5)
+    assert placed == {"deploy": 11, "transformer_psaq": 7}.get(option, 5)

@@ -20,6 +20,7 @@ from hast_lightning.errors import ModelError
 from hast_lightning.export.frozen import (
     FROZEN,
     FrozenActivation,
+    FrozenLog2,
     FrozenWeight,
 )
 from hast_lightning.export.vocabulary import (
@@ -34,7 +35,7 @@ from hast_lightning.graph.arguments import arguments_of
 
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 _FROZEN = {frozen.__name__: (frozen, plain) for plain, frozen in FROZEN.items()}
-_ACTIVATION = "FrozenActivation"
+_ACTIVATION, _LOG2 = "FrozenActivation", "FrozenLog2"
 _OPERATIONS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 
 
@@ -93,6 +94,8 @@ def _build(description: Mapping[str, Any]) -> fx.GraphModule:
 def _describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, FrozenActivation):
         return {"kind": _ACTIVATION, "bits": layer.bits}
+    if isinstance(layer, FrozenLog2):
+        return {"kind": _LOG2, "bits": layer.bits}
     for kind, (frozen, plain) in _FROZEN.items():
         if isinstance(layer, frozen):
             weight = layer.quantized_weight
@@ -115,6 +118,8 @@ def _build_layer(layer: Mapping[str, Any]) -> nn.Module:
     kind = layer["kind"]
     if kind == _ACTIVATION:
         return FrozenActivation(torch.ones(()), torch.zeros(()), _bits(layer))
+    if kind == _LOG2:
+        return FrozenLog2(_bits(layer))
     arguments = _from_plain(layer["arguments"], {})
     _require_known(kind, arguments)
     if kind in _FROZEN:

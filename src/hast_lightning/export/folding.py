@@ -48,7 +48,7 @@ def _multiply(weight: FrozenWeight, factor: Tensor) -> None:
 
 def _clear(weight: FrozenWeight, channels: Tensor) -> None:
     """Set every weight to zero of ``channels``; a scale of zero would leave no grid for a bias."""
-    inside = weight.zero_point.clamp(0, weight.largest)
+    inside = weight.zero_point.round().clamp(0, weight.largest)
     weight.zero_point = torch.where(channels, inside, weight.zero_point)
     weight.integers = torch.where(channels, inside.to(torch.uint8), weight.integers)
 

@@ -31,7 +31,7 @@ from hast_lightning.quantization.forwards import (
     MadeWeight,
     TransposedForward,
 )
-from hast_lightning.quantization.rounding import quantize
+from hast_lightning.quantization.log2 import Log2Quantizer, log2_quantize
 
 WEIGHT = "quantized_weight"
 """Name of a frozen layer's weights among its children."""
@@ -47,8 +47,9 @@ class FrozenWeight(nn.Module):
     Attributes:
         integers: uint8, 0 to ``2^bits - 1``, of the shape of the weights.
         scale: float32, (out_channels, 1, ...).
-        zero_point: float32, integer-valued, of the same shape; not always one of the integers.
-        bits: 2 to 8.
+        zero_point: float32, of the same shape; not always one of the integers; one half at 1
+            bit.
+        bits: 1 to 8.
     """
 
     bits: int
@@ -168,6 +169,22 @@ class FrozenActivation(nn.Module):
         return torch.minimum(steps, self.largest - self.zero_point) * self.scale
 
 
+class FrozenLog2(nn.Module):
+    """Rounds values in [0, 1] to powers of two, as the student does; no range belongs to it.
+
+    Attributes:
+        bits: 2 to 8.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round values of any shape."""
+        return log2_quantize(x, self.bits)
+
+
 @torch.no_grad()
 def freeze(student: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of ``student`` on the CPU whose quantizers are frozen.
@@ -186,7 +203,9 @@ def freeze(student: fx.GraphModule) -> fx.GraphModule:
     for name, layer in quantized_layers(frozen):
         frozen.set_submodule(name, _frozen_layer(name, layer))
     for name, module in list(frozen.named_modules()):
-        if isinstance(module, ActivationQuantizer):
+        if isinstance(module, Log2Quantizer):
+            frozen.set_submodule(name, FrozenLog2(module.bits))
+        elif isinstance(module, ActivationQuantizer):
             frozen.set_submodule(name, _frozen_activation(module))
     _erase_no_operations(frozen)
     restore_head(frozen)
@@ -222,7 +241,7 @@ def _frozen_layer(name: str, layer: QuantizedLayer) -> nn.Module:
         raise ModelError(f"the student's layer {name} has NaN or infinite weights")
     bits = layer.weight_quantizer.bits
     scale, zero_point = layer.weight_quantizer.parameters_of(layer.weight)
-    integers = quantize(layer.weight, scale, zero_point, bits).to(torch.uint8)
+    integers = layer.weight_quantizer.integers_of(layer.weight).to(torch.uint8)
     weight = FrozenWeight(integers, scale.float(), zero_point.float(), bits)
     plain = next(kind for kind, quantized in QUANTIZED.items() if type(layer) is quantized)
     result = FROZEN[plain](weight, **arguments_of(layer, plain))

@@ -142,12 +142,14 @@ class _Rounding:
     def _is_plain(self, weight: FrozenWeight) -> bool:
         """Return whether its zero points are integers of its type, as in a DequantizeLinear."""
         kind, zero_point = self._weight_type(weight), weight.zero_point - _middle(weight)
-        return bool(((zero_point >= kind.smallest) & (zero_point <= kind.largest)).all())
+        inside = (zero_point >= kind.smallest) & (zero_point <= kind.largest)
+        # At 1 bit it is one half.
+        return bool((inside & (zero_point == zero_point.round())).all())
 
     def _weight(self, name: str, weight: FrozenWeight, output: str) -> None:
         kind = self._weight_type(weight)
         wanted = weight.zero_point.flatten() - _middle(weight)
-        zero_point = wanted.clamp(kind.smallest, kind.largest)
+        zero_point = wanted.round().clamp(kind.smallest, kind.largest)
         scale = weight.scale.flatten()
         inputs = [
             self._integers(f"{name}.integers", weight.integers.int() - _middle(weight), kind),

@@ -105,6 +105,8 @@ def _stored(name: str, value: Tensor) -> Tensor:
 
 def _smallest_type(value: Tensor) -> torch.dtype:
     """Return the smallest integer type that holds integer-valued floats, or else their own."""
+    if not bool((value == value.round()).all()):
+        return value.dtype  # one half, of weights of one bit
     low, high = value.aminmax()
     for dtype in _INTEGER_TYPES[:-1]:
         limits = torch.iinfo(dtype)

@@ -22,12 +22,14 @@ from hast_lightning.graph.operations import BATCH_NORMS, CONVOLUTION_LAYERS, TRA
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
 _LINEAR = ("input", "weight", "bias")
+_LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 _STATISTICS = ("running_mean", "running_var")
 _SETTINGS = ("training", "momentum", "eps")
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TRANSPOSED),
     F.linear: _LINEAR,
+    F.layer_norm: _LAYER_NORM,
     F.batch_norm: ("input", *_STATISTICS, "weight", "bias", *_SETTINGS),
     torch.batch_norm: ("input", "weight", "bias", *_STATISTICS, *_SETTINGS, "cudnn_enabled"),
 }
@@ -177,6 +179,8 @@ def _build(
         layer = _convolution(arguments, tensors, transposed=_ARGUMENTS[function] is _TRANSPOSED)
     elif function is F.linear:
         layer = _linear(tensors)
+    elif function is F.layer_norm:
+        layer = _layer_norm(arguments, tensors)
     else:
         layer = _batch_norm(arguments, tensors, dimensions)
     if layer is None:
@@ -209,6 +213,14 @@ def _linear(tensors: dict[str, Tensor | None]) -> nn.Module | None:
     if weight is None or weight.dim() != 2:
         return None
     return nn.Linear(weight.shape[1], weight.shape[0], tensors["bias"] is not None, device="meta")
+
+
+def _layer_norm(arguments: dict[str, Any], tensors: dict[str, Tensor | None]) -> nn.Module | None:
+    shape = arguments["normalized_shape"]
+    if tensors["weight"] is None or not all(isinstance(size, int) for size in shape):
+        return None
+    has_bias = tensors["bias"] is not None
+    return nn.LayerNorm(list(shape), arguments.get("eps", 1e-5), bias=has_bias, device="meta")
 
 
 def _batch_norm(

@@ -63,7 +63,11 @@ MATRIX_PRODUCTS = (
     *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm),
     *(torch.einsum, torch.tensordot, "matmul", "mm", "bmm", "addmm", "baddbmm"),
 )
-LAYERS_WITH_PRODUCTS = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+LAYERS_WITH_PRODUCTS = (
+    *(_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase),
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack)
 
 # What puts out nothing but values that it takes in (and zeros): values on a grid stay on it.

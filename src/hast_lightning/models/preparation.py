@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.attention import (
+    has_fused_modules,
+    write_out_functions,
+    write_out_modules,
+)
 from hast_lightning.graph.functional_layers import functions_to_layers
 from hast_lightning.graph.heads import cut_head, restore_head
 from hast_lightning.graph.hooks import hooked_modules, remove_hooks
@@ -57,6 +62,7 @@ def prepare(
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
     graph_module, sized = _trace(copy.deepcopy(plain), input_shape, with_hooks=hooks_count)
     changed = keep_only_tensor(graph_module, name)
+    changed |= write_out_functions(graph_module, images)
     changed |= functions_to_layers(graph_module, images)
     changed |= _without_overwriting(graph_module, images, expected, name)
     graph_module.eval()
@@ -89,6 +95,8 @@ def _plain(
         network = copy.deepcopy(network)
         make_weights_plain(network)
     network = _with_plain_batch_norms(network, dimensions)
+    if has_fused_modules(network):
+        network = write_out_modules(network)
     if not hooked_modules(network):
         return network, False
     bare = remove_hooks(copy.deepcopy(network))

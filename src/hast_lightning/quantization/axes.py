@@ -86,3 +86,18 @@ class Placement(Part, ABC):
     @abstractmethod
     def values(self, student: fx.GraphModule) -> list[fx.Node]:
         """Return the nodes whose values are quantized, in order of execution."""
+
+    def takes(self, user: fx.Node, node: fx.Node, student: fx.GraphModule) -> bool:
+        """Return whether ``user`` takes in the rounded value of ``node``; usually all do."""
+        return True
+
+    def activation_quantizer(
+        self,
+        node: fx.Node,
+        student: fx.GraphModule,
+        ranges: Ranges,
+        bits: int,
+        settings: QuantizerSettings,
+    ) -> ActivationQuantizer:
+        """Return the quantizer of a node's value; usually that of the ranges."""
+        return ranges.activation_quantizer(bits, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx, nn
 
@@ -19,7 +19,8 @@ from hast_lightning.graph.operations import (
 )
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.weights import output_first
-from hast_lightning.quantization.fake_quant import QUANTIZED
+from hast_lightning.quantization.binary import BinaryWeightQuantizer
+from hast_lightning.quantization.fake_quant import QUANTIZED, WeightQuantizer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 
@@ -145,8 +146,12 @@ def _quantize_weights(
     """Replace convolutions and linear layers."""
     for name, bits_of_layer in bits.items():
         layer = student.get_submodule(name)
-        quantizer = settings.rounding.weight_quantizer(
-            settings.ranges, bits_of_layer, output_first(layer), settings
+        quantizer: WeightQuantizer = (
+            BinaryWeightQuantizer()
+            if bits_of_layer == 1
+            else settings.rounding.weight_quantizer(
+                settings.ranges, bits_of_layer, output_first(layer), settings
+            )
         )
         student.set_submodule(name, QUANTIZED[type(layer)].from_float(layer, quantizer))
 
@@ -155,15 +160,21 @@ def _insert_activation_quantizers(
     student: fx.GraphModule, settings: QuantizerConfig, bits: Mapping[fx.Node, int]
 ) -> None:
     """Put a quantizer behind every node of ``bits``."""
+    placement = settings.placement
+    made = {
+        node: placement.activation_quantizer(node, student, settings.ranges, width, settings)
+        for node, width in bits.items()
+    }
     quantizers = nn.ModuleDict()
     student.add_submodule(QUANTIZERS_ATTRIBUTE, quantizers)
-    for node, bits_of_node in bits.items():
+    for node, quantizer in made.items():
         # A value may be called what a dictionary's method is called, such as values.
         key = f"{node.name}_" if hasattr(quantizers, node.name) else node.name
-        quantizers[key] = settings.ranges.activation_quantizer(bits_of_node, settings)
+        quantizers[key] = quantizer
+        takers = {user for user in node.users if placement.takes(user, node, student)}
         with student.graph.inserting_after(_last_before(node)):
             quantized = student.graph.call_module(f"{QUANTIZERS_ATTRIBUTE}.{key}", (node,))
-        node.replace_all_uses_with(quantized, _is_other(quantized))
+        node.replace_all_uses_with(quantized, takers.__contains__)
 
 
 def _last_before(node: fx.Node) -> fx.Node:
@@ -171,8 +182,3 @@ def _last_before(node: fx.Node) -> fx.Node:
     while node.op == "placeholder" and node.next.op == "placeholder":
         node = node.next
     return node
-
-
-def _is_other(node: fx.Node) -> Callable[[fx.Node], bool]:
-    """Return a test for nodes other than ``node``."""
-    return lambda other: other is not node

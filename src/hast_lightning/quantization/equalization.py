@@ -36,6 +36,7 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.tracing import batch_norm_affine, trace
+from hast_lightning.quantization.norm_factors import find_norm_pairs, spread
 
 ROUNDS = 100
 SETTLED = 1e-4
@@ -83,14 +84,18 @@ def equalized(pretrained: PretrainedNetwork) -> PretrainedNetwork:
         ConfigurationError: no two of its layers follow each other so.
     """
     network = copy.deepcopy(pretrained.network)
-    pairs = find_pairs(trace(network))
-    if not pairs:
+    graph = trace(network)
+    pairs, norms = find_pairs(graph), find_norm_pairs(graph)
+    if not pairs and not norms:
         raise ConfigurationError(
             "quantizer.equalize=true: no two layers of the network follow each other with nothing "
-            "but a BatchNorm, a ReLU or a pooling between them"
+            "but a BatchNorm, a ReLU or a pooling between them, and none a LayerNorm"
         )
     equalize(pairs)
-    return replace(pretrained, network=network)
+    spread(graph, norms)
+    # Where a LayerNorm's output also goes elsewhere, the graph has another operation.
+    alone = all(pair.alone for pair in norms)
+    return replace(pretrained, network=network if alone else graph)
 
 
 @torch.no_grad()

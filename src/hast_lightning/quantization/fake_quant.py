@@ -31,6 +31,7 @@ from hast_lightning.quantization.ranges import (
 from hast_lightning.quantization.rounding import (
     fake_quantize,
     is_inside,
+    quantize,
     quantize_dequantize,
     substitute,
 )
@@ -45,7 +46,7 @@ class ActivationMode(Enum):
     QUANTIZE = "quantize"
 
 
-class _Rounded(NamedTuple):
+class Rounded(NamedTuple):
     """Weights on their grid, and where their gradient passes; none: everywhere."""
 
     value: Tensor
@@ -85,7 +86,7 @@ class WeightQuantizer(nn.Module):
         self.grid = Grid(bits, include_zero, symmetric)
         self.find = find
         self.gradient = gradient
-        self._held: _Rounded | None = None
+        self._held: Rounded | None = None
         # In every state of the student, since a stage may change them.
         self.register_buffer("width", torch.tensor(bits, dtype=torch.uint8))
 
@@ -121,13 +122,17 @@ class WeightQuantizer(nn.Module):
         rounded = self._round(weight) if self._held is None else self._held
         return substitute(weight, rounded.value, rounded.passes)
 
+    def integers_of(self, weight: Tensor) -> Tensor:
+        """Return the integers of ``weight``, float32, 0 to ``2^bits - 1``."""
+        return quantize(weight, *self.parameters_of(weight), self.bits)
+
     @torch.no_grad()
-    def _round(self, weight: Tensor) -> _Rounded:
+    def _round(self, weight: Tensor) -> Rounded:
         parameters, weight = self.parameters_of(weight), weight.float()
         value = quantize_dequantize(weight, *parameters, self.bits)
         if self.gradient == "pass_through" or self.find is extremes:
-            return _Rounded(value, None)
-        return _Rounded(value, is_inside(weight, *parameters, self.bits))
+            return Rounded(value, None)
+        return Rounded(value, is_inside(weight, *parameters, self.bits))
 
 
 class QuantizedLayer(MadeWeight):

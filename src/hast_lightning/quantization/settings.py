@@ -17,6 +17,9 @@ from hast_lightning.quantization.placement import Simulated
 from hast_lightning.quantization.search import MinMax
 
 MIN_BITS, MAX_BITS = 2, 8
+BINARY = 1
+"""Bits that weights alone may have: a sign each (``quantization/binary.py``)."""
+LEAST = {"weight_bits": BINARY}
 GRADIENTS = ("pass_through", "clipped")
 
 
@@ -41,7 +44,8 @@ class LayerBits:
         for name in ("weight_bits", "activation_bits", "bits"):
             bits = getattr(self, name)
             if bits is not None:
-                _require_bits(f"quantizer.overrides: {self.layers!r}: {name}", bits)
+                key = f"quantizer.overrides: {self.layers!r}: {name}"
+                _require_bits(key, bits, LEAST.get(name, MIN_BITS))
 
 
 @dataclass
@@ -52,7 +56,8 @@ class QuantizerConfig:
     """Bits of weights and activations alike, in place of the two below."""
     weight_bits: int | None = 3
     """Bits of the weights of convolutions and linear layers, 2 to 8; 32 leaves them in floating
-    point, and so does null, which is 32 from then on."""
+    point, and so does null, which is 32 from then on. 1 is a sign and one magnitude per channel,
+    an experiment: expect little of it without long training."""
     activation_bits: int | None = 3
     """Bits of the activations; 32 or null leaves them in floating point, and no range is found."""
     ranges: Ranges = MISSING
@@ -93,7 +98,7 @@ class QuantizerConfig:
                     "hast_lightning.quantization"
                 )
         if self.bits is not None:
-            _require_bits("quantizer.bits", self.bits)
+            _require_bits("quantizer.bits", self.bits, MIN_BITS)
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
@@ -110,11 +115,18 @@ class QuantizerConfig:
         for name in ("weight_bits", "activation_bits"):
             if getattr(self, name) is None:
                 setattr(self, name, FLOAT_BITS)
-            _require_bits(f"quantizer.{name}", getattr(self, name))
+            _require_bits(f"quantizer.{name}", getattr(self, name), LEAST.get(name, MIN_BITS))
         if set(self.widths) == {FLOAT_BITS} and not any(map(_quantizes, self.overrides)):
             raise ConfigurationError(
                 f"quantizer.weight_bits={FLOAT_BITS} quantizer.activation_bits={FLOAT_BITS}: both "
                 "in floating point is nothing to quantize; give one of them 2 to 8 bits"
+            )
+
+        binary = [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
+        if BINARY in binary and self.rounding.kind != "nearest":
+            raise ConfigurationError(
+                f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not "
+                "rounded; choose rounding@quantizer.rounding=nearest"
             )
 
     @property
@@ -140,14 +152,14 @@ class QuantizerConfig:
         return " ".join([self.ranges.kind, *others])
 
 
-def _require_bits(key: str, bits: int) -> None:
+def _require_bits(key: str, bits: int, least: int) -> None:
     """Refuse what is no width; in Python it may be of any type."""
     if type(bits) is not int:
         raise ConfigurationError(f"{key}={bits!r} must be an integer")
     if bits == FLOAT_BITS:
         return
     try:
-        require_range(key, bits, MIN_BITS, MAX_BITS)
+        require_range(key, bits, least, MAX_BITS)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error}, or {FLOAT_BITS} for floating point") from None
 

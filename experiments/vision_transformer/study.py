@@ -1,0 +1,115 @@
+"""Quantize a small vision transformer on several kinds of pictures, and print the table.
+
+``VIT=<folder> CIFAR10=<folder> python -m experiments.vision_transformer.study
+run`` goes through the runs that have no result yet; ``... table`` prints what they say. README.md
+names the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from experiments.resumable import SCRATCH, carry_out
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS, DATA = "vit_cifar10.pth", "cifar10_test_first1017.npz"
+OWN, REST = "pictures.npz", "cifar10_test_rest.npz"
+OWN_COUNT = 256
+"""Test pictures that stand for pictures of the user's own; the others are measured on."""
+COMMON = (
+    *("model=own", "model.factory=experiments.vision_transformer.vit:ViT", "model.name=vit"),
+    *(f"model.checkpoint={WEIGHTS}", "model.input_size=32", "model.mean=[.4914,.4822,.4465]"),
+    *("model.std=[.2023,.1994,.2010]", "data=npz", f"data.path={REST}", "quantizer=transformer"),
+    *("schedule.image_steps=100", "schedule.unit_steps=60", "schedule.calibration_steps=4"),
+    *("stages.correction.samples=64", "stages.reconstruction.lr=1e-3", "data.batch_size=64"),
+    *("safeguard.images=32", "safeguard.iterations=10", "trainer=cpu", "trainer.threads=1"),
+    *("callbacks.progress=false", "report=false", "export=none", "method=sardfq_style"),
+)
+NO_PRIOR = "stages.synthesis.terms.prior.enabled=false"
+GOAL = ("total_variation.lowest=2500", "total_variation.highest=3000")
+IMAGES: dict[str, tuple[str, ...]] = {
+    "noise": ("source@sources.bank=noise",),
+    "entropy": (
+        *(NO_PRIOR, "+term@stages.synthesis.terms.entropy=patch_entropy"),
+        *(f"stages.synthesis.terms.{word}" for word in GOAL),
+    ),
+    "heads": (NO_PRIOR, "+term@stages.synthesis.terms.heads=head_ssim"),
+    "prior": (),
+    "own": ("source@sources.bank=images", f"sources.bank.path={OWN}"),
+}
+"""What the student is quantized on: noise, PSAQ-ViT's term, MimiQ's, SARDFQ's, real pictures."""
+MADE = ("entropy", "heads", "prior")
+CORRECT, REBUILD = "calibration,correction", "calibration,correction,reconstruction"
+WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4), "w3a3": (3, 3), "w1a8": (1, 8)}
+RUNS = (
+    *(("w4a4", images, "correct", 0) for images in ("noise", "prior", "own")),
+    *((width, images, "correct", 0) for width in ("w8a8", "w4a8") for images in ("noise", "own")),
+    *(("w3a3", images, "correct", 0) for images in ("noise", "prior", "own")),
+    ("w3a3", "own", "rebuild", 0),
+    *(("w4a4", "noise", "correct", seed) for seed in (1, 2)),
+    ("w3a3", "prior", "rebuild", 0),
+    *(("w3a3", images, "correct", 0) for images in ("entropy", "heads")),
+    *(("w1a8", images, "correct", 0) for images in ("noise", "own")),
+)
+"""Width, pictures, stages and seed, those that say most first."""
+
+
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the words of every run."""
+    for width, images, stages, seed in RUNS:
+        weights, activations = WIDTHS[width]
+        before = "synthesis," if images in MADE else ""
+        own = [
+            f"order=[{before}{REBUILD if stages == 'rebuild' else CORRECT}]",
+            f"quantizer.weight_bits={weights}",
+            f"quantizer.activation_bits={activations}",
+            f"seed={seed}",
+        ]
+        yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *IMAGES[images], *own]
+
+
+def bank_of(name: str) -> list[str]:
+    """Return the word that loads the pictures of a seed where they are made."""
+    images, seed = name.split("_")[0], name.rsplit("_", maxsplit=1)[1]
+    made = sorted(Path().glob(f"{images}_*_{seed}/samples.safetensors"))
+    return [f"sources.bank.load={made[0]}"] if made and images in MADE else []
+
+
+def split_pictures(folder: Path) -> list[Path]:
+    """Write the pictures of the user's own, without labels, and the others; return both."""
+    SCRATCH.mkdir(exist_ok=True)
+    own, rest = SCRATCH / OWN, SCRATCH / REST
+    with np.load(folder / DATA) as data:
+        np.savez_compressed(own, x=data["x"][:OWN_COUNT])
+        np.savez_compressed(rest, x=data["x"][OWN_COUNT:], y=data["y"][OWN_COUNT:])
+    return [own, rest]
+
+
+def table() -> None:
+    """Print one row a run."""
+    print("| pictures | W/A | stages | seed | top-1 | of | agreement | error without labels |")
+    for name, _ in runs():
+        path = HERE / "results" / name / "result.json"
+        if path.exists():
+            r = json.loads(path.read_text())
+            images, width, stages, seed = name.split("_")
+            error = r["judged"][list(r["judged"])[-1]]["reference"]["error"]
+            cells = f"{r['quantized_top1']:.1f}", f"{r['teacher_top1']:.1f}"
+            more = f"{r['teacher_agreement']:.1f}", f"{error:.4f}"
+            print("|", " | ".join([images, width, stages, seed[-1], *cells, *more]), "|")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "table"))
+    if parser.parse_args().what == "run":
+        files = [Path(os.environ["VIT"]) / WEIGHTS, *split_pictures(Path(os.environ["CIFAR10"]))]
+        carry_out(runs(), HERE, files, bank_of)
+    else:
+        table()
