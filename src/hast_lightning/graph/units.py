@@ -15,6 +15,7 @@ from torch import fx, nn
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
+    CONVOLUTION_LAYERS,
     LAYERS_WITH_PRODUCTS,
     is_activation,
     is_depthwise,
@@ -22,6 +23,8 @@ from hast_lightning.graph.operations import (
 )
 
 FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
+"""Elsewhere they stand before the layers that they belong to, as in transformers."""
 
 
 class Unit(NamedTuple):
@@ -92,14 +95,16 @@ def _ends(network: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
         if node not in constant:
             live.add(node)
         alone = live == {node}
-        follows = len(node.users) == 1 and _belongs(next(iter(node.users)), network)
+        follows = len(node.users) == 1 and _belongs(node, next(iter(node.users)), network)
         found.append((node, alone and node.op != "placeholder" and not follows))
     return found
 
 
-def _belongs(user: fx.Node, network: fx.GraphModule) -> bool:
-    """Return whether a node belongs to the layer before it: BatchNorm, activation, dropout."""
+def _belongs(node: fx.Node, user: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout."""
     layer = layer_of(user, network)
+    if isinstance(layer, FOLLOWERS_OF_CONVOLUTIONS):
+        return isinstance(layer_of(node, network), CONVOLUTION_LAYERS)
     return isinstance(layer, FOLLOWERS) or is_activation(user, network)
 
 
