@@ -46,25 +46,28 @@ WARM_SHARE = 0.2
 FIRST_B, LAST_B = 20.0, 2.0
 
 
+Values = tuple[Tensor, ...]
+
+
 class _Cache(NamedTuple):
     """What one unit is rebuilt from, on the CPU.
 
     Attributes:
-        floating: What the teacher's unit takes in, (N, ...).
-        quantized: What the student's unit takes in, behind all units before it, (N, ...).
+        floating: What the teacher's unit takes in, (N, ...) each.
+        quantized: What the student's unit takes in, behind all units before it, (N, ...) each.
         target: What the teacher's unit puts out, (N, ...).
     """
 
-    floating: Tensor
-    quantized: Tensor
+    floating: Values
+    quantized: Values
     target: Tensor
 
 
 class _Drawn(NamedTuple):
     """A batch of a unit: inputs mixed of both networks', the teacher's own, and the target."""
 
-    mixed: Tensor
-    floating: Tensor
+    mixed: Values
+    floating: Values
     target: Tensor
 
 
@@ -133,6 +136,7 @@ class Reconstruct(Stage):
         require_range("layer_weight", self.layer_weight, 0)
         self._at = -1
         self._cache: _Cache | None = None
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -150,7 +154,8 @@ class Reconstruct(Stage):
             raise ConfigurationError(
                 f"order: {self.name} rebuilds the student, which no stage before it calibrates"
             )
-        self._units = tuple(find_units(bench.teacher.graph_module))
+        timed = bench.teacher.pretrained.regresses
+        self._units = tuple(find_units(bench.teacher.graph_module, timed=timed))
         layers = [layer for _, layer in quantized_layers(bench.student)]
         adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)
         if self.trains == "rounding" and not layers:
@@ -224,14 +229,18 @@ class Reconstruct(Stage):
         teacher, student = bench.teacher.graph_module, bench.student
         student.requires_grad_(False)
         if self._cache is not None and self._at == number - 1:
-            floating = self._cache.target
-            quantized = self._through(bench, self._student_unit, self._cache.quantized)
+            output = self._through(bench, self._student_unit, self._cache.quantized)
+            self._keep(number - 1, self._cache.target, output)
         else:
-            floating = quantized = self._inputs(bench)
-            for unit in self._units[:number]:
-                floating = self._through(bench, extract(teacher, unit), floating)
-                quantized = self._through(bench, extract(student, unit), quantized)
+            inputs = self._inputs(bench)
+            self._kept = {self._units[0].source: (inputs, inputs)}
+            for i, unit in enumerate(self._units[:number]):
+                floating, quantized = self._taken_in(unit)
+                of_teacher = self._through(bench, extract(teacher, unit), floating)
+                output = self._through(bench, extract(student, unit), quantized)
+                self._keep(i, of_teacher, output)
         unit = self._units[number]
+        floating, quantized = self._taken_in(unit)
         target = self._through(bench, extract(teacher, unit), floating)
         self._cache, self._at = _Cache(floating, quantized, target), number
         # Not registered: the layers are the student's.
@@ -243,6 +252,17 @@ class Reconstruct(Stage):
                 parameter.requires_grad_(True)
         with torch.no_grad():
             self._before = self._error(bench)
+
+    def _taken_in(self, unit: Unit) -> tuple[Values, Values]:
+        """Return what the teacher's unit takes in, and what the student's does."""
+        floating, quantized = zip(*(self._kept[name] for name in unit.sources), strict=True)
+        return floating, quantized
+
+    def _keep(self, number: int, floating: Tensor, quantized: Tensor) -> None:
+        """Keep what a unit of both networks puts out, and of others what is still needed."""
+        self._kept[self._units[number].target] = (floating, quantized)
+        needed = {name for unit in self._units[number + 1 :] for name in unit.sources}
+        self._kept = {name: values for name, values in self._kept.items() if name in needed}
 
     def _leave(self, bench: Bench, unit: Unit) -> None:
         """Round hard, and say what was gained."""
@@ -260,7 +280,7 @@ class Reconstruct(Stage):
 
     def end(self, bench: Bench) -> None:
         """Let go of the cache."""
-        self._cache, self._at = None, -1
+        self._cache, self._at, self._kept = None, -1, {}
 
     def _inputs(self, bench: Bench) -> Tensor:
         """Return the samples, each in as many views as are wanted, on the CPU."""
@@ -278,11 +298,11 @@ class Reconstruct(Stage):
         return torch.cat(views)
 
     @torch.no_grad()
-    def _through(self, bench: Bench, unit: fx.GraphModule, inputs: Tensor) -> Tensor:
+    def _through(self, bench: Bench, unit: fx.GraphModule, inputs: Values) -> Tensor:
         """Return what a unit puts out, on the CPU."""
         device = next(bench.student.parameters()).device
-        parts = torch.split(inputs, CHUNK)
-        return torch.cat([unit(bench.layout(part.to(device))).cpu() for part in parts])
+        parts = zip(*(torch.split(each, CHUNK) for each in inputs), strict=True)
+        return torch.cat([unit(*_placed(bench, part, device)).cpu() for part in parts])
 
     def _batch(self, bench: Bench) -> _Drawn:
         """Draw inputs, mixed of both networks', and their targets."""
@@ -290,19 +310,26 @@ class Reconstruct(Stage):
         device = next(bench.student.parameters()).device
         count = len(self._cache.target)
         index = torch.randint(count, (min(self.batch_size, count),))
-        floating, quantized, target = (each[index].to(device) for each in self._cache)
+        floating, quantized = (
+            tuple(each[index].to(device) for each in values)
+            for values in (self._cache.floating, self._cache.quantized)
+        )
         if self.mix < 1:
-            quantized = torch.where(torch.rand_like(quantized) < self.mix, quantized, floating)
-        return _Drawn(bench.layout(quantized), floating, target)
+            quantized = tuple(
+                torch.where(torch.rand_like(q) < self.mix, q, f)
+                for q, f in zip(quantized, floating, strict=True)
+            )
+        mixed = _placed(bench, quantized, device)
+        return _Drawn(mixed, floating, self._cache.target[index].to(device))
 
     def _errors(self, batch: _Drawn) -> tuple[Tensor, Tensor | None]:
         """Return the error of the unit, and of its layers but the last where these count."""
         if self._layers is None:
-            return reconstruction_error(self._student_unit(batch.mixed), batch.target), None
+            return reconstruction_error(self._student_unit(*batch.mixed), batch.target), None
         of_teacher, of_student = self._layers
         with torch.no_grad():
-            _, wanted = of_teacher(batch.floating)
-        output, found = of_student(batch.mixed)
+            _, wanted = of_teacher(*batch.floating)
+        output, found = of_student(*batch.mixed)
         pairs = zip(found, wanted, strict=True)
         errors = torch.stack([reconstruction_error(*pair) for pair in pairs])
         return reconstruction_error(output, batch.target), errors.sum()
@@ -312,7 +339,8 @@ class Reconstruct(Stage):
         assert self._cache is not None
         device = next(bench.student.parameters()).device
         some = slice(0, CHUNK)
-        output = self._student_unit(bench.layout(self._cache.quantized[some].to(device)))
+        inputs = tuple(each[some] for each in self._cache.quantized)
+        output = self._student_unit(*_placed(bench, inputs, device))
         return float(reconstruction_error(output, self._cache.target[some].to(device)))
 
     # -- What trains ----------------------------------------------------------------------
@@ -370,6 +398,11 @@ class Reconstruct(Stage):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self._seed = int(state["seed"])
+
+
+def _placed(bench: Bench, values: Values, device: torch.device) -> Values:
+    """Return values on the device, in the memory format of the run."""
+    return tuple(bench.layout(each.to(device)) for each in values)
 
 
 def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
