@@ -1,4 +1,4 @@
-"""A tiny U-Net that denoises pictures of 8x8 pixels, as users write one, and where it comes from."""
+"""A tiny U-Net that denoises pictures of 8x8 pixels, as users write one, and how a run loads it."""
 
 from __future__ import annotations
 

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hast_lightning.graph.outputs import by_position
-from hast_lightning.training.evaluation import ALIKE, relative_error
+from hast_lightning.training.evaluation import ALIKE, LARGEST, relative_error
 
 CHUNK = 64
 """Images that go through the networks at once."""
-LARGEST = 1e12
-"""The largest error: a number, so that files can hold it."""
 
 
 class Closeness(NamedTuple):
@@ -51,8 +49,7 @@ def closeness(
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
     if values:
-        error = relative_error(of_student, of_teacher)
-        return Closeness(min(error, LARGEST) if math.isfinite(error) else LARGEST, None)
+        return Closeness(relative_error(of_student, of_teacher), None)
     of_teacher, of_student = by_position(of_teacher), by_position(of_student)
     same = (of_student.argmax(1) == of_teacher.argmax(1)).float().mean()
     return Closeness(relative_logit_error(of_student, of_teacher), 100 * float(same))

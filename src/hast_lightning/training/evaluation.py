@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from hast_lightning.errors import DivergenceError, ModelError
 from hast_lightning.runtime.ranks import answered
 
 PERCENT_DIGITS = 4
+LARGEST = 1e12
+"""The largest error: a number, so that files can hold it."""
 ALIKE = 1e-12
 """Share of the squared values below which their spread is rounding."""
 
@@ -49,8 +52,9 @@ def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Return ``sum (f - e)^2 / sum (e - mean e)^2``, the mean over samples; 0: they are the same.
 
-    What always answers with the mean has an error of 1. Of values that do not differ over samples,
-    or of one sample, the values themselves take the place of their spread.
+    What always answers with the mean has an error of 1; the largest is :data:`LARGEST`. Of values
+    that do not differ over samples, or of one sample, the values themselves take the place of
+    their spread.
 
     Args:
         found: (N, ...).
@@ -86,10 +90,13 @@ class _Sums(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Return the relative error."""
+        """Return the relative error, at most :data:`LARGEST`, which NaN has."""
         spread = self.square - self.total.square().sum() / self.samples
         scale = spread if spread > ALIKE * self.square else self.square
-        return float(self.distance / scale) if float(self.distance) else 0.0
+        if not float(self.distance):
+            return 0.0
+        found = float(self.distance / scale)
+        return min(found, LARGEST) if math.isfinite(found) else LARGEST
 
 
 class RelativeError(Metric):
