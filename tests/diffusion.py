@@ -24,7 +24,6 @@ WORDS = (
 )
 """Of the command line."""
 SMALL = (
-    "data=none",
     "sources.points.samples=12",
     "sources.points.held_out_samples=6",
     "sources.points.steps=4",

@@ -15,6 +15,8 @@ from hast_lightning.core.network import (
     PretrainedNetwork,
 )
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.constants import fix_constants
+from hast_lightning.graph.tracing import trace
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.input_statistics import input_statistics
 from hast_lightning.models.noise_schedule import noise_schedule
@@ -89,6 +91,8 @@ def _describe_denoiser(
     alpha_bar = noise_schedule(network, config)
     inputs, timed_shape = timed_inputs(shape, len(alpha_bar)), (shape[0] + 1, *shape[1:])
     prepared, channels = prepare(TimedNetwork(network), timed_shape, config.name, inputs)
+    prepared = trace(prepared)
+    fix_constants(prepared, inputs)
     if not puts_out_noise(prepared, inputs):
         raise ModelError(
             f"the network {config.name} does not put out as many channels of as many pixels as it "
