@@ -46,12 +46,17 @@ def test_held_out_points_are_of_other_runs_and_leave_no_trace() -> None:
     assert float(apart.min()) > 1e-3
 
 
-def test_points_come_back_from_a_state() -> None:
+@pytest.mark.parametrize("of_rank", [False, True])
+def test_points_come_back_from_a_state(of_rank: bool) -> None:
     torch.manual_seed(0)
     source = built()
     inputs = source.collect(12).inputs
     other = built()
-    other.load_state_dict(source.state_dict())
+    assert other.own_state() == {}
+    if of_rank:
+        other.set_own_state(source.own_state())
+    else:
+        other.load_state_dict(source.state_dict())
     before = torch.get_rng_state()
     assert torch.equal(other.collect(12).inputs, inputs)
     assert torch.equal(torch.get_rng_state(), before)

@@ -140,6 +140,16 @@ class SamplingRuns(Source):
         """Restore what :meth:`get_extra_state` returned."""
         self._made = bool(state["made"])
 
+    def own_state(self) -> dict[str, Any]:
+        """Return the points of this rank, once they are made."""
+        return {"points": self.points.cpu()} if self._made else {}
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`own_state` returned."""
+        if "points" in state:
+            self.points.copy_(state["points"])
+            self._made = True
+
 
 def _shuffled(counts: Tensor, seed: int) -> Tensor:
     """Return the step of each point, (N,), in any order: ``counts`` of each."""
