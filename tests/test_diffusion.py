@@ -193,3 +193,12 @@ def test_the_ddpm_predicts_noise_as_its_description_says() -> None:
 def test_the_last_timestep_is_within_the_schedule() -> None:
     assert loaded().alpha_bar is not None
     assert Sampler(loaded().alpha_bar, 4).times.tolist() == [TIMESTEPS - 1, 29, 20, 10]  # type: ignore[arg-type]
+
+
+def test_what_is_inspected_is_told_why_a_run_would_be_refused() -> None:
+    found = hast_lightning.inspect(
+        network(), method="hast", schedule="demo", input_shape=SHAPE, overrides=list(WORDS[3:])
+    )
+    assert "bns=bns does not fit model.modality=diffusion" in found.refusal
+    assert f"input: 2x8x8, the last channel is the timestep, 0 to {TIMESTEPS - 1}" in found.notes
+    assert "output: the noise in 1 channel" in found.notes

@@ -1,8 +1,9 @@
 """Quantize a small DDPM at three widths, and compare its samples with the float network's.
 
 ``DIFFUSION=<folder> python -m experiments.diffusion.study run`` goes through the runs that have no
-result yet, and measures each; ``... table`` prints what they say, and ``... picture <file.png>``
-draws samples side by side. ``$DIFFUSION`` holds the two files that README.md names.
+result yet, and measures each; ``... measure`` measures all once more, ``... table`` prints what
+they say, and ``... picture <file.png>`` draws samples side by side. ``$DIFFUSION`` holds the two
+files that README.md names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor
 from experiments.diffusion.ddpm import DDPM, SIDE
 from experiments.resumable import SCRATCH, carry_out
 from hast_lightning import QuantizedModel
-from hast_lightning.core.diffusion import Sampler, add_noise, with_time
+from hast_lightning.core.diffusion import Sampler, add_noise, ddim_step, with_time
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.timed import TimedNetwork
 from hast_lightning.training.evaluation import relative_error
@@ -92,6 +94,25 @@ def samples_of(network: torch.nn.Module, ddim: Sampler, count: int) -> Tensor:
     return ddim.sample(network, ddim.start(count, (2, SIDE, SIDE), generator))
 
 
+@torch.no_grad()
+def from_halfway(network: torch.nn.Module, ddim: Sampler, start: Tensor) -> Tensor:
+    """Return samples of ``start`` (N, 2, 28, 28), what is shown in the middle of a run."""
+    times = ddim.times[SAMPLER_STEPS // 2 :]
+    pictures = start[:, :1]
+    for time, then in zip(times, [*times[1:], None], strict=True):
+        shown = with_time(pictures, torch.full((len(pictures),), float(time)))
+        ends = ddim.alpha_bar[time], torch.ones(()) if then is None else ddim.alpha_bar[then]
+        pictures = ddim_step(pictures, network(shown), *ends, None, 0.0)
+    return pictures
+
+
+def halfway_of(network: torch.nn.Module, ddim: Sampler, count: int) -> Tensor:
+    """Return what a network is shown in the middle of its runs, (count, 2, 28, 28)."""
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    noise = ddim.start(count, (2, SIDE, SIDE), generator)
+    return next(islice(ddim.walk(network, noise), SAMPLER_STEPS // 2, None))
+
+
 def as_pictures(samples: Tensor) -> Tensor:
     """Return samples cut to the range of pictures, -0.5 to 0.5, as they are shown."""
     return samples.clamp(-0.5, 0.5)
@@ -113,18 +134,19 @@ def noise_errors(network: torch.nn.Module, alpha_bar: Tensor, folder: Path) -> d
 def measure(name: str, folder: Path) -> None:
     """Leave ``measured.json`` beside the result of a run."""
     target = HERE / "results" / name / "measured.json"
-    if target.exists():
-        return
     network = float_network(folder)
     ddim = sampler(network)
     student = QuantizedModel.load(SCRATCH / HERE.name / name)
     expected, found = (samples_of(each, ddim, SAMPLES) for each in (network, student))
     pictures = as_pictures(found), as_pictures(expected)
+    middle = halfway_of(network, ddim, SAMPLES)
+    later = [as_pictures(from_halfway(each, ddim, middle)) for each in (student, network)]
     content = {
         "samples": SAMPLES,
         "sampler_steps": SAMPLER_STEPS,
         "samples_error": relative_error(*pictures),
         "unclipped_samples_error": relative_error(found, expected),
+        "halfway_samples_error": relative_error(*later),
         "noise_errors": noise_errors(student, ddim.alpha_bar, folder),
         "float_noise_errors": noise_errors(network, ddim.alpha_bar, folder),
     }
@@ -137,14 +159,15 @@ def measure(name: str, folder: Path) -> None:
 def table() -> None:
     """Print one row a run."""
     times = " | ".join(f"t={time}" for time in TIMES)
-    print(f"| run | error of outputs | error of samples | {times} |")
+    print(f"| run | error of outputs | of samples | of samples from halfway | {times} |")
     for path in sorted((HERE / "results").glob("*/measured.json")):
         result = json.loads(path.with_name("result.json").read_text())
         measured = json.loads(path.read_text())
-        cells = [f"{result['output_error']:.4f}", f"{measured['samples_error']:.4f}"]
+        cells = [f"{result['output_error']:.4f}"]
+        cells += [f"{measured[name]:.4f}" for name in ("samples_error", "halfway_samples_error")]
         cells += [f"{measured['noise_errors'][str(time)]:.4f}" for time in TIMES]
         print("|", " | ".join([path.parent.name, *cells]), "|")
-    print("| full precision | 0 | 0 |", end="")
+    print("| full precision | 0 | 0 | 0 |", end="")
     for time in TIMES:
         print(f" {measured['float_noise_errors'][str(time)]:.4f} |", end="")
     print()
@@ -177,7 +200,7 @@ def picture(path: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table", "picture"))
+    parser.add_argument("what", choices=("run", "measure", "table", "picture"))
     parser.add_argument("target", nargs="?", type=Path)
     given = parser.parse_args()
     if given.what == "table":
@@ -187,5 +210,9 @@ if __name__ == "__main__":
     else:
         data = Path(os.environ["DIFFUSION"]).resolve()
         for run in runs():
-            carry_out([run], HERE, [data / WEIGHTS])
-            measure(run[0], data)
+            known = (HERE / "results" / run[0] / "measured.json").exists()
+            if given.what == "run" and not known:
+                carry_out([run], HERE, [data / WEIGHTS])
+                measure(run[0], data)
+            elif given.what == "measure" and known:
+                measure(run[0], data)

@@ -27,7 +27,6 @@ from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import batch_norms_are_new
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.records.folder import Origin
-from hast_lightning.runs.modality import refuse_unsuited
 from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.ranks import rank, world_size
 from hast_lightning.training.agenda import Agenda
@@ -183,7 +182,6 @@ def build(
             "it trained, and were its weights loaded?",
             network.name,
         )
-    refuse_unsuited(config, network)
     evaluation_data = data or load_evaluation_data(config.data, network)
     module = ZeroShotQuantization(config, network, build_sources(config, network))
     if not module.agenda.iterations:

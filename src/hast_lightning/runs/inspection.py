@@ -243,7 +243,8 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
     if pretrained.alpha_bar is not None:
         timesteps = len(pretrained.alpha_bar)
         yield f"input: {shape}, the last channel is the timestep, 0 to {timesteps - 1}"
-        yield f"output: the noise of {pretrained.num_classes} channels"
+        channels = pretrained.num_classes
+        yield f"output: the noise in {channels} channel{'s' * (channels > 1)}"
     else:
         yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
         names = pretrained.class_names or ()
