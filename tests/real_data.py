@@ -41,6 +41,14 @@ def keyword_folder() -> Path:
     return folder
 
 
+def diffusion_folder() -> Path:
+    """The folder of the weights of a small DDPM and of 2,000 digits."""
+    folder = data_folder() / "diffusion"
+    for name in ("ddpm_mnist.safetensors", "mnist_test_first2000.npz"):
+        _skip_if_absent(folder / name)
+    return folder
+
+
 def reference_file() -> Path:
     """The values of the published arithmetic on ResNet-20, an .npz file."""
     path = data_folder() / "reference" / "hast_resnet20_w3a3.npz"

@@ -41,6 +41,7 @@ from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import build_sources
 from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.training.module import ZeroShotQuantization
+from tests import diffusion
 from tests.command_line import TINY
 from tests.composition import composed, composed_raw, options
 from tests.small_runs import build_module, fit, small
@@ -348,6 +349,10 @@ def test_mobilenet_v2_is_aligned_at_its_17_projections() -> None:
 # --- methods ---------------------------------------------------------------------------------
 
 
+NETWORKS = {"eda_dm_style": (*diffusion.WORDS, *diffusion.SMALL)}
+"""Of methods that are for another network than the bundled one."""
+
+
 @functools.cache
 def of_method(method: str) -> DictConfig:
     """The composed configuration of a method, whose budget is put in its place afterwards."""
@@ -390,7 +395,7 @@ def pictures(tmp_path: Path) -> str:
 def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
     of_attention = method in ("psaq", "mimiq_style", "sardfq_style")
     words = ("quantizer=transformer", *WORDS) if of_attention else ("quantizer=minmax",)
-    config = small(f"method={method}", *words)
+    config = small(f"method={method}", *words, *NETWORKS.get(method, ()))
     for source in config.sources.values():
         if isinstance(source, OwnImages):
             source.path = pictures

@@ -178,3 +178,27 @@ def test_latencies_are_taken_in_turns() -> None:
     first, second = latencies(network("a"), network("b"), torch.zeros(1))  # type: ignore[arg-type]
     assert first > 0 and second > 0
     assert calls == ["a", "b"] * (len(calls) // 2)
+
+
+def timed(count: int, time: float = 7.0) -> Tensor:
+    """Pictures of one channel with their timestep, and a network that puts the picture out."""
+    pictures = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return torch.cat([pictures, torch.full_like(pictures, time)], dim=1)
+
+
+def test_of_values_each_is_compared_and_no_class_is_counted() -> None:
+    def student(inputs: Tensor) -> Tensor:
+        assert inputs.shape[1:] == (2, 4, 4)
+        # Timesteps stay what they are, whatever noise is drawn.
+        assert (inputs[:, 1] == 7).all()
+        return inputs[:, :1]
+
+    def other(inputs: Tensor) -> Tensor:
+        return student(inputs) + 0.5 * (torch.arange(16).view(1, 1, 4, 4) == 3)
+
+    same = prove("onnx", student, student, [timed(5)], (2, 4, 4), values=True)
+    assert (same.agreement, same.agreeing, same.images, same.deviation) == (None, None, 5, 0)
+    parity = compare(other, student, [timed(5)], (2, 4, 4), values=True)
+    assert parity.largest_difference == pytest.approx(0.5, rel=1e-5)
+    with pytest.raises(ExportError, match="puts out other"):
+        prove("onnx", other, student, [timed(5)], (2, 4, 4), values=True)

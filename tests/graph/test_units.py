@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.units import extract, find_units
+from tests.diffusion import loaded
 
 
 class Residual(nn.Module):
@@ -76,3 +77,32 @@ def test_a_unit_shares_its_layers_with_the_network_and_has_no_others() -> None:
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="no layer with weights"):
         find_units(traced(nn.Sequential(nn.Flatten(), nn.ReLU())))
+
+
+def test_blocks_of_a_denoising_network_are_units_that_take_timestep_and_skip_beside() -> None:
+    network = trace(loaded().network)
+    assert len(find_units(network)) == 2  # the embedding lives on to the end
+    units = find_units(network, timed=True)
+    blocks = {unit.layers[0]: unit.sources for unit in units if len(unit.layers) > 1}
+    assert blocks == {
+        "network.down.first": ("network_stem", "network_time_2"),
+        "network.middle.first": ("network_shrink", "network_time_2"),
+        "network.up.first": ("add_3", "network_time_2", "add_1"),
+    }
+    inputs = torch.randn(2, 2, 8, 8)
+    values = {"inputs": inputs}
+    with torch.no_grad():
+        for unit in units:
+            values[unit.target] = extract(network, unit)(*(values[n] for n in unit.sources))
+        assert torch.equal(values[units[-1].target], network(inputs))
+    layers = [name for unit in units for name in unit.layers]
+    assert len(layers) == len(set(layers)) == 17
+
+
+def test_a_normalization_behind_a_convolution_belongs_to_it() -> None:
+    layers = (nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.Conv2d(4, 2, 3))
+    units = find_units(traced(nn.Sequential(*layers)))
+    assert [unit.target for unit in units] == ["_2", "_3"]
+    # Elsewhere it stands before the layer that it belongs to.
+    linear = (nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    assert [unit.target for unit in find_units(traced(nn.Sequential(*linear)))] == ["_0", "_2"]

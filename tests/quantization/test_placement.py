@@ -21,10 +21,12 @@ from hast_lightning.quantization.fake_quant import (
     QuantLinear,
     activation_quantizers,
     freeze_ranges,
+    quantized_layers,
     set_activation_mode,
 )
-from hast_lightning.quantization.placement import Integer, Simulated
+from hast_lightning.quantization.placement import Integer, LayerInputs, Simulated
 from hast_lightning.quantization.settings import QuantizerConfig
+from tests.diffusion import loaded
 
 DEPLOYED = QuantizerConfig(8, include_zero=True, placement=Integer())
 
@@ -195,3 +197,30 @@ def test_a_deployable_student_has_integers_wherever_it_multiplies(name: str) -> 
         integers = values.flatten()[:500, None] / scales
         on_grid = ((integers - integers.round()).abs() < 1e-2).all(dim=0)
         assert on_grid.any()
+
+
+def test_layer_inputs_are_what_layers_with_weights_take_in() -> None:
+    graph_module = trace(loaded().network)
+    found = [node.name for node in LayerInputs().values(graph_module)]
+    # The picture and not the timestep, each operand of a concatenation, and no output.
+    assert found[:3] == ["getitem", "sin", "cos"]
+    assert "getitem_1" not in found and "cat" not in found and "network_head" not in found
+    # What is upsampled and the skip have ranges of their own, in front of the concatenation's norm
+    # nothing is quantized; the layer behind takes in its activation, and the shortcut both.
+    assert {"interpolate", "add_1", "silu_6"} <= set(found) and "cat_1" not in found
+    assert found[-1] == "add_5"
+
+
+def test_first_and_last_layers_of_a_denoising_network_have_8_bits() -> None:
+    settings = QuantizerConfig(4, placement=LayerInputs(), first_and_last_8bit=True)
+    student = convert(loaded().network, settings)
+    bits = {name: q.bits for name, q in student.activation_quantizers.items()}  # type: ignore[union-attr,operator]
+    assert [name for name, width in bits.items() if width == 8] == [
+        "getitem",
+        "sin",
+        "cos",
+        "add_5",
+    ]
+    of_weights = {name: layer.weight_quantizer.bits for name, layer in quantized_layers(student)}
+    eight = {name for name, width in of_weights.items() if width == 8}
+    assert eight == {"network.time.0", "network.stem", "network.head"}

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hast_lightning.errors import LostProcessError
+from hast_lightning.errors import DivergenceError, LostProcessError
 from hast_lightning.training import evaluation
-from hast_lightning.training.evaluation import Confusion, Evaluation, evaluate
+from hast_lightning.training.evaluation import (
+    LARGEST,
+    Confusion,
+    Evaluation,
+    evaluate,
+    evaluate_values,
+    relative_error,
+)
 
 CPU = torch.device("cpu")
 
@@ -89,3 +96,35 @@ def test_a_process_that_is_lost_while_shares_are_added_up_is_told_as_such(
     counts.update(torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(LostProcessError):
         counts.compute()
+
+
+def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
+    found, expected = torch.randn(2, 5, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    distance = spread = 0.0
+    for n in range(5):
+        for place in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3)):
+            c, h, w = place.tolist()
+            mean = float(expected[:, c, h, w].mean())
+            distance += float(found[n, c, h, w] - expected[n, c, h, w]) ** 2
+            spread += (float(expected[n, c, h, w]) - mean) ** 2
+    assert relative_error(found, expected) == pytest.approx(distance / spread, rel=1e-4)
+    assert relative_error(expected, expected) == 0
+    mean = expected.mean(0, keepdim=True).expand_as(expected)
+    assert relative_error(mean, expected) == pytest.approx(1, rel=1e-5)
+    assert relative_error(found, torch.zeros_like(found)) == LARGEST
+    assert relative_error(found * torch.nan, expected) == LARGEST
+
+
+def test_values_are_compared_over_batches_as_all_at_once() -> None:
+    inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    teacher, student = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+    result = evaluate_values(teacher, student, torch.split(inputs, 4), (2, 2, 2), CPU)
+    assert (result.teacher_top1, result.student_top1, result.agreement) == (None, None, None)
+    assert result.images == 10
+    with torch.no_grad():
+        expected = relative_error(student(inputs), teacher(inputs))
+    assert result.error == pytest.approx(expected, rel=1e-9)
+    with torch.no_grad():
+        student.weight.fill_(torch.nan)
+    with pytest.raises(DivergenceError):
+        evaluate_values(teacher, student, [inputs], (2, 2, 2), CPU)

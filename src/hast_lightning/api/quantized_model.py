@@ -18,6 +18,7 @@ from hast_lightning.api.images import batches
 from hast_lightning.api.loading import packed_file
 from hast_lightning.api.surroundings import undisturbed_process
 from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.core.network import DIFFUSION
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
 from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
@@ -141,6 +142,7 @@ class QuantizedModel(nn.Module):
         Raises:
             DataError: they are not what the network takes.
         """
+        self._require_classes("evaluate")
         right = count = 0
         with torch.no_grad():
             for images, labels in GivenData(data, self.description):
@@ -148,6 +150,14 @@ class QuantizedModel(nn.Module):
                 right += int((answers == labels).sum())
                 count += len(labels)
         return 100 * right / count
+
+    def _require_classes(self, method: str) -> None:
+        """Refuse what asks for classes, where the network answers with noise."""
+        if self.description.modality == DIFFUSION:
+            raise DataError(
+                f"{method} is for classifiers, and this network predicts the noise of a picture: "
+                "call model(with_time(pictures, timesteps)), with hast_lightning.core.diffusion"
+            )
 
     @property
     def _device(self) -> torch.device:
@@ -182,6 +192,7 @@ class QuantizedModel(nn.Module):
         Raises:
             DataError: they are not what the network takes, or one cannot be read.
         """
+        self._require_classes("predict")
         described = self.description
         device = self._device
         parts = [self.network(batch.to(device)).cpu() for batch in batches(images, described)]
@@ -311,7 +322,8 @@ class QuantizedModel(nn.Module):
     def _prove(self, name: str, path: Path, network: fx.GraphModule) -> None:
         written, _ = open_artifact(path)
         samples = [] if self._samples is None else [self._samples]
-        prove(name, written, network, samples, self.description.input_shape)
+        shape, values = self.description.input_shape, self.description.modality == DIFFUSION
+        prove(name, written, network, samples, shape, values=values)
 
 
 def _path(given: Any) -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import expand_home, require_choice, require_range
-from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES
+from hast_lightning.core.network import DIFFUSION, MODALITIES, PICTURES
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = (
@@ -61,7 +61,14 @@ class ModelConfig:
     modality: str = PICTURES
     """``pictures``; or ``features`` such as MFCC (channels, frames, coefficients), which an ``own``
     or given network takes: the mean and deviation of each coefficient are learned from its
-    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats."""
+    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats; or
+    ``diffusion``: the network takes noisy pictures and their timesteps, and puts out the noise."""
+    noise_schedule: str | None = None
+    """Of ``diffusion``, the share of the signal's variance at each timestep: ``linear`` (DDPM's),
+    ``cosine``, or a .safetensors file with ``alpha_bar``; none: the network's own buffer
+    ``alpha_bar`` or ``alphas_cumprod``."""
+    noise_steps: int = 1000
+    """Timesteps of a ``linear`` or ``cosine`` schedule."""
     mean: list[float] | None = None
     """Per-channel mean that the input was normalized with, for pixels in [0, 1]; of features any
     number, for values as they are in the file; none is 0."""
@@ -86,11 +93,12 @@ class ModelConfig:
             require_range("model.num_classes", self.num_classes, 2)
         _ = self.size
         require_choice("model.modality", self.modality, MODALITIES)
-        if self.modality == FEATURES and self.provider not in ("own", "given"):
+        if self.modality != PICTURES and self.provider not in ("own", "given"):
             raise ConfigurationError(
-                f"model.modality=features with model.provider={self.provider}, whose networks take "
-                "pictures; choose model=own"
+                f"model.modality={self.modality} with model.provider={self.provider}, whose "
+                "networks take pictures; choose model=own"
             )
+        self._check_diffusion()
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
         for mean in self.mean or ():
@@ -123,6 +131,22 @@ class ModelConfig:
                 f"model.input_size={self.input_size} must be at least {SMALLEST} in both directions"
             )
         return height, width
+
+    def _check_diffusion(self) -> None:
+        require_range("model.noise_steps", self.noise_steps, 2)
+        if self.modality != DIFFUSION:
+            if self.noise_schedule is not None:
+                raise ConfigurationError(
+                    f"model.noise_schedule={self.noise_schedule} with model.modality="
+                    f"{self.modality}, which has none; choose model.modality=diffusion"
+                )
+            return
+        for name in ("mean", "std", "class_names", "num_classes", "taps"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"model.{name} with model.modality=diffusion, whose network takes noisy "
+                    "pictures as they are and puts out noise; leave it out"
+                )
 
     def _check_cifar_resnet(self) -> None:
         depth = self.depth or 0

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
 
-PICTURES, FEATURES = "pictures", "features"
-MODALITIES = (PICTURES, FEATURES)
+PICTURES, FEATURES, DIFFUSION = "pictures", "features", "diffusion"
+MODALITIES = (PICTURES, FEATURES, DIFFUSION)
 RESIZE_RATIO = 256 / 224
 """The usual shorter side of a photograph, as a multiple of the crop's (He et al., 2016)."""
 
@@ -50,9 +50,11 @@ class PretrainedNetwork:
         taps: Patterns of the names of nodes that features are aligned at; none: those that end
             the blocks of the graph.
         modality: ``pictures``, whose normalized values have mean 0 and deviation 1 in each channel;
-            or ``features`` such as MFCC, which have any.
+            or ``features`` such as MFCC, which have any; or ``diffusion``: noisy pictures with
+            their timestep as last channel, to which the noise (N, C, H, W) is the answer.
         center: Mean of features that the network expects, (channels, 1, coefficients); none: 0.
         spread: Their standard deviation, likewise; none: 1.
+        alpha_bar: Of diffusion, the share of the signal's variance at each timestep, (timesteps,).
         teachers: Networks that teach together with this one, of which the student is made, by
             name; mostly none.
     """
@@ -70,6 +72,7 @@ class PretrainedNetwork:
     modality: str = PICTURES
     center: Tensor | None = None
     spread: Tensor | None = None
+    alpha_bar: Tensor | None = None
     teachers: Mapping[str, PretrainedNetwork] = field(default_factory=dict)
 
     @property
@@ -83,9 +86,14 @@ class PretrainedNetwork:
         ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    @property
+    def regresses(self) -> bool:
+        """Return whether outputs are values, compared by their squared error, and no classes."""
+        return self.modality == DIFFUSION
+
     def noise_of(self, white: Tensor) -> Tensor:
         """Return the noise that samples start from: white, or of features slow in time."""
-        return white if self.modality == PICTURES else slowed(white)
+        return slowed(white) if self.modality == FEATURES else white
 
     def inputs_of(self, standard: Tensor) -> Tensor:
         """Return inputs (N, C, H, W) of values that have mean 0 and deviation 1."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from torch import nn
 
@@ -22,10 +22,15 @@ class Part(nn.Module):
 
     ``__post_init__`` checks the settings. What a part holds in parameters, buffers and extra state
     is in every checkpoint.
+
+    Attributes:
+        for_diffusion: It knows what to do with a network of ``model.modality=diffusion``.
     """
 
     kind: str = ""
     """Name of the part within its group, from which a saved configuration is read again."""
+
+    for_diffusion: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         """Make a module before the generated ``__init__`` sets the fields."""

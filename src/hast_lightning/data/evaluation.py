@@ -98,6 +98,11 @@ def load_evaluation_data(
             "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
             "on the command line choose one of cifar10, digits, imagenet, npz and none"
         )
+    if network.regresses:
+        raise DataError(
+            f"data={config.source} has labels, and the network {network.name} answers with noise "
+            "(model.modality=diffusion): choose data=none, and measure its samples in Python"
+        )
     features = network.modality == FEATURES
     if features and config.source != "npz":
         raise DataError(

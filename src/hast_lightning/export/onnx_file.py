@@ -18,6 +18,7 @@ from hast_lightning.export.onnx_graph import (
     graph_with_placeholders,
     require_packages,
 )
+from hast_lightning.export.timed_inputs import with_one_input, with_two_inputs
 
 PRODUCER = "hast-lightning"
 
@@ -26,6 +27,8 @@ def write_onnx(
     network: fx.GraphModule, description: Description, path: Path, opset: int = DEFAULT_OPSET
 ) -> None:
     """Write a frozen network with QuantizeLinear and DequantizeLinear.
+
+    A network that denoises takes ``pictures`` and ``timesteps`` there.
 
     Args:
         network: From :func:`~hast_lightning.export.frozen.freeze`.
@@ -43,7 +46,7 @@ def write_onnx(
 
     from hast_lightning.export.onnx_rounding import round_graph
 
-    folded = fold_into_scales(network)
+    folded = fold_into_scales(with_two_inputs(network, description))
     model = round_graph(graph_with_placeholders(folded, description.input_shape, opset), folded)
     model.producer_name, model.producer_version = PRODUCER, description.product_version
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
@@ -71,11 +74,12 @@ def read_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
         ModelError: the file is missing or damaged.
     """
     network, metadata = open_session(path)
-    return network, Description.from_metadata(metadata, str(path))
+    description = Description.from_metadata(metadata, str(path))
+    return with_one_input(network, description), description
 
 
-def open_session(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
-    """Read any .onnx file with one input, as :func:`read_onnx` does; metadata as they are."""
+def open_session(path: Path) -> tuple[Callable[..., Tensor], dict[str, str]]:
+    """Read any .onnx file, as :func:`read_onnx` does; inputs and metadata as they are."""
     require_packages(READING)
     import onnxruntime
 
@@ -91,10 +95,11 @@ def open_session(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]
     except Exception as error:  # onnxruntime's own kinds, which have no public base class
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(f"{path} is damaged or not for this onnxruntime: {reason}") from error
-    name = session.get_inputs()[0].name
+    names = [each.name for each in session.get_inputs()]
 
-    def network(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {name: images.contiguous().numpy()})
+    def network(*inputs: Tensor) -> Tensor:
+        given = {n: x.contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
+        (logits,) = session.run(None, given)
         return torch.from_numpy(logits)
 
     return network, session.get_modelmeta().custom_metadata_map

@@ -22,6 +22,7 @@ from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.program import export_program
+from hast_lightning.export.timed_inputs import PICTURES, TIMESTEPS
 
 if TYPE_CHECKING:
     import onnx
@@ -156,14 +157,16 @@ def _quiet() -> Iterator[None]:
 def _tidy(model: onnx.ModelProto) -> None:
     """Give plain names, without the places of the source on this machine that torch.onnx notes."""
     graph = model.graph
-    (first,), (last,) = graph.input, graph.output
-    renamed = {first.name: INPUT, last.name: OUTPUT}
+    (last,) = graph.output
+    names = [INPUT] if len(graph.input) == 1 else [PICTURES, TIMESTEPS]
+    renamed = {each.name: name for each, name in zip(graph.input, names, strict=True)}
+    renamed[last.name] = OUTPUT
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value in (first, last):
+    for value in (*graph.input, last):
         value.name = renamed[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
     for described in (*graph.input, *graph.output, *graph.initializer, graph, model):

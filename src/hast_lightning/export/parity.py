@@ -38,7 +38,7 @@ class Parity:
 
     Attributes:
         images: How many there were to predict classes of.
-        agreeing: On how many of them both predict the same class.
+        agreeing: On how many of them both predict the same class; none of values.
         compared: On how many logits were compared: on these and on others that were drawn.
         deviation: Largest difference between two logits of an image, as a share of the logits'
             spread (their standard deviation over the classes); on the median image, in batches
@@ -50,7 +50,7 @@ class Parity:
     """
 
     images: int
-    agreeing: int
+    agreeing: int | None
     compared: int
     deviation: float
     largest_difference: float
@@ -58,8 +58,10 @@ class Parity:
     lost_lead: float
 
     @property
-    def agreement(self) -> float:
-        """Return the share of the images with the same prediction, in percent."""
+    def agreement(self) -> float | None:
+        """Return the share of the images with the same prediction, in percent; none of values."""
+        if self.agreeing is None:
+            return None
         return round(100 * self.agreeing / self.images, PERCENT_DIGITS) if self.images else 100.0
 
     def agrees(self, min_agreement: float) -> bool:
@@ -74,6 +76,8 @@ class Parity:
         nothing against a file that it does so, too, and of less than 1,000 images one is more
         than a thousandth.
         """
+        if self.agreeing is None:
+            return True
         allowed = int(self.images * (100 - min_agreement) / 100 + 1e-6)
         one = 0 if min_agreement == 100 else 1
         return self.images - self.agreeing <= max(allowed, one)
@@ -86,6 +90,8 @@ def prove(
     images: Iterable[Tensor],
     shape: tuple[int, int, int],
     limits: ExportConfig | None = None,
+    *,
+    values: bool = False,
 ) -> Parity:
     """Compare an exported network with its student, and refuse it where they differ.
 
@@ -97,12 +103,13 @@ def prove(
             the same class; there may be few, or none.
         shape: (C, H, W) of an image.
         limits: Say what is enough; none: those of a run.
+        values: Both put out values, of which each is compared, and no classes.
 
     Raises:
         ExportError: the exported network predicts other classes, or puts out other logits.
     """
     limits = limits or ExportConfig()
-    parity = compare(exported, student, images, shape)
+    parity = compare(exported, student, images, shape, values=values)
     if not parity.agrees(limits.min_agreement):
         raise ExportError(
             f"the {name} file predicts the student's class on {parity.agreement:.2f} % of "
@@ -121,7 +128,12 @@ def prove(
 
 
 def compare(
-    exported: Network, student: Network, images: Iterable[Tensor], shape: tuple[int, int, int]
+    exported: Network,
+    student: Network,
+    images: Iterable[Tensor],
+    shape: tuple[int, int, int],
+    *,
+    values: bool = False,
 ) -> Parity:
     """Run both on ``images`` and on others that are drawn, in batches and one by one.
 
@@ -129,7 +141,8 @@ def compare(
         exported: From normalized images (N, C, H, W) to logits (N, classes), on the CPU.
         student: Likewise.
         images: Batches of normalized images; there may be none.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image; of ``values`` its last channel is the timestep.
+        values: As of :func:`prove`.
 
     Raises:
         ExportError: the exported network puts out NaN or infinite logits.
@@ -137,21 +150,29 @@ def compare(
     batches = iter(images)
     first = next(batches, torch.zeros(0, *shape))
     seeds = first[:TOGETHER]
+    if values:
+        exported, student = _flat(exported), _flat(student)
     given = _Seen.of(exported, student, chain([first], batches))
     count = max(TOGETHER, LEAST_IMAGES - len(given.lead))
-    drawn = _Seen.of(exported, student, torch.split(drawn_images(count, seeds, shape), TOGETHER))
-    few = torch.cat([seeds, drawn_images(ONE_BY_ONE, seeds, shape)])[:ONE_BY_ONE]
+    made = drawn_images(count, seeds, shape, timed=values)
+    drawn = _Seen.of(exported, student, torch.split(made, TOGETHER))
+    few = torch.cat([seeds, drawn_images(ONE_BY_ONE, seeds, shape, timed=values)])[:ONE_BY_ONE]
     alone = _Seen.of(exported, student, torch.split(few, 1))
     together = _Seen(*(torch.cat(both) for both in zip(given, drawn, strict=True)))
     return Parity(
         images=len(given.lead),
-        agreeing=int((~given.differs).sum()),
+        agreeing=None if values else int((~given.differs).sum()),
         compared=len(together.lead),
         deviation=max(together.deviation, alone.deviation),
         largest_difference=float(torch.cat([together.difference, alone.difference]).max()),
         lead=float(given.lead.median()) if len(given.lead) else 0.0,
         lost_lead=float(given.lost_lead.max()) if len(given.lead) else 0.0,
     )
+
+
+def _flat(network: Network) -> Network:
+    """Return the network with all it puts out for an image in one row, (N, values)."""
+    return lambda images: network(images).flatten(1)
 
 
 class _Seen(NamedTuple):
@@ -205,7 +226,9 @@ class _Seen(NamedTuple):
         return float(self.difference.median() / spread) if float(self.difference.max()) else 0.0
 
 
-def drawn_images(count: int, seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def drawn_images(
+    count: int, seeds: Tensor, shape: tuple[int, int, int], *, timed: bool = False
+) -> Tensor:
     """Return images (count, C, H, W) that were never seen: ``seeds`` under noise, or noise alone.
 
     Noise of single pixels and of larger spots takes turns, from hardly visible to louder than any
@@ -215,6 +238,7 @@ def drawn_images(count: int, seeds: Tensor, shape: tuple[int, int, int]) -> Tens
         count: How many.
         seeds: Normalized images (N, C, H, W), in turns; there may be none.
         shape: (C, H, W) of an image.
+        timed: Its last channel is a timestep, which stays as it is; of noise alone it is 0.
     """
     generator = torch.Generator().manual_seed(SEED)
     fine = torch.randn(count, *shape, generator=generator)
@@ -224,11 +248,13 @@ def drawn_images(count: int, seeds: Tensor, shape: tuple[int, int, int]) -> Tens
     number = torch.arange(count)
     each = (-1, *(1,) * len(shape))
     noise = torch.where((number % 2 == 0).view(each), fine, coarse)
+    if timed:
+        noise[:, -1] = 0
     strength = torch.tensor(STRENGTHS)[number // 2 % len(STRENGTHS)].view(each)
     if not len(seeds):
         return noise * strength
     # Of images that are all of one color any noise will do.
-    spread = float(seeds.std(correction=0)) or 1.0
+    spread = float((seeds[:, :-1] if timed else seeds).std(correction=0)) or 1.0
     return seeds[number % len(seeds)] + noise * strength * spread
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.program_archive import clean_copy
+from hast_lightning.export.timed_inputs import example_inputs, with_one_input, with_two_inputs
 
 BATCH = "batch"
 EXAMPLE_IMAGES = 2
@@ -20,13 +22,18 @@ EXAMPLE_IMAGES = 2
 def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
     """Return the program of ``network`` for batches of any size.
 
+    Args:
+        network: Of one input, or of the two that a network that denoises has in files.
+        input_shape: (C, H, W), with the timestep as last channel of the latter.
+
     Raises:
         ModelError: torch.export cannot take the network, or not with batches of any size.
     """
-    images = torch.zeros(EXAMPLE_IMAGES, *input_shape)
+    inputs = example_inputs(network, input_shape, EXAMPLE_IMAGES)
+    sizes = tuple({0: Dim(BATCH)} for _ in inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(network, (images,), dynamic_shapes=({0: Dim(BATCH)},))
+            return torch.export.export(network, inputs, dynamic_shapes=sizes)
     except Exception as error:  # whatever the network's code raises when it meets fake tensors
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(f"torch.export cannot take the network: {reason}") from error
@@ -35,17 +42,22 @@ def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> Exp
 def write_program(network: fx.GraphModule, description: Description, path: Path) -> None:
     """Write a frozen network as a program; ``path`` ends in ``.pt2``.
 
+    That of a network that denoises takes pictures and timesteps apart.
+
     Raises:
         ModelError: as :func:`export_program`.
     """
-    program = export_program(network, description.input_shape)
+    split = with_two_inputs(network, description)
+    program = export_program(split, description.input_shape)
     for node in program.graph.nodes:
         # Where this machine keeps the source is nobody's business.
         node.meta.pop("stack_trace", None)
+    # That two inputs have as many samples is checked by code, which no reader here accepts.
+    program._guards_code = []
     torch.export.save(program, path, extra_files={METADATA_KEY: description.to_json()})
 
 
-def read_program(path: Path) -> tuple[nn.Module, Description]:
+def read_program(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
     """Return the network in a file that :func:`write_program` wrote, and its description.
 
     ``torch.export.load`` unpickles where a file tells it to, and evaluates text as code; so only
@@ -63,4 +75,4 @@ def read_program(path: Path) -> tuple[nn.Module, Description]:
     except Exception as error:  # damaged content ends in nearly any kind of exception there
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(f"{path} is damaged or of another version of torch: {reason}") from error
-    return network, description
+    return with_one_input(network, description), description

@@ -52,10 +52,10 @@ _FUNCTIONAL = (
 )
 _TENSOR = (
     "add sub subtract mul multiply div divide neg pow sqrt rsqrt square abs exp log clamp "
-    "clamp_min clamp_max relu relu_ sigmoid tanh softmax log_softmax mean sum amax amin max min "
-    "maximum minimum std var matmul bmm mm einsum cat concat stack chunk split unbind reshape "
-    "flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim flip roll narrow "
-    "select tile repeat_interleave broadcast_to where lerp addcmul zeros_like ones_like "
+    "sin cos clamp_min clamp_max relu relu_ sigmoid tanh softmax log_softmax mean sum amax amin "
+    "max min maximum minimum std var matmul bmm mm einsum cat concat stack chunk split unbind "
+    "reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim flip roll "
+    "narrow select tile repeat_interleave broadcast_to where lerp addcmul zeros_like ones_like "
     "bitwise_and logical_and logical_or logical_not floor ceil round prelu max_pool2d "
     "avg_pool1d adaptive_avg_pool1d pixel_shuffle channel_shuffle"
 )

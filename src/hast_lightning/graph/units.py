@@ -3,11 +3,14 @@
 Block reconstruction (BRECQ, Li et al., ICLR 2021) rebuilds a network piece by piece. A piece ends
 where one value alone is still needed: behind the addition of a residual block, or behind a single
 layer outside of blocks. A depthwise layer and the pointwise one behind it are one piece.
+
+In a network that denoises other values live on beside it: the embedding of the timestep, and skips
+that wait for their concatenation. There a piece may end all the same, and takes in several values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import fx, nn
@@ -15,13 +18,19 @@ from torch import fx, nn
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
+    CONCATENATIONS,
+    CONVOLUTION_LAYERS,
     LAYERS_WITH_PRODUCTS,
+    calls,
     is_activation,
     is_depthwise,
     layer_of,
 )
+from hast_lightning.graph.timesteps import of_timestep_alone
 
 FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
+"""Elsewhere they stand before the layers that they belong to, as in transformers."""
 
 
 class Unit(NamedTuple):
@@ -31,11 +40,18 @@ class Unit(NamedTuple):
         source: Name of the node whose value the piece takes in.
         target: Name of the node whose value it puts out.
         layers: Dotted names of its layers with weights, in order of execution.
+        beside: Names of other nodes whose values it takes in, in their order.
     """
 
     source: str
     target: str
     layers: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of all nodes whose values the piece takes in."""
+        return (self.source, *self.beside)
 
     @property
     def name(self) -> str:
@@ -44,11 +60,12 @@ class Unit(NamedTuple):
         return self.layers[0] + (f" +{more}" if more else "")
 
 
-def find_units(network: fx.GraphModule) -> list[Unit]:
+def find_units(network: fx.GraphModule, *, timed: bool = False) -> list[Unit]:
     """Return the units of a network, in order of execution, that have layers with weights.
 
     Args:
         network: The float network, BatchNorms unfolded.
+        timed: It denoises: embeddings of the timestep and skips may live on beside a unit's end.
 
     Raises:
         ModelError: the network takes several inputs, or has no layer with weights.
@@ -57,33 +74,71 @@ def find_units(network: fx.GraphModule) -> list[Unit]:
     if len(inputs) != 1:
         raise ModelError(f"the network takes {len(inputs)} inputs; units are found for one alone")
     units: list[Unit] = []
-    source, layers = inputs[0].name, list[str]()
-    for node, is_end in _ends(network):
+    ends, layers = {inputs[0]: None}, list[str]()
+    may_live_on = _MayLiveOn(network) if timed else None
+    for node, live in _live_values(network):
         layer = layer_of(node, network)
         if isinstance(layer, LAYERS_WITH_PRODUCTS):
             layers.append(str(node.target))
+        others = live - {node}
+        is_end = node in live and not _is_followed(node, network) and node.op != "placeholder"
+        is_end = is_end and all(may_live_on and may_live_on(o, node, ends) for o in others)
         if is_end and layers and not is_depthwise(network.get_submodule(layers[-1])):
-            units.append(Unit(source, node.name, tuple(layers)))
-            source, layers = node.name, []
+            units.append(_unit(ends, node, layers))
+            ends, layers = {**ends, node: None}, []
     if layers:
-        last = _result(network)
-        units.append(Unit(source, last.name, tuple(layers)))
+        units.append(_unit(ends, _result(network), layers))
     if not units:
         raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
     return units
 
 
-def _ends(network: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
-    """Return every node that computes, and whether a unit may end there.
+def _unit(ends: Collection[fx.Node], target: fx.Node, layers: Sequence[str]) -> Unit:
+    """Return the unit from the ends of others (or the input) to ``target``."""
+    _, met = _between(ends, target)
+    *beside, source = (end.name for end in ends if end in met)
+    return Unit(source, target.name, tuple(layers), tuple(beside))
 
-    A unit ends at the last node of a chain of a layer, its BatchNorm and its activation: where
-    the only value that is still needed enters a layer, an addition or the output.
+
+class _MayLiveOn:
+    """Tells whether a value may still be needed behind the end of a unit.
+
+    What is made of the input without weights is made anew. What a unit puts out is kept where it
+    belongs to the timestep alone, or waits for a concatenation.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        self._of_time = of_timestep_alone(network.graph)
+        self._places = {node: i for i, node in enumerate(network.graph.nodes)}
+        self._weightless: set[fx.Node] = set()
+        for node in network.graph.nodes:
+            layer = layer_of(node, network)
+            plain = not isinstance(layer, LAYERS_WITH_PRODUCTS)
+            if plain and all(each in self._weightless for each in node.all_input_nodes):
+                self._weightless.add(node)
+
+    def __call__(self, value: fx.Node, end: fx.Node, ends: Collection[fx.Node]) -> bool:
+        if value in self._weightless:
+            return True
+        later = [user for user in value.users if self._places[user] > self._places[end]]
+        waits = all(calls(user, CONCATENATIONS) for user in later)
+        return value in ends and (value in self._of_time or waits)
+
+
+def _is_followed(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether the chain of a layer, its BatchNorm and its activation goes on behind."""
+    return len(node.users) == 1 and _belongs(node, next(iter(node.users)), network)
+
+
+def _live_values(network: fx.GraphModule) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
+    """Yield every node that computes, and the values that are needed behind it.
+
+    A unit ends where the value of a node is the only one.
     """
     nodes = list(network.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     last_use = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
     constant = {node for node in nodes if node.op == "get_attr"}
-    found = []
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):
         if node.op == "output":
@@ -91,15 +146,14 @@ def _ends(network: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
         live = {each for each in live if last_use[each] > i}
         if node not in constant:
             live.add(node)
-        alone = live == {node}
-        follows = len(node.users) == 1 and _belongs(next(iter(node.users)), network)
-        found.append((node, alone and node.op != "placeholder" and not follows))
-    return found
+        yield node, live
 
 
-def _belongs(user: fx.Node, network: fx.GraphModule) -> bool:
-    """Return whether a node belongs to the layer before it: BatchNorm, activation, dropout."""
+def _belongs(node: fx.Node, user: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout."""
     layer = layer_of(user, network)
+    if isinstance(layer, FOLLOWERS_OF_CONVOLUTIONS):
+        return isinstance(layer_of(node, network), CONVOLUTION_LAYERS)
     return isinstance(layer, FOLLOWERS) or is_activation(user, network)
 
 
@@ -117,9 +171,11 @@ def extract(network: fx.GraphModule, unit: Unit) -> fx.GraphModule:
         unit: Of the float network; the nodes of a student have the same names.
     """
     nodes = {node.name: node for node in network.graph.nodes}
-    wanted = _between(nodes[unit.source], nodes[unit.target])
+    sources = [nodes[name] for name in unit.sources]
+    wanted, _ = _between(sources, nodes[unit.target])
     graph = fx.Graph()
-    copies = {nodes[unit.source]: graph.placeholder("x")}
+    names = ("x", *(f"beside_{i}" for i, _ in enumerate(unit.beside)))
+    copies = {node: graph.placeholder(name) for node, name in zip(sources, names, strict=True)}
     for node in network.graph.nodes:
         if node in wanted and node not in copies:
             copies[node] = graph.node_copy(node, lambda each: copies[each])
@@ -128,14 +184,18 @@ def extract(network: fx.GraphModule, unit: Unit) -> fx.GraphModule:
     return fx.GraphModule(network, graph)
 
 
-def _between(source: fx.Node, target: fx.Node) -> Collection[fx.Node]:
-    """Return the nodes that ``target`` is computed from, back to ``source``."""
+def _between(
+    sources: Collection[fx.Node], target: fx.Node
+) -> tuple[Collection[fx.Node], Collection[fx.Node]]:
+    """Return the nodes that ``target`` is computed from, and those of ``sources`` that it needs."""
     wanted: set[fx.Node] = set()
+    met: set[fx.Node] = set()
     pending = [target]
     while pending:
         node = pending.pop()
-        if node in wanted or node is source:
-            continue
-        wanted.add(node)
-        pending.extend(node.all_input_nodes)
-    return wanted
+        if node in sources:
+            met.add(node)
+        elif node not in wanted:
+            wanted.add(node)
+            pending.extend(node.all_input_nodes)
+    return wanted, met

@@ -36,7 +36,10 @@ _IMAGES = 2
 
 
 def prepare(
-    network: nn.Module, input_shape: tuple[int, int, int], name: str
+    network: nn.Module,
+    input_shape: tuple[int, int, int],
+    name: str,
+    images: Tensor | None = None,
 ) -> tuple[nn.Module, int]:
     """Return the network in layers of ``torch.nn``, and its number of classes.
 
@@ -50,12 +53,14 @@ def prepare(
         network: in evaluation mode; left as it is.
         input_shape: (C, H, W).
         name: the network's name, for messages.
+        images: (N, C, H, W), two or more, that it is tried on; none: noise.
 
     Raises:
         ModelError: it does not take such images, puts out no logits, answers an image in several
             ways, cannot be traced, or does something else when it is traced.
     """
-    images = torch.randn(_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
+    if images is None:
+        images = torch.randn(_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
     with _measured_batch_norms(network) as dimensions:
         expected = steady_outputs(network, images, name)
     plain, hooks_count = _plain(network, dimensions, images, expected, name)

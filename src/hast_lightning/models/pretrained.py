@@ -8,11 +8,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.core.network import FEATURES, RESIZE_RATIO, PretrainedNetwork
+from hast_lightning.core.network import (
+    DIFFUSION,
+    FEATURES,
+    RESIZE_RATIO,
+    PretrainedNetwork,
+)
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.constants import fix_constants
+from hast_lightning.graph.tracing import trace
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.input_statistics import input_statistics
+from hast_lightning.models.noise_schedule import noise_schedule
 from hast_lightning.models.preparation import prepare
+from hast_lightning.models.timed import TimedNetwork, puts_out_noise, timed_inputs
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,7 +50,10 @@ def describe(
 
     Raises:
         ModelError: the network cannot be used, or ``config`` contradicts it.
+        DataError: the noise schedule of a file cannot be read.
     """
+    if config.modality == DIFFUSION:
+        return _describe_denoiser(network, config, input_shape)
     features = config.modality == FEATURES
     if features:  # as the network takes them, if nobody says otherwise
         mean, std = (0.0,) * input_shape[0], (1.0,) * input_shape[0]
@@ -67,6 +79,36 @@ def describe(
         modality=config.modality,
         center=center,
         spread=spread,
+    )
+
+
+def _describe_denoiser(
+    network: nn.Module, config: ModelConfig, shape: tuple[int, int, int]
+) -> PretrainedNetwork:
+    """Describe a network of (N, C, H, W) and (N,) as one of (N, C + 1, H, W)."""
+    network = network.eval().float()
+    _require_finite(network, config.name)
+    alpha_bar = noise_schedule(network, config)
+    inputs, timed_shape = timed_inputs(shape, len(alpha_bar)), (shape[0] + 1, *shape[1:])
+    prepared, channels = prepare(TimedNetwork(network), timed_shape, config.name, inputs)
+    prepared = trace(prepared)
+    fix_constants(prepared, inputs)
+    if not puts_out_noise(prepared, inputs):
+        raise ModelError(
+            f"the network {config.name} does not put out as many channels of as many pixels as it "
+            f"takes in ({'x'.join(map(str, shape))}), which the noise has"
+            " (a learned variance belongs into another network)"
+        )
+    return PretrainedNetwork(
+        network=prepared,
+        name=config.name,
+        input_shape=timed_shape,
+        num_classes=channels,
+        mean=(0.0,) * (shape[0] + 1),
+        std=(1.0,) * (shape[0] + 1),
+        checksum=checksum(network),
+        modality=config.modality,
+        alpha_bar=alpha_bar,
     )
 
 

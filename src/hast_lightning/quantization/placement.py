@@ -64,6 +64,37 @@ class Integer(Placement):
         return list(stored)
 
 
+@part("placement", "layer_inputs")
+class LayerInputs(Placement):
+    """What convolutions and linear layers take in, as post-training codes simulate it.
+
+    Normalizations, activation functions and sums in between stay in floating point, and so does
+    the network's output. Of a concatenation, such as a skip of a U-Net, each operand has a range of
+    its own. A timestep is a number, and is not quantized.
+
+    Source: Q-Diffusion (Li et al., ICCV 2023); EDA-DM (Liu et al., arXiv 2401.04585), which splits
+    the weights behind a concatenation, too: here they have one scale a channel.
+    """
+
+    def values(self, student: fx.GraphModule) -> list[fx.Node]:
+        """Return what layers with weights take in, in order of execution, each once."""
+        computed = values_of(student.graph)
+        found: set[fx.Node] = set()
+        for node in student.graph.nodes:
+            if isinstance(layer_of(node, student), LAYERS_WITH_PRODUCTS):
+                found.update(_operands(node.all_input_nodes[0]))
+        return [node for node in student.graph.nodes if node in found and node in computed]
+
+
+def _operands(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield a value, or those that it is a concatenation of."""
+    if not calls(node, CONCATENATIONS):
+        yield node
+        return
+    for operand in node.all_input_nodes:
+        yield from _operands(operand)
+
+
 def _is_stored(node: fx.Node, uses: list[fx.Node], student: fx.GraphModule) -> bool:
     """Return whether an engine stores ``node``'s value, of which ``uses`` compute others."""
     if len(uses) == 1 and _is_merged(node, uses[0], student):

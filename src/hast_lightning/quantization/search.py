@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +48,12 @@ def percentiles(rows: Tensor, grid: Grid, percentile: float) -> tuple[Tensor, Te
     return torch.where(empty, lowest, low), torch.where(empty, highest, high)
 
 
-def least_squares(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def least_squares(
+    rows: Tensor,
+    grid: Grid,
+    factors_of_range: Sequence[float] = SHRINK_FACTORS,
+    power: float = 2.0,
+) -> tuple[Tensor, Tensor]:
     """Return each row's shrunken range with the least squared rounding error.
 
     Ranges shrink towards zero, or towards the end that is closer to it where zero is not
@@ -56,17 +62,19 @@ def least_squares(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Args:
         rows: (rows, n).
         grid: The integers that the values are rounded to.
+        factors_of_range: What the ends are multiplied by, from 1 down.
+        power: Of the error, in place of its square.
 
     Returns:
         Lower and upper ends, (rows, 1) each.
     """
     low, high = extremes(rows, grid)
     towards = torch.zeros_like(low).clamp(low, high)
-    factors = rows.new_tensor(SHRINK_FACTORS).view(-1, 1, 1)
+    factors = rows.new_tensor(factors_of_range).view(-1, 1, 1)
     lows, highs = towards + factors * (low - towards), towards + factors * (high - towards)
     # The whole range exactly, free of rounding in the line above.
     lows[0], highs[0] = low, high
-    errors = _squared_errors(_sampled(rows), grid.parameters(lows, highs), grid.bits)
+    errors = _errors(_sampled(rows), grid.parameters(lows, highs), grid.bits, power)
     best = errors.argmin(dim=0, keepdim=True)
     return lows.gather(0, best)[0], highs.gather(0, best)[0]
 
@@ -78,20 +86,22 @@ def _sampled(rows: Tensor) -> Tensor:
     return rows[:, ::step].contiguous()
 
 
-def _squared_errors(rows: Tensor, parameters: AffineParameters, bits: int) -> Tensor:
+def _errors(rows: Tensor, parameters: AffineParameters, bits: int, power: float) -> Tensor:
     """Sums over (rows, n) for each of (candidates, rows, 1) scales; (candidates, rows, 1)."""
     at_once = max(1, VALUES_AT_ONCE // rows.numel())
     scales, zero_points = (torch.split(values, at_once) for values in parameters)
     return torch.cat(
         [
-            _squared_error(rows, scale, zero_point, bits)
+            _error(rows, scale, zero_point, bits, power)
             for scale, zero_point in zip(scales, zero_points, strict=True)
         ]
     )
 
 
-def _squared_error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def _error(rows: Tensor, scale: Tensor, zero_point: Tensor, bits: int, power: float) -> Tensor:
     error = quantize_dequantize(rows, scale, zero_point, bits).sub_(rows)
+    if power != 2:
+        return error.abs_().pow_(power).sum(-1, keepdim=True)
     result: Tensor = torch.linalg.vecdot(error, error)
     return result.unsqueeze(-1)
 

@@ -29,7 +29,7 @@ def exports_table(records: Mapping[str, ExportRecord]) -> Table:
         table.add_row(
             record["file"],
             readable_size(record["bytes"]),
-            f"{record['agreement']:.2f}",
+            "-" if record["agreement"] is None else f"{record['agreement']:.2f}",
             f"{record['milliseconds']:.2f}",
             f"{record['float_milliseconds']:.2f}",
         )

@@ -33,15 +33,15 @@ class ExportRecord(TypedDict):
     """Its size."""
     images: int
     """Images that it was run on, beside the student."""
-    agreement: float
-    """Percent of them on which it predicts the student's class."""
+    agreement: float | None
+    """Percent of them on which it predicts the student's class; none of values."""
     compared: int
     """Images that its logits were compared on: these, and others that were drawn."""
     deviation: float
     """Largest distance of a logit from the student's, as a share of the logits' spread; median
     over the images."""
     largest_logit_difference: float
-    """From the student's, over all images and classes."""
+    """From the student's, over all images and outputs."""
     engine: str
     """What ran it, on the CPU, with its version."""
     milliseconds: float
@@ -88,8 +88,9 @@ class Result:
     """Top-1 accuracy of the student before its first step: calibrated ranges, untouched weights."""
     quantized_top1: float | None
     """Top-1 accuracy of the quantized student after its last step: the result of the run."""
-    teacher_agreement: float
-    """Share of the evaluated images on which the student and the teacher predict one class."""
+    teacher_agreement: float | None
+    """Share of the evaluated images on which the student and the teacher predict one class; none
+    where the network puts out values and no classes."""
     agreement_on: str
     """What the agreements were measured on: evaluation or held-out synthetic images."""
     calibrated_agreement: float | None
@@ -148,6 +149,10 @@ class Result:
     """Networks that taught together, by name: ``model`` is that which the student was made of. The
     accuracy of the teacher and agreements are then those of all together. Empty where ``model``
     taught alone."""
+    output_error: float | None = None
+    """Of a network that puts out values and no classes (``model.modality=diffusion``): squared
+    error of the student's outputs after its last step, relative to the spread of the
+    full-precision network's; 0: they are the same. None of classes."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
 

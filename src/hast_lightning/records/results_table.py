@@ -29,16 +29,21 @@ def results_table(result: Result) -> Table:
         box=box.SIMPLE_HEAVY,
     )
     table.add_column("network", no_wrap=True)
-    for name in ("top-1 %",) * labelled + ("agreement %", "bits W/A", "size (smaller)"):
+    measure = "agreement %" if result.output_error is None else "error"
+    for name in ("top-1 %",) * labelled + (measure, "bits W/A", "size (smaller)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for style, name, top1, agreement, *cells in headline(result):
-        accuracies = (_percent(top1),) * labelled
-        table.add_row(name, *accuracies, _percent(agreement), *cells, style=style)
+    for row in headline(result):
+        accuracies = (_percent(row.top1),) * labelled
+        measured = _percent(row.agreement) if result.output_error is None else _error(row.error)
+        table.add_row(row.name, *accuracies, measured, row.bits, row.size, style=row.style)
     return table
 
 
 class HeadlineRow(NamedTuple):
-    """One of the networks: style in a terminal, name, percentages, bits W/A, size."""
+    """One of the networks: style in a terminal, name, percentages, bits W/A, size.
+
+    Of outputs that are values and no classes the error stands for the percentages.
+    """
 
     style: str
     name: str
@@ -46,6 +51,7 @@ class HeadlineRow(NamedTuple):
     agreement: float | None
     bits: str
     size: str
+    error: float | None = None
 
 
 def headline(result: Result) -> tuple[HeadlineRow, ...]:
@@ -70,13 +76,20 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     last = "" if result.handed_back_earlier else "bold"
     rows = [
         HeadlineRow("", *full),
-        HeadlineRow("", names[0], before, agreed_before, bits, size),
-        HeadlineRow(last, names[1], after, agreed_after, bits, size),
+        HeadlineRow("", names[0], before, agreed_before, bits, size, _first_error(result)),
+        HeadlineRow(last, names[1], after, agreed_after, bits, size, result.output_error),
     ]
     if result.handed_back_earlier:
         name, kept = f"kept: {result.kept_stage}", result.kept_agreement
-        rows.append(HeadlineRow("bold", name, result.kept_top1, kept, bits, size))
+        error = result.judged[result.kept_stage].get("evaluation", {}).get("error")
+        rows.append(HeadlineRow("bold", name, result.kept_top1, kept, bits, size, error))
     return tuple(rows)
+
+
+def _first_error(result: Result) -> float | None:
+    """Return the error behind the first of several stages."""
+    judged = list(result.judged.values())
+    return judged[0].get("evaluation", {}).get("error") if len(judged) > 1 else None
 
 
 def readable_size(size: int) -> str:
@@ -85,6 +98,10 @@ def readable_size(size: int) -> str:
         return f"{size} B"
     value, unit = (size / 1e3, "KB") if size < 999_950 else (size / 1e6, "MB")
     return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _percent(value: float | None) -> str:

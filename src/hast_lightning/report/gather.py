@@ -54,8 +54,10 @@ def gather(run: Run, result: Result | None) -> RunReport:
         run: After its last step; in its folder lies ``metrics.csv``.
         result: What was measured; none where nothing was evaluated.
     """
-    names = class_names(run)
     module = run.module
+    if run.network.regresses:
+        return _of_values(run, result)
+    names = class_names(run)
     samples, harder = look_at(module), harder_batch(module.outcome)
     easy, hard = _tiles(run, samples, names)
     return replace(
@@ -71,6 +73,21 @@ def gather(run: Run, result: Result | None) -> RunReport:
         change=None if harder is None else Change(harder.word, *harder.losses),
         layers=tuple(diagnose(module.student)) if module.ranges_frozen else (),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
+        exports=exports(result),
+        seconds=_seconds(result),
+    )
+
+
+def _of_values(run: Run, result: Result | None) -> RunReport:
+    """Return the report of a network that puts out values: no classes, no difficulty."""
+    student = run.module.student
+    return replace(
+        outline(run, result),
+        figures=key_figures(result) if result else (),
+        headline=headline(result) if result else (),
+        measured_on=_measured_on(result),
+        judged=judged_table(result),
+        layers=tuple(diagnose(student)) if run.module.ranges_frozen else (),
         exports=exports(result),
         seconds=_seconds(result),
     )

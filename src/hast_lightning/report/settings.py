@@ -34,6 +34,9 @@ EXPORT_COLUMNS = {
 def input_in_words(network: PretrainedNetwork) -> str:
     """Return the shape of an input, (C, H, W) or (C, L), and what its numbers are."""
     shape = network.input_shape
+    if network.regresses:
+        pictures = " × ".join(map(str, (shape[0] - 1, *shape[1:])))
+        return f"{pictures} (channels × height × width), and the timestep as one more channel"
     axes = "frames × coefficients" if network.modality == FEATURES else "height × width"
     names = f"channels × {axes}" if len(shape) == 3 else "channels × length"
     return f"{' × '.join(map(str, shape))} ({names})"
@@ -50,7 +53,9 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
         Fact("Input", input_in_words(network)),
-        Fact("Classes", f"{network.num_classes:,}"),
+        Fact("Output", "the noise of a picture")
+        if network.regresses
+        else Fact("Classes", f"{network.num_classes:,}"),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),
         Fact("Ranges", _part(quantizer.ranges)),
@@ -161,7 +166,12 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
         Fact(f"top-1 at {result.bits}", f"{result.quantized_top1:.2f} %")
         if result.quantized_top1 is not None
         else None,
-        Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %"),
+        Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %")
+        if result.teacher_agreement is not None
+        else None,
+        Fact("error of the outputs, of their spread", f"{result.output_error:.3g}")
+        if result.output_error is not None
+        else None,
         Fact("smaller than in float32", f"{ratio:.1f}×"),
         Fact(
             "for synthesis, training and evaluation",

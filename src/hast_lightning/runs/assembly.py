@@ -31,7 +31,12 @@ from hast_lightning.records.folder import Origin
 from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.ranks import rank, world_size
 from hast_lightning.training.agenda import Agenda
-from hast_lightning.training.evaluation import Confusion, Evaluation, evaluate
+from hast_lightning.training.evaluation import (
+    Confusion,
+    Evaluation,
+    evaluate,
+    evaluate_values,
+)
 from hast_lightning.training.module import ZeroShotQuantization
 
 _log = logging.getLogger(__name__)
@@ -83,6 +88,8 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
+        if self.network.regresses:
+            return self._evaluate_values(inputs for inputs, _ in batches)
         counts = Confusion(self.network.num_classes).to(self.module.device)
         try:
             found = evaluate(
@@ -98,13 +105,24 @@ class Run:
         self.confusion = counts.compute().cpu()
         return found
 
+    def _evaluate_values(self, batches: Iterable[Tensor]) -> Evaluation:
+        module, (channels, *sides) = self.module, self.network.input_shape
+        shape = (channels - 1, *sides)
+        try:
+            return evaluate_values(module.teacher, module.student, batches, shape, module.device)
+        except DivergenceError as error:
+            raise module.divergence(str(error), max(module.iteration - 1, 0)) from error
+
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""
         batches = self.all_batches()
         return None if batches is None else islice(batches, rank(), None, world_size())
 
     def all_batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
-        """Images and labels to evaluate on, of every rank; none where there are none yet."""
+        """Images and labels to evaluate on, of every rank; none where there are none yet.
+
+        To a network that puts out values labels mean nothing.
+        """
         if self.data is not None:
             return self.data
         try:
@@ -113,6 +131,8 @@ class Run:
             # An alternating run is calibrated before its image bank is full.
             return None
         size = self.config.data.batch_size
+        if self.network.regresses:
+            return [(part.inputs, torch.zeros(len(part.inputs))) for part in batch.split(size)]
         return [(part.inputs, _labels_of(part, self.module.teacher)) for part in batch.split(size)]
 
 

@@ -176,7 +176,8 @@ def _prove(run: Run, name: str, path: Path, student: nn.Module) -> ExportRecord:
     """
     network, _ = open_artifact(path)
     shape = run.network.input_shape
-    parity = prove(name, network, student, _images(run), shape, run.config.export)
+    limits, values = run.config.export, run.network.regresses
+    parity = prove(name, network, student, _images(run), shape, limits, values=values)
     first = next(_images(run))[:1].contiguous()
     milliseconds, float_milliseconds = latencies(network, _float_network(run, name), first)
     engine = _ENGINES[name]

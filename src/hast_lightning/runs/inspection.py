@@ -243,9 +243,15 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
     shape = "x".join(map(str, pretrained.input_shape))
     mean, std = (", ".join(f"{v:g}" for v in part) for part in (pretrained.mean, pretrained.std))
     assumed = config.model.provider == "own" and config.model.mean is None
-    yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
-    names = pretrained.class_names or ()
-    yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
+    if pretrained.alpha_bar is not None:
+        timesteps = len(pretrained.alpha_bar)
+        yield f"input: {shape}, the last channel is the timestep, 0 to {timesteps - 1}"
+        channels = pretrained.num_classes
+        yield f"output: the noise in {channels} channel{'s' * (channels > 1)}"
+    else:
+        yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
+        names = pretrained.class_names or ()
+        yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
     if config.model.provider == "given":
         yield f"weights: as handed over, SHA-256 {pretrained.checksum[:12]}..."
     elif config.model.pretrained:

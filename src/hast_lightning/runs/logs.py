@@ -48,9 +48,12 @@ def tell_result(run: Run, loggers: Sequence[Logger], result: Result) -> None:
     """Log the student after its last step, where that was not done on the way, and the result."""
     interval = run.config.callbacks.evaluate_every_n_steps
     if not interval or run.module.progress.step % interval:
-        metrics = {"agreement": result.teacher_agreement}
-        if result.quantized_top1 is not None:
-            metrics["student_top1"] = result.quantized_top1
+        known = {
+            "agreement": result.teacher_agreement,
+            "error": result.output_error,
+            "student_top1": result.quantized_top1,
+        }
+        metrics = {name: value for name, value in known.items() if value is not None}
         log_evaluation(loggers, metrics, run.module.iteration - 1)
     facts = {name: value for name, value in asdict(result).items() if value is not None}
     # A run that was taken up again goes on in a logger's run that may say why it ended before.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hast_lightning.core.bits import FLOAT_BITS, Widths
-from hast_lightning.core.network import PICTURES
+from hast_lightning.core.network import DIFFUSION, PICTURES
 from hast_lightning.export.description import Description
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import readable_size
@@ -58,10 +58,15 @@ def _facts(
     description: Description, result: Result | None, license_name: str | None
 ) -> Iterator[tuple[str, str]]:
     mean, std = (_numbers(values) for values in (description.mean, description.std))
-    of = "pixels in [0, 1]" if description.modality == PICTURES else "features as they are"
-    values = f"mean {mean}, standard deviation {std} of {of}"
-    yield "Input", f"{' x '.join(map(str, description.input_shape))}, {values}"
-    yield "Output", f"{description.num_classes} classes, {description.output}"
+    shape = " x ".join(map(str, description.input_shape))
+    if description.modality == DIFFUSION:
+        yield "Input", f"{shape}: noisy pictures as they are, the timestep as last channel"
+        yield "Output", "the noise in the pictures"
+    else:
+        of = "pixels in [0, 1]" if description.modality == PICTURES else "features as they are"
+        values = f"mean {mean}, standard deviation {std} of {of}"
+        yield "Input", f"{shape}, {values}"
+        yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."
     yield "License of the weights", license_name or "not given: ask whoever trained them"
@@ -73,6 +78,12 @@ def _facts(
         full = f"; full precision {result.teacher_top1:.2f} %"
         images = f" of {result.evaluated_images:,} images"
         yield "Top-1 accuracy", f"{result.kept_top1:.2f} %{images}{full}"
+    if result.output_error is not None:
+        yield (
+            "Squared error of the outputs, relative to their spread",
+            f"{result.output_error:.3g} on {result.evaluated_images:,} {result.agreement_on}",
+        )
+        return
     agreement = result.teacher_agreement if result.kept_agreement is None else result.kept_agreement
     yield (
         "Agreement with the full-precision network",
@@ -96,6 +107,10 @@ def _how(description: Description, result: Result | None) -> Iterator[str]:
 
 
 def _limits(result: Result | None) -> Iterator[str]:
+    if result is not None and result.output_error is not None:
+        yield "- The error was measured on points of the full-precision network's own sampling."
+        yield "- How good samples look was not measured."
+        return
     if result is None or result.kept_top1 is None:
         yield "- Accuracy was not measured: no labeled images were at hand."
         yield "- The agreement was measured on synthetic images; on real ones it may be lower."

@@ -251,6 +251,8 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
     """Go through all stages: one batch of the trainer is one iteration."""
     config, module = run.config, run.module
     watched = config.callbacks.media_every_n_steps > 0 and show_media(loggers)
+    # What is shown are samples with their classes.
+    watched = watched and not run.network.regresses
     checkpoints = _checkpoints(config.callbacks, run.folder)
     callbacks = [
         *callbacks,
@@ -327,7 +329,7 @@ def _report(run: Run, result: Result | None) -> None:
 def _save_grid(run: Run) -> None:
     """Leave a picture of samples with label, the teacher's answer and difficulty, if it can be."""
     shape = run.network.input_shape
-    if len(shape) != 3 or shape[0] not in DRAWN_CHANNELS:
+    if len(shape) != 3 or shape[0] not in DRAWN_CHANNELS or run.network.regresses:
         return
     batch = run.module.source.sample(run.config.callbacks.grid_images)
     logits = run.module.teacher(batch.inputs)

@@ -58,6 +58,7 @@ def result_of(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
+        output_error=final.error,
         agreement_on=f"{'evaluation' if labelled else held_out} images{against}",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
@@ -103,9 +104,10 @@ def _judged(choice: Choice, *, labelled: bool) -> dict[str, dict[str, dict[str, 
     found = {}
     for stage, by_images in choice.judged.items():
         evaluation = choice.evaluated[stage]
-        measured = {"agreement": evaluation.agreement}
+        known = {"agreement": evaluation.agreement, "error": evaluation.error}
         if labelled:
-            measured["top1"] = evaluation.student_top1
-        closeness = {kind: close._asdict() for kind, close in by_images.items()}
+            known["top1"] = evaluation.student_top1
+        measured = {name: value for name, value in known.items() if value is not None}
+        closeness = {kind: close.measured for kind, close in by_images.items()}
         found[stage] = {**closeness, EVALUATION: measured}
     return found

@@ -7,6 +7,7 @@ import copy
 from hast_lightning.config import Config
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Site, Source
+from hast_lightning.runs.modality import refuse_unsuited
 
 
 def build_sources(config: Config, network: PretrainedNetwork) -> dict[str, Source]:
@@ -15,6 +16,7 @@ def build_sources(config: Config, network: PretrainedNetwork) -> dict[str, Sourc
     Raises:
         UserError: a source does not fit the network, or its files cannot be read.
     """
+    refuse_unsuited(config, network)
     stages = config.ordered.values()
     used = {name for stage in stages for name in (*stage.reads, *stage.improves)}
     processes = config.trainer.devices * config.trainer.num_nodes

@@ -46,13 +46,18 @@ class Choice:
         if self.stage == self.last:
             return ""
         before, after = (self.judged[name][REFERENCE] for name in (self.stage, self.last))
+        agreement, of, advice = "", "outputs", ""
+        if before.agreement is not None and after.agreement is not None:
+            agreement = (
+                f" and its agreement with the full-precision network from {before.agreement:.1f} "
+                f"to {after.agreement:.1f} %"
+            )
+            of, advice = "logits", "the images more steps (schedule.image_steps), "
         return (
             f"stage {self.last} made the student worse: on images that nobody trained on the error "
-            f"of its logits went from {before.error:.3g} to {after.error:.3g} and its agreement "
-            f"with the full-precision network from {before.agreement:.1f} to "
-            f"{after.agreement:.1f} %; handed back is the student after stage {self.stage}. Give "
-            f"the images more steps (schedule.image_steps), stages.{self.last} a lower learning "
-            "rate, or leave that stage out of order"
+            f"of its {of} went from {before.error:.3g} to {after.error:.3g}{agreement}; handed "
+            f"back is the student after stage {self.stage}. Give {advice}stages.{self.last} a "
+            "lower learning rate, or leave that stage out of order"
         )
 
 
@@ -84,13 +89,14 @@ def choose(
         return Choice(last, last, evaluated=_evaluated(evaluate, last))
     student = module.student
     final = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    images = judging_images(module, options)
+    images, values = judging_images(module, options), module.teacher.pretrained.regresses
     states: dict[str, Any] = {**earlier, last: final}
     judged: dict[str, dict[str, Closeness]] = {}
     for stage, state in states.items():
         _load(module, state)
         judged[stage] = {
-            kind: closeness(module.teacher, student, inputs) for kind, inputs in images.items()
+            kind: closeness(module.teacher, student, inputs, values=values)
+            for kind, inputs in images.items()
         }
     choice = gathered_objects(preferred(judged, options.tolerance))[0]
     calibrating = [leg.stage for leg in legs if leg.calibrates]
@@ -141,10 +147,12 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
     All are reported; the choice is made on the reference images.
     """
     reference = reference_images(module.teacher, options.images, options.iterations)
-    generator = torch.Generator().manual_seed(1)
+    images = {REFERENCE: reference}
     network = module.teacher.pretrained
-    noise = network.inputs_of(judging_noise(network, options.images, generator))
-    images = {REFERENCE: reference, SMOOTH: noise.to(reference.device)}
+    if not network.regresses:  # to a network that denoises, such noise is nothing that it meets
+        generator = torch.Generator().manual_seed(1)
+        noise = network.inputs_of(judging_noise(network, options.images, generator))
+        images[SMOOTH] = noise.to(reference.device)
     # A bank may keep none from training, or may not be full.
     with suppress(ConfigurationError, DataError):
         images[HELD_OUT] = module.source.held_out(options.images).inputs

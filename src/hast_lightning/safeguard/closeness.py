@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hast_lightning.graph.outputs import by_position
+from hast_lightning.training.evaluation import ALIKE, LARGEST, relative_error
 
 CHUNK = 64
 """Images that go through the networks at once."""
-LARGEST = 1e12
-"""The largest error: a number, so that files can hold it."""
-ALIKE = 1e-12
-"""Share of the squared logits below which their spread is rounding."""
 
 
 class Closeness(NamedTuple):
@@ -23,19 +20,36 @@ class Closeness(NamedTuple):
 
     Attributes:
         error: Of its logits, relative to the spread of the teacher's; 0: they are the same.
-        agreement: Percent of the images on which both networks predict one class.
+        agreement: Percent of the images on which both networks predict one class; none of values
+            that are no classes.
     """
 
     error: float
-    agreement: float
+    agreement: float | None
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Return what is known, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @torch.no_grad()
-def closeness(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> Closeness:
-    """Return how close a student is to its teacher on ``inputs`` (N, ...)."""
+def closeness(
+    teacher: nn.Module, student: nn.Module, inputs: Tensor, *, values: bool = False
+) -> Closeness:
+    """Return how close a student is to its teacher on ``inputs`` (N, ...).
+
+    Args:
+        teacher: In evaluation mode.
+        student: Likewise.
+        inputs: That both answer.
+        values: The answers are values, and no classes.
+    """
     parts = torch.split(inputs, CHUNK)
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
+    if values:
+        return Closeness(relative_error(of_student, of_teacher), None)
     of_teacher, of_student = by_position(of_teacher), by_position(of_student)
     same = (of_student.argmax(1) == of_teacher.argmax(1)).float().mean()
     return Closeness(relative_logit_error(of_student, of_teacher), 100 * float(same))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
+from hast_lightning.core.diffusion import Sampler
 from hast_lightning.core.network import FEATURES, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
@@ -26,6 +27,7 @@ SHARED = 0.8
 """Share of the variance that the channels of smooth noise have in common, as colors do."""
 
 
+SAMPLER_STEPS = 25
 VALUES_AT_ONCE = 2**22
 """Values of inputs that are matched together: more than 1,000 CIFAR images, 27 of 224 pixels, whose
 gradients would take 15 GB for 128 of them."""
@@ -71,7 +73,8 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
 
     They start as smooth noise and are matched to the teacher's BatchNorm statistics, as many at
     once as :data:`VALUES_AT_ONCE` allows; those of a network without BatchNorms stay smooth noise.
-    The random numbers of the run are left alone.
+    A network that denoises gets points of its own sampling runs, one of each, at all timesteps
+    alike. The random numbers of the run are left alone.
 
     Args:
         teacher: On the device that the images are made on.
@@ -81,8 +84,10 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
     Returns:
         (count, ...) in the range that the network takes.
     """
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     network = teacher.pretrained
+    if network.alpha_bar is not None:
+        return _of_sampling_runs(teacher, network.alpha_bar, count)
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     values = judging_noise(network, count, generator).to(_device(teacher))
     term = BNS()
     try:
@@ -101,6 +106,15 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
             optimizer.step()
         group.copy_(own.detach())
     return network.inputs_of(values)
+
+
+def _of_sampling_runs(teacher: FrozenTeacher, alpha_bar: Tensor, count: int) -> Tensor:
+    """Return ``(x_t, t)`` of sampling runs of the judge's own, (count, C + 1, H, W)."""
+    sampler = Sampler(alpha_bar, min(SAMPLER_STEPS, len(alpha_bar) - 1))
+    steps = torch.arange(count) % len(sampler.times)
+    shape = teacher.pretrained.input_shape
+    # Not the seed of held-out samples: these are to be other runs.
+    return sampler.points(teacher, shape, steps, HELD_OUT_SEED + 1, device=_device(teacher))
 
 
 @torch.no_grad()

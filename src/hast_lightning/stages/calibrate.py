@@ -48,6 +48,7 @@ class Calibrate(Stage):
     """What changes the samples before the teacher sees them, where the source is improved."""
 
     calibrates = True
+    for_diffusion = True
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 1)

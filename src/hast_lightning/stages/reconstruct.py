@@ -1,13 +1,14 @@
 """The stage that rebuilds the student unit by unit: each is to put out what the teacher's does.
 
-BRECQ (Li et al., ICLR 2021), QDrop (Wei et al., ICLR 2022) and GENIE-M (Jeon et al., CVPR 2023) are
-settings of it.
+BRECQ (Li et al., ICLR 2021), QDrop (Wei et al., ICLR 2022), GENIE-M (Jeon et al., CVPR 2023) and
+the fine-grained reconstruction of EDA-DM (Liu et al., arXiv 2401.04585) are settings of it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +22,8 @@ from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
+from hast_lightning.graph.tracing import expose
 from hast_lightning.graph.units import Unit, extract, find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer, rounding_loss
 from hast_lightning.quantization.fake_quant import (
@@ -43,17 +46,28 @@ WARM_SHARE = 0.2
 FIRST_B, LAST_B = 20.0, 2.0
 
 
+Values = tuple[Tensor, ...]
+
+
 class _Cache(NamedTuple):
     """What one unit is rebuilt from, on the CPU.
 
     Attributes:
-        floating: What the teacher's unit takes in, (N, ...).
-        quantized: What the student's unit takes in, behind all units before it, (N, ...).
+        floating: What the teacher's unit takes in, (N, ...) each.
+        quantized: What the student's unit takes in, behind all units before it, (N, ...) each.
         target: What the teacher's unit puts out, (N, ...).
     """
 
-    floating: Tensor
-    quantized: Tensor
+    floating: Values
+    quantized: Values
+    target: Tensor
+
+
+class _Drawn(NamedTuple):
+    """A batch of a unit: inputs mixed of both networks', the teacher's own, and the target."""
+
+    mixed: Values
+    floating: Values
     target: Tensor
 
 
@@ -94,11 +108,21 @@ class Reconstruct(Stage):
     """Learning rate of learned step sizes and scales, relative to their size, as a cosine; 0:
     they stay."""
     regularization: float = 1.0
-    """Weight of what drives each rounding to an integer (lambda)."""
+    """Weight of what drives each rounding to an integer (lambda); 0: nothing does, and the rounding
+    is hard at the end all the same (EDA-DM)."""
+    falling: bool = False
+    """The rate of roundings falls to zero as a cosine, too (EDA-DM)."""
+    learns_scales: bool = True
+    """The scales of weights learn with their roundings (GENIE); false: they stay (BRECQ)."""
+    layer_weight: float = 0.0
+    """Weight of the errors of the layers of a unit but the last, beside that of the unit (w of
+    EDA-DM); 0: only what the unit puts out counts."""
 
     trains_student = True
+    for_diffusion = True
 
     _student_unit: ClassVar[fx.GraphModule]
+    _layers: ClassVar[tuple[fx.GraphModule, fx.GraphModule] | None] = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "views", "iterations", "batch_size"):
@@ -109,8 +133,10 @@ class Reconstruct(Stage):
         require_range("lr", self.lr, 0, MAX_RATE, open_minimum=True)
         require_range("step_lr", self.step_lr, 0, MAX_RATE)
         require_range("regularization", self.regularization, 0)
+        require_range("layer_weight", self.layer_weight, 0)
         self._at = -1
         self._cache: _Cache | None = None
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -128,7 +154,8 @@ class Reconstruct(Stage):
             raise ConfigurationError(
                 f"order: {self.name} rebuilds the student, which no stage before it calibrates"
             )
-        self._units = tuple(find_units(bench.teacher.graph_module))
+        timed = bench.teacher.pretrained.regresses
+        self._units = tuple(find_units(bench.teacher.graph_module, timed=timed))
         layers = [layer for _, layer in quantized_layers(bench.student)]
         adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)
         if self.trains == "rounding" and not layers:
@@ -166,11 +193,12 @@ class Reconstruct(Stage):
         for name, optimizer in stepper.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(name, iteration)
-        inputs, target = self._batch(bench)
+        batch = self._batch(bench)
         with _rebuilding(student, self.drop):
-            error = reconstruction_error(student(inputs), target)
+            error, of_layers = self._errors(batch)
             regularization = self._regularization(student, iteration)
-            loss = error if regularization is None else error + regularization
+            loss = error if of_layers is None else error + self.layer_weight * of_layers
+            loss = loss if regularization is None else loss + regularization
             bench.require_finite(loss, self.name)
             if (
                 stepper.optimizers
@@ -184,6 +212,8 @@ class Reconstruct(Stage):
             f"{self.name}/error": error.detach(),
             f"{self.name}/unit": float(number),
         }
+        if of_layers is not None:
+            scalars[f"{self.name}/error_of_layers"] = of_layers.detach()
         if iteration + 1 == self.iterations:
             self._leave(bench, unit)
             scalars |= self._measured
@@ -199,23 +229,40 @@ class Reconstruct(Stage):
         teacher, student = bench.teacher.graph_module, bench.student
         student.requires_grad_(False)
         if self._cache is not None and self._at == number - 1:
-            floating = self._cache.target
-            quantized = self._through(bench, self._student_unit, self._cache.quantized)
+            output = self._through(bench, self._student_unit, self._cache.quantized)
+            self._keep(number - 1, self._cache.target, output)
         else:
-            floating = quantized = self._inputs(bench)
-            for unit in self._units[:number]:
-                floating = self._through(bench, extract(teacher, unit), floating)
-                quantized = self._through(bench, extract(student, unit), quantized)
+            inputs = self._inputs(bench)
+            self._kept = {self._units[0].source: (inputs, inputs)}
+            for i, unit in enumerate(self._units[:number]):
+                floating, quantized = self._taken_in(unit)
+                of_teacher = self._through(bench, extract(teacher, unit), floating)
+                output = self._through(bench, extract(student, unit), quantized)
+                self._keep(i, of_teacher, output)
         unit = self._units[number]
+        floating, quantized = self._taken_in(unit)
         target = self._through(bench, extract(teacher, unit), floating)
         self._cache, self._at = _Cache(floating, quantized, target), number
         # Not registered: the layers are the student's.
         vars(self)["_student_unit"] = extract(student, unit)
+        units = (extract(teacher, unit), self._student_unit)
+        vars(self)["_layers"] = exposed_layers(*units) if self.layer_weight else None
         for group in self._groups(self._student_unit).values():
             for parameter in group:
                 parameter.requires_grad_(True)
         with torch.no_grad():
             self._before = self._error(bench)
+
+    def _taken_in(self, unit: Unit) -> tuple[Values, Values]:
+        """Return what the teacher's unit takes in, and what the student's does."""
+        floating, quantized = zip(*(self._kept[name] for name in unit.sources), strict=True)
+        return floating, quantized
+
+    def _keep(self, number: int, floating: Tensor, quantized: Tensor) -> None:
+        """Keep what a unit of both networks puts out, and of others what is still needed."""
+        self._kept[self._units[number].target] = (floating, quantized)
+        needed = {name for unit in self._units[number + 1 :] for name in unit.sources}
+        self._kept = {name: values for name, values in self._kept.items() if name in needed}
 
     def _leave(self, bench: Bench, unit: Unit) -> None:
         """Round hard, and say what was gained."""
@@ -233,7 +280,7 @@ class Reconstruct(Stage):
 
     def end(self, bench: Bench) -> None:
         """Let go of the cache."""
-        self._cache, self._at = None, -1
+        self._cache, self._at, self._kept = None, -1, {}
 
     def _inputs(self, bench: Bench) -> Tensor:
         """Return the samples, each in as many views as are wanted, on the CPU."""
@@ -251,29 +298,49 @@ class Reconstruct(Stage):
         return torch.cat(views)
 
     @torch.no_grad()
-    def _through(self, bench: Bench, unit: fx.GraphModule, inputs: Tensor) -> Tensor:
+    def _through(self, bench: Bench, unit: fx.GraphModule, inputs: Values) -> Tensor:
         """Return what a unit puts out, on the CPU."""
         device = next(bench.student.parameters()).device
-        parts = torch.split(inputs, CHUNK)
-        return torch.cat([unit(bench.layout(part.to(device))).cpu() for part in parts])
+        parts = zip(*(torch.split(each, CHUNK) for each in inputs), strict=True)
+        return torch.cat([unit(*_placed(bench, part, device)).cpu() for part in parts])
 
-    def _batch(self, bench: Bench) -> tuple[Tensor, Tensor]:
+    def _batch(self, bench: Bench) -> _Drawn:
         """Draw inputs, mixed of both networks', and their targets."""
         assert self._cache is not None
         device = next(bench.student.parameters()).device
         count = len(self._cache.target)
         index = torch.randint(count, (min(self.batch_size, count),))
-        floating, quantized, target = (each[index].to(device) for each in self._cache)
+        floating, quantized = (
+            tuple(each[index].to(device) for each in values)
+            for values in (self._cache.floating, self._cache.quantized)
+        )
         if self.mix < 1:
-            quantized = torch.where(torch.rand_like(quantized) < self.mix, quantized, floating)
-        return bench.layout(quantized), target
+            quantized = tuple(
+                torch.where(torch.rand_like(q) < self.mix, q, f)
+                for q, f in zip(quantized, floating, strict=True)
+            )
+        mixed = _placed(bench, quantized, device)
+        return _Drawn(mixed, floating, self._cache.target[index].to(device))
+
+    def _errors(self, batch: _Drawn) -> tuple[Tensor, Tensor | None]:
+        """Return the error of the unit, and of its layers but the last where these count."""
+        if self._layers is None:
+            return reconstruction_error(self._student_unit(*batch.mixed), batch.target), None
+        of_teacher, of_student = self._layers
+        with torch.no_grad():
+            _, wanted = of_teacher(*batch.floating)
+        output, found = of_student(*batch.mixed)
+        pairs = zip(found, wanted, strict=True)
+        errors = torch.stack([reconstruction_error(*pair) for pair in pairs])
+        return reconstruction_error(output, batch.target), errors.sum()
 
     def _error(self, bench: Bench) -> float:
         """Return the error of the unit, rounded hard, on some of the samples."""
         assert self._cache is not None
         device = next(bench.student.parameters()).device
         some = slice(0, CHUNK)
-        output = self._student_unit(bench.layout(self._cache.quantized[some].to(device)))
+        inputs = tuple(each[some] for each in self._cache.quantized)
+        output = self._student_unit(*_placed(bench, inputs, device))
         return float(reconstruction_error(output, self._cache.target[some].to(device)))
 
     # -- What trains ----------------------------------------------------------------------
@@ -287,7 +354,7 @@ class Reconstruct(Stage):
             for layer in layers
             if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer)
         ]
-        scales = [q.relative_scale for q in adaptive]
+        scales = [q.relative_scale for q in adaptive] if self.learns_scales else []
         groups = {"steps": [*steps, *scales] if self.step_lr else []}
         if self.trains == "rounding":
             groups["weights"] = [q.v for q in adaptive]
@@ -303,12 +370,13 @@ class Reconstruct(Stage):
         falling = 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
         if name == "steps":
             return self.step_lr * falling
-        return self.lr if self.trains == "rounding" else self.lr * falling
+        stays = self.trains == "rounding" and not self.falling
+        return self.lr if stays else self.lr * falling
 
     def _regularization(self, unit: fx.GraphModule, iteration: int) -> Tensor | None:
         """Return what drives roundings to an integer; none before it begins."""
         warm = WARM_SHARE * self.iterations
-        if self.trains != "rounding" or iteration < warm:
+        if self.trains != "rounding" or not self.regularization or iteration < warm:
             return None
         done = (iteration - warm) / (self.iterations - warm)
         b = FIRST_B + (LAST_B - FIRST_B) * done
@@ -332,6 +400,11 @@ class Reconstruct(Stage):
         self._seed = int(state["seed"])
 
 
+def _placed(bench: Bench, values: Values, device: torch.device) -> Values:
+    """Return values on the device, in the memory format of the run."""
+    return tuple(bench.layout(each.to(device)) for each in values)
+
+
 def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
     """Return ``mean over N, H, W of the sum over C of (output - target)^2``, a scalar, float32.
 
@@ -342,6 +415,36 @@ def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
         target: Of the same shape.
     """
     return (output.float() - target.float()).square().sum(dim=1).mean()
+
+
+def exposed_layers(
+    teacher: fx.GraphModule, student: fx.GraphModule
+) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """Return both units with what their layers but the last put out; none of a single layer.
+
+    Source: EDA-DM (Liu et al., arXiv 2401.04585).
+
+    Args:
+        teacher: A unit of the float network.
+        student: The same unit of the student, whose layers have the same names.
+    """
+    names = [
+        str(node.target)
+        for node in teacher.graph.nodes
+        if isinstance(layer_of(node, teacher), LAYERS_WITH_PRODUCTS)
+    ][:-1]
+    if not names:
+        return None
+    of_teacher, of_student = (
+        expose(unit, [node.name for node in _calls_of(unit, names)]) for unit in (teacher, student)
+    )
+    return of_teacher, of_student
+
+
+def _calls_of(unit: fx.GraphModule, names: Sequence[str]) -> list[fx.Node]:
+    """Return the first calls of layers in their order, as many as there are names."""
+    calls = [n for n in unit.graph.nodes if n.op == "call_module" and n.target in set(names)]
+    return calls[: len(names)]
 
 
 class _rebuilding:  # noqa: N801  # used as a function

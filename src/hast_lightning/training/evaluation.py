@@ -1,10 +1,11 @@
-"""Accuracy and agreement of student and teacher, measured with torchmetrics."""
+"""Accuracy and agreement of student and teacher, or the error of values, with torchmetrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from hast_lightning.errors import DivergenceError, ModelError
 from hast_lightning.runtime.ranks import answered
 
 PERCENT_DIGITS = 4
+LARGEST = 1e12
+"""The largest error: a number, so that files can hold it."""
+ALIKE = 1e-12
+"""Share of the squared values below which their spread is rounding."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +28,105 @@ class Evaluation:
     """What one pass over a set of images found, in percent.
 
     Attributes:
-        teacher_top1: Share of the images that the teacher classifies as labeled.
+        teacher_top1: Share of the images that the teacher classifies as labeled; none where it
+            puts out values and no classes, as in the two below.
         student_top1: The same of the student.
         agreement: Share of the images on which both predict the same class.
         images: Number of images.
+        error: Of values, the squared error relative to the spread of the teacher's; else none.
     """
 
-    teacher_top1: float
-    student_top1: float
-    agreement: float
+    teacher_top1: float | None
+    student_top1: float | None
+    agreement: float | None
     images: int
+    error: float | None = None
 
 
 def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
     """Gather a metric's state as torchmetrics does, but tell a lost rank as such."""
     with answered():
         return gather_all_tensors(state, group)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return ``sum (f - e)^2 / sum (e - mean e)^2``, the mean over samples; 0: they are the same.
+
+    What always answers with the mean has an error of 1; the largest is :data:`LARGEST`. Of values
+    that do not differ over samples, or of one sample, the values themselves take the place of
+    their spread.
+
+    Args:
+        found: (N, ...).
+        expected: Of the same shape.
+    """
+    return _Sums.of(found, expected).error
+
+
+class _Sums(NamedTuple):
+    """What a relative error is made of; sums over samples, float64.
+
+    Attributes:
+        distance: Of ``(f - e)^2``, a scalar.
+        square: Of ``e^2``, a scalar.
+        total: Of ``e``, of the shape of a sample.
+        samples: How many.
+    """
+
+    distance: Tensor
+    square: Tensor
+    total: Tensor
+    samples: Tensor
+
+    @classmethod
+    def of(cls, found: Tensor, expected: Tensor) -> _Sums:
+        found, expected = found.double(), expected.double()
+        return cls(
+            (found - expected).square().sum(),
+            expected.square().sum(),
+            expected.sum(0),
+            torch.tensor(float(len(expected)), dtype=torch.float64, device=expected.device),
+        )
+
+    @property
+    def error(self) -> float:
+        """Return the relative error, at most :data:`LARGEST`, which NaN has."""
+        spread = self.square - self.total.square().sum() / self.samples
+        scale = spread if spread > ALIKE * self.square else self.square
+        if not float(self.distance):
+            return 0.0
+        found = float(self.distance / scale)
+        return min(found, LARGEST) if math.isfinite(found) else LARGEST
+
+
+class RelativeError(Metric):
+    """Gathers :func:`relative_error` over batches and processes.
+
+    Args:
+        shape: Of the output for one sample.
+    """
+
+    distance: Tensor
+    square: Tensor
+    total: Tensor
+    samples: Tensor
+    full_state_update = False
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(dist_sync_fn=_gathered)
+        for name in _Sums._fields:
+            zeros = torch.zeros(tuple(shape) if name == "total" else (), dtype=torch.float64)
+            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+
+    def update(self, found: Tensor, expected: Tensor) -> None:
+        """Take in a batch of outputs (N, ...)."""
+        for name, value in _Sums.of(found, expected)._asdict().items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def compute(self) -> Tensor:
+        """Return the error, a scalar."""
+        sums = _Sums(self.distance, self.square, self.total, self.samples)
+        return torch.tensor(sums.error, dtype=torch.float64)
 
 
 class Confusion(Metric):
@@ -110,6 +198,38 @@ def evaluate(
         for metric in metrics
     )
     return Evaluation(teacher_top1, student_top1, agreement, int(images_seen.compute()))
+
+
+@torch.no_grad()
+def evaluate_values(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[Tensor],
+    shape: Sequence[int],
+    device: torch.device,
+) -> Evaluation:
+    """Compare networks that put out values and no classes on ``batches`` of inputs (N, ...).
+
+    Args:
+        teacher: In evaluation mode.
+        student: Likewise.
+        batches: Inputs.
+        shape: Of the output for one input.
+        device: Of the networks.
+
+    Raises:
+        ModelError: the teacher puts out NaN or infinite values.
+        DivergenceError: the student does.
+        LostProcessError: another process has ended, or does not answer.
+    """
+    error = RelativeError(shape).to(device)
+    seen = SumMetric(dist_sync_fn=_gathered).to(device)
+    for inputs in batches:
+        of_teacher, of_student = teacher(inputs.to(device)), student(inputs.to(device))
+        _require_finite(of_teacher, of_student)
+        error.update(of_student, of_teacher)
+        seen.update(len(inputs))
+    return Evaluation(None, None, None, int(seen.compute()), float(error.compute()))
 
 
 def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:

@@ -79,7 +79,7 @@ class StudentEvaluation(Callback):
         evaluation = self._evaluate()
         if evaluation is None:
             return
-        if self._labeled:
+        if self._labeled and evaluation.student_top1 is not None:
             self.best = max(self.best or 0.0, evaluation.student_top1)
         metrics = {f"evaluation/{name}": value for name, value in self._metrics(evaluation).items()}
         for logger in loggers:
@@ -87,5 +87,7 @@ class StudentEvaluation(Callback):
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Return what there is to log, by name without the group."""
-        metrics = {"agreement": evaluation.agreement}
-        return metrics | ({"student_top1": evaluation.student_top1} if self._labeled else {})
+        known = {"agreement": evaluation.agreement, "error": evaluation.error}
+        if self._labeled:
+            known["student_top1"] = evaluation.student_top1
+        return {name: value for name, value in known.items() if value is not None}
