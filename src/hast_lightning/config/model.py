@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import expand_home, require_choice, require_range
-from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES
+from hast_lightning.core.network import MODALITIES, PICTURES, TOKENS
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = (
@@ -57,11 +57,13 @@ class ModelConfig:
     # OmegaConf has no such union: what it is in words, for the reference.
     input_size: Annotated[Any, "integer, text or null"] = None
     """Height and width of the input in pixels, one number of a square; ``49x10`` is 49 frames of
-    10 coefficients. None: the provider's own (an ``own`` network has none)."""
+    10 coefficients; of tokens their number. None: the provider's own (an ``own`` network has
+    none)."""
     modality: str = PICTURES
     """``pictures``; or ``features`` such as MFCC (channels, frames, coefficients), which an ``own``
     or given network takes: the mean and deviation of each coefficient are learned from its
-    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats."""
+    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats. Or
+    ``tokens``, integers (texts, length), of which an ``own`` network says what comes next."""
     mean: list[float] | None = None
     """Per-channel mean that the input was normalized with, for pixels in [0, 1]; of features any
     number, for values as they are in the file; none is 0."""
@@ -86,11 +88,14 @@ class ModelConfig:
             require_range("model.num_classes", self.num_classes, 2)
         _ = self.size
         require_choice("model.modality", self.modality, MODALITIES)
-        if self.modality == FEATURES and self.provider not in ("own", "given"):
+        takers = ("own",) if self.modality == TOKENS else ("own", "given")
+        if self.modality != PICTURES and self.provider not in takers:
             raise ConfigurationError(
-                f"model.modality=features with model.provider={self.provider}, whose networks take "
-                "pictures; choose model=own"
+                f"model.modality={self.modality} with model.provider={self.provider}, whose "
+                "networks take pictures; choose model=own"
             )
+        if self.modality == TOKENS:
+            self._check_tokens()
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
         for mean in self.mean or ():
@@ -123,6 +128,27 @@ class ModelConfig:
                 f"model.input_size={self.input_size} must be at least {SMALLEST} in both directions"
             )
         return height, width
+
+    @property
+    def length(self) -> int:
+        """Return the number of tokens that the input has."""
+        height, _ = self.size or (0, 0)
+        return height
+
+    def _check_tokens(self) -> None:
+        if "x" in str(self.input_size):
+            raise ConfigurationError(
+                f"model.input_size={self.input_size} with model.modality=tokens must be one number "
+                "of tokens"
+            )
+        if self.mean is not None or self.std is not None:
+            raise ConfigurationError(
+                "model.mean and model.std with model.modality=tokens: ids are not normalized"
+            )
+        if self.class_names is not None:
+            raise ConfigurationError(
+                "model.class_names with model.modality=tokens: tokens have ids and no names"
+            )
 
     def _check_cifar_resnet(self) -> None:
         depth = self.depth or 0

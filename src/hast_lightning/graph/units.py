@@ -82,7 +82,11 @@ def _ends(network: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
     nodes = list(network.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     last_use = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
-    constant = {node for node in nodes if node.op == "get_attr"}
+    constant: set[fx.Node] = set()
+    for node in nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (sources and constant.issuperset(sources)):
+            constant.add(node)
     found = []
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):

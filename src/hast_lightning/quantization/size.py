@@ -6,7 +6,11 @@ import math
 
 from torch import nn
 
-from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.quantization.fake_quant import (
+    QuantizedLayer,
+    activation_quantizers,
+    quantized_layers,
+)
 
 BYTES_PER_FLOAT = 4
 SCALE_AND_ZERO_POINT_BYTES = BYTES_PER_FLOAT + 1
@@ -22,7 +26,7 @@ def float_bytes(network: nn.Module) -> int:
 def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
     """Return the bytes of the student when its weights are stored in their bits.
 
-    Quantized weights cost ``weight_bits`` each, every channel and every activation tensor a
+    Quantized weights cost ``weight_bits`` each, every channel (or group of weights) and every activation tensor a
     scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
 
     Args:
@@ -34,6 +38,13 @@ def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
     packed = sum(
         math.ceil(layer.weight.numel() * layer.weight_quantizer.bits / 8) for layer in layers
     )
-    ranges = sum(layer.weight.shape[0] for layer in layers) + len(activation_quantizers(student))
+    ranges = sum(map(_ranges, layers)) + len(activation_quantizers(student))
     rest = float_network_bytes - BYTES_PER_FLOAT * weights
     return rest + packed + SCALE_AND_ZERO_POINT_BYTES * ranges
+
+
+def _ranges(layer: QuantizedLayer) -> int:
+    """Return how many ranges the weights of a layer have."""
+    size = layer.weight_quantizer.group_size
+    groups = 1 if size is None else math.ceil(layer.weight.shape[1] / size)
+    return layer.weight.shape[0] * groups

@@ -264,7 +264,8 @@ class Reconstruct(Stage):
         count = len(self._cache.target)
         index = torch.randint(count, (min(self.batch_size, count),))
         floating, quantized, target = (each[index].to(device) for each in self._cache)
-        if self.mix < 1:
+        # Tokens are the same for both networks.
+        if self.mix < 1 and quantized.is_floating_point():
             quantized = torch.where(torch.rand_like(quantized) < self.mix, quantized, floating)
         return bench.layout(quantized), target
 
