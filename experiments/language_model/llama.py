@@ -37,7 +37,7 @@ class Cache:
 
 
 class Place(NamedTuple):
-    """Rotations (length, head width / 2) and mask (length, tokens seen) of some positions."""
+    """Rotations (length, head width / 2) of some positions, and what they may not see of all."""
 
     cos: Tensor
     sin: Tensor
@@ -97,7 +97,7 @@ class Block(nn.Module):
         """Return what each position reads of those that it may see, (N, length, width)."""
         grouped = query.unflatten(1, (self.key_heads, -1))
         scores = grouped @ key.unsqueeze(2).transpose(-2, -1) / math.sqrt(self.head_width)
-        shares = torch.softmax(scores + mask, dim=-1)
+        shares = torch.softmax(scores.masked_fill(mask, -math.inf), dim=-1)
         return self.wo((shares @ value.unsqueeze(2)).flatten(1, 2).transpose(1, 2).flatten(2))
 
     def feed(self, x: Tensor) -> Tensor:
@@ -122,14 +122,15 @@ class Llama(nn.Module):
         half = shape.width // shape.heads // 2
         frequency = 10000.0 ** (-torch.arange(half) / half)
         angle = torch.arange(shape.context)[:, None] * frequency
-        unseen = torch.full((shape.context, shape.context), -math.inf).triu(1)
-        for name, value in (("cos", angle.cos()), ("sin", angle.sin()), ("mask", unseen)):
+        order = torch.arange(shape.context)
+        for name, value in (("cos", angle.cos()), ("sin", angle.sin()), ("order", order)):
             self.register_buffer(name, value, persistent=False)
 
     def place(self, first: int, length: int) -> Place:
         """Return what belongs to ``length`` positions from ``first`` on."""
         end = first + length
-        return Place(self.cos[first:end], self.sin[first:end], self.mask[first:end, :end])
+        later = self.order[first:end].unsqueeze(1) < self.order[:end]
+        return Place(self.cos[first:end], self.sin[first:end], later)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits, (N, length, vocabulary)."""

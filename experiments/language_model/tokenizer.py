@@ -1,14 +1,16 @@
 """The tokenizer of stories260K, and files of token ids made with it.
 
 ``python -m experiments.language_model.tokenizer <folder>`` writes ``test.npz`` (the first 27,000
-characters of TinyStories, in pieces of 900) and ``text.npz`` (the rest, likewise) into the folder
-that the study works in. Pieces are cut to 512 tokens; shorter ones end in -1.
+characters of TinyStories, in pieces of 900) and ``text.npz`` (the rest, in pieces of 1,300, so that
+512 tokens are full) into the folder that the study works in. Pieces are cut to 512 tokens; shorter
+ones end in -1.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ BEGIN = 1
 """Begins a text."""
 BYTES = 3
 """Bytes have the ids behind three special ones."""
-CONTEXT, PIECE, TEST = 512, 900, 27_000
+CONTEXT, TEST_PIECE, PIECE, TEST = 512, 900, 1300, 27_000
 
 
 class Tokenizer:
@@ -41,10 +43,7 @@ class Tokenizer:
             number = self.ids.get(letters.decode("latin-1"))
             found += [byte + BYTES for byte in letters] if number is None else [number]
         while True:
-            unions = [
-                self.ids.get(self.pieces[a] + self.pieces[b], -1)
-                for a, b in zip(found, found[1:], strict=False)
-            ]
+            unions = [self.ids.get(self.pieces[a] + self.pieces[b], -1) for a, b in pairwise(found)]
             best = max(
                 (i for i, union in enumerate(unions) if union >= 0),
                 key=lambda i: self.scores[unions[i]],
@@ -60,9 +59,9 @@ class Tokenizer:
         return letters.encode("latin-1").decode("utf-8", errors="replace")
 
 
-def rows(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Return the ids of a text in pieces, (pieces, 512), int64, -1 behind the end of a piece."""
-    pieces = [text[i : i + PIECE] for i in range(0, len(text) - PIECE + 1, PIECE)]
+def rows(tokenizer: Tokenizer, text: str, size: int) -> np.ndarray:
+    """Return the ids of a text in pieces of ``size`` characters, (pieces, 512), -1 behind each."""
+    pieces = [text[i : i + size] for i in range(0, len(text) - size + 1, size)]
     found = np.full((len(pieces), CONTEXT), -1, np.int64)
     for row, piece in zip(found, pieces, strict=True):
         tokens = tokenizer.encode(piece)[:CONTEXT]
@@ -74,9 +73,10 @@ def write(source: Path, folder: Path) -> None:
     """Write both files into ``folder`` from those in ``source``."""
     tokenizer = Tokenizer(source / "tokenizer.json")
     text = (source / "tinystories.txt").read_text(encoding="utf-8")
-    for name, part in (("test.npz", text[:TEST]), ("text.npz", text[TEST:])):
+    parts = {"test.npz": (text[:TEST], TEST_PIECE), "text.npz": (text[TEST:], PIECE)}
+    for name, (part, size) in parts.items():
         if not (folder / name).exists():
-            np.savez_compressed(folder / name, x=rows(tokenizer, part))
+            np.savez_compressed(folder / name, x=rows(tokenizer, part, size))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ class PretrainedNetwork:
     spread: Tensor | None = None
     decoder: nn.Module | None = None
 
+    @property
+    def length(self) -> int:
+        """Return the tokens of a text."""
+        return self.input_shape[0]
+
     def noise_of(self, white: Tensor) -> Tensor:
         """Return the noise that samples start from: white, or of features slow in time."""
         return white if self.modality == PICTURES else slowed(white)

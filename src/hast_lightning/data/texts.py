@@ -64,7 +64,6 @@ def load_texts(config: DataConfig, network: PretrainedNetwork) -> TextData:
         )
     if config.path is None:
         raise DataError("data.path is not set: data=npz needs an .npz file with x, token ids")
-    origin, (length,) = f"data.path={config.path}", network.input_shape
-    path = Path(config.path).expanduser()
-    ids = read_token_ids(path, length, network.num_classes, origin)
+    origin, path = f"data.path={config.path}", Path(config.path).expanduser()
+    ids = read_token_ids(path, network.length, network.num_classes, origin)
     return TextData(torch.from_numpy(ids), config.batch_size)

@@ -53,7 +53,7 @@ def write_text(
         start: The first token of every text, or of each, (count,).
         generator: Of the random numbers, which decide the texts together with ``count``.
     """
-    (length,), device = network.input_shape, generator.device
+    length, device = network.length, generator.device
     texts = torch.zeros(count, length, dtype=torch.int64, device=device)
     texts[:, 0] = start
     for some in torch.split(texts, AT_ONCE):
@@ -65,9 +65,7 @@ def write_text(
     return texts
 
 
-def _following(
-    network: PretrainedNetwork, device: torch.device
-) -> Callable[[Tensor, int], Tensor]:
+def _following(network: PretrainedNetwork, device: torch.device) -> Callable[[Tensor, int], Tensor]:
     """Return what gives the logits (N, classes) of token ``place`` of texts (N, length)."""
     if network.decoder is not None:
         return _Cached(_on(network.decoder, device))

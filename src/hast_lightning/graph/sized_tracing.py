@@ -52,9 +52,7 @@ class _UnknownError(Exception):
 class _SizedTracer(PlaceTracer):
     """Follows the graph with tensors that have sizes and no content, at two batch sizes."""
 
-    def __init__(
-        self, network: nn.Module, input_shape: Sequence[int], with_hooks: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, input_shape: Sequence[int], with_hooks: bool) -> None:
         super().__init__(with_hooks=with_hooks)
         self._shadow = copy.deepcopy(network).to("meta")
         if with_hooks:

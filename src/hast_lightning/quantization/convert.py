@@ -22,6 +22,7 @@ from hast_lightning.graph.weights import output_first
 from hast_lightning.quantization.fake_quant import QUANTIZED
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.quantization.size import UNTIED
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
@@ -122,7 +123,10 @@ def _untie(student: fx.GraphModule) -> None:
     tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding)}
     for layer in student.modules():
         if isinstance(layer, QUANTIZABLE) and id(layer.weight) in tables:
-            layer.weight = nn.Parameter(layer.weight.detach().clone())
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            student.meta[UNTIED] = student.meta.get(UNTIED, 0) + weight.numel()
+            layer.weight = nn.Parameter(weight.detach().clone())
 
 
 def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:

@@ -99,7 +99,8 @@ def input_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         padded = F.pad(inputs.float(), layer._reversed_padding_repeated_twice, _mode(layer))
         rows = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
-        return rows.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        grouped = rows.view(len(rows), layer.groups, -1, rows.shape[-1])
+        return grouped.permute(1, 0, 3, 2).flatten(1, 2)
     return inputs.float().flatten(0, -2).unsqueeze(0)
 
 
@@ -178,8 +179,11 @@ def round_layer(layer: QuantizedLayer, hessians: Tensor, damping: float, block: 
     rows = layer.weight.flatten(1)
     quantizer = layer.weight_quantizer
     scale, zero_point = (each.flatten(1) for each in quantizer.parameters_of(layer.weight))
-    parts = zip(*(torch.chunk(each, len(hessians)) for each in (rows, scale, zero_point)),
-                hessians, strict=True)
+    parts = zip(
+        *(torch.chunk(each, len(hessians)) for each in (rows, scale, zero_point)),
+        hessians,
+        strict=True,
+    )
     found = [
         solve(part, hessian, AffineParameters(s, z), quantizer.bits, damping, block)
         for part, s, z, hessian in parts

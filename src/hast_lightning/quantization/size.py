@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import fx, nn
 
 from hast_lightning.quantization.fake_quant import (
     QuantizedLayer,
@@ -16,6 +16,9 @@ BYTES_PER_FLOAT = 4
 SCALE_AND_ZERO_POINT_BYTES = BYTES_PER_FLOAT + 1
 """A float32 scale and an 8-bit zero point for every range."""
 
+UNTIED = "hast_lightning.untied"
+"""In the ``meta`` of a student: weights of layers that the network has as an embedding, too."""
+
 
 def float_bytes(network: nn.Module) -> int:
     """Return the bytes of all parameters and BatchNorm statistics in float32."""
@@ -26,8 +29,8 @@ def float_bytes(network: nn.Module) -> int:
 def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
     """Return the bytes of the student when its weights are stored in their bits.
 
-    Quantized weights cost ``weight_bits`` each, every channel (or group of weights) and every activation tensor a
-    scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
+    Quantized weights cost ``weight_bits`` each, every channel (or group of weights) and every
+    activation tensor a scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
 
     Args:
         student: A converted network.
@@ -39,7 +42,8 @@ def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
         math.ceil(layer.weight.numel() * layer.weight_quantizer.bits / 8) for layer in layers
     )
     ranges = sum(map(_ranges, layers)) + len(activation_quantizers(student))
-    rest = float_network_bytes - BYTES_PER_FLOAT * weights
+    own = student.meta.get(UNTIED, 0) if isinstance(student, fx.GraphModule) else 0
+    rest = float_network_bytes - BYTES_PER_FLOAT * (weights - own)
     return rest + packed + SCALE_AND_ZERO_POINT_BYTES * ranges
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hast_lightning.core.network import TOKENS
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.records.folder import disk_bytes
@@ -37,6 +38,7 @@ def result_of(
     final, kept = choice.evaluated[choice.last], choice.evaluated[choice.stage]
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
+    what = "texts" if run.network.modality == TOKENS else "images"
     teacher_bytes, widths = float_bytes(run.network.network), config.quantizer.widths
     # A stage may have given single layers bits of their own.
     single = {layer.weight_quantizer.bits for _, layer in quantized_layers(module.student)}
@@ -52,7 +54,7 @@ def result_of(
         calibrated_top1=calibrated.student_top1 if labelled and calibrated else None,
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
-        agreement_on=f"{'evaluation' if labelled else held_out} images",
+        agreement_on=f"{'evaluation' if labelled else held_out} {what}",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         method=config.method.name,
@@ -70,6 +72,10 @@ def result_of(
         kept_stage=choice.stage,
         kept_top1=kept.student_top1 if labelled else None,
         kept_agreement=kept.agreement,
+        teacher_perplexity=final.teacher_perplexity if labelled else None,
+        calibrated_perplexity=calibrated.student_perplexity if labelled and calibrated else None,
+        quantized_perplexity=final.student_perplexity if labelled else None,
+        kept_perplexity=kept.student_perplexity if labelled else None,
         judged=_judged(choice, labelled=labelled),
         batch_norm_statistics=dict(statistics),
         status="complete",
@@ -87,6 +93,8 @@ def _judged(choice: Choice, *, labelled: bool) -> dict[str, dict[str, dict[str, 
         measured = {"agreement": evaluation.agreement}
         if labelled:
             measured["top1"] = evaluation.student_top1
+            if evaluation.student_perplexity is not None:
+                measured["perplexity"] = evaluation.student_perplexity
         closeness = {kind: close._asdict() for kind, close in by_images.items()}
         found[stage] = {**closeness, EVALUATION: measured}
     return found

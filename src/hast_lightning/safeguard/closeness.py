@@ -12,6 +12,8 @@ from hast_lightning.graph.outputs import by_position
 
 CHUNK = 64
 """Images that go through the networks at once."""
+TEXTS = 4
+"""Texts that go through the networks at once."""
 LARGEST = 1e12
 """The largest error: a number, so that files can hold it."""
 ALIKE = 1e-12
@@ -33,7 +35,8 @@ class Closeness(NamedTuple):
 @torch.no_grad()
 def closeness(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> Closeness:
     """Return how close a student is to its teacher on ``inputs`` (N, ...)."""
-    parts = torch.split(inputs, CHUNK)
+    # Each text has an answer for every token.
+    parts = torch.split(inputs, CHUNK if inputs.is_floating_point() else TEXTS)
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
     of_teacher, of_student = by_position(of_teacher), by_position(of_student)

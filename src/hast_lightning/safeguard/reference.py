@@ -66,7 +66,7 @@ def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Gener
     are drawn uniformly.
     """
     if network.modality == TOKENS:
-        shape = (count, *network.input_shape)
+        shape = (min(count, TEXTS), *network.input_shape)
         return torch.randint(network.num_classes, shape, generator=generator)
     if network.modality == FEATURES:
         return network.noise_of(torch.randn(count, *network.input_shape, generator=generator))
@@ -116,12 +116,11 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
 def _own_text(teacher: FrozenTeacher, count: int) -> Tensor:
     """Return texts (count, length), each of which begins with any token; samples do not."""
     network = teacher.pretrained
-    (length,) = network.input_shape
     generator = torch.Generator(_device(teacher)).manual_seed(HELD_OUT_SEED)
     start = torch.randint(
         network.num_classes, (count,), generator=generator, device=generator.device
     )
-    return write_text(network, count, [1.0] * (length - 1), start, generator)
+    return write_text(network, count, [1.0] * (network.length - 1), start, generator)
 
 
 @torch.no_grad()

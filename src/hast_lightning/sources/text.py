@@ -82,7 +82,7 @@ class Texts(Source):
         texts, left = self._all(), self.order
         while len(left) < count:
             left = torch.cat([left, torch.randperm(len(texts)).to(left.device)])
-        self.order = left[count:]
+        self.register_buffer("order", left[count:])
         return Batch(texts[left[:count]])
 
     def collect(self, count: int) -> Batch:
@@ -124,13 +124,13 @@ class Texts(Source):
     def _all(self) -> Tensor:
         if not len(self.texts):
             texts = self._loaded() if self.load else self.make(self.size, self._generator())
-            self.texts = texts.to(self.place.device)
+            self.register_buffer("texts", texts.to(self.place.device))
         return self.texts
 
     def _loaded(self) -> Tensor:
         assert self.load is not None
         tensors, _ = read_tensors(self.load, KIND, f"{self.site.key}.load")
-        texts, (length,) = tensors["texts"], self.site.pretrained.input_shape
+        texts, length = tensors["texts"], self.site.pretrained.length
         if texts.dim() != 2 or texts.shape[1] != length or texts.dtype != torch.int64:
             raise DataError(
                 f"{self.site.key}.load={self.load}: texts of shape {tuple(texts.shape)} "
@@ -198,7 +198,7 @@ class OwnText(Texts):
 
     def make(self, count: int, generator: torch.Generator) -> Tensor:
         """Return texts (count, length) that the network wrote."""
-        (length,) = self.site.pretrained.input_shape
+        length = self.site.pretrained.length
         heat = temperatures(
             length - 1, self.initial_temperature, self.final_temperature, self.schedule_tokens
         )
@@ -243,7 +243,7 @@ class TextFile(Texts):
         super().build(site)
         if self.path == MISSING:
             raise ConfigurationError(f"{site.key}.path is not set: the file of token ids")
-        origin, (length,) = f"{site.key}.path={self.path}", site.pretrained.input_shape
+        origin, length = f"{site.key}.path={self.path}", site.pretrained.length
         ids = read_token_ids(Path(self.path), length, self._vocabulary, origin)
         whole = ids[(ids >= 0).all(axis=1)]
         needed = self.size + (self._share() if site.holdout else 0)

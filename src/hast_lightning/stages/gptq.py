@@ -112,8 +112,8 @@ class GPTQ(Stage):
         former = layer.weight.detach().clone()
         round_layer(layer, hessian, self.damping, self.block_size)
         errors = [_error(former - each, hessian) for each in (before, layer.weight.detach())]
-        scalars = {f"{self.name}/error_nearest/{name}": errors[0], f"{self.name}/error/{name}": errors[1]}
-        return Outcome(dict(scalars))
+        kinds = zip(("error_nearest", "error"), errors, strict=True)
+        return Outcome({f"{self.name}/{kind}/{name}": error for kind, error in kinds})
 
     def end(self, bench: Bench) -> None:
         """Let go of what was kept."""

@@ -122,8 +122,8 @@ def evaluate(
         round(100 * float(metric.compute()), PERCENT_DIGITS)
         for metric in metrics
     )
-    images = int(images_seen.compute())
-    return Evaluation(teacher_top1, student_top1, agreement, images, *perplexities.compute())
+    count = int(images_seen.compute())
+    return Evaluation(teacher_top1, student_top1, agreement, count, *perplexities.compute())
 
 
 def are_texts(logits: Tensor, labels: Tensor) -> bool:

@@ -88,4 +88,6 @@ class StudentEvaluation(Callback):
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Return what there is to log, by name without the group."""
         metrics = {"agreement": evaluation.agreement}
+        if evaluation.student_perplexity is not None:
+            metrics["student_perplexity"] = evaluation.student_perplexity
         return metrics | ({"student_top1": evaluation.student_top1} if self._labeled else {})
