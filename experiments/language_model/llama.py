@@ -117,6 +117,8 @@ class Llama(nn.Module):
         super().__init__()
         self.shape = shape = Shape(**sizes)
         self.tok = nn.Embedding(shape.vocabulary, shape.width)
+        # It is the output layer, too, whose answers begin undecided.
+        nn.init.normal_(self.tok.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
         self.norm = Norm(shape.width)
         half = shape.width // shape.heads // 2

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
+from hast_lightning.core.network import example_inputs
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.program_archive import clean_copy
@@ -23,7 +24,7 @@ def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> Exp
     Raises:
         ModelError: torch.export cannot take the network, or not with batches of any size.
     """
-    images = torch.zeros(EXAMPLE_IMAGES, *input_shape)
+    images = example_inputs(EXAMPLE_IMAGES, input_shape)
     try:
         with torch.no_grad():
             return torch.export.export(network, (images,), dynamic_shapes=({0: Dim(BATCH)},))

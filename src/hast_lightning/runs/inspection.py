@@ -6,14 +6,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from torch import fx
 
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Needs
 from hast_lightning.core.bits import FLOAT_BITS, Widths
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import TOKENS, PretrainedNetwork, example_inputs
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import UserError
@@ -142,7 +141,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
     graph_module = trace(pretrained.network)
     taps = select_taps(graph_module, config.model.taps)
     student = convert(pretrained.network, config.quantizer)
-    found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
+    found = list_calls(student, taps, example_inputs(1, pretrained.input_shape))
     size = float_bytes(pretrained.network)
     lengths, misfit = _steps_by_stage(config, pretrained)
     teacher, learner = FrozenTeacher(pretrained), Learner(student, pretrained)
@@ -240,9 +239,12 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
     shape = "x".join(map(str, pretrained.input_shape))
     mean, std = (", ".join(f"{v:g}" for v in part) for part in (pretrained.mean, pretrained.std))
     assumed = config.model.provider == "own" and config.model.mean is None
-    yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
-    names = pretrained.class_names or ()
-    yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
+    if pretrained.modality == TOKENS:
+        yield f"input: texts of {shape} tokens; {pretrained.num_classes} are known"
+    else:
+        yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
+        names = pretrained.class_names or ()
+        yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
     if config.model.provider == "given":
         yield f"weights: as handed over, SHA-256 {pretrained.checksum[:12]}..."
     elif config.model.pretrained:
