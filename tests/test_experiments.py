@@ -44,6 +44,7 @@ from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY
 from tests.composition import composed, composed_raw, options
 from tests.small_runs import build_module, fit, small
+from tests.tokens import WORDS as TOKEN_WORDS
 
 EXPERIMENTS, METHODS, SCHEDULES = options("experiment"), options("method"), options("schedule")
 GROUPS = (
@@ -387,7 +388,8 @@ def pictures(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
-    config = small(f"method={method}", "quantizer=minmax")
+    words = TOKEN_WORDS if method == "self_calibration_style" else ()
+    config = small(f"method={method}", "quantizer=minmax", *words)
     for source in config.sources.values():
         if isinstance(source, OwnImages):
             source.path = pictures

@@ -20,6 +20,7 @@ PROVIDERS = (
     "timm",
     "pytorchcv",
     "efficientnet_lite0",
+    "transformers",
     "own",
     "given",
 )
@@ -35,12 +36,15 @@ class ModelConfig:
 
     provider: str = MISSING
     """``digits`` (bundled), ``cifar_resnet`` (by depth), ``torchvision``, ``timm`` or ``pytorchcv``
-    (by name), ``efficientnet_lite0`` (from a package), ``own`` (by factory), or ``given`` to
+    (by name), ``efficientnet_lite0`` (from a package), ``transformers`` (by a file of its
+    configuration), ``own`` (by factory), or ``given`` to
     :func:`hast_lightning.quantize` in Python."""
     name: str = MISSING
     """Name in reports; for torchvision, timm and pytorchcv the name that they know it by."""
     factory: str | None = None
     """``package.module:function`` that builds the user's ``own`` network."""
+    config_file: str | None = None
+    """``config.json`` of a causal language model of ``transformers``."""
     pretrained: bool = True
     """Load pretrained weights; false keeps the random initialization (for trials without files).
     The weights of an ``own`` network are those it is built with unless a checkpoint is given."""
@@ -84,15 +88,31 @@ class ModelConfig:
             self._check_cifar_resnet()
         if self.provider == "own":
             self._check_own()
+        if (self.provider == "transformers") != (self.config_file is not None):
+            raise ConfigurationError(
+                f"model.config_file={self.config_file} with model.provider={self.provider}: a file "
+                "of the network's configuration is what model=transformers needs, and only it"
+            )
+        self.config_file = expand_home(self.config_file)
         if self.num_classes is not None:
             require_range("model.num_classes", self.num_classes, 2)
         _ = self.size
         require_choice("model.modality", self.modality, MODALITIES)
-        takers = ("own",) if self.modality == TOKENS else ("own", "given")
+        takers = ("own", "transformers") if self.modality == TOKENS else ("own", "given")
         if self.modality != PICTURES and self.provider not in takers:
+            what = (
+                "quantize takes no tokens"
+                if self.provider == "given"
+                else "whose networks take pictures"
+            )
             raise ConfigurationError(
-                f"model.modality={self.modality} with model.provider={self.provider}, whose "
-                "networks take pictures; choose model=own"
+                f"model.modality={self.modality} with model.provider={self.provider}, {what}; "
+                "choose model=own"
+            )
+        if self.provider == "transformers" and self.modality != TOKENS:
+            raise ConfigurationError(
+                f"model.modality={self.modality} with model.provider=transformers, whose networks "
+                "take tokens"
             )
         if self.modality == TOKENS:
             self._check_tokens()
@@ -136,6 +156,8 @@ class ModelConfig:
         return height
 
     def _check_tokens(self) -> None:
+        if self.input_size is None:
+            raise ConfigurationError("model.input_size is not set: say how many tokens a text has")
         if "x" in str(self.input_size):
             raise ConfigurationError(
                 f"model.input_size={self.input_size} with model.modality=tokens must be one number "

@@ -39,6 +39,7 @@ class Texts(Source):
     """Texts to train and calibrate on."""
 
     label_kind = "none"
+    modalities = (TOKENS,)
     texts: ClassVar[Tensor]
     order: ClassVar[Tensor]
     seed: ClassVar[Tensor]
@@ -55,11 +56,6 @@ class Texts(Source):
         """
         super().build(site)
         network = site.pretrained
-        if network.modality != TOKENS:
-            raise ConfigurationError(
-                f"{site.key}={self.kind} gives tokens, and the network {network.name} takes "
-                f"{network.modality} (model.modality)"
-            )
         self.register_buffer("place", torch.zeros(()), persistent=False)
         self.register_buffer("seed", torch.randint(2**31, ()))
         # Empty until they are made, which a checkpoint has to tell.
