@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hast_lightning.core.network import Decoder, PretrainedNetwork
 
 AT_ONCE = 128
-"""Texts that are written together."""
+"""Texts that are written together, if nobody says otherwise."""
 
 
 def temperatures(count: int, initial: float, final: float, steps: int) -> list[float]:
@@ -40,6 +40,7 @@ def write_text(
     heat: Sequence[float],
     start: int | Tensor,
     generator: torch.Generator,
+    at_once: int = AT_ONCE,
 ) -> Tensor:
     """Return texts (count, length) that the network wrote, int64, on the device of ``generator``.
 
@@ -51,12 +52,13 @@ def write_text(
         count: Texts.
         heat: Temperatures of the tokens behind the first, which logits are divided by.
         start: The first token of every text, or of each, (count,).
-        generator: Of the random numbers, which decide the texts together with ``count``.
+        generator: Of the random numbers, which decide the texts together with both counts.
+        at_once: Texts that are written together.
     """
     length, device = network.length, generator.device
     texts = torch.zeros(count, length, dtype=torch.int64, device=device)
     texts[:, 0] = start
-    for some in torch.split(texts, AT_ONCE):
+    for some in torch.split(texts, at_once):
         following = _following(network, device)
         for place in range(1, length):
             logits = following(some, place).float() / heat[place - 1]

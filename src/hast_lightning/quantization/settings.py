@@ -115,13 +115,13 @@ class QuantizerConfig:
             return
         require_range("quantizer.group_size", self.group_size, 2)
         learned = type(self.ranges).weight_quantizer is not Ranges.weight_quantizer
-        for axis, refused in (("ranges", learned), ("rounding", self.rounding.kind == "adaptive")):
-            if refused:
-                raise ConfigurationError(
-                    f"quantizer.group_size={self.group_size} with {axis}@quantizer.{axis}="
-                    f"{getattr(self, axis).kind}, which learns one scale a channel: leave one of "
-                    "them out"
-                )
+        if learned or self.rounding.kind == "adaptive":
+            axis = "ranges" if learned else "rounding"
+            raise ConfigurationError(
+                f"quantizer.group_size={self.group_size} with {axis}@quantizer.{axis}="
+                f"{getattr(self, axis).kind}, which learns one scale a channel: leave one of "
+                "them out"
+            )
 
     def _check_widths(self) -> None:
         """Write floating point as 32, and refuse other widths than there are."""

@@ -169,6 +169,8 @@ class OwnText(Texts):
     """Temperature of the last ones."""
     schedule_tokens: int = 0
     """Tokens over which the temperature moves."""
+    batch_size: int = 128
+    """Texts that are written together, which a cache has to have room for."""
     start_token: int = 1
     """Id that begins every text, as in the network's training."""
 
@@ -176,6 +178,7 @@ class OwnText(Texts):
         super().__post_init__()
         for name in ("initial_temperature", "final_temperature"):
             require_range(name, getattr(self, name), 0, 100, open_minimum=True)
+        require_range("batch_size", self.batch_size, 1)
         require_range("schedule_tokens", self.schedule_tokens, 0)
         require_range("start_token", self.start_token, 0)
 
@@ -198,7 +201,8 @@ class OwnText(Texts):
         heat = temperatures(
             length - 1, self.initial_temperature, self.final_temperature, self.schedule_tokens
         )
-        return write_text(self.site.pretrained, count, heat, self.start_token, generator)
+        network, start = self.site.pretrained, self.start_token
+        return write_text(network, count, heat, start, generator, self.batch_size)
 
 
 @part("source", "random_tokens")
