@@ -45,6 +45,7 @@ from tests import diffusion
 from tests.command_line import TINY
 from tests.composition import composed, composed_raw, options
 from tests.small_runs import build_module, fit, small
+from tests.tokens import WORDS as TOKEN_WORDS
 from tests.transformers import WORDS
 
 EXPERIMENTS, METHODS, SCHEDULES = options("experiment"), options("method"), options("schedule")
@@ -395,6 +396,7 @@ def pictures(tmp_path: Path) -> str:
 def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
     of_attention = method in ("psaq", "mimiq_style", "sardfq_style")
     words = ("quantizer=transformer", *WORDS) if of_attention else ("quantizer=minmax",)
+    words += TOKEN_WORDS if method == "self_calibration_style" else ()
     config = small(f"method={method}", *words, *NETWORKS.get(method, ()))
     for source in config.sources.values():
         if isinstance(source, OwnImages):

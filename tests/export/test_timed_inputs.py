@@ -10,7 +10,7 @@ from torch import nn
 from hast_lightning.core.diffusion import without_time
 from hast_lightning.export.description import Description
 from hast_lightning.export.program import export_program
-from hast_lightning.export.timed_inputs import example_inputs, with_one_input, with_two_inputs
+from hast_lightning.export.timed_inputs import inputs_in_files, with_one_input, with_two_inputs
 from hast_lightning.graph.tracing import trace
 from tests.diffusion import loaded
 
@@ -37,7 +37,7 @@ def test_a_network_of_two_inputs_answers_as_that_of_one() -> None:
         expected = network(inputs)
         torch.testing.assert_close(split(*without_time(inputs)), expected)
         torch.testing.assert_close(with_one_input(split, DENOISES)(inputs), expected)
-    shapes = [tuple(each.shape) for each in example_inputs(split, (2, 8, 8), 5)]
+    shapes = [tuple(each.shape) for each in inputs_in_files(split, (2, 8, 8), 5)]
     assert shapes == [(5, 1, 8, 8), (5,)]
 
 
@@ -54,4 +54,4 @@ def test_other_networks_are_left_as_they_are() -> None:
     pictures = dataclasses.replace(DENOISES, modality="pictures")
     assert with_two_inputs(network, pictures) is network
     assert with_one_input(network, pictures) is network
-    assert [tuple(each.shape) for each in example_inputs(network, (2, 8, 8), 4)] == [(4, 2, 8, 8)]
+    assert [tuple(each.shape) for each in inputs_in_files(network, (2, 8, 8), 4)] == [(4, 2, 8, 8)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import expand_home, require_choice, require_range
-from hast_lightning.core.network import DIFFUSION, MODALITIES, PICTURES
+from hast_lightning.core.network import DIFFUSION, MODALITIES, PICTURES, TOKENS
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = (
@@ -20,6 +20,7 @@ PROVIDERS = (
     "timm",
     "pytorchcv",
     "efficientnet_lite0",
+    "transformers",
     "own",
     "given",
 )
@@ -35,12 +36,15 @@ class ModelConfig:
 
     provider: str = MISSING
     """``digits`` (bundled), ``cifar_resnet`` (by depth), ``torchvision``, ``timm`` or ``pytorchcv``
-    (by name), ``efficientnet_lite0`` (from a package), ``own`` (by factory), or ``given`` to
+    (by name), ``efficientnet_lite0`` (from a package), ``transformers`` (by a file of its
+    configuration), ``own`` (by factory), or ``given`` to
     :func:`hast_lightning.quantize` in Python."""
     name: str = MISSING
     """Name in reports; for torchvision, timm and pytorchcv the name that they know it by."""
     factory: str | None = None
     """``package.module:function`` that builds the user's ``own`` network."""
+    config_file: str | None = None
+    """``config.json`` of a causal language model of ``transformers``."""
     pretrained: bool = True
     """Load pretrained weights; false keeps the random initialization (for trials without files).
     The weights of an ``own`` network are those it is built with unless a checkpoint is given."""
@@ -57,12 +61,14 @@ class ModelConfig:
     # OmegaConf has no such union: what it is in words, for the reference.
     input_size: Annotated[Any, "integer, text or null"] = None
     """Height and width of the input in pixels, one number of a square; ``49x10`` is 49 frames of
-    10 coefficients. None: the provider's own (an ``own`` network has none)."""
+    10 coefficients; of tokens their number. None: the provider's own (an ``own`` network has
+    none)."""
     modality: str = PICTURES
     """``pictures``; or ``features`` such as MFCC (channels, frames, coefficients), which an ``own``
     or given network takes: the mean and deviation of each coefficient are learned from its
-    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats; or
-    ``diffusion``: the network takes noisy pictures and their timesteps, and puts out the noise."""
+    BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats. Or
+    ``diffusion``: the network takes noisy pictures and their timesteps, and puts out the noise. Or
+    ``tokens``, integers (texts, length), of which an ``own`` network says what comes next."""
     noise_schedule: str | None = None
     """Of ``diffusion``, the share of the signal's variance at each timestep: ``linear`` (DDPM's),
     ``cosine``, or a .safetensors file with ``alpha_bar``; none: the network's own buffer
@@ -89,16 +95,20 @@ class ModelConfig:
             self._check_cifar_resnet()
         if self.provider == "own":
             self._check_own()
+        if (self.provider == "transformers") != (self.config_file is not None):
+            raise ConfigurationError(
+                f"model.config_file={self.config_file} with model.provider={self.provider}: a file "
+                "of the network's configuration is what model=transformers needs, and only it"
+            )
+        self.config_file = expand_home(self.config_file)
         if self.num_classes is not None:
             require_range("model.num_classes", self.num_classes, 2)
         _ = self.size
         require_choice("model.modality", self.modality, MODALITIES)
-        if self.modality != PICTURES and self.provider not in ("own", "given"):
-            raise ConfigurationError(
-                f"model.modality={self.modality} with model.provider={self.provider}, whose "
-                "networks take pictures; choose model=own"
-            )
+        self._check_provider_of_modality()
         self._check_diffusion()
+        if self.modality == TOKENS:
+            self._check_tokens()
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
         for mean in self.mean or ():
@@ -132,6 +142,24 @@ class ModelConfig:
             )
         return height, width
 
+    def _check_provider_of_modality(self) -> None:
+        takers = ("own", "transformers") if self.modality == TOKENS else ("own", "given")
+        if self.modality != PICTURES and self.provider not in takers:
+            what = (
+                "quantize takes no tokens"
+                if self.provider == "given"
+                else "whose networks take pictures"
+            )
+            raise ConfigurationError(
+                f"model.modality={self.modality} with model.provider={self.provider}, {what}; "
+                "choose model=own"
+            )
+        if self.provider == "transformers" and self.modality != TOKENS:
+            raise ConfigurationError(
+                f"model.modality={self.modality} with model.provider=transformers, whose networks "
+                "take tokens"
+            )
+
     def _check_diffusion(self) -> None:
         require_range("model.noise_steps", self.noise_steps, 2)
         if self.modality != DIFFUSION:
@@ -147,6 +175,29 @@ class ModelConfig:
                     f"model.{name} with model.modality=diffusion, whose network takes noisy "
                     "pictures as they are and puts out noise; leave it out"
                 )
+
+    @property
+    def length(self) -> int:
+        """Return the number of tokens that the input has."""
+        height, _ = self.size or (0, 0)
+        return height
+
+    def _check_tokens(self) -> None:
+        if self.input_size is None:
+            raise ConfigurationError("model.input_size is not set: say how many tokens a text has")
+        if "x" in str(self.input_size):
+            raise ConfigurationError(
+                f"model.input_size={self.input_size} with model.modality=tokens must be one number "
+                "of tokens"
+            )
+        if self.mean is not None or self.std is not None:
+            raise ConfigurationError(
+                "model.mean and model.std with model.modality=tokens: ids are not normalized"
+            )
+        if self.class_names is not None:
+            raise ConfigurationError(
+                "model.class_names with model.modality=tokens: tokens have ids and no names"
+            )
 
     def _check_cifar_resnet(self) -> None:
         depth = self.depth or 0

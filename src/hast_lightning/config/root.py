@@ -23,6 +23,7 @@ from hast_lightning.config.surroundings import (
 from hast_lightning.config.unknown import did_you_mean
 from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.core.ensemble import OWN
+from hast_lightning.core.network import TOKENS
 from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Stage
 from hast_lightning.errors import ConfigurationError
@@ -104,6 +105,7 @@ class Config:
         self._check_data()
         self._check_overlap()
         self._check_prediction()
+        self._check_tokens()
 
     @property
     def ordered(self) -> dict[str, Stage]:
@@ -181,6 +183,29 @@ class Config:
             raise ConfigurationError(
                 "data.path is not set: point it at an .npz file with x (uint8 N,H,W,C) and y "
                 "(integers), or choose data=none"
+            )
+
+    def _check_tokens(self) -> None:
+        """Refuse what makes no sense of ids, before a network is loaded."""
+        if self.model.modality != TOKENS:
+            return
+        if self.quantizer.placement.kind == "integer":
+            raise ConfigurationError(
+                "quantizer.placement=integer with model.modality=tokens: the scores of attention, "
+                "masked with minus infinity, have no range; choose quantizer=minmax or mse"
+            )
+        for name, stage in self.ordered.items():
+            for key, transform in (getattr(stage, "transforms", None) or {}).items():
+                if transform.enabled:
+                    raise ConfigurationError(
+                        f"stages.{name}.transforms.{key} with model.modality=tokens: transforms "
+                        f"change pictures and features; stages.{name}.transforms.{key}.enabled="
+                        "false leaves it out"
+                    )
+        if self.quantizer.equalize:
+            raise ConfigurationError(
+                "quantizer.equalize=true with model.modality=tokens: it is made for convolutions "
+                "behind each other"
             )
 
     def _check_overlap(self) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
 
-PICTURES, FEATURES, DIFFUSION = "pictures", "features", "diffusion"
-MODALITIES = (PICTURES, FEATURES, DIFFUSION)
+PICTURES, FEATURES, DIFFUSION, TOKENS = "pictures", "features", "diffusion", "tokens"
+MODALITIES = (PICTURES, FEATURES, DIFFUSION, TOKENS)
 RESIZE_RATIO = 256 / 224
 """The usual shorter side of a photograph, as a multiple of the crop's (He et al., 2016)."""
+
+
+def example_inputs(count: int, shape: Sequence[int]) -> Tensor:
+    """Return zeros (count, ...) of the type that a network takes: one axis alone is of tokens."""
+    return torch.zeros(count, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
 
 
 def slowed(white: Tensor) -> Tensor:
@@ -39,7 +44,8 @@ class PretrainedNetwork:
     Attributes:
         network: The network itself, in float32, as its own class or as its graph.
         name: Its name in reports.
-        input_shape: (channels, height, width); of features (channels, frames, coefficients).
+        input_shape: (channels, height, width); of features (channels, frames, coefficients), of
+            tokens (length,).
         num_classes: Length of the output.
         mean: Per channel, what pixels in [0, 1] are normalized with, or features as they are; so
             is ``std``.
@@ -50,11 +56,15 @@ class PretrainedNetwork:
         taps: Patterns of the names of nodes that features are aligned at; none: those that end
             the blocks of the graph.
         modality: ``pictures``, whose normalized values have mean 0 and deviation 1 in each channel;
-            or ``features`` such as MFCC, which have any; or ``diffusion``: noisy pictures with
-            their timestep as last channel, to which the noise (N, C, H, W) is the answer.
+            ``features`` such as MFCC, which have any; ``diffusion``: noisy pictures with their
+            timestep as last channel, to which the noise (N, C, H, W) is the answer; or ``tokens``:
+            inputs are ids (N, length), and the output is (N, classes, length), the logits of what
+            follows each.
         center: Mean of features that the network expects, (channels, 1, coefficients); none: 0.
         spread: Their standard deviation, likewise; none: 1.
         alpha_bar: Of diffusion, the share of the signal's variance at each timestep, (timesteps,).
+        decoder: The network of tokens in its own code, where that has a cache for its own text
+            (:class:`Decoder`).
         teachers: Networks that teach together with this one, of which the student is made, by
             name; mostly none.
     """
@@ -73,6 +83,7 @@ class PretrainedNetwork:
     center: Tensor | None = None
     spread: Tensor | None = None
     alpha_bar: Tensor | None = None
+    decoder: nn.Module | None = None
     teachers: Mapping[str, PretrainedNetwork] = field(default_factory=dict)
 
     @property
@@ -91,6 +102,11 @@ class PretrainedNetwork:
         """Return whether outputs are values, compared by their squared error, and no classes."""
         return self.modality == DIFFUSION
 
+    @property
+    def length(self) -> int:
+        """Return the tokens of a text."""
+        return self.input_shape[0]
+
     def noise_of(self, white: Tensor) -> Tensor:
         """Return the noise that samples start from: white, or of features slow in time."""
         return slowed(white) if self.modality == FEATURES else white
@@ -103,6 +119,18 @@ class PretrainedNetwork:
     def steps_of(self, standard: Tensor) -> Tensor:
         """Return differences of inputs (N, C, H, W) of those in standard deviations."""
         return standard if self.spread is None else standard * self.spread.to(standard)
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A network of tokens that remembers what it has seen of a text."""
+
+    def decode(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Return logits (N, n, vocabulary) of n more tokens (N, n), and the cache with them.
+
+        The cache is whatever the network makes of it, and none before the first tokens.
+        """
+        ...
 
 
 class Network(Protocol):

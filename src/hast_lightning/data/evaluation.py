@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hast_lightning.config import DataConfig
-from hast_lightning.core.network import FEATURES
+from hast_lightning.core.network import FEATURES, TOKENS
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
+from hast_lightning.data.texts import TextData, load_texts
 from hast_lightning.errors import DataError
 from hast_lightning.files.pictures import read_arrays, require_features, require_pixels
 
@@ -74,13 +75,13 @@ class EvaluationData:
 
 def load_evaluation_data(
     config: DataConfig, network: PretrainedNetwork
-) -> EvaluationData | ImageFolderData | None:
+) -> EvaluationData | ImageFolderData | TextData | None:
     """Read the evaluation data and check it against what the network takes.
 
     Args:
         config: ``source`` is ``digits`` (the held-out third of scikit-learn's digits), ``npz``
             (``x`` uint8 (N, H, W, C), or features as numbers of any type, and ``y`` integers
-            (N,)), ``cifar10`` (the official test
+            (N,); of token ids ``x`` alone, (N, length)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
             photographs with one folder per class) or ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
@@ -103,6 +104,8 @@ def load_evaluation_data(
             f"data={config.source} has labels, and the network {network.name} answers with noise "
             "(model.modality=diffusion): choose data=none, and measure its samples in Python"
         )
+    if network.modality == TOKENS:
+        return load_texts(config, network)
     features = network.modality == FEATURES
     if features and config.source != "npz":
         raise DataError(

@@ -54,7 +54,14 @@ def describe(network: fx.GraphModule) -> dict[str, Any]:
             name: _describe_layer(name, network.get_submodule(name)) for name in sorted(layers)
         },
         "tensors": {name: list(_tensor_at(network, name).shape) for name in sorted(tensors)},
+        **_types({name: _tensor_at(network, name).dtype for name in sorted(tensors)}),
     }
+
+
+def _types(dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """Return what to say of tensors that are not float32; nothing where all are."""
+    others = {n: _plain(t)["dtype"] for n, t in dtypes.items() if t != torch.float32}
+    return {"types": others} if others else {}
 
 
 def build(description: Any) -> fx.GraphModule:
@@ -79,7 +86,8 @@ def _build(description: Mapping[str, Any]) -> fx.GraphModule:
         for name, layer in description["layers"].items():
             _put(root, name, _build_layer(layer))
         for name, shape in description["tensors"].items():
-            _put(root, name, torch.zeros(_shape(shape)))
+            dtype = DTYPES[description.get("types", {}).get(name, "float32")]
+            _put(root, name, torch.zeros(_shape(shape), dtype=dtype))
     graph = fx.Graph()
     built: dict[str, fx.Node] = {}
     for node in description["nodes"]:
@@ -104,6 +112,7 @@ def _describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
                 "kind": kind,
                 "bits": weight.bits,
                 "shape": list(weight.integers.shape),
+                **({} if weight.group_size is None else {"group_size": weight.group_size}),
                 "arguments": _plain(arguments_of(layer, plain)),
             }
     kind = type(layer).__name__
@@ -124,10 +133,12 @@ def _build_layer(layer: Mapping[str, Any]) -> nn.Module:
     _require_known(kind, arguments)
     if kind in _FROZEN:
         shape = _shape(layer["shape"])
-        grid = torch.zeros(shape[0], *(1,) * (len(shape) - 1))
+        size = _group_size(layer, shape)
+        groups = 1 if size is None else math.ceil(shape[1] / size)
+        grid = torch.zeros(shape[0], groups, *(1,) * (len(shape) - 2))
         integers = torch.zeros(shape, dtype=torch.uint8)
         return _FROZEN[kind][0](
-            FrozenWeight(integers, grid, grid.clone(), _bits(layer)), **arguments
+            FrozenWeight(integers, grid, grid.clone(), _bits(layer), size), **arguments
         )
     if kind not in LAYERS:
         raise ModelError(f"its architecture has a layer of the unknown kind {kind!r}")
@@ -152,6 +163,13 @@ def _bits(layer: Mapping[str, Any]) -> int:
     if not isinstance(bits, int) or not 1 <= bits <= 8:
         raise ModelError(f"its architecture has a layer of {bits!r} bits")
     return bits
+
+
+def _group_size(layer: Mapping[str, Any], shape: Sequence[int]) -> int | None:
+    size = layer.get("group_size")
+    if size is not None and not (type(size) is int and size >= 1 and len(shape) == 2):
+        raise ModelError(f"its architecture has a layer with groups of {size!r} weights")
+    return size
 
 
 def _shape(values: Sequence[Any]) -> tuple[int, ...]:

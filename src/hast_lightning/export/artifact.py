@@ -15,6 +15,7 @@ from hast_lightning.export.description import Description
 from hast_lightning.export.onnx_file import read_onnx, write_onnx
 from hast_lightning.export.packed import read_packed, write_packed
 from hast_lightning.export.program import read_program, write_program
+from hast_lightning.graph.heads import NEXT_TOKENS
 
 Network = Callable[[Tensor], Tensor]
 """From normalized images (N, C, H, W), float32, to logits (N, classes), both on the CPU."""
@@ -94,6 +95,15 @@ def _format_of(path: Path) -> Format:
     raise ModelError(f"{path} is no exported network: its name ends in none of {suffixes}")
 
 
+def _fits(logits: object, images: Tensor, description: Description) -> bool:
+    """Return whether a network puts out what its description promises."""
+    if not isinstance(logits, Tensor):
+        return False
+    if description.output == NEXT_TOKENS:
+        return logits.shape == (*images.shape, description.num_classes)
+    return logits.shape[:2] == (len(images), description.num_classes) and logits.dim() != 3
+
+
 def _checked(network: Network, description: Description, path: Path) -> Network:
     """Return the network, which never gives anything but logits of the promised shape."""
 
@@ -104,8 +114,7 @@ def _checked(network: Network, description: Description, path: Path) -> Network:
         except Exception as error:  # whatever an engine raises about a graph that does not fit
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(f"{path} fails on images of {_shape(images)}: {reason}") from error
-        promised = (len(images), description.num_classes)
-        if not isinstance(logits, Tensor) or logits.shape[:2] != promised or logits.dim() == 3:
+        if not _fits(logits, images, description):
             raise ModelError(
                 f"{path} is damaged: it does not put out {description.num_classes} logits per image"
             )

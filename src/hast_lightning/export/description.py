@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hast_lightning import __version__
-from hast_lightning.core.network import MODALITIES, PICTURES
+from hast_lightning.core.network import MODALITIES, PICTURES, TOKENS
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.heads import HEADS, LOGITS, logits_of, probabilities_of
 
@@ -30,7 +30,8 @@ class Description:
         seed: of the run.
         quantizer: the configuration's group of that name, with the bits that a stage gave to
             single layers.
-        input_shape: (channels, height, width) of an image, or (channels, length) of a signal.
+        input_shape: (channels, height, width) of an image, (channels, length) of a signal, or
+            (length,) of tokens.
         num_classes: length of the output.
         mean: per channel, what pixels in [0, 1] are normalized with.
         std: per channel.
@@ -38,7 +39,7 @@ class Description:
             crop's side.
         class_names: one per class, or none.
         output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``.
-        modality: ``pictures`` or ``features``, which are normalized as they are.
+        modality: ``pictures``; ``features``, which are normalized as they are; or ``tokens``.
         product_version: of this package when it wrote the file.
     """
 
@@ -105,7 +106,9 @@ def compact_json(content: Any) -> str:
 def _check(description: Description) -> None:
     """Raise ValueError or TypeError for what would fail later, without a word of the file."""
     shape, classes = description.input_shape, description.num_classes
-    if len(shape) not in (2, 3) or not all(
+    if (len(shape) == 1) != (description.modality == TOKENS):
+        raise ValueError(f"modality={description.modality!r} with input_shape={shape}")
+    if len(shape) not in (1, 2, 3) or not all(
         isinstance(size, int) and 0 < size < 2**16 for size in shape
     ):
         raise ValueError(f"input_shape={shape}")
@@ -113,7 +116,9 @@ def _check(description: Description) -> None:
         raise ValueError(f"num_classes={classes}")
     for name in ("mean", "std"):
         values = getattr(description, name)
-        if len(values) != shape[0] or not all(math.isfinite(value) for value in values):
+        if len(values) != (1 if len(shape) == 1 else shape[0]) or not all(
+            math.isfinite(value) for value in values
+        ):
             raise ValueError(f"{name}={values}")
     if not all(value > 0 for value in description.std):
         raise ValueError(f"std={description.std}")

@@ -32,6 +32,7 @@ from hast_lightning.quantization.forwards import (
     TransposedForward,
 )
 from hast_lightning.quantization.log2 import Log2Quantizer, log2_quantize
+from hast_lightning.quantization.ranges import spread_groups
 
 WEIGHT = "quantized_weight"
 """Name of a frozen layer's weights among its children."""
@@ -46,27 +47,43 @@ class FrozenWeight(nn.Module):
 
     Attributes:
         integers: uint8, 0 to ``2^bits - 1``, of the shape of the weights.
-        scale: float32, (out_channels, 1, ...).
+        scale: float32, (out_channels, 1, ...); with groups (out_channels, groups).
         zero_point: float32, of the same shape; not always one of the integers; one half at 1
             bit.
         bits: 1 to 8.
+        group_size: Neighboring weights of a linear layer's channel that share a scale; none: all.
     """
 
     bits: int
+    group_size: int | None
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+    def __init__(
+        self,
+        integers: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        group_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.bits = bits
+        self.group_size = group_size
         self.register_buffer("integers", integers)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 
     def forward(self) -> Tensor:
         """Return the weights, float32."""
-        return (self.integers.float() - self.zero_point) * self.scale
+        scale, zero_point = self.scale, self.zero_point
+        if self.group_size is not None:
+            scale, zero_point = (
+                spread_groups(each, self.group_size, self.integers.shape[1])
+                for each in (scale, zero_point)
+            )
+        return (self.integers.float() - zero_point) * scale
 
     @property
     def largest(self) -> int:
@@ -239,10 +256,13 @@ def _require_calibrated(student: nn.Module) -> None:
 def _frozen_layer(name: str, layer: QuantizedLayer) -> nn.Module:
     if not layer.weight.isfinite().all():
         raise ModelError(f"the student's layer {name} has NaN or infinite weights")
-    bits = layer.weight_quantizer.bits
-    scale, zero_point = layer.weight_quantizer.parameters_of(layer.weight)
-    integers = layer.weight_quantizer.integers_of(layer.weight).to(torch.uint8)
-    weight = FrozenWeight(integers, scale.float(), zero_point.float(), bits)
+    quantizer = layer.weight_quantizer
+    bits, group_size = quantizer.bits, quantizer.group_size
+    scale, zero_point = quantizer.parameters_of(layer.weight)
+    integers = quantizer.integers_of(layer.weight).to(torch.uint8)
+    if group_size is not None:
+        scale, zero_point = quantizer.group_parameters(layer.weight)
+    weight = FrozenWeight(integers, scale.float(), zero_point.float(), bits, group_size)
     plain = next(kind for kind, quantized in QUANTIZED.items() if type(layer) is quantized)
     result = FROZEN[plain](weight, **arguments_of(layer, plain))
     result.bias = layer.bias

@@ -104,6 +104,12 @@ def graph_with_placeholders(
     marked = copy.deepcopy(network)
     for name, module in list(marked.named_modules()):
         if isinstance(module, FrozenWeight):
+            if module.group_size is not None:
+                raise ModelError(
+                    f"its weights have a scale for each {module.group_size} of a channel "
+                    "(quantizer.group_size), for which ONNX files have no form here: packed and "
+                    "program files hold them"
+                )
             marked.set_submodule(name, _WeightPlaceholder(name, module.integers.shape))
         elif isinstance(module, FrozenActivation):
             marked.set_submodule(name, _RoundPlaceholder(name))

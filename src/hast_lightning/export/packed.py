@@ -47,10 +47,10 @@ def write_packed(network: fx.GraphModule, description: Description, path: Path) 
         METADATA_KEY: description.to_json(),
         ARCHITECTURE_KEY: compact_json(architecture.describe(network)),
     }
-    bits = {name + _INTEGERS: layer.quantized_weight.bits for name, layer in frozen_layers(network)}
+    bits, state = _bits(network), _state(network)
     tensors = {
         name: pack(value, bits[name]) if name in bits else _stored(name, value)
-        for name, value in _state(network).items()
+        for name, value in state.items()
     }
     # Not save_file, whose files are readable to their owner alone.
     path.write_bytes(save(tensors, metadata))
@@ -88,6 +88,13 @@ def _is_packed(path: Path) -> bool:
             return ARCHITECTURE_KEY in (file.metadata() or {})
     except (SafetensorError, OSError, ValueError):
         return False
+
+
+def _bits(network: nn.Module) -> dict[str, int]:
+    """Return the bits of each tensor that is packed, by name: weights, and masks of one bit."""
+    found = {n + _INTEGERS: layer.quantized_weight.bits for n, layer in frozen_layers(network)}
+    masks = {n: 1 for n, value in network.state_dict().items() if value.dtype == torch.bool}
+    return {**found, **masks}
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -141,7 +148,7 @@ def _load(network: fx.GraphModule, tensors: dict[str, Tensor]) -> None:
     if own.keys() != tensors.keys():
         names = sorted(own.keys() ^ tensors.keys())
         raise ModelError(f"its tensors do not fit its architecture, for example {names[0]}")
-    bits = {name + _INTEGERS: layer.quantized_weight.bits for name, layer in frozen_layers(network)}
+    bits = _bits(network)
     counters = {
         name: torch.zeros((), dtype=torch.int64) for name in network.state_dict().keys() - own
     }

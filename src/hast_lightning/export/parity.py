@@ -236,11 +236,15 @@ def drawn_images(
 
     Args:
         count: How many.
-        seeds: Normalized images (N, C, H, W), in turns; there may be none.
+        seeds: Normalized images (N, C, H, W), in turns, or texts; of images there may be none.
         shape: (C, H, W) of an image.
         timed: Its last channel is a timestep, which stays as it is; of noise alone it is 0.
     """
     generator = torch.Generator().manual_seed(SEED)
+    if not seeds.is_floating_point():
+        # Of tokens those that were met, in any order.
+        place = torch.randint(seeds.numel(), (count, *shape), generator=generator)
+        return seeds.flatten()[place]
     fine = torch.randn(count, *shape, generator=generator)
     sides = [-(-side // COARSENESS) for side in shape[1:]]
     spots = torch.randn(count, shape[0], *sides, generator=generator)

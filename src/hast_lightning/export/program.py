@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.program_archive import clean_copy
-from hast_lightning.export.timed_inputs import example_inputs, with_one_input, with_two_inputs
+from hast_lightning.export.timed_inputs import inputs_in_files, with_one_input, with_two_inputs
 
 BATCH = "batch"
 EXAMPLE_IMAGES = 2
@@ -29,7 +29,7 @@ def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> Exp
     Raises:
         ModelError: torch.export cannot take the network, or not with batches of any size.
     """
-    inputs = example_inputs(network, input_shape, EXAMPLE_IMAGES)
+    inputs = inputs_in_files(network, input_shape, EXAMPLE_IMAGES)
     sizes = tuple({0: Dim(BATCH)} for _ in inputs)
     try:
         with torch.no_grad():

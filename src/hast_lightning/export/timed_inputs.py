@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from hast_lightning.core.diffusion import without_time
-from hast_lightning.core.network import DIFFUSION
+from hast_lightning.core.network import DIFFUSION, example_inputs
 from hast_lightning.export.description import Description
 from hast_lightning.graph.timesteps import is_timestep
 
@@ -43,7 +43,7 @@ def with_two_inputs(network: fx.GraphModule, description: Description) -> fx.Gra
     return split
 
 
-def example_inputs(
+def inputs_in_files(
     network: torch.nn.Module, shape: Sequence[int], count: int
 ) -> tuple[Tensor, ...]:
     """Return zeros of the shapes that a network takes: one input, or two.
@@ -53,7 +53,7 @@ def example_inputs(
         shape: (C, H, W) of one input; with the timestep as last channel where there are two.
         count: N.
     """
-    inputs = torch.zeros(count, *shape)
+    inputs = example_inputs(count, shape)
     graph = network.graph if isinstance(network, fx.GraphModule) else None
     placeholders = [] if graph is None else [n for n in graph.nodes if n.op == "placeholder"]
     if [node.target for node in placeholders] != [PICTURES, TIMESTEPS]:

@@ -33,7 +33,7 @@ LAYERS: dict[str, type[nn.Module]] = {
         *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
         *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
         *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
-        *(nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d),
+        *(nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, nn.Embedding),
     )
 }
 
@@ -57,7 +57,7 @@ _TENSOR = (
     "reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes movedim flip roll "
     "narrow select tile repeat_interleave broadcast_to where lerp addcmul zeros_like ones_like "
     "bitwise_and logical_and logical_or logical_not floor ceil round prelu max_pool2d "
-    "avg_pool1d adaptive_avg_pool1d pixel_shuffle channel_shuffle"
+    "avg_pool1d adaptive_avg_pool1d pixel_shuffle channel_shuffle masked_fill tril triu"
 )
 METHODS = frozenset(
     f"{_TENSOR} view view_as reshape_as contiguous size dim numel expand expand_as repeat t float "

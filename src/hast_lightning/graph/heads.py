@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 LOGITS = "logits"
 """Name of what a network without a head puts out."""
+NEXT_TOKENS = "next_tokens"
+"""Logits with the classes last, (N, length, classes), as networks of tokens have them."""
 _KEY = "hast_lightning.head"
 _TINY = 1e-30
 """Keeps the logarithm of a probability finite; far below what float32 resolves beside one."""
@@ -36,7 +38,7 @@ _HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "logsigmoid": F.logsigmoid,
 }
-HEADS = (LOGITS, *_HEADS)
+HEADS = (LOGITS, NEXT_TOKENS, *_HEADS)
 """All that a network may put out."""
 
 
@@ -55,6 +57,8 @@ def logits_of(outputs: Tensor, head: str) -> Tensor:
         outputs: (N, classes).
         head: One of :data:`HEADS`.
     """
+    if head == NEXT_TOKENS:
+        return outputs.movedim(-1, 1)
     if head == "softmax":
         return (outputs + _TINY).log()
     if head in ("sigmoid", "logsigmoid"):
@@ -115,6 +119,18 @@ def cut_head(network: fx.GraphModule, images: Tensor, outputs: Tensor) -> bool:
     return True
 
 
+def put_classes_second(network: fx.GraphModule) -> None:
+    """Have a network of tokens, changed in place, put out (N, classes, length).
+
+    So its positions are those of a map. :func:`restore_head` gives them back as they were.
+    """
+    output = network.graph.output_node()
+    with network.graph.inserting_before(output):
+        output.args = (network.graph.call_method("transpose", (output.args[0], 1, 2)),)
+    network.recompile()
+    network.meta[_KEY] = NEXT_TOKENS
+
+
 def _erase_unused(graph: fx.Graph, node: object) -> None:
     """Erase a node that nothing uses, and what was computed for it alone."""
     if isinstance(node, fx.Node) and not node.users and node.op != "placeholder":
@@ -131,6 +147,11 @@ def restore_head(network: nn.Module) -> nn.Module:
         return network
     del network.meta[_KEY]
     output = network.graph.output_node()
+    if head == NEXT_TOKENS:
+        with network.graph.inserting_before(output):
+            output.args = (network.graph.call_method("transpose", (output.args[0], 1, 2)),)
+        network.recompile()
+        return network
     arguments = (output.args[0], 1) if head in ("softmax", "log_softmax") else (output.args[0],)
     function = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}.get(head, _HEADS[head])
     with network.graph.inserting_before(output):

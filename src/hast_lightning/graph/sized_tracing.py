@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from hast_lightning.core.network import example_inputs
 from hast_lightning.graph.hooks import remove_hooks
 from hast_lightning.graph.tracing import PlaceTracer, trace_with
 
@@ -24,13 +25,13 @@ _BATCH_SIZES = (2, 3)
 
 
 def trace_sized(
-    network: nn.Module, input_shape: tuple[int, int, int], *, with_hooks: bool = False
+    network: nn.Module, input_shape: Sequence[int], *, with_hooks: bool = False
 ) -> fx.GraphModule:
     """Return the graph of ``network`` for images (N, C, H, W) of one size and any N.
 
     Args:
         network: in evaluation mode; its layers are shared.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W); of tokens (length,).
         with_hooks: As of :class:`~hast_lightning.graph.tracing.PlaceTracer`.
 
     Raises:
@@ -51,9 +52,7 @@ class _UnknownError(Exception):
 class _SizedTracer(PlaceTracer):
     """Follows the graph with tensors that have sizes and no content, at two batch sizes."""
 
-    def __init__(
-        self, network: nn.Module, input_shape: tuple[int, int, int], with_hooks: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, input_shape: Sequence[int], with_hooks: bool) -> None:
         super().__init__(with_hooks=with_hooks)
         self._shadow = copy.deepcopy(network).to("meta")
         if with_hooks:
@@ -61,7 +60,7 @@ class _SizedTracer(PlaceTracer):
         self._values: dict[fx.Node, tuple[Any, ...]] = {}
         self._following = False
         self._images = tuple(
-            torch.empty(count, *input_shape, device="meta") for count in _BATCH_SIZES
+            example_inputs(count, input_shape).to("meta") for count in _BATCH_SIZES
         )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

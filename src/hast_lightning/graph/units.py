@@ -113,7 +113,7 @@ class _MayLiveOn:
         self._weightless: set[fx.Node] = set()
         for node in network.graph.nodes:
             layer = layer_of(node, network)
-            plain = not isinstance(layer, LAYERS_WITH_PRODUCTS)
+            plain = layer is None or next(layer.parameters(), None) is None
             if plain and all(each in self._weightless for each in node.all_input_nodes):
                 self._weightless.add(node)
 
@@ -138,7 +138,11 @@ def _live_values(network: fx.GraphModule) -> Iterator[tuple[fx.Node, set[fx.Node
     nodes = list(network.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     last_use = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
-    constant = {node for node in nodes if node.op == "get_attr"}
+    constant: set[fx.Node] = set()
+    for node in nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (sources and constant.issuperset(sources)):
+            constant.add(node)
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):
         if node.op == "output":

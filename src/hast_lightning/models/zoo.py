@@ -17,6 +17,7 @@ _LOADERS = {
     "timm": ("timm_registry", "load"),
     "pytorchcv": ("pytorchcv_zoo", "load"),
     "efficientnet_lite0": ("efficientnet_lite0", "load"),
+    "transformers": ("transformers_causal", "load"),
     "own": ("own", "load"),
     "given": ("given", "load"),
 }

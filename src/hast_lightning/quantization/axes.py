@@ -21,12 +21,14 @@ class QuantizerSettings(Protocol):
         momentum: Of the moving average of activation ranges.
         include_zero: Extend every range to contain zero.
         placement: Which values are stored, and in which form.
+        group_size: Weights of a linear layer's channel that share a range; none: all.
     """
 
     gradient: str
     momentum: float
     include_zero: bool
     placement: Placement
+    group_size: int | None
 
 
 @dataclass(eq=False, repr=False)
@@ -47,6 +49,7 @@ class Ranges(Part, ABC):
             symmetric=settings.placement.symmetric_weights,
             find=self.find,
             gradient=settings.gradient,
+            group_size=settings.group_size if weight.dim() == 2 else None,
         )
 
     def activation_quantizer(self, bits: int, settings: QuantizerSettings) -> ActivationQuantizer:

@@ -23,6 +23,7 @@ from hast_lightning.quantization.binary import BinaryWeightQuantizer
 from hast_lightning.quantization.fake_quant import QUANTIZED, WeightQuantizer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.quantization.size import UNTIED
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
@@ -55,6 +56,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     student = trace(copy.deepcopy(network))
     _refuse_unsupported(student)
     _refuse_shared_weights(student)
+    _untie(student)
     nodes = settings.placement.values(student)
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
@@ -111,6 +113,21 @@ def _refuse_shared_weights(student: fx.GraphModule) -> None:
                 f"the network's layers {' and '.join(names)} share their weights, which no student "
                 "with a transposed convolution among them can: give each its own"
             )
+
+
+def _untie(student: fx.GraphModule) -> None:
+    """Give layers weights of their own that they share with an embedding.
+
+    A lookup stays in floating point: of a table on the grid of the output layer every token would
+    begin with an error. So the table keeps its weights, and the layer that is quantized has a copy.
+    """
+    tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding)}
+    for layer in student.modules():
+        if isinstance(layer, QUANTIZABLE) and id(layer.weight) in tables:
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            student.meta[UNTIED] = student.meta.get(UNTIED, 0) + weight.numel()
+            layer.weight = nn.Parameter(weight.detach().clone())
 
 
 def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:

@@ -27,6 +27,8 @@ from hast_lightning.quantization.ranges import (
     RangeFinder,
     channel_ranges,
     extremes,
+    group_ranges,
+    spread_groups,
 )
 from hast_lightning.quantization.rounding import (
     fake_quantize,
@@ -64,6 +66,7 @@ class WeightQuantizer(nn.Module):
         find: Finds a channel's range; minimum and maximum unless another way is given.
         gradient: ``clipped`` stops the gradient of weights outside their range. Between minimum
             and maximum, where all weights are inside, there is no difference.
+        group_size: Weights of a linear layer's channel that share a range; none: all.
 
     Attributes:
         width: The bits once more, a uint8 scalar.
@@ -79,9 +82,11 @@ class WeightQuantizer(nn.Module):
         symmetric: bool = False,
         find: RangeFinder = extremes,
         gradient: str = "pass_through",
+        group_size: int | None = None,
     ) -> None:
         super().__init__()
         self.bits = bits
+        self.group_size = group_size
         self.include_zero = include_zero
         self.grid = Grid(bits, include_zero, symmetric)
         self.find = find
@@ -105,9 +110,26 @@ class WeightQuantizer(nn.Module):
         self.set_bits(bits)
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
-        """Return scale and zero point, (out_channels, 1, ...), of ``weight`` as it is now."""
+        """Return scale and zero point of ``weight`` as it is now.
+
+        They have the shape (out_channels, 1, ...), or with groups that of the weight.
+        """
+        if self.group_size is not None:
+            return self.spread(self.group_parameters(weight), weight)
         low, high = channel_ranges(weight.detach().float(), self.grid, self.find)
         return self.grid.parameters(low, high)
+
+    def group_parameters(self, weight: Tensor) -> AffineParameters:
+        """Return scale and zero point of each group of ``weight``, (out_channels, groups)."""
+        assert self.group_size is not None
+        weight = weight.detach().float()
+        return self.grid.parameters(*group_ranges(weight, self.group_size, self.grid, self.find))
+
+    def spread(self, groups: AffineParameters, weight: Tensor) -> AffineParameters:
+        """Return those of each weight, (out_channels, in_features), of those of each group."""
+        size = self.group_size
+        assert size is not None
+        return AffineParameters(*(spread_groups(each, size, weight.shape[1]) for each in groups))
 
     def rounded(self, weight: Tensor) -> Tensor:
         """Return ``weight`` on its grid, float32, without gradient."""

@@ -105,6 +105,33 @@ def channel_ranges(
     return low.view(shape), high.view(shape)
 
 
+def group_ranges(
+    weight: Tensor, group_size: int, grid: Grid | None = None, find: RangeFinder = extremes
+) -> tuple[Tensor, Tensor]:
+    """Return the range of each group of neighboring weights of a channel.
+
+    Args:
+        weight: (out_features, in_features) of a linear layer.
+        group_size: Weights of a group; the last one of a channel has what is left.
+        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        find: Minimum and maximum, or another way to find a range.
+
+    Returns:
+        Two tensors of shape (out_features, groups).
+    """
+    channels, grid = len(weight), grid or Grid(8)
+    whole = weight.shape[1] // group_size * group_size
+    parts = [weight[:, :whole].reshape(-1, min(group_size, max(whole, 1))), weight[:, whole:]]
+    ends = [[x.view(channels, -1) for x in find(part, grid)] for part in parts if part.numel()]
+    low, high = (torch.cat(each, dim=1) for each in zip(*ends, strict=True))
+    return low, high
+
+
+def spread_groups(values: Tensor, group_size: int, in_features: int) -> Tensor:
+    """Return a value for each weight, (out_features, in_features), of one for each group."""
+    return values.repeat_interleave(group_size, dim=1)[:, :in_features]
+
+
 class MovingRange(nn.Module):
     """Exponential moving average of the batches' ranges, corrected for its start at zero.
 

@@ -72,6 +72,9 @@ class QuantizerConfig:
     """Momentum of the exponential moving average of activation ranges while calibrating."""
     include_zero: bool = False
     """Extend every range to contain zero, as integer engines require."""
+    group_size: int | None = None
+    """Neighboring weights of a linear layer's channel that share a range, such as 32; null: all of
+    a channel. Convolutions have one range a channel."""
     equalize: bool = False
     """Scale channels between neighbouring layers so that they are as wide in both, which leaves
     what the network computes as it is (cross-layer equalization of DFQ)."""
@@ -101,6 +104,7 @@ class QuantizerConfig:
             _require_bits("quantizer.bits", self.bits, MIN_BITS)
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
+        self._check_groups()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -108,6 +112,20 @@ class QuantizerConfig:
                 "quantizer.include_zero=false: the integer engines that "
                 f"placement={self.placement.kind} is for pad with zeros, which every range must "
                 "contain"
+            )
+
+    def _check_groups(self) -> None:
+        """Refuse what learns one scale a channel."""
+        if self.group_size is None:
+            return
+        require_range("quantizer.group_size", self.group_size, 2)
+        learned = type(self.ranges).weight_quantizer is not Ranges.weight_quantizer
+        if learned or self.rounding.kind == "adaptive":
+            axis = "ranges" if learned else "rounding"
+            raise ConfigurationError(
+                f"quantizer.group_size={self.group_size} with {axis}@quantizer.{axis}="
+                f"{getattr(self, axis).kind}, which learns one scale a channel: leave one of "
+                "them out"
             )
 
     def _check_widths(self) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import fx, nn
 
-from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.quantization.fake_quant import (
+    QuantizedLayer,
+    activation_quantizers,
+    quantized_layers,
+)
 
 BYTES_PER_FLOAT = 4
 SCALE_AND_ZERO_POINT_BYTES = BYTES_PER_FLOAT + 1
 """A float32 scale and an 8-bit zero point for every range."""
+
+UNTIED = "hast_lightning.untied"
+"""In the ``meta`` of a student: weights of layers that the network has as an embedding, too."""
 
 
 def float_bytes(network: nn.Module) -> int:
@@ -22,8 +29,8 @@ def float_bytes(network: nn.Module) -> int:
 def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
     """Return the bytes of the student when its weights are stored in their bits.
 
-    Quantized weights cost ``weight_bits`` each, every channel and every activation tensor a
-    scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
+    Quantized weights cost ``weight_bits`` each, every channel (or group of weights) and every
+    activation tensor a scale and a zero point; all the rest (biases, BatchNorm) stays in float32.
 
     Args:
         student: A converted network.
@@ -34,6 +41,14 @@ def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
     packed = sum(
         math.ceil(layer.weight.numel() * layer.weight_quantizer.bits / 8) for layer in layers
     )
-    ranges = sum(layer.weight.shape[0] for layer in layers) + len(activation_quantizers(student))
-    rest = float_network_bytes - BYTES_PER_FLOAT * weights
+    ranges = sum(map(_ranges, layers)) + len(activation_quantizers(student))
+    own = student.meta.get(UNTIED, 0) if isinstance(student, fx.GraphModule) else 0
+    rest = float_network_bytes - BYTES_PER_FLOAT * (weights - own)
     return rest + packed + SCALE_AND_ZERO_POINT_BYTES * ranges
+
+
+def _ranges(layer: QuantizedLayer) -> int:
+    """Return how many ranges the weights of a layer have."""
+    size = layer.weight_quantizer.group_size
+    groups = 1 if size is None else math.ceil(layer.weight.shape[1] / size)
+    return layer.weight.shape[0] * groups

@@ -139,6 +139,15 @@ class Result:
     """Top-1 accuracy of that student."""
     kept_agreement: float | None = None
     """Agreement of that student with the full-precision network."""
+    teacher_perplexity: float | None = None
+    """Perplexity of the full-precision network on the evaluated texts; none of any other network
+    than one of tokens, and without texts of the user's. So are the next three."""
+    calibrated_perplexity: float | None = None
+    """The same of the student before its first step."""
+    quantized_perplexity: float | None = None
+    """The same of the student after its last step."""
+    kept_perplexity: float | None = None
+    """The same of the student that is handed back."""
     judged: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """How close the student was to the full-precision network after each stage, without labels, by
     kind of images: ``error`` of the logits relative to their spread, ``agreement`` in percent.

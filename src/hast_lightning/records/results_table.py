@@ -24,7 +24,8 @@ def results_table(result: Result) -> Table:
     words = f"; {result.bits}" if told else ""
     table = Table(
         title=f"{result.recipe}, seed {result.seed}",
-        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step{words}",
+        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step{words}"
+        + _perplexities(result),
         # Narrow, so that five columns fit into 80 characters.
         box=box.SIMPLE_HEAVY,
     )
@@ -102,6 +103,13 @@ def readable_size(size: int) -> str:
 
 def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _perplexities(result: Result) -> str:
+    """Return the perplexities of both networks; empty where there are none."""
+    if result.quantized_perplexity is None or result.teacher_perplexity is None:
+        return ""
+    return f"; perplexity {result.quantized_perplexity:.3f} of {result.teacher_perplexity:.3f}"
 
 
 def _percent(value: float | None) -> str:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.ensemble import OWN
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import TOKENS, PretrainedNetwork
 from hast_lightning.core.source import Source, TrainedSource
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
+from hast_lightning.data.texts import TextData, next_tokens
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import batch_norms_are_new
@@ -72,7 +73,7 @@ class Run:
     folder: Path
     origin: Origin
     network: PretrainedNetwork
-    data: EvaluationData | ImageFolderData | GivenData | None
+    data: EvaluationData | ImageFolderData | TextData | GivenData | None
     module: ZeroShotQuantization
     confusion: Tensor | None = None
     callbacks: Sequence[Callback] = ()
@@ -90,7 +91,9 @@ class Run:
             return None
         if self.network.regresses:
             return self._evaluate_values(inputs for inputs, _ in batches)
-        counts = Confusion(self.network.num_classes).to(self.module.device)
+        texts = self.network.modality == TOKENS
+        # A vocabulary squared is too much to look at.
+        counts = None if texts else Confusion(self.network.num_classes).to(self.module.device)
         try:
             found = evaluate(
                 self.module.teacher,
@@ -102,7 +105,7 @@ class Run:
             )
         except DivergenceError as error:
             raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
-        self.confusion = counts.compute().cpu()
+        self.confusion = None if counts is None else counts.compute().cpu()
         return found
 
     def _evaluate_values(self, batches: Iterable[Tensor]) -> Evaluation:
@@ -137,9 +140,11 @@ class Run:
 
 
 def _labels_of(batch: Batch, teacher: nn.Module) -> Tensor:
-    """Return the labels of a batch; the teacher's answers where it has none."""
+    """Return the labels of a batch: the next tokens of texts, or else the teacher's answers."""
     if batch.labels is not None:
         return batch.labels
+    if not batch.inputs.is_floating_point():
+        return next_tokens(batch.inputs)
     with torch.no_grad():
         answers: Tensor = teacher(batch.inputs)
     return answers.argmax(dim=1)

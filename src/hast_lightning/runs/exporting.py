@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from hast_lightning.export.onnx_graph import WRITING, graph_with_placeholders, r
 from hast_lightning.export.packed import require_storable
 from hast_lightning.export.parity import latencies, prove
 from hast_lightning.export.program import export_program
-from hast_lightning.graph.heads import head_of, restore_head
+from hast_lightning.graph.heads import NEXT_TOKENS, head_of, logits_of, restore_head
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.quantization.settings import LayerBits
 from hast_lightning.records.result import ExportRecord
@@ -174,10 +175,14 @@ def _prove(run: Run, name: str, path: Path, student: nn.Module) -> ExportRecord:
     Raises:
         ExportError: it predicts something else.
     """
-    network, _ = open_artifact(path)
+    network, description = open_artifact(path)
     shape = run.network.input_shape
+    compared: tuple[Network, Network] = (network, student)
+    if description.output == NEXT_TOKENS:
+        # Positions are compared, of which classes come second.
+        compared = tuple(partial(_with_classes_second, each) for each in compared)  # type: ignore[assignment]
     limits, values = run.config.export, run.network.regresses
-    parity = prove(name, network, student, _images(run), shape, limits, values=values)
+    parity = prove(name, *compared, _images(run), shape, limits, values=values)
     first = next(_images(run))[:1].contiguous()
     milliseconds, float_milliseconds = latencies(network, _float_network(run, name), first)
     engine = _ENGINES[name]
@@ -193,6 +198,10 @@ def _prove(run: Run, name: str, path: Path, student: nn.Module) -> ExportRecord:
         "milliseconds": milliseconds,
         "float_milliseconds": float_milliseconds,
     }
+
+
+def _with_classes_second(network: Network, texts: Tensor) -> Tensor:
+    return logits_of(network(texts), NEXT_TOKENS)
 
 
 def _images(run: Run) -> Iterator[Tensor]:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from torch import fx
 
@@ -14,7 +13,7 @@ from hast_lightning.config import Config
 from hast_lightning.core.batch import Needs
 from hast_lightning.core.bits import FLOAT_BITS, Widths
 from hast_lightning.core.ensemble import OWN
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import TOKENS, PretrainedNetwork, example_inputs
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import UserError
@@ -144,7 +143,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
     graph_module = trace(pretrained.network)
     taps = select_taps(graph_module, config.model.taps)
     student = convert(pretrained.network, config.quantizer)
-    found = list_calls(student, taps, torch.zeros(1, *pretrained.input_shape))
+    found = list_calls(student, taps, example_inputs(1, pretrained.input_shape))
     size = float_bytes(pretrained.network)
     lengths, misfit = _steps_by_stage(config, pretrained)
     teacher, learner = teacher_of(pretrained), Learner(student, pretrained)
@@ -248,6 +247,8 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
         yield f"input: {shape}, the last channel is the timestep, 0 to {timesteps - 1}"
         channels = pretrained.num_classes
         yield f"output: the noise in {channels} channel{'s' * (channels > 1)}"
+    elif pretrained.modality == TOKENS:
+        yield f"input: texts of {shape} tokens; {pretrained.num_classes} are known"
     else:
         yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
         names = pretrained.class_names or ()

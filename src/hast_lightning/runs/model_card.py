@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hast_lightning.core.bits import FLOAT_BITS, Widths
-from hast_lightning.core.network import DIFFUSION, PICTURES
+from hast_lightning.core.network import DIFFUSION, PICTURES, TOKENS
 from hast_lightning.export.description import Description
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import readable_size
@@ -65,6 +65,8 @@ def _facts(
     else:
         of = "pixels in [0, 1]" if description.modality == PICTURES else "features as they are"
         values = f"mean {mean}, standard deviation {std} of {of}"
+        if description.modality == TOKENS:
+            values = f"ids of tokens, 0 to {description.num_classes - 1}"
         yield "Input", f"{shape}, {values}"
         yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hast_lightning.core.network import DIFFUSION, FEATURES
+from hast_lightning.core.network import DIFFUSION, FEATURES, TOKENS
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artifact import Network, open_artifact
 from hast_lightning.export.description import Description
@@ -65,6 +65,12 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
         raise DataError(
             f"artifact={artifact} predicts the noise of a picture at a timestep, and no class: use "
             "it in Python (docs/diffusion.md)"
+        )
+    if description.modality == TOKENS:
+        raise DataError(
+            f"artifact={artifact}: the network says what comes next in texts of "
+            f"{description.input_shape[0]} tokens, and command=predict classifies pictures and "
+            "features: call it in Python, as docs/language-models.md shows"
         )
     if description.modality == FEATURES:
         samples = feature_batches(images, description, f"images={images}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from hast_lightning.core.ensemble import OWN
+from hast_lightning.core.network import TOKENS
 from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
@@ -41,6 +42,7 @@ def result_of(
     final, kept = choice.evaluated[choice.last], choice.evaluated[choice.stage]
     labelled, calibrated = run.data is not None, on_the_way.calibrated
     held_out = "held-out synthetic" if module.source.synthetic else "held-out own"
+    what = "texts" if run.network.modality == TOKENS else "images"
     teacher_bytes, widths = float_bytes(run.network.network), config.quantizer.widths
     teachers = _teachers(module.teacher)
     against = f", against {len(teachers)} teachers together" if teachers else ""
@@ -59,7 +61,7 @@ def result_of(
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
         output_error=final.error,
-        agreement_on=f"{'evaluation' if labelled else held_out} images{against}",
+        agreement_on=f"{'evaluation' if labelled else held_out} {what}{against}",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,
         method=config.method.name,
@@ -77,6 +79,10 @@ def result_of(
         kept_stage=choice.stage,
         kept_top1=kept.student_top1 if labelled else None,
         kept_agreement=kept.agreement,
+        teacher_perplexity=final.teacher_perplexity if labelled else None,
+        calibrated_perplexity=calibrated.student_perplexity if labelled and calibrated else None,
+        quantized_perplexity=final.student_perplexity if labelled else None,
+        kept_perplexity=kept.student_perplexity if labelled else None,
         judged=_judged(choice, labelled=labelled),
         batch_norm_statistics=dict(statistics),
         teachers=teachers,
@@ -107,6 +113,7 @@ def _judged(choice: Choice, *, labelled: bool) -> dict[str, dict[str, dict[str, 
         known = {"agreement": evaluation.agreement, "error": evaluation.error}
         if labelled:
             known["top1"] = evaluation.student_top1
+            known["perplexity"] = evaluation.student_perplexity
         measured = {name: value for name, value in known.items() if value is not None}
         closeness = {kind: close.measured for kind, close in by_images.items()}
         found[stage] = {**closeness, EVALUATION: measured}

@@ -13,6 +13,8 @@ from hast_lightning.training.evaluation import ALIKE, LARGEST, relative_error
 
 CHUNK = 64
 """Images that go through the networks at once."""
+TEXTS = 4
+"""Texts that go through the networks at once."""
 
 
 class Closeness(NamedTuple):
@@ -45,7 +47,8 @@ def closeness(
         inputs: That both answer.
         values: The answers are values, and no classes.
     """
-    parts = torch.split(inputs, CHUNK)
+    # Each text has an answer for every token.
+    parts = torch.split(inputs, CHUNK if inputs.is_floating_point() else TEXTS)
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
     if values:

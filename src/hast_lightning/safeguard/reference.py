@@ -15,9 +15,10 @@ from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.diffusion import Sampler
-from hast_lightning.core.network import FEATURES, PretrainedNetwork
+from hast_lightning.core.network import FEATURES, TOKENS, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.own_text import write_text
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.terms.bns import BNS
 
@@ -31,6 +32,8 @@ SAMPLER_STEPS = 25
 VALUES_AT_ONCE = 2**22
 """Values of inputs that are matched together: more than 1,000 CIFAR images, 27 of 224 pixels, whose
 gradients would take 15 GB for 128 of them."""
+TEXTS = 32
+"""Texts that a network of tokens is judged by: each has hundreds of answers."""
 
 
 def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -61,8 +64,12 @@ def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -
 def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Generator) -> Tensor:
     """Return noise (count, ...) that varies as natural inputs do, with mean 0 and deviation 1.
 
-    Of features it varies slowly in time alone: neighbors among coefficients are not alike.
+    Of features it varies slowly in time alone: neighbors among coefficients are not alike. Tokens
+    are drawn uniformly.
     """
+    if network.modality == TOKENS:
+        shape = (min(count, TEXTS), *network.input_shape)
+        return torch.randint(network.num_classes, shape, generator=generator)
     if network.modality == FEATURES:
         return network.noise_of(torch.randn(count, *network.input_shape, generator=generator))
     return smooth_noise(count, network.input_shape, generator)
@@ -74,7 +81,8 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
     They start as smooth noise and are matched to the teacher's BatchNorm statistics, as many at
     once as :data:`VALUES_AT_ONCE` allows; those of a network without BatchNorms stay smooth noise.
     A network that denoises gets points of its own sampling runs, one of each, at all timesteps
-    alike. The random numbers of the run are left alone.
+    alike. A network of tokens writes them, :data:`TEXTS` at most. The random numbers of the run are
+    left alone.
 
     Args:
         teacher: On the device that the images are made on.
@@ -87,6 +95,8 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
     network = teacher.pretrained
     if network.alpha_bar is not None:
         return _of_sampling_runs(teacher, network.alpha_bar, count)
+    if network.modality == TOKENS:
+        return _own_text(teacher, min(count, TEXTS))
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     values = judging_noise(network, count, generator).to(_device(teacher))
     term = BNS()
@@ -115,6 +125,16 @@ def _of_sampling_runs(teacher: FrozenTeacher, alpha_bar: Tensor, count: int) -> 
     shape = teacher.pretrained.input_shape
     # Not the seed of held-out samples: these are to be other runs.
     return sampler.points(teacher, shape, steps, HELD_OUT_SEED + 1, device=_device(teacher))
+
+
+def _own_text(teacher: FrozenTeacher, count: int) -> Tensor:
+    """Return texts (count, length), each of which begins with any token; samples do not."""
+    network = teacher.pretrained
+    generator = torch.Generator(_device(teacher)).manual_seed(HELD_OUT_SEED)
+    start = torch.randint(
+        network.num_classes, (count,), generator=generator, device=generator.device
+    )
+    return write_text(network, count, [1.0] * (network.length - 1), start, generator)
 
 
 @torch.no_grad()

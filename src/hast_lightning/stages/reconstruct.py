@@ -315,8 +315,9 @@ class Reconstruct(Stage):
             for values in (self._cache.floating, self._cache.quantized)
         )
         if self.mix < 1:
+            # Tokens are the same for both networks.
             quantized = tuple(
-                torch.where(torch.rand_like(q) < self.mix, q, f)
+                torch.where(torch.rand_like(q) < self.mix, q, f) if q.is_floating_point() else q
                 for q, f in zip(quantized, floating, strict=True)
             )
         mixed = _placed(bench, quantized, device)

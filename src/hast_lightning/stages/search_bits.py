@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import require_choice, require_range
+from hast_lightning.core.network import example_inputs
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
 from hast_lightning.errors import ConfigurationError
@@ -418,7 +419,7 @@ def _of_the_usual_bits(bits: Mapping[str, int]) -> list[str]:
 def _operations_per_bit(bench: Bench) -> dict[str, int]:
     """Return the bit-operations for one image that a bit of each layer's weights takes."""
     student: fx.GraphModule = copy.deepcopy(bench.student)
-    image = torch.zeros(1, *bench.learner.pretrained.input_shape)
+    image = example_inputs(1, bench.learner.pretrained.input_shape)
     found: dict[str, int] = {}
     for call in list_calls(student, (), image.to(next(student.parameters()).device)):
         if call.weight_bits is not None:

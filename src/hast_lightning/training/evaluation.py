@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -32,7 +33,10 @@ class Evaluation:
             puts out values and no classes, as in the two below.
         student_top1: The same of the student.
         agreement: Share of the images on which both predict the same class.
-        images: Number of images.
+        images: Number of images, or of texts, of which every token counts.
+        teacher_perplexity: Of a network of tokens, ``exp`` of its mean cross-entropy with the token
+            that follows; none: of any other.
+        student_perplexity: The same of the student.
         error: Of values, the squared error relative to the spread of the teacher's; else none.
     """
 
@@ -40,6 +44,8 @@ class Evaluation:
     student_top1: float | None
     agreement: float | None
     images: int
+    teacher_perplexity: float | None = None
+    student_perplexity: float | None = None
     error: float | None = None
 
 
@@ -182,14 +188,20 @@ def evaluate(
         for _ in range(3)
     ]
     images_seen = SumMetric(dist_sync_fn=_gathered).to(device)
+    perplexities = _Perplexities(device)
     for images, labels in batches:
         of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
         _require_finite(of_teacher, of_student)
+        images_seen.update(len(images))
+        if are_texts(of_teacher, labels):
+            counts = labels.to(device) >= 0
+            of_teacher, of_student = (x.movedim(1, -1)[counts] for x in (of_teacher, of_student))
+            labels = labels[labels >= 0]
+            perplexities.update(of_teacher, of_student, labels.to(device))
         predicted_by_teacher, predicted_by_student = of_teacher.argmax(1), of_student.argmax(1)
         metrics[0].update(predicted_by_teacher, labels.to(device))
         metrics[1].update(predicted_by_student, labels.to(device))
         metrics[2].update(predicted_by_student, predicted_by_teacher)
-        images_seen.update(len(images))
         if confusion is not None:
             confusion.update(predicted_by_student, predicted_by_teacher)
     teacher_top1, student_top1, agreement = (
@@ -197,7 +209,38 @@ def evaluate(
         round(100 * float(metric.compute()), PERCENT_DIGITS)
         for metric in metrics
     )
-    return Evaluation(teacher_top1, student_top1, agreement, int(images_seen.compute()))
+    count = int(images_seen.compute())
+    return Evaluation(teacher_top1, student_top1, agreement, count, *perplexities.compute())
+
+
+def are_texts(logits: Tensor, labels: Tensor) -> bool:
+    """Return whether logits (N, classes, length) are of the tokens behind those of texts."""
+    return logits.dim() == 3 and labels.dim() == 2
+
+
+class _Perplexities:
+    """Perplexity of teacher and student, over all tokens of all ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        # In double precision, since tokens are many.
+        self._sums = [
+            SumMetric(dist_sync_fn=_gathered).set_dtype(torch.float64).to(device) for _ in range(3)
+        ]
+        self._met = False
+
+    def update(self, of_teacher: Tensor, of_student: Tensor, following: Tensor) -> None:
+        """Take logits (tokens, classes) of both, and what follows (tokens,)."""
+        self._met = True
+        for total, logits in zip(self._sums, (of_teacher, of_student), strict=False):
+            total.update(F.cross_entropy(logits.float(), following, reduction="sum").double())
+        self._sums[2].update(len(following))
+
+    def compute(self) -> tuple[float, float] | tuple[()]:
+        """Return both; nothing where there were no texts."""
+        if not self._met:
+            return ()
+        of_teacher, of_student, count = (float(total.compute()) for total in self._sums)
+        return tuple(math.exp(min(total / count, 700.0)) for total in (of_teacher, of_student))  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -229,7 +272,7 @@ def evaluate_values(
         _require_finite(of_teacher, of_student)
         error.update(of_student, of_teacher)
         seen.update(len(inputs))
-    return Evaluation(None, None, None, int(seen.compute()), float(error.compute()))
+    return Evaluation(None, None, None, int(seen.compute()), error=float(error.compute()))
 
 
 def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from hast_lightning.config import ModelConfig
-from hast_lightning.core.network import PICTURES, PretrainedNetwork
+from hast_lightning.core.network import PICTURES, TOKENS, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import CONVOLUTION_LAYERS
 from hast_lightning.graph.tracing import innermost_place
@@ -22,6 +22,7 @@ from hast_lightning.models.pretrained import (
     IMAGENET_STD,
     describe,
 )
+from hast_lightning.models.text_network import describe_text
 
 COLOURS = 3
 
@@ -40,6 +41,8 @@ def load(config: ModelConfig) -> PretrainedNetwork:
     network = _call(_find(config), config)
     if config.checkpoint is not None:
         load_weights(network, config.checkpoint, key=config.checkpoint_key)
+    if config.modality == TOKENS:
+        return describe_text(network, config)
     channels = _input_channels(network, config)
     if channels != COLOURS and config.mean is None and config.modality == PICTURES:
         raise ModelError(

@@ -87,7 +87,11 @@ class StudentEvaluation(Callback):
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Return what there is to log, by name without the group."""
-        known = {"agreement": evaluation.agreement, "error": evaluation.error}
+        known = {
+            "agreement": evaluation.agreement,
+            "error": evaluation.error,
+            "student_perplexity": evaluation.student_perplexity,
+        }
         if self._labeled:
             known["student_top1"] = evaluation.student_top1
         return {name: value for name, value in known.items() if value is not None}
