@@ -148,8 +148,8 @@ def test_the_judge_has_sampling_runs_of_its_own() -> None:
         ),
         (
             ("+term@stages.calibration.terms.kd=kl",),
-            "stages.calibration.terms.kd=kl does not fit model.modality=diffusion, whose network "
-            "answers pictures at a timestep with noise and not with classes",
+            "stages.calibration.terms.kd=kl does not fit model.modality=diffusion: it is for "
+            "pictures and features and tokens; no term is",
         ),
         (
             ("+source@sources.other=noise", "stages.calibration.source=other"),

@@ -154,18 +154,21 @@ def test_the_judge_has_text_of_its_own() -> None:
     [
         (("quantizer=deploy",), "quantizer.placement=integer with model.modality=tokens"),
         (("quantizer.equalize=true",), "quantizer.equalize=true with model.modality=tokens"),
-        (
-            (
-                "order=[calibration,distillation]",
-                "+transform@stages.distillation.transforms.mask=time_mask",
-            ),
-            "stages.distillation.transforms.mask with model.modality=tokens",
-        ),
     ],
 )
 def test_what_is_not_for_tokens_is_refused_early(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         composed(*TINY, *WORDS, *QUICK, *words)
+
+
+def test_transforms_of_pictures_refuse_tokens() -> None:
+    words = (
+        "order=[calibration,distillation]",
+        "+transform@stages.distillation.transforms.mask=time_mask",
+    )
+    message = "stages.distillation.transforms.mask=time_mask does not fit model.modality=tokens"
+    with pytest.raises(ConfigurationError, match=message):
+        build_module(composed(*TINY, *WORDS, *QUICK, *words))
 
 
 @pytest.mark.parametrize("method", ["hast", "without_training", "noise", "gdfq", "zeroq"])

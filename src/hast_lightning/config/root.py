@@ -194,14 +194,6 @@ class Config:
                 "quantizer.placement=integer with model.modality=tokens: the scores of attention, "
                 "masked with minus infinity, have no range; choose quantizer=minmax or mse"
             )
-        for name, stage in self.ordered.items():
-            for key, transform in (getattr(stage, "transforms", None) or {}).items():
-                if transform.enabled:
-                    raise ConfigurationError(
-                        f"stages.{name}.transforms.{key} with model.modality=tokens: transforms "
-                        f"change pictures and features; stages.{name}.transforms.{key}.enabled="
-                        "false leaves it out"
-                    )
         if self.quantizer.equalize:
             raise ConfigurationError(
                 "quantizer.equalize=true with model.modality=tokens: it is made for convolutions "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from torch import nn
 
+from hast_lightning.core.network import FEATURES, PICTURES
 from hast_lightning.errors import ConfigurationError
 
 P = TypeVar("P", bound="Part")
@@ -24,13 +25,13 @@ class Part(nn.Module):
     is in every checkpoint.
 
     Attributes:
-        for_diffusion: It knows what to do with a network of ``model.modality=diffusion``.
+        modalities: Of the networks (``model.modality``) that it knows what to do with.
     """
 
     kind: str = ""
     """Name of the part within its group, from which a saved configuration is read again."""
 
-    for_diffusion: ClassVar[bool] = False
+    modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         """Make a module before the generated ``__init__`` sets the fields."""

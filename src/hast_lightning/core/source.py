@@ -12,9 +12,9 @@ import torch
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.core.network import FEATURES, PICTURES, PretrainedNetwork
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.part import Part
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import DataError
 
 HELD_OUT_SEED = 20230326
 """Any fixed number: held-out samples must not depend on the seed of the run."""
@@ -44,7 +44,6 @@ class Source(Part, ABC):
         shared: All ranks have one set of parameters; else each rank has its own state.
         label_kind: ``hard``, ``soft`` or ``none``: the targets of its batches.
         synthetic: The inputs are made, not taken.
-        modalities: Of the networks that it makes inputs for.
     """
 
     load: str | None = None
@@ -53,7 +52,6 @@ class Source(Part, ABC):
     shared: ClassVar[bool] = False
     label_kind: ClassVar[str] = "hard"
     synthetic: ClassVar[bool] = True
-    modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES)
 
     def build(self, site: Site) -> None:
         """Allocate what the source consists of, or read it from ``load``.
@@ -62,12 +60,6 @@ class Source(Part, ABC):
             ConfigurationError: the settings do not fit the network.
             DataError: a file is missing, malformed or made for another network.
         """
-        network = site.pretrained
-        if network.modality not in self.modalities:
-            raise ConfigurationError(
-                f"{site.key}={self.kind} makes {' and '.join(self.modalities)}, and the network "
-                f"{network.name} takes {network.modality} (model.modality)"
-            )
         self.site = site
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Answers, Batch
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import FEATURES, PICTURES, TOKENS, Network
 from hast_lightning.core.part import Part
 from hast_lightning.core.source import Source
 from hast_lightning.core.term import Term
@@ -126,6 +126,8 @@ class Stage(Part, ABC):
         calibrates: The student's ranges are frozen when it ends.
         trains_student: Its steps change the student's parameters.
     """
+
+    modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES, TOKENS)
 
     name: ClassVar[str] = ""
     key: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""Parts that do not fit a network that denoises: without timesteps, or about classes."""
+"""Parts that do not fit what a network takes in or puts out."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from hast_lightning.config import Config
-from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.network import DIFFUSION, TOKENS, PretrainedNetwork
 from hast_lightning.core.part import Part, group_of, parts
 from hast_lightning.core.stage import Stage
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
 
+METHODS = {DIFFUSION: "eda_dm_style", TOKENS: "self_calibration_style"}
+"""A method that fits, by modality."""
+
 
 def refuse_unsuited(config: Config, network: PretrainedNetwork) -> None:
-    """Refuse parts of a run that do not fit what the network answers.
+    """Refuse parts of a run that do not know what to do with the network.
 
     Raises:
-        ConfigurationError: the network denoises, and a part that the run uses is not made for it.
+        ConfigurationError: a part that the run uses is for networks of other modalities.
     """
-    if not network.regresses:
-        return
+    modality = network.modality
     for key, part in _used(config):
-        if part.for_diffusion:
+        if modality in part.modalities:
             continue
         group = group_of(type(part))
-        known = sorted(name for name, cls in parts()[group].items() if cls.for_diffusion)
-        others = f", or of {group}s {', '.join(known)}" if known else ""
+        known = sorted(name for name, cls in parts()[group].items() if modality in cls.modalities)
+        instead = f"of {group}s there are {', '.join(known)}" if known else f"no {group} is"
+        method = METHODS.get(modality)
         raise ConfigurationError(
-            f"{key}={part.kind} does not fit model.modality={network.modality}, whose network "
-            f"answers pictures at a timestep with noise and not with classes: choose "
-            f"method=eda_dm_style{others}"
+            f"{key}={part.kind} does not fit model.modality={modality}: it is for "
+            f"{' and '.join(part.modalities)}; {instead}"
+            + (f", in method={method} for example" if method and known else "")
         )
 
 

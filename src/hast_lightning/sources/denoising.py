@@ -45,7 +45,7 @@ class SamplingRuns(Source):
     """Sampling runs that go through the network together."""
 
     label_kind = "none"
-    for_diffusion = True
+    modalities = (DIFFUSION,)
 
     points: ClassVar[Tensor]
 

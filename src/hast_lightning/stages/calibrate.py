@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from hast_lightning.core.batch import Progress
 from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import MODALITIES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import TrainedSource
 from hast_lightning.core.stage import Bench, Outcome, Stage
@@ -48,7 +49,7 @@ class Calibrate(Stage):
     """What changes the samples before the teacher sees them, where the source is improved."""
 
     calibrates = True
-    for_diffusion = True
+    modalities = MODALITIES
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 1)

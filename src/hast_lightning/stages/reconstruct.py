@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn, optim
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.network import MODALITIES
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.transform import Transform
@@ -119,7 +120,7 @@ class Reconstruct(Stage):
     EDA-DM); 0: only what the unit puts out counts."""
 
     trains_student = True
-    for_diffusion = True
+    modalities = MODALITIES
 
     _student_unit: ClassVar[fx.GraphModule]
     _layers: ClassVar[tuple[fx.GraphModule, fx.GraphModule] | None] = None
