@@ -67,6 +67,11 @@ COMPANIONS = {
     "model/torchvision": ["model.name=resnet18"],
     "model/timm": ["model.name=resnet18"],
     "model/pytorchcv": ["model.name=resnet18"],
+    "model/transformers": [
+        "model.config_file=config.json",
+        "model.input_size=32",
+        "method=self_calibration_style",
+    ],
     "model/own": ["model.factory=package.module:build", "model.input_size=32"],
     "data/npz": ["data.path=images.npz"],
     **{f"model/resnet{n}_cifar10": ["model.pretrained=false"] for n in (20, 32, 44, 56)},

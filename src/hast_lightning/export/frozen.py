@@ -224,6 +224,9 @@ def freeze(student: fx.GraphModule) -> fx.GraphModule:
             frozen.set_submodule(name, FrozenLog2(module.bits))
         elif isinstance(module, ActivationQuantizer):
             frozen.set_submodule(name, _frozen_activation(module))
+    for module in frozen.modules():
+        # A file has whatever is computed with, also what a network makes when it is built.
+        module._non_persistent_buffers_set.clear()
     _erase_no_operations(frozen)
     restore_head(frozen)
     return frozen.requires_grad_(False).eval()

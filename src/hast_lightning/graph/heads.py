@@ -77,6 +77,8 @@ def probabilities_of(outputs: Tensor, head: str) -> Tensor:
         outputs: (N, classes).
         head: One of :data:`HEADS`.
     """
+    if head == NEXT_TOKENS:
+        return outputs.movedim(-1, 1).softmax(dim=1)
     if head in ("softmax", "sigmoid"):
         return outputs
     return outputs.exp() if head in ("log_softmax", "logsigmoid") else outputs.softmax(dim=1)

@@ -62,8 +62,7 @@ def colored_ids(texts: Tensor, classes: int) -> Tensor:
     ids = texts.detach().float().cpu()
     missing = -ids.shape[1] % IDS_A_ROW
     ids = torch.nn.functional.pad(ids, (0, missing))
-    rows = ids.reshape(len(ids), -1, IDS_A_ROW)
-    return _colored(rows / max(classes - 1, 1))
+    return _colored(ids.view(len(ids), -1, IDS_A_ROW) / max(classes - 1, 1))
 
 
 def _colored(share: Tensor) -> Tensor:

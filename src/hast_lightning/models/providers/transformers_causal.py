@@ -84,10 +84,10 @@ def _made(config: ModelConfig) -> Any:
     except ImportError as error:
         raise missing_package("transformers") from error
     assert config.config_file is not None
-    described = _read(Path(config.config_file))
+    described, maker = _read(Path(config.config_file)), _untyped(AutoModelForCausalLM)
     try:
         settings = AutoConfig.for_model(described.pop("model_type"), **described)
-        made = AutoModelForCausalLM.from_config(
+        made = maker.from_config(
             settings, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:  # whatever the library makes of a file
@@ -97,6 +97,11 @@ def _made(config: ModelConfig) -> Any:
             f"of it: {reason}"
         ) from error
     return made.eval()
+
+
+def _untyped(value: Any) -> Any:
+    """Return what a library of types that are known in part gives, without them."""
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:
