@@ -37,6 +37,16 @@ COMMON = (
     *("safeguard.images=32", "safeguard.iterations=10", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none", "method=sardfq_style"),
 )
+CNN = "resnet20-12fca82f.th"
+ONE_BIT_CNN = (
+    *("model=resnet20_cifar10", f"model.checkpoint={CNN}", "data=npz", f"data.path={REST}"),
+    *("method=noise", "order=[calibration,correction]", "quantizer=minmax"),
+    *("quantizer.weight_bits=1", "quantizer.activation_bits=8", "schedule.calibration_steps=4"),
+    *("stages.correction.samples=64", "safeguard.images=32", "safeguard.iterations=10"),
+    *("data.batch_size=64", "trainer=cpu", "trainer.threads=1", "callbacks.progress=false"),
+    *("report=false", "export=none", "seed=0"),
+)
+"""The same weights of one bit on a CNN, Idelbayev's ResNet-20."""
 NO_PRIOR = "stages.synthesis.terms.prior.enabled=false"
 GOAL = ("total_variation.lowest=2500", "total_variation.highest=3000")
 IMAGES: dict[str, tuple[str, ...]] = {
@@ -79,6 +89,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             f"seed={seed}",
         ]
         yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *IMAGES[images], *own]
+    yield "resnet20_w1a8_correct_seed0", list(ONE_BIT_CNN)
 
 
 def bank_of(name: str) -> list[str]:
@@ -116,7 +127,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
     if parser.parse_args().what == "run":
-        files = [Path(os.environ["VIT"]) / WEIGHTS, *split_pictures(Path(os.environ["CIFAR10"]))]
+        folder = Path(os.environ["CIFAR10"])
+        weights = [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN]
+        files = [*weights, *split_pictures(folder)]
         carry_out(runs(), HERE, files, bank_of)
     else:
         table()
