@@ -26,11 +26,27 @@ COMMON = (
     *("model=own", "model.factory=experiments.vision_transformer.vit:ViT", "model.name=vit"),
     *(f"model.checkpoint={WEIGHTS}", "model.input_size=32", "model.mean=[.4914,.4822,.4465]"),
     *("model.std=[.2023,.1994,.2010]", "data=npz", f"data.path={REST}", "quantizer=transformer"),
-    *("schedule.image_steps=100", "schedule.unit_steps=60", "schedule.calibration_steps=4"),
+    *(
+        "schedule.images=32",
+        "schedule.image_batch=32",
+        "schedule.image_steps=40",
+        "schedule.unit_steps=60",
+        "schedule.calibration_steps=4",
+    ),
     *("stages.correction.samples=64", "stages.reconstruction.lr=1e-3", "data.batch_size=64"),
     *("safeguard.images=32", "safeguard.iterations=10", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none", "method=sardfq_style"),
 )
+CNN = "resnet20-12fca82f.th"
+ONE_BIT_CNN = (
+    *("model=resnet20_cifar10", f"model.checkpoint={CNN}", "data=npz", f"data.path={REST}"),
+    *("method=noise", "order=[calibration,correction]", "quantizer=minmax"),
+    *("quantizer.weight_bits=1", "quantizer.activation_bits=8", "schedule.calibration_steps=4"),
+    *("stages.correction.samples=64", "safeguard.images=32", "safeguard.iterations=10"),
+    *("data.batch_size=64", "trainer=cpu", "trainer.threads=1", "callbacks.progress=false"),
+    *("report=false", "export=none", "seed=0"),
+)
+"""The same weights of one bit on a CNN, Idelbayev's ResNet-20."""
 NO_PRIOR = "stages.synthesis.terms.prior.enabled=false"
 GOAL = ("total_variation.lowest=2500", "total_variation.highest=3000")
 IMAGES: dict[str, tuple[str, ...]] = {
@@ -48,14 +64,15 @@ MADE = ("entropy", "heads", "prior")
 CORRECT, REBUILD = "calibration,correction", "calibration,correction,reconstruction"
 WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4), "w3a3": (3, 3), "w1a8": (1, 8)}
 RUNS = (
-    *(("w4a4", images, "correct", 0) for images in ("noise", "prior", "own")),
-    *((width, images, "correct", 0) for width in ("w8a8", "w4a8") for images in ("noise", "own")),
+    *((width, "noise", "correct", 0) for width in ("w4a4", "w8a8", "w4a8")),
+    ("w4a4", "own", "correct", 0),
+    ("w4a4", "prior", "correct", 0),
     *(("w3a3", images, "correct", 0) for images in ("noise", "prior", "own")),
-    ("w3a3", "own", "rebuild", 0),
+    ("w1a8", "noise", "correct", 0),
     *(("w4a4", "noise", "correct", seed) for seed in (1, 2)),
-    ("w3a3", "prior", "rebuild", 0),
+    *((width, "own", "correct", 0) for width in ("w8a8", "w4a8")),
+    *(("w3a3", images, "rebuild", 0) for images in ("own", "prior")),
     *(("w3a3", images, "correct", 0) for images in ("entropy", "heads")),
-    *(("w1a8", images, "correct", 0) for images in ("noise", "own")),
 )
 """Width, pictures, stages and seed, those that say most first."""
 
@@ -72,6 +89,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             f"seed={seed}",
         ]
         yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *IMAGES[images], *own]
+    yield "resnet20_w1a8_correct_seed0", list(ONE_BIT_CNN)
 
 
 def bank_of(name: str) -> list[str]:
@@ -109,7 +127,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
     if parser.parse_args().what == "run":
-        files = [Path(os.environ["VIT"]) / WEIGHTS, *split_pictures(Path(os.environ["CIFAR10"]))]
+        folder = Path(os.environ["CIFAR10"])
+        weights = [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN]
+        files = [*weights, *split_pictures(folder)]
         carry_out(runs(), HERE, files, bank_of)
     else:
         table()

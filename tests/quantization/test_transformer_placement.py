@@ -157,3 +157,11 @@ def test_biases_of_linear_layers_are_corrected_over_tokens() -> None:
     assert correct_biases(student, graph(), images(16)) == 10
     after = (student(images(16)) - expected).mean(0).norm()
     assert after < 0.05 * before
+
+
+def test_attention_in_floating_point_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    convert(network(), QuantizerConfig(4))
+    assert "stays in floating point" in caplog.text
+    caplog.clear()
+    convert(network(), QuantizerConfig(4, placement=Transformer()))
+    assert not caplog.text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx, nn
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.graph.attention_nodes import find_attentions
 from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
@@ -24,6 +26,8 @@ from hast_lightning.quantization.fake_quant import QUANTIZED, WeightQuantizer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
 from hast_lightning.quantization.settings import QuantizerConfig
 from hast_lightning.quantization.size import UNTIED
+
+_log = logging.getLogger(__name__)
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
 
@@ -60,6 +64,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     nodes = settings.placement.values(student)
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
+    _warn_of_attention(student, settings)
     _quantize_weights(student, settings, plan.weights)
     _insert_activation_quantizers(student, settings, plan.activations)
     student.graph.lint()
@@ -82,6 +87,16 @@ def _refuse_nothing(
     if not (plan.weights or plan.activations):
         raise ConfigurationError(
             "quantizer.overrides leaves all that could be quantized in floating point"
+        )
+
+
+def _warn_of_attention(student: fx.GraphModule, settings: QuantizerConfig) -> None:
+    """Say where products of attention stay in floating point."""
+    if settings.placement.kind == "simulated" and find_attentions(student):
+        _log.warning(
+            "quantizer.placement=simulated rounds outputs of activation functions alone: what "
+            "products of attention multiply stays in floating point; quantizer=transformer rounds "
+            "it"
         )
 
 
