@@ -406,10 +406,12 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
 @pytest.mark.parametrize("option", options("quantizer"))
 def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     config = composed(f"quantizer={option}").quantizer
-    assert config.name == {"deploy": "mse integer"}.get(option, option)
+    assert config.name == {"deploy": "mse integer", "power": "power layer_inputs"}.get(
+        option, option
+    )
     student = convert(Small().eval(), config)
     calibrate(student)
     assert student(noise(2, 2, 6, 6)).isfinite().all()
-    assert bool(step_parameters(student)) == (option == "lsq")
+    assert bool(step_parameters(student)) == (option in ("lsq", "power"))
     placed = len(activation_quantizers(student))
-    assert placed == (11 if option == "deploy" else 5)
+    assert placed == {"deploy": 11, "power": 6}.get(option, 5)
