@@ -174,7 +174,7 @@ def table() -> None:
 
 
 SHOWN = (
-    "uniform_calibrated_w8a8_seed0",
+    "chosen_rebuilt_w8a8_seed0",
     "chosen_rebuilt_w4a8_seed0",
     "uniform_calibrated_w4a4_seed0",
     "chosen_rebuilt_w4a4_seed0",

@@ -405,6 +405,7 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
 
 NAMES = {
     "deploy": "mse integer",
+    "power": "power layer_inputs",
     "transformer": "mse transformer",
     "transformer_lsq": "lsq transformer",
     "transformer_psaq": "minmax psaq",
@@ -418,6 +419,7 @@ def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     student = convert(Small().eval(), config)
     calibrate(student)
     assert student(noise(2, 2, 6, 6)).isfinite().all()
-    assert bool(step_parameters(student)) == option.endswith("lsq")
+    learns = option.endswith("lsq") or option == "power"
+    assert bool(step_parameters(student)) == learns
     placed = len(activation_quantizers(student))
-    assert placed == {"deploy": 11, "transformer_psaq": 7}.get(option, 5)
+    assert placed == {"deploy": 11, "transformer_psaq": 7, "power": 6}.get(option, 5)

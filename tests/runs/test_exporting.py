@@ -105,9 +105,9 @@ def test_a_student_in_another_memory_format_is_compared_in_that_of_the_file(
     """Where convolutions would add in another order, and a few images of a thousand differ."""
     compared: list[bool] = []
 
-    def spy(name: str, exported: Any, student: nn.Module, *arguments: Any) -> Parity:
+    def spy(name: str, exported: Any, student: nn.Module, *args: Any, **kwargs: Any) -> Parity:
         compared.extend(weight.is_contiguous() for weight in student.parameters())
-        return prove(name, exported, student, *arguments)
+        return prove(name, exported, student, *args, **kwargs)
 
     monkeypatch.setattr(artifacts, "prove", spy)
     settings = config("trainer.channels_last=true", "export.formats=[packed]")

@@ -70,7 +70,8 @@ class LayerInputs(Placement):
 
     Normalizations, activation functions and sums in between stay in floating point, and so does
     the network's output. Of a concatenation, such as a skip of a U-Net, each operand has a range of
-    its own. A timestep is a number, and is not quantized.
+    its own. A timestep is a number, and is not quantized. What else uses a value that a layer takes
+    in, such as a shortcut around it, sees it quantized, too.
 
     Source: Q-Diffusion (Li et al., ICCV 2023); EDA-DM (Liu et al., arXiv 2401.04585), which splits
     the weights behind a concatenation, too: here they have one scale a channel.
