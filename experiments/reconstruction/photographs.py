@@ -24,7 +24,8 @@ QUIET = (
 NETWORKS: dict[str, tuple[str, ...]] = {
     "mobilenetv1": (
         *("model=mobilenetv1_x025", "model.checkpoint=mobilenetv1_x0.25.pth.tar"),
-        *("schedule=evening_imagenet", "schedule.image_steps=40"),
+        *("schedule=evening_imagenet", "schedule.images=512", "schedule.image_steps=40"),
+        "schedule.unit_steps=200",
     ),
     "lite0": (
         *("model=efficientnet_lite0", "schedule=evening_imagenet"),
@@ -46,8 +47,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
 }
 RUNS = (
-    *(("mobilenetv1", "reconstruct", 5, 5), ("mobilenetv1", "reconstruct", 4, 4)),
-    *(("mobilenetv1", "correct", 8, 8), ("lite0", "correct", 8, 8)),
+    *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
+    *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
     *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
