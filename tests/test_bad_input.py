@@ -91,7 +91,7 @@ def refused_unread(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     def load(*_: object) -> None:
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setattr(assembly, "load_network", load)
+    monkeypatch.setattr(assembly, "load_all", load)
     return refused
 
 
