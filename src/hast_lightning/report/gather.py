@@ -54,32 +54,25 @@ def gather(run: Run, result: Result | None) -> RunReport:
         run: After its last step; in its folder lies ``metrics.csv``.
         result: What was measured; none where nothing was evaluated.
     """
-    module = run.module
+    report = _of_any(run, result)
     if run.network.regresses:
-        return _of_values(run, result)
-    names = class_names(run)
+        return report
+    names, module = class_names(run), run.module
     samples, harder = look_at(module), harder_batch(module.outcome)
     easy, hard = _tiles(run, samples, names)
     return replace(
-        outline(run, result),
-        figures=key_figures(result) if result else (),
-        headline=headline(result) if result else (),
-        measured_on=_measured_on(result),
-        judged=judged_table(result),
+        report,
         easy=easy,
         hard=hard,
         looked_at=len(samples.images),
         difficulties=_difficulties(samples, harder),
         change=None if harder is None else Change(harder.word, *harder.losses),
-        layers=tuple(diagnose(module.student)) if module.ranges_frozen else (),
         confusion=None if run.confusion is None else confusion_table(run.confusion, names),
-        exports=exports(result),
-        seconds=_seconds(result),
     )
 
 
-def _of_values(run: Run, result: Result | None) -> RunReport:
-    """Return the report of a network that puts out values: no classes, no difficulty."""
+def _of_any(run: Run, result: Result | None) -> RunReport:
+    """Return what a report says of any network: also of one without classes and difficulty."""
     student = run.module.student
     return replace(
         outline(run, result),
