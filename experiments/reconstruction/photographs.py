@@ -41,6 +41,12 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("method=reconstruct", "quantizer=lsq", *SMALL),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
+    # A fifth of the rates, for a network whose layers have few weights.
+    "slowly": (
+        *("method=reconstruct", "quantizer=lsq", *SMALL),
+        *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+        *("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4"),
+    ),
     "ends_at_8": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, "quantizer.first_and_last_8bit=true"),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
@@ -48,6 +54,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 RUNS = (
     *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
+    *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
     *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
     *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
 )
