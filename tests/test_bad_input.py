@@ -108,11 +108,11 @@ def test_bits_out_of_range(refused_unread: Refuse, kind: str, least: int, bits: 
 ROOT = (
     "the root has: artifact, callbacks, command, compare, data, evaluate, export, images, logger, "
     "method, model, modules, order, predictions, quantizer, recipe, report, resume, runs, "
-    "safeguard, schedule, seed, sources, stages, tags, task_name, trainer, trust"
+    "safeguard, schedule, seed, sources, stages, tags, task_name, teachers, trainer, trust"
 )
 QUANTIZER = (
-    "quantizer has: activation_bits, bits, equalize, first_and_last_8bit, gradient, include_zero, "
-    "momentum, overrides, placement, ranges, rounding, weight_bits"
+    "quantizer has: activation_bits, bits, equalize, first_and_last_8bit, gradient, group_size, "
+    "include_zero, momentum, overrides, placement, ranges, rounding, weight_bits"
 )
 KL = "stages.distillation.terms.kd has: enabled, reduction, temperature, weight"
 
@@ -490,7 +490,7 @@ recipe: planted
         (PLANTED + "\tseed: 1\n", ["planted.yaml", "line 6", "'\\t'"]),
         (PLANTED + "quantizer: {wait_bits: 3}\n", ["experiment/planted", QUANTIZER]),
         (PLANTED + "quantizer: {weight_bits: four}\n", ["experiment/planted", "four", "Integer"]),
-        (PLANTED + "quantizer: {weight_bits: 9}\n", ["weight_bits=9 must be at least 2 and at"]),
+        (PLANTED + "quantizer: {weight_bits: 9}\n", ["weight_bits=9 must be at least 1 and at"]),
         (
             PLANTED + "quantizer: 4\n",
             ["experiment/planted", "int is not a subclass of QuantizerConfig"],

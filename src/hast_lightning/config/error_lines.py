@@ -18,7 +18,7 @@ from hast_lightning.config.unknown import describe, did_you_mean
 from hast_lightning.core.part import parts
 from hast_lightning.errors import DEFECT_STATUS, TERMINATED_STATUS, USER_ERROR_STATUS
 
-MANY_OPTIONS = 20
+MANY_OPTIONS = 24
 NETWORKS_ELSEWHERE = (
     "; networks of torchvision, timm and pytorchcv are named by model=torchvision model.name={0}, "
     "in Python by 'torchvision/{0}'"
