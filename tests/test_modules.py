@@ -87,6 +87,7 @@ def test_the_run_consists_of_the_parts_of_the_page(place: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_it_is_killed_and_resumed_with_its_module_named_again_bit_for_bit(place: Path) -> None:
     random.seed(0)
     run = place / "killed"
@@ -162,6 +163,7 @@ def test_a_network_of_ones_own_is_built_where_its_function_is_named_again(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_jobs_in_parallel_import_the_module(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     write_files(tmp_path)

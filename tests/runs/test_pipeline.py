@@ -251,6 +251,7 @@ def test_without_data_agreement_is_measured_on_held_out_images_and_no_accuracy(
     assert not [name for row in metrics(tmp_path) for name in row if "top1" in name]
 
 
+@pytest.mark.slow
 def test_own_pictures_teach_the_student(tmp_path: Path) -> None:
     """The digits that are not evaluated on, unlabelled: the upper bound of what is synthetic."""
     pixels, _ = digits(held_out=False)
@@ -546,6 +547,7 @@ SWITCHES = (
 )
 
 
+@pytest.mark.slow
 def test_the_ablation_is_one_multirun(tmp_path: Path) -> None:
     sweep = [f"{switch}=true,false" for switch in SWITCHES]
     short = ("evaluate=false", "report=false", "export=none", "schedule.student_steps=1")
