@@ -237,4 +237,4 @@ def test_a_picture_and_its_timestep_have_no_range_together(placement: Placement)
     assert len(found) == 2
     assert not any("activation_quantizers" in str(user.target) for n in found for user in n.users)
     (picture,) = (node for node in student.graph.nodes if node.name == "getitem")
-    assert ["activation_quantizers.getitem"] == [user.target for user in picture.users]
+    assert [user.target for user in picture.users] == ["activation_quantizers.getitem"]

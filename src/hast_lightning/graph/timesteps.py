@@ -9,7 +9,23 @@ from torch import fx
 
 from hast_lightning.graph.operations import rearranges, values_of
 
-_ARITHMETIC = frozenset("mul truediv div add sub neg matmul mm bmm outer einsum to float".split())
+_ARITHMETIC = frozenset(
+    [
+        "mul",
+        "truediv",
+        "div",
+        "add",
+        "sub",
+        "neg",
+        "matmul",
+        "mm",
+        "bmm",
+        "outer",
+        "einsum",
+        "to",
+        "float",
+    ]
+)
 
 
 def is_timestep(node: fx.Node) -> bool:

@@ -105,6 +105,7 @@ class QuantizerConfig:
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
         self._check_groups()
+        self._check_fixed_grid()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -127,6 +128,26 @@ class QuantizerConfig:
                 f"{getattr(self, axis).kind}, which learns one scale a channel: leave one of "
                 "them out"
             )
+        if BINARY in self._weight_widths:
+            raise ConfigurationError(
+                f"quantizer.group_size={self.group_size} with weight_bits=1, which has one "
+                "magnitude a channel: leave one of them out"
+            )
+
+    def _check_fixed_grid(self) -> None:
+        """Refuse step sizes of weights that would learn, on a grid that stays."""
+        learned = type(self.ranges).weight_quantizer is not Ranges.weight_quantizer
+        if learned and self.rounding.kind == "fixed_grid":
+            raise ConfigurationError(
+                f"ranges@quantizer.ranges={self.ranges.kind} with rounding@quantizer.rounding="
+                "fixed_grid: step sizes of weights would learn, and this grid stays; choose "
+                "ranges@quantizer.ranges=mse"
+            )
+
+    @property
+    def _weight_widths(self) -> list[int | None]:
+        """Return the bits of weights, of all layers and of single ones."""
+        return [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
 
     def _check_widths(self) -> None:
         """Write floating point as 32, and refuse other widths than there are."""
@@ -140,8 +161,7 @@ class QuantizerConfig:
                 "in floating point is nothing to quantize; give one of them 2 to 8 bits"
             )
 
-        binary = [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
-        if BINARY in binary and self.rounding.kind != "nearest":
+        if BINARY in self._weight_widths and self.rounding.kind != "nearest":
             raise ConfigurationError(
                 f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not "
                 "rounded; choose rounding@quantizer.rounding=nearest"
