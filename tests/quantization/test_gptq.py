@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.errors import ModelError
 from hast_lightning.quantization.axes import QuantizerSettings
 from hast_lightning.quantization.fake_quant import QuantConv2d, QuantLinear
 from hast_lightning.quantization.gptq import (
@@ -17,7 +17,6 @@ from hast_lightning.quantization.gptq import (
     round_layer,
     solve,
 )
-from hast_lightning.quantization.learned import LSQ
 from hast_lightning.quantization.ranges import AffineParameters, Grid, channel_ranges
 from hast_lightning.quantization.rounding import quantize_dequantize
 from hast_lightning.quantization.settings import QuantizerConfig
@@ -154,8 +153,3 @@ def test_a_fixed_grid_begins_anew_with_other_bits() -> None:
     quantizer.change_bits(8, weight)
     assert float((quantizer.rounded(weight) - weight).abs().max()) < 0.02
     assert len(quantizer.rounded(torch.linspace(-9, 9, 4 * 600).view(4, 600)).unique()) > 256
-
-
-def test_a_fixed_grid_refuses_steps_of_weights_that_learn() -> None:
-    with pytest.raises(ConfigurationError, match="lsq with rounding@quantizer.rounding=fixed_grid"):
-        QuantizerConfig(3, ranges=LSQ(), rounding=FixedGrid())

@@ -10,21 +10,7 @@ from torch import fx
 from hast_lightning.graph.operations import rearranges, values_of
 
 _ARITHMETIC = frozenset(
-    [
-        "mul",
-        "truediv",
-        "div",
-        "add",
-        "sub",
-        "neg",
-        "matmul",
-        "mm",
-        "bmm",
-        "outer",
-        "einsum",
-        "to",
-        "float",
-    ]
+    "mul truediv div add sub neg to float matmul mm bmm outer einsum".split()  # noqa: SIM905
 )
 
 

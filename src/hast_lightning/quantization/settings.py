@@ -105,7 +105,6 @@ class QuantizerConfig:
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
         self._check_groups()
-        self._check_fixed_grid()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -132,16 +131,6 @@ class QuantizerConfig:
             raise ConfigurationError(
                 f"quantizer.group_size={self.group_size} with weight_bits=1, which has one "
                 "magnitude a channel: leave one of them out"
-            )
-
-    def _check_fixed_grid(self) -> None:
-        """Refuse step sizes of weights that would learn, on a grid that stays."""
-        learned = type(self.ranges).weight_quantizer is not Ranges.weight_quantizer
-        if learned and self.rounding.kind == "fixed_grid":
-            raise ConfigurationError(
-                f"ranges@quantizer.ranges={self.ranges.kind} with rounding@quantizer.rounding="
-                "fixed_grid: step sizes of weights would learn, and this grid stays; choose "
-                "ranges@quantizer.ranges=mse"
             )
 
     @property
