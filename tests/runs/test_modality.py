@@ -21,3 +21,9 @@ def test_texts_are_for_networks_of_tokens(kind: str, network: PretrainedNetwork)
     with pytest.raises(ConfigurationError, match=message):
         refuse_unsuited(config, network)
     refuse_unsuited(config, loaded())
+
+
+def test_images_that_are_rolled_and_mirrored_are_pictures() -> None:
+    config = small("method=zeroq", "source@sources.bank=scheduled_bank_of_schedule")
+    with pytest.raises(ConfigurationError, match="sources.bank=scheduled_bank does not fit"):
+        refuse_unsuited(config, features())
