@@ -25,5 +25,5 @@ def test_texts_are_for_networks_of_tokens(kind: str, network: PretrainedNetwork)
 
 def test_images_that_are_rolled_and_mirrored_are_pictures() -> None:
     config = small("method=zeroq", "source@sources.bank=scheduled_bank_of_schedule")
-    with pytest.raises(ConfigurationError, match="sources.bank=scheduled_bank does not fit"):
+    with pytest.raises(ConfigurationError, match=r"bank=scheduled_bank does not fit"):
         refuse_unsuited(config, features())
