@@ -55,7 +55,9 @@ def test_a_run_measures_perplexity_and_the_next_tokens(tmp_path: Path, data: str
     errors = [judged[stage]["reference"]["error"] for stage in ("calibration", "rounding")]
     assert errors[1] < errors[0]
     assert judged["rounding"]["evaluation"]["perplexity"] == after
-    assert (tmp_path / "run" / "report.html").is_file()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "<dd>texts of 16 tokens</dd>" in report
+    assert "perplexity at W3, activations in float" in report and f"{after:.3f}" in report
 
 
 def test_without_texts_there_is_agreement_and_no_perplexity(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hast_lightning.quantization.fake_quant import WeightQuantizer, quantized_la
 from hast_lightning.quantization.learned import LSQ
 from hast_lightning.quantization.ranges import group_ranges, spread_groups
 from hast_lightning.quantization.search import LeastSquares
-from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 
 
@@ -55,6 +55,10 @@ def test_what_learns_one_scale_a_channel_is_refused() -> None:
             QuantizerConfig(bits=3, group_size=4, **axes)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="group_size=1 must"):
         QuantizerConfig(bits=3, group_size=1)
+    with pytest.raises(ConfigurationError, match="group_size=4 with weight_bits=1"):
+        QuantizerConfig(weight_bits=1, group_size=4)
+    with pytest.raises(ConfigurationError, match="group_size=4 with weight_bits=1"):
+        QuantizerConfig(group_size=4, overrides=[LayerBits("out", weight_bits=1)])
 
 
 class Tied(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hast_lightning.graph.operations import layer_of, rearranges
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.resnet import CifarResNet
+from hast_lightning.quantization.axes import Placement
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
@@ -26,6 +27,7 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.placement import Integer, LayerInputs, Simulated
 from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.quantization.transformer_placement import Transformer
 from tests.diffusion import loaded
 
 DEPLOYED = QuantizerConfig(8, include_zero=True, placement=Integer())
@@ -224,3 +226,15 @@ def test_first_and_last_layers_of_a_denoising_network_have_8_bits() -> None:
     of_weights = {name: layer.weight_quantizer.bits for name, layer in quantized_layers(student)}
     eight = {name for name, width in of_weights.items() if width == 8}
     assert eight == {"network.time.0", "network.stem", "network.head"}
+
+
+@pytest.mark.parametrize("placement", [Integer(), Transformer(picture=True), LayerInputs()])
+def test_a_picture_and_its_timestep_have_no_range_together(placement: Placement) -> None:
+    """A step of 1,000 timesteps over 255 would leave nothing of a picture."""
+    settings = QuantizerConfig(8, placement=placement, include_zero=True)
+    student = convert(loaded().network, settings)
+    found = [node for node in student.graph.nodes if node.name in ("inputs", "mul_1")]
+    assert len(found) == 2
+    assert not any("activation_quantizers" in str(user.target) for n in found for user in n.users)
+    (picture,) = (node for node in student.graph.nodes if node.name == "getitem")
+    assert [user.target for user in picture.users] == ["activation_quantizers.getitem"]

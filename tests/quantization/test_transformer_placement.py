@@ -165,3 +165,33 @@ def test_attention_in_floating_point_is_said(caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     convert(network(), QuantizerConfig(4, placement=Transformer()))
     assert not caplog.text
+
+
+class Masked(nn.Module):
+    """Scores of single patches, of which none sees what comes later."""
+
+    def __init__(self, fills: bool) -> None:
+        super().__init__()
+        self.fills = fills
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.register_buffer("mask", torch.full((20, 20), torch.finfo(torch.float32).min).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1) * 0.3
+        mask = self.mask[:16, :16]
+        scores = scores.masked_fill(mask < 0, -1e30) if self.fills else scores + mask
+        found: Tensor = scores.softmax(-1) @ self.v(x)
+        return found
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_scores_are_rounded_before_they_are_masked(fills: bool) -> None:
+    """The range of a mask would leave one number for all scores, or none."""
+    torch.manual_seed(0)
+    network_, x = Masked(fills).eval(), torch.randn(4, 16, 8)
+    student = convert(network_, QuantizerConfig(8, placement=PSAQ()))
+    assert not [n for n in rounded(student) if n.startswith(("add", "masked"))]
+    recalibrate(student, [x])
+    error = (student(x) - network_(x)).detach().square().mean() / network_(x).var()
+    assert float(error) < 0.01
+    assert max(float(q.scale) for q in activation_quantizers(student)) < 1

@@ -63,6 +63,28 @@ def test_without_labels_it_says_that_accuracy_is_not_known() -> None:
     assert "Top-1" not in card
 
 
+def test_of_tokens_it_speaks_of_texts() -> None:
+    described = replace(
+        DESCRIBED, modality="tokens", input_shape=(16,), mean=(0.0,), std=(1.0,), num_classes=32
+    )
+    result = replace(made(), kept_perplexity=4.8321, teacher_perplexity=4.4, evaluated_images=64)
+    card = model_card(described, result, None)
+    assert "| Perplexity | 4.832 on 64 texts; full precision 4.400 |" in card
+    assert "96.75 % of next tokens in 64 texts" in card
+    unlabeled = model_card(described, replace(result, kept_top1=None, kept_perplexity=None), None)
+    assert "no texts of the user's were at hand" in unlabeled
+    for each in (card, unlabeled):
+        assert "classifies" not in each and "labeled images" not in each
+
+
+def test_of_values_it_has_the_error_of_the_student_that_is_handed_back() -> None:
+    described = replace(DESCRIBED, modality="diffusion")
+    judged = {"calibration": {"evaluation": {"error": 0.125}}}
+    result = replace(made(), kept_top1=None, output_error=0.75, judged=judged)
+    assert "| 0.125 on " in model_card(described, replace(result, kept_stage="calibration"), None)
+    assert "| 0.75 on " in model_card(described, result, None)
+
+
 def test_a_network_without_its_run_has_a_card_too() -> None:
     assert "With the recipe some_recipe" in model_card(DESCRIBED, None, None)
 

@@ -10,8 +10,8 @@ import torch
 
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.sources import text
 from hast_lightning.sources.text import OwnText, RandomTokens, TextFile, Texts
-from tests.features import loaded as features
 from tests.tokens import LENGTH, VOCABULARY, loaded, texts
 
 SITE = Site(loaded(), holdout=0.25, key="sources.text")
@@ -94,10 +94,6 @@ def test_the_network_decides_what_own_text_is() -> None:
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"sources.text=own_text makes tokens, .* takes features"
-    ):
-        OwnText().build(Site(features(), key="sources.text"))
     with pytest.raises(ConfigurationError, match="start_token=32: the network tiny knows 0 to 31"):
         OwnText(start_token=32).build(SITE)
     with pytest.raises(ConfigurationError, match="initial_temperature=0"):
@@ -109,3 +105,22 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=rows)
     with pytest.raises(DataError, match="8 rows have 16 tokens, and 10 are needed"):
         TextFile(size=8, path=str(tmp_path / "few.npz")).build(SITE)
+
+
+def test_no_process_trains_on_rows_that_another_holds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares, held_out = [], []
+    for number in range(2):
+        source = made("text_file", tmp_path)
+        monkeypatch.setattr(text, "rank", lambda number=number: number)
+        monkeypatch.setattr(text, "world_size", lambda: 2)
+        torch.manual_seed(100 + number)
+        source.part_ways()
+        shares.append(source.collect(100).inputs)
+        held_out.append(source.held_out(100).inputs)
+    assert len(torch.cat(shares).unique(dim=0)) == 8
+    assert torch.equal(*held_out)
+    assert len(torch.cat([*shares, held_out[0]]).unique(dim=0)) == 10
+    with pytest.raises(ConfigurationError, match="size=8: too few texts for 9 processes"):
+        TextFile(size=8, path=str(tmp_path / "text.npz")).build(SITE._replace(processes=9))

@@ -153,6 +153,13 @@ def _argument(node: fx.Node, position: int, name: str, default: object) -> objec
     return node.kwargs.get(name, given)
 
 
+def is_constant(node: fx.Node) -> bool:
+    """Return whether a value is a tensor of the network's own, or made of such alone."""
+    sources = node.all_input_nodes
+    made = node.op.startswith("call_") and bool(sources) and all(map(is_constant, sources))
+    return node.op == "get_attr" or made
+
+
 def values_of(graph: fx.Graph) -> dict[fx.Node, None]:
     """Return the nodes that compute a tensor from the network's input, in order.
 

@@ -19,6 +19,7 @@ from hast_lightning.graph.operations import (
     calls,
     layer_of,
 )
+from hast_lightning.graph.timesteps import without_timesteps
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.weights import output_first
 from hast_lightning.quantization.binary import BinaryWeightQuantizer
@@ -61,7 +62,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     _refuse_unsupported(student)
     _refuse_shared_weights(student)
     _untie(student)
-    nodes = settings.placement.values(student)
+    nodes = without_timesteps(settings.placement.values(student), student)
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
     _warn_of_attention(student, settings)

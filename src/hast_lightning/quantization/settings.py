@@ -127,6 +127,16 @@ class QuantizerConfig:
                 f"{getattr(self, axis).kind}, which learns one scale a channel: leave one of "
                 "them out"
             )
+        if BINARY in self._weight_widths:
+            raise ConfigurationError(
+                f"quantizer.group_size={self.group_size} with weight_bits=1, which has one "
+                "magnitude a channel: leave one of them out"
+            )
+
+    @property
+    def _weight_widths(self) -> list[int | None]:
+        """Return the bits of weights, of all layers and of single ones."""
+        return [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
 
     def _check_widths(self) -> None:
         """Write floating point as 32, and refuse other widths than there are."""
@@ -140,8 +150,7 @@ class QuantizerConfig:
                 "in floating point is nothing to quantize; give one of them 2 to 8 bits"
             )
 
-        binary = [self.weight_bits, *(entry.weight_bits for entry in self.overrides)]
-        if BINARY in binary and self.rounding.kind != "nearest":
+        if BINARY in self._weight_widths and self.rounding.kind != "nearest":
             raise ConfigurationError(
                 f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not "
                 "rounded; choose rounding@quantizer.rounding=nearest"

@@ -10,13 +10,14 @@ from torch import fx
 from hast_lightning.core.checks import require_choice
 from hast_lightning.core.part import part
 from hast_lightning.graph.attention_nodes import MULTIPLIES, softmax_behind
-from hast_lightning.graph.operations import calls, layer_of, rearranges, values_of
+from hast_lightning.graph.operations import calls, is_constant, layer_of, rearranges, values_of
 from hast_lightning.quantization.axes import Placement, QuantizerSettings, Ranges
 from hast_lightning.quantization.fake_quant import QUANTIZED, ActivationQuantizer
 from hast_lightning.quantization.log2 import Log2Quantizer
 
 PROBABILITIES = ("log2", "uniform", "float")
 _SUMS = ("add", "iadd", "add_")
+_FILLS = ("masked_fill", "where")
 
 
 @part("placement", "transformer")
@@ -33,7 +34,7 @@ class Transformer(Placement):
     """What a softmax puts out, as operand: rounded to powers of two (``log2``, FQ-ViT, SARDFQ), to
     a grid as other values (``uniform``, MimiQ), or left in floating point (``float``, PSAQ)."""
     scores: bool = False
-    """Quantize what the softmax takes in."""
+    """Quantize what the softmax takes in, before constants such as masks are added to it."""
     sums: bool = False
     """Quantize residual sums, wherever they go."""
     picture: bool = False
@@ -61,7 +62,7 @@ class Transformer(Placement):
         """Return whether all users take in the rounded value, and not the products alone."""
         if self.sums and is_sum(node):
             return True
-        return self.scores and any(softmax_behind(user, student) is user for user in node.users)
+        return self.scores and not _is_masked(node) and _enters_softmax(node, student)
 
     def takes(self, user: fx.Node, node: fx.Node, student: fx.GraphModule) -> bool:
         """Return whether ``user`` takes in the rounded value of ``node``."""
@@ -105,11 +106,33 @@ def _operands(node: fx.Node, student: fx.GraphModule) -> list[fx.Node]:
     return node.all_input_nodes if calls(node, MULTIPLIES) else []
 
 
+def _enters_softmax(node: fx.Node, student: fx.GraphModule) -> bool:
+    """Return whether a softmax takes a value in, as it is or behind masks."""
+    return any(
+        softmax_behind(user, student) is user
+        or (_is_masked(user) and _enters_softmax(user, student))
+        for user in node.users
+    )
+
+
+def _is_masked(node: fx.Node) -> bool:
+    """Return whether a node adds a constant to a value, or fills some places of it.
+
+    The lowest float32 stands for what is masked out: a range with it has nothing else.
+    """
+    name = getattr(node.target, "__name__", node.target)
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    added = name in _SUMS and len(node.all_input_nodes) > 1
+    constant = added and any(map(is_constant, node.all_input_nodes))
+    return constant or name in _FILLS
+
+
 def is_sum(node: fx.Node) -> bool:
     """Return whether a node adds two values of the network, as a residual connection does."""
     name = getattr(node.target, "__name__", node.target)
     added = node.op in ("call_function", "call_method") and name in _SUMS
-    values = [each for each in node.all_input_nodes if each.op != "get_attr"]
+    values = [each for each in node.all_input_nodes if not is_constant(each)]
     return added and len(values) == 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hast_lightning.config import Config
 from hast_lightning.core.bits import FLOAT_BITS
-from hast_lightning.core.network import FEATURES, PretrainedNetwork
+from hast_lightning.core.network import FEATURES, TOKENS, PretrainedNetwork
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import activation_quantizers, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
@@ -32,11 +32,13 @@ EXPORT_COLUMNS = {
 
 
 def input_in_words(network: PretrainedNetwork) -> str:
-    """Return the shape of an input, (C, H, W) or (C, L), and what its numbers are."""
+    """Return the shape of an input, (C, H, W), (C, L) or (L,), and what its numbers are."""
     shape = network.input_shape
     if network.regresses:
         pictures = " × ".join(map(str, (shape[0] - 1, *shape[1:])))
         return f"{pictures} (channels × height × width), and the timestep as one more channel"
+    if network.modality == TOKENS:
+        return f"texts of {shape[0]:,} tokens"
     axes = "frames × coefficients" if network.modality == FEATURES else "height × width"
     names = f"channels × {axes}" if len(shape) == 3 else "channels × length"
     return f"{' × '.join(map(str, shape))} ({names})"
@@ -165,6 +167,9 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
     figures = [
         Fact(f"top-1 at {result.bits}", f"{result.quantized_top1:.2f} %")
         if result.quantized_top1 is not None
+        else None,
+        Fact(f"perplexity at {result.bits}", f"{result.quantized_perplexity:.3f}")
+        if result.quantized_perplexity is not None
         else None,
         Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %")
         if result.teacher_agreement is not None

@@ -51,6 +51,7 @@ def tell_result(run: Run, loggers: Sequence[Logger], result: Result) -> None:
         known = {
             "agreement": result.teacher_agreement,
             "error": result.output_error,
+            "student_perplexity": result.quantized_perplexity,
             "student_top1": result.quantized_top1,
         }
         metrics = {name: value for name, value in known.items() if value is not None}

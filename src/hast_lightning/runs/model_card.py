@@ -39,7 +39,7 @@ def model_card(description: Description, result: Result | None, license_name: st
         "",
         "## Limits",
         "",
-        *_limits(result),
+        *_limits(description, result),
         "",
     ]
     return "\n".join(lines)
@@ -78,12 +78,19 @@ def _facts(
     yield "Size", f"{readable_size(result.quantized_bytes)}, {smaller:.1f} times smaller"
     if result.kept_top1 is not None:
         full = f"; full precision {result.teacher_top1:.2f} %"
-        images = f" of {result.evaluated_images:,} images"
-        yield "Top-1 accuracy", f"{result.kept_top1:.2f} %{images}{full}"
+        if description.modality == TOKENS:
+            what = f"next tokens in {result.evaluated_images:,} texts"
+        else:
+            what = f"{result.evaluated_images:,} images"
+        yield "Top-1 accuracy", f"{result.kept_top1:.2f} % of {what}{full}"
+    if result.kept_perplexity is not None:
+        full = f"; full precision {result.teacher_perplexity:.3f}"
+        texts = f" on {result.evaluated_images:,} texts"
+        yield "Perplexity", f"{result.kept_perplexity:.3f}{texts}{full}"
     if result.output_error is not None:
         yield (
             "Squared error of the outputs, relative to their spread",
-            f"{result.output_error:.3g} on {result.evaluated_images:,} {result.agreement_on}",
+            f"{_kept_error(result):.3g} on {result.evaluated_images:,} {result.agreement_on}",
         )
         return
     agreement = result.teacher_agreement if result.kept_agreement is None else result.kept_agreement
@@ -91,6 +98,12 @@ def _facts(
         "Agreement with the full-precision network",
         f"{agreement:.2f} % of {result.evaluated_images:,} {result.agreement_on}",
     )
+
+
+def _kept_error(result: Result) -> float | None:
+    """Return the error of the student that is handed back."""
+    kept = result.judged.get(str(result.kept_stage), {}).get("evaluation", {})
+    return kept.get("error", result.output_error)
 
 
 def _how(description: Description, result: Result | None) -> Iterator[str]:
@@ -108,18 +121,24 @@ def _how(description: Description, result: Result | None) -> Iterator[str]:
     yield from ("", "```sh", result.command, "```")
 
 
-def _limits(result: Result | None) -> Iterator[str]:
+def _limits(description: Description, result: Result | None) -> Iterator[str]:
     if result is not None and result.output_error is not None:
         yield "- The error was measured on points of the full-precision network's own sampling."
         yield "- How good samples look was not measured."
         return
+    texts = description.modality == TOKENS
+    what = "texts" if texts else "images"
     if result is None or result.kept_top1 is None:
-        yield "- Accuracy was not measured: no labeled images were at hand."
-        yield "- The agreement was measured on synthetic images; on real ones it may be lower."
+        labeled = "texts of the user's" if texts else "labeled images"
+        yield f"- Accuracy was not measured: no {labeled} were at hand."
+        yield f"- The agreement was measured on synthetic {what}; on real ones it may be lower."
     else:
-        yield "- The accuracy is of the images named above, and of no others."
+        yield f"- The accuracy is of the {what} named above, and of no others."
     yield "- What the full-precision network gets wrong, this one gets wrong, too."
-    yield "- It classifies images that are prepared as the table says; nothing else was tried."
+    if texts:
+        yield "- It takes texts of that many tokens, no longer ones; nothing else was tried."
+    else:
+        yield "- It classifies images that are prepared as the table says; nothing else was tried."
 
 
 def _numbers(values: tuple[float, ...]) -> str:

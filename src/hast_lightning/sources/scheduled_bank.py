@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_range
+from hast_lightning.core.network import PICTURES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
@@ -57,6 +58,9 @@ class ScheduledBank(ImageBank):
     """Probability that the whole batch is mirrored."""
     clamp: bool = True
     """Keep pixels between black and white."""
+
+    # Coefficients of features would be mirrored, and rolled as rows are.
+    modalities = (PICTURES,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +128,7 @@ class ScheduledBank(ImageBank):
 
     def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> Batch | None:
         """Keep pixels valid, set the next rate, and move on when the batch had its steps."""
-        if self.clamp and self.site.pretrained.spread is None:
+        if self.clamp:
             with torch.no_grad():
                 black, white = self.get_buffer("black"), self.get_buffer("white")
                 self.active.copy_(torch.minimum(torch.maximum(self.active, black), white))

@@ -24,6 +24,7 @@ from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
 from hast_lightning.files.token_ids import read_token_ids
 from hast_lightning.graph.own_text import temperatures, write_text
+from hast_lightning.runtime.ranks import rank, world_size
 
 KIND = "texts"
 
@@ -49,11 +50,7 @@ class Texts(Source):
         require_range("size", self.size, 1)
 
     def build(self, site: Site) -> None:
-        """Make room for the texts, and draw the seed that they are made by.
-
-        Raises:
-            ConfigurationError: the network takes no tokens.
-        """
+        """Make room for the texts, and draw the seed that they are made by."""
         super().build(site)
         network = site.pretrained
         self.register_buffer("place", torch.zeros(()), persistent=False)
@@ -186,7 +183,7 @@ class OwnText(Texts):
         """Make room for the texts.
 
         Raises:
-            ConfigurationError: the network takes no tokens, or does not know the start token.
+            ConfigurationError: the network does not know the start token.
         """
         super().build(site)
         if self.start_token >= self._vocabulary:
@@ -237,7 +234,7 @@ class TextFile(Texts):
         """Read the file.
 
         Raises:
-            ConfigurationError: the network takes no tokens, or there is no path.
+            ConfigurationError: there is no path, or a process would have no text.
             DataError: the file cannot be read, or has too few whole rows.
         """
         super().build(site)
@@ -252,12 +249,20 @@ class TextFile(Texts):
                 f"{origin}: {len(whole)} rows have {length} tokens, and {needed} are needed "
                 f"({site.key}.size, data.holdout)"
             )
+        if self.size < site.processes:
+            raise ConfigurationError(
+                f"{site.key}.size={self.size}: too few texts for {site.processes} processes"
+            )
         self._whole = torch.from_numpy(np.ascontiguousarray(whole))
 
     def make(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return rows (count, length) of the file, none twice."""
+        """Return this rank's share of rows (count, length) of the file, none twice."""
         order = torch.randperm(len(self._whole), generator=self._drawn())
-        return self._whole[order[:count]].to(generator.device)
+        own = order[:count][rank() :: world_size()]
+        return self._whole[own].to(generator.device)
+
+    def part_ways(self) -> None:
+        """Keep the seed, so that no rank trains on what others hold out."""
 
     def held_out(self, count: int) -> Batch:
         """Return rows behind those that are trained on.
