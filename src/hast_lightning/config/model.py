@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from omegaconf import MISSING
@@ -70,9 +70,9 @@ class ModelConfig:
     BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats. Or
     ``diffusion``: the network takes noisy pictures and their timesteps, and puts out the noise. Or
     ``tokens``, integers (texts, length), of which an ``own`` network says what comes next."""
-    front_end: FrontEnd | None = None
-    """Of ``features``, how they are made of recordings (``data=wav``, and ``command=predict`` on
-    .wav files); none: they come as numbers."""
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    """Of ``features``, how they are made of recordings: for ``data=wav``, and for
+    ``command=predict`` on .wav files."""
     noise_schedule: str | None = None
     """Of ``diffusion``, the share of the signal's variance at each timestep: ``linear`` (DDPM's),
     ``cosine``, or a .safetensors file with ``alpha_bar``; none: the network's own buffer
@@ -181,15 +181,20 @@ class ModelConfig:
                     "pictures as they are and puts out noise; leave it out"
                 )
 
+    @property
+    def hearing(self) -> FrontEnd | None:
+        """Return the front end; none where there is none."""
+        return self.front_end if self.front_end.sample_rate else None
+
     def _check_front_end(self) -> None:
-        if self.front_end is None:
+        if self.hearing is None:
             return
         if self.modality != FEATURES:
             raise ConfigurationError(
                 f"model.front_end with model.modality={self.modality}: it makes features of "
                 "recordings; choose model.modality=features"
             )
-        _, frames, coefficients = self.front_end.shape
+        _, frames, coefficients = self.hearing.shape
         if self.size not in (None, (frames, coefficients)):
             raise ConfigurationError(
                 f"model.input_size={self.input_size} with a model.front_end that makes {frames} "

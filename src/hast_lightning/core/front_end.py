@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.errors import ConfigurationError
@@ -15,13 +15,11 @@ LARGEST = 2**24
 
 @dataclass
 class FrontEnd:
-    """MFCC of a recording, as networks for keywords take them; the defaults are MLPerf Tiny's.
+    """MFCC of a recording, as networks for keywords take them; the defaults are MLPerf Tiny's."""
 
-    Settings are checked when they are made, since exported files bring theirs.
-    """
-
-    sample_rate: int = 16000
-    """Samples a second; recordings of another rate are refused."""
+    sample_rate: int = 0
+    """Samples a second, 16,000 in MLPerf Tiny; recordings of another rate are refused. 0: nothing
+    says how features are made of recordings, and the network has no front end."""
     seconds: float = 1.0
     """Length of what the network hears; silence is added behind shorter recordings."""
     window_ms: float = 30.0
@@ -43,6 +41,9 @@ class FrontEnd:
     sign), its ``peak`` of either sign, or ``full_scale``, so that 1 is the loudest there can be."""
 
     def __post_init__(self) -> None:
+        if not self.sample_rate:
+            self._refuse_unused()
+            return
         require_range(_key("sample_rate"), self.sample_rate, 1000, 192_000)
         require_range(_key("seconds"), self.seconds, 0.01, 60)
         require_range(_key("window_ms"), self.window_ms, 1, 1000)
@@ -68,6 +69,14 @@ class FrontEnd:
                 f"model.front_end: {self.frames} frames of {self.fft_length} values are more than "
                 f"{LARGEST}; choose a longer stride_ms or fewer seconds"
             )
+
+    def _refuse_unused(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) != each.default:
+                raise ConfigurationError(
+                    f"model.front_end.{each.name}={getattr(self, each.name)} without "
+                    "model.front_end.sample_rate: it would not be used; set the rate, too"
+                )
 
     @property
     def samples(self) -> int:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hast_lightning.core.network import PretrainedNetwork
 
 LAYOUT = "one folder per class with .wav files, e.g. words/yes/0a7c2a8d_nohash_0.wav"
-SETTINGS = "model.front_end"
 
 
 def require_torchaudio() -> None:
@@ -128,8 +127,8 @@ def load_recordings(config: DataConfig, network: PretrainedNetwork) -> tuple[Ten
     if front_end is None:
         raise DataError(
             f"data=wav are recordings, and nothing says how features of the network {network.name} "
-            f"are made of them: {SETTINGS} does (model=mlperf_keywords has MLPerf Tiny's), and "
-            "data=npz takes features"
+            "are made of them: set model.front_end.sample_rate (model=mlperf_keywords has MLPerf "
+            "Tiny's), or choose data=npz for features"
         )
     require_torchaudio()
     root = Path(config.path or "").expanduser()

@@ -113,6 +113,8 @@ def _front_end(content: Any) -> FrontEnd | None:
     if content is None:
         return None
     found = FrontEnd(**content)
+    if not found.sample_rate:
+        raise ValueError(f"front_end.sample_rate={found.sample_rate}")
     for each in fields(FrontEnd):
         value, usual = getattr(found, each.name), type(each.default)
         allowed = (int, float) if usual is float else usual

@@ -80,7 +80,7 @@ def describe(
         modality=config.modality,
         center=center,
         spread=spread,
-        front_end=config.front_end,
+        front_end=config.hearing,
     )
 
 
@@ -137,7 +137,7 @@ def _check_channels(
 
 
 def _check_front_end(config: ModelConfig, input_shape: tuple[int, int, int]) -> None:
-    front_end = config.front_end
+    front_end = config.hearing
     if front_end is not None and tuple(input_shape) != front_end.shape:
         raise ModelError(
             f"model.front_end makes features of (channels, frames, coefficients) = "

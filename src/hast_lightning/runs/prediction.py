@@ -113,7 +113,7 @@ def _hears(images: Path, description: Description) -> bool:
     if is_recording(images):
         raise DataError(
             f"images={images} is a recording, and the exported file does not say how features are "
-            "made of one, since model.front_end was not set: hand in an .npz file with x"
+            "made of one (model.front_end.sample_rate was not set): hand in an .npz file with x"
         )
     return False
 
