@@ -134,13 +134,13 @@ def test_a_run_that_is_taken_up_again_ends_alike(made: Path, tmp_path: Path) -> 
         *("data=wav", f"data.path={made}/tones", "callbacks.checkpoint_every_n_steps=4"),
     )
     config = composed(*words)
-    whole = pipeline.carry_out(composed(*words), tmp_path / "whole", "command")
+    _, whole = pipeline.carry_out(composed(*words), tmp_path / "whole", "command")
     with pytest.raises(StopError):
         pipeline.carry_out(config, tmp_path / "killed", "command", callbacks=[At()])
     resumed = pipeline.resume(tmp_path / "killed", config.model.factory)
     assert resumed is not None and whole is not None and resumed.resumes == 1
     assert resumed.evaluated_images == 12
-    assert resumed.quantized_top1 == whole[0].quantized_top1
+    assert resumed.quantized_top1 == whole.quantized_top1
 
 
 def test_they_are_heard_in_python_too(made: Path) -> None:
