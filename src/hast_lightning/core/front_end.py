@@ -44,25 +44,25 @@ class FrontEnd:
         if not self.sample_rate:
             self._refuse_unused()
             return
-        require_range(_key("sample_rate"), self.sample_rate, 1000, 192_000)
-        require_range(_key("seconds"), self.seconds, 0.01, 60)
-        require_range(_key("window_ms"), self.window_ms, 1, 1000)
-        require_range(_key("stride_ms"), self.stride_ms, 1, 1000)
-        require_range(_key("mel_bands"), self.mel_bands, 4, 256)
-        require_range(_key("highest_hz"), self.highest_hz, 0, self.sample_rate / 2)
-        require_range(_key("lowest_hz"), self.lowest_hz, 0)
-        require_range(_key("coefficients"), self.coefficients, 1, self.mel_bands)
-        require_range(_key("log_offset"), self.log_offset, 0, 1, open_minimum=True)
-        require_choice(_key("scaling"), self.scaling, SCALINGS)
+        require_range("model.front_end.sample_rate", self.sample_rate, 1000, 192_000)
+        require_range("model.front_end.seconds", self.seconds, 0.01, 60)
+        require_range("model.front_end.window_ms", self.window_ms, 1, 1000)
+        require_range("model.front_end.stride_ms", self.stride_ms, 1, 1000)
+        require_range("model.front_end.mel_bands", self.mel_bands, 4, 256)
+        require_range("model.front_end.highest_hz", self.highest_hz, 0, self.sample_rate / 2)
+        require_range("model.front_end.lowest_hz", self.lowest_hz, 0)
+        require_range("model.front_end.coefficients", self.coefficients, 1, self.mel_bands)
+        require_range("model.front_end.log_offset", self.log_offset, 0, 1, open_minimum=True)
+        require_choice("model.front_end.scaling", self.scaling, SCALINGS)
         if self.lowest_hz >= self.highest_hz:
             raise ConfigurationError(
-                f"model.front_end.lowest_hz={self.lowest_hz:g} must be less than highest_hz="
-                f"{self.highest_hz:g}"
+                f"model.front_end.lowest_hz={self.lowest_hz} must be less than highest_hz="
+                f"{self.highest_hz}"
             )
         if self.window > self.samples:
             raise ConfigurationError(
-                f"model.front_end.window_ms={self.window_ms:g} is longer than seconds="
-                f"{self.seconds:g}: there would be no frame"
+                f"model.front_end.window_ms={self.window_ms} is longer than seconds="
+                f"{self.seconds}: there would be no frame"
             )
         if self.frames * self.fft_length > LARGEST:
             raise ConfigurationError(
@@ -107,7 +107,3 @@ class FrontEnd:
     def shape(self) -> tuple[int, int, int]:
         """Return (channels, frames, coefficients) of what the network takes."""
         return 1, self.frames, self.coefficients
-
-
-def _key(name: str) -> str:
-    return f"model.front_end.{name}"
