@@ -254,7 +254,7 @@ def test_an_option_that_is_nearly_right(refused_unread: Refuse) -> None:
     [
         ("quantizer.gradient=exact", "clipped, pass_through"),
         ("trainer.precision=16-true", "16-mixed, 32-true, auto, bf16-mixed"),
-        ("data.source=mnist", "cifar10, digits, given, imagenet, none, npz"),
+        ("data.source=mnist", "cifar10, digits, given, imagenet, none, npz, wav"),
         ("stages.distillation.optimizer.name=lamb", "adam, adamw, sgd"),
         ("export.formats=[tflite]", "onnx, packed, program"),
     ],

@@ -54,6 +54,15 @@ REFUSED: dict[str, list[Any]] = {
     "schedule.unit_steps": [0],
     "schedule.learning_rate": ["plateau"],
     "method.certainty": ["certain"],
+    "model.front_end.sample_rate": [-1, 500, 10**6],
+    "model.front_end.seconds": [0.0, 61.0, NAN],
+    "model.front_end.window_ms": [0.0, NAN],
+    "model.front_end.stride_ms": [0.0, NAN],
+    "model.front_end.mel_bands": [3, 300],
+    "model.front_end.lowest_hz": [-1.0, 5000.0, NAN],
+    "model.front_end.highest_hz": [-1.0, 9000.0, NAN],
+    "model.front_end.coefficients": [0, 41],
+    "model.front_end.log_offset": [0.0, NAN],
     "data.source": ["mnist"],
     "data.batch_size": [0],
     "data.holdout": [-0.1, 0.6, NAN],
@@ -131,6 +140,11 @@ REFUSED_OF_PARTS: dict[str, list[Any]] = {
 ALONG = {
     "model.mean": {"model.std": [1.0]},
     "model.std": {"model.mean": [0.5]},
+    **{
+        key: {"model.front_end.sample_rate": 16000}
+        for key in REFUSED
+        if key.startswith("model.front_end.") and not key.endswith("sample_rate")
+    },
 }
 
 

@@ -22,6 +22,7 @@ OPTIONAL = (
     "submitit",
     "tensorboard",
     "timm",
+    "torchaudio",
     "wandb_workspaces",
 )
 WITHOUT = f"""

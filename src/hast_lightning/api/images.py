@@ -14,7 +14,7 @@ from torch import Tensor
 from hast_lightning.data.given import as_tensor, network_input
 from hast_lightning.errors import DataError
 from hast_lightning.export.description import Description
-from hast_lightning.runs.prediction import Picture, picture_batches, picture_files
+from hast_lightning.runs.prediction import Picture, picture_batches, sample_files
 
 BATCH_SIZE = 256
 ORIGIN = "predict"
@@ -30,7 +30,7 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
     Raises:
         DataError: there are none, or they are not what the network takes.
     """
-    pictures = _pictures(images)
+    pictures = _pictures(images, wanted)
     if pictures is not None:
         yield from picture_batches(pictures, wanted)
         return
@@ -41,25 +41,25 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
         yield network_input(part, wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
 
 
-def _pictures(images: Any) -> Sequence[Picture] | None:
-    """Return pictures and the files of pictures; none where ``images`` are numbers."""
+def _pictures(images: Any, wanted: Description) -> Sequence[Picture] | None:
+    """Return pictures and the files of samples; none where ``images`` are numbers."""
     if _is_picture(images):
-        return [images] if isinstance(images, Image.Image) else _files(images)
+        return [images] if isinstance(images, Image.Image) else _files(images, wanted)
     if not isinstance(images, list | tuple) or not any(map(_is_picture, images)):
         return None
     if not all(map(_is_picture, images)):
         raise DataError(f"{ORIGIN}: a list of pictures must hold nothing else")
-    return [part for image in images for part in _pictures(image) or ()]
+    return [part for image in images for part in _pictures(image, wanted) or ()]
 
 
 def _is_picture(image: Any) -> bool:
     return isinstance(image, Image.Image | str | os.PathLike)
 
 
-def _files(path: str | os.PathLike[str]) -> list[Path]:
+def _files(path: str | os.PathLike[str], wanted: Description) -> list[Path]:
     if not os.fspath(path):  # which would be the working directory
         raise DataError(f"{ORIGIN}: {path!r} is no path")
-    return picture_files(Path(path).expanduser(), f"{ORIGIN}: {path}")
+    return sample_files(Path(path).expanduser(), wanted, f"{ORIGIN}: {path}")
 
 
 def _with_batch(images: Any) -> Any:

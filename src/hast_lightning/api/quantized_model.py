@@ -187,7 +187,8 @@ class QuantizedModel(nn.Module):
                 of a floating type they are normalized already, with the description's mean and
                 std. Pictures are Pillow's or paths, one or a list: of a file, or of a folder,
                 which is searched with all below it in sorted order. They are resized, cropped and
-                normalized as in the evaluation of the run.
+                normalized as in the evaluation of the run. Paths are those of .wav files where
+                the description has a front end.
 
         Raises:
             DataError: they are not what the network takes, or one cannot be read.

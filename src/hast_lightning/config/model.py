@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from hast_lightning.core.checks import expand_home, require_choice, require_range
-from hast_lightning.core.network import DIFFUSION, MODALITIES, PICTURES, TOKENS
+from hast_lightning.core.front_end import FrontEnd
+from hast_lightning.core.network import DIFFUSION, FEATURES, MODALITIES, PICTURES, TOKENS
 from hast_lightning.errors import ConfigurationError
 
 PROVIDERS = (
@@ -69,6 +70,9 @@ class ModelConfig:
     BatchNorms, samples are shifted in time where pictures are cropped, and data may be floats. Or
     ``diffusion``: the network takes noisy pictures and their timesteps, and puts out the noise. Or
     ``tokens``, integers (texts, length), of which an ``own`` network says what comes next."""
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    """Of ``features``, how they are made of recordings: for ``data=wav``, and for
+    ``command=predict`` on .wav files."""
     noise_schedule: str | None = None
     """Of ``diffusion``, the share of the signal's variance at each timestep: ``linear`` (DDPM's),
     ``cosine``, or a .safetensors file with ``alpha_bar``; none: the network's own buffer
@@ -109,6 +113,7 @@ class ModelConfig:
         self._check_diffusion()
         if self.modality == TOKENS:
             self._check_tokens()
+        self._check_front_end()
         if (self.mean is None) != (self.std is None):
             raise ConfigurationError("model.mean and model.std go together: set both or neither")
         for mean in self.mean or ():
@@ -175,6 +180,27 @@ class ModelConfig:
                     f"model.{name} with model.modality=diffusion, whose network takes noisy "
                     "pictures as they are and puts out noise; leave it out"
                 )
+
+    @property
+    def hearing(self) -> FrontEnd | None:
+        """Return the front end; none where there is none."""
+        return self.front_end if self.front_end.sample_rate else None
+
+    def _check_front_end(self) -> None:
+        if self.hearing is None:
+            return
+        if self.modality != FEATURES:
+            raise ConfigurationError(
+                f"model.front_end with model.modality={self.modality}: it makes features of "
+                "recordings; choose model.modality=features"
+            )
+        _, frames, coefficients = self.hearing.shape
+        if self.size not in (None, (frames, coefficients)):
+            raise ConfigurationError(
+                f"model.input_size={self.input_size} with a model.front_end that makes {frames} "
+                f"frames of {coefficients} coefficients: say model.input_size={frames}x"
+                f"{coefficients}, or change seconds, stride_ms or coefficients"
+            )
 
     @property
     def length(self) -> int:

@@ -58,7 +58,8 @@ class Config:
     artifact: str | None = None
     """``command=predict``: an exported file; it says itself what images it takes."""
     images: str | None = None
-    """``command=predict``: a folder of images, or one of them."""
+    """``command=predict``: a folder of images or of recordings, one of them, or an .npz file of
+    features."""
     predictions: str | None = None
     """``command=predict``: the CSV file that is written; null: standard output."""
     # OmegaConf has no such union: what it is in words, for the reference.
@@ -183,6 +184,11 @@ class Config:
             raise ConfigurationError(
                 "data.path is not set: point it at an .npz file with x (uint8 N,H,W,C) and y "
                 "(integers), or choose data=none"
+            )
+        if self.command == "run" and self.data.source == "wav" and self.data.path is None:
+            raise ConfigurationError(
+                "data.path is not set: point it at a folder of .wav files, one folder per class, "
+                "or choose data=none"
             )
 
     def _check_tokens(self) -> None:

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from hast_lightning.core.checks import expand_home, require_choice, require_range
 from hast_lightning.errors import ConfigurationError
 
-DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "none", "given")
+DATA_SOURCES = ("digits", "npz", "cifar10", "imagenet", "wav", "none", "given")
 LOGGERS = ("csv", "wandb", "tensorboard")
 STRATEGIES = ("auto", "ddp")
 _STAGES = "the stages say how long a run is: schedule=..., order=[...]"
@@ -56,8 +56,9 @@ class DataConfig:
     """Evaluation data; nothing here is ever trained on."""
 
     source: str = MISSING
-    """``digits`` (bundled), ``npz``, ``cifar10``, ``imagenet`` (a folder a class) or ``none``;
-    ``given`` to :func:`hast_lightning.quantize` in Python."""
+    """``digits`` (bundled), ``npz``, ``cifar10``, ``imagenet`` (a folder a class), ``wav``
+    (recordings, a folder a class) or ``none``; ``given`` to :func:`hast_lightning.quantize` in
+    Python."""
     path: str | None = None
     """File or folder of the images, for the sources that read one."""
     batch_size: int = 256
@@ -71,7 +72,7 @@ class DataConfig:
         if self.path is not None and self.source in ("digits", "none", "given"):
             raise ConfigurationError(
                 f"data.path={self.path}: data={self.source} reads no files; choose data=npz, "
-                "data=cifar10 or data=imagenet to use it"
+                "data=cifar10, data=imagenet or data=wav to use it"
             )
         require_range("data.batch_size", self.batch_size, 1)
         require_range("data.holdout", self.holdout, 0, 0.5)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
+from hast_lightning.core.front_end import FrontEnd
 
 PICTURES, FEATURES, DIFFUSION, TOKENS = "pictures", "features", "diffusion", "tokens"
 MODALITIES = (PICTURES, FEATURES, DIFFUSION, TOKENS)
@@ -67,6 +68,7 @@ class PretrainedNetwork:
             (:class:`Decoder`).
         teachers: Networks that teach together with this one, of which the student is made, by
             name; mostly none.
+        front_end: Of features, how they are made of recordings; none where nobody says.
     """
 
     network: nn.Module
@@ -85,6 +87,7 @@ class PretrainedNetwork:
     alpha_bar: Tensor | None = None
     decoder: nn.Module | None = None
     teachers: Mapping[str, PretrainedNetwork] = field(default_factory=dict)
+    front_end: FrontEnd | None = None
 
     @property
     def teaching_checksum(self) -> str:

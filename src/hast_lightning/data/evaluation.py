@@ -16,6 +16,7 @@ from torch import Tensor
 from hast_lightning.config import DataConfig
 from hast_lightning.core.network import FEATURES, TOKENS
 from hast_lightning.data.image_folder import ImageFolderData, load_image_folder
+from hast_lightning.data.recordings import load_recordings
 from hast_lightning.data.texts import TextData, load_texts
 from hast_lightning.errors import DataError
 from hast_lightning.files.pictures import read_arrays, require_features, require_pixels
@@ -83,7 +84,8 @@ def load_evaluation_data(
             (``x`` uint8 (N, H, W, C), or features as numbers of any type, and ``y`` integers
             (N,); of token ids ``x`` alone, (N, length)), ``cifar10`` (the official test
             images, in the folder that torchvision laid out), ``imagenet`` (a folder of
-            photographs with one folder per class) or ``none``; ``given`` data are not read here.
+            photographs with one folder per class), ``wav`` (a folder of recordings, likewise) or
+            ``none``; ``given`` data are not read here.
         network: gives the input shape, the number of classes and the normalization.
 
     Returns:
@@ -97,7 +99,7 @@ def load_evaluation_data(
     if config.source == "given":
         raise DataError(
             "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
-            "on the command line choose one of cifar10, digits, imagenet, npz and none"
+            "on the command line choose one of cifar10, digits, imagenet, npz, wav and none"
         )
     if network.regresses:
         raise DataError(
@@ -107,11 +109,13 @@ def load_evaluation_data(
     if network.modality == TOKENS:
         return load_texts(config, network)
     features = network.modality == FEATURES
-    if features and config.source != "npz":
+    if features and config.source not in ("npz", "wav"):
         raise DataError(
             f"data={config.source} are pictures; the network {network.name} takes features "
-            "(model.modality=features): choose data=npz or data=none"
+            "(model.modality=features): choose data=npz, data=wav or data=none"
         )
+    if config.source == "wav":
+        return _recordings(config, network)
     if config.source == "imagenet":
         return load_image_folder(config, network)
     if config.source == "digits":
@@ -135,6 +139,23 @@ def load_evaluation_data(
         std=network.std,
         batch_size=config.batch_size,
         white=white,
+    )
+
+
+def _recordings(config: DataConfig, network: PretrainedNetwork) -> EvaluationData:
+    if network.modality != FEATURES:
+        raise DataError(
+            f"data=wav are recordings; the network {network.name} takes pictures: choose "
+            "model.modality=features, or another data=..."
+        )
+    features, labels = load_recordings(config, network)
+    return EvaluationData(
+        images=features,
+        labels=torch.from_numpy(labels),
+        mean=network.mean,
+        std=network.std,
+        batch_size=config.batch_size,
+        white=1,
     )
 
 

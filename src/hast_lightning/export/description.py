@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from hast_lightning import __version__
-from hast_lightning.core.network import MODALITIES, PICTURES, TOKENS
-from hast_lightning.errors import ModelError
+from hast_lightning.core.front_end import FrontEnd
+from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES, TOKENS
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.heads import HEADS, LOGITS, logits_of, probabilities_of
 
 METADATA_KEY = "hast_lightning"
@@ -40,6 +41,7 @@ class Description:
         class_names: one per class, or none.
         output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``.
         modality: ``pictures``; ``features``, which are normalized as they are; or ``tokens``.
+        front_end: how features are made of recordings, or none.
         product_version: of this package when it wrote the file.
     """
 
@@ -56,6 +58,7 @@ class Description:
     class_names: tuple[str, ...] | None = None
     output: str = LOGITS
     modality: str = PICTURES
+    front_end: FrontEnd | None = None
     product_version: str = __version__
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -87,13 +90,15 @@ class Description:
             )
         try:
             # Files of former versions put out logits of pictures and do not say so.
-            content = {"output": LOGITS, "modality": PICTURES, **json.loads(metadata[METADATA_KEY])}
+            former = {"output": LOGITS, "modality": PICTURES, "front_end": None}
+            content = {**former, **json.loads(metadata[METADATA_KEY])}
             content = {field.name: content[field.name] for field in fields(cls)}
             for name in ("input_shape", "mean", "std", "class_names"):
                 content[name] = None if content[name] is None else tuple(content[name])
+            content["front_end"] = _front_end(content["front_end"])
             description = cls(**content)
             _check(description)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, ConfigurationError) as error:
             raise ModelError(f"{origin}: what it says of itself is damaged: {error}") from error
         return description
 
@@ -101,6 +106,21 @@ class Description:
 def compact_json(content: Any) -> str:
     """Return JSON without spaces, the same for the same content."""
     return json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _front_end(content: Any) -> FrontEnd | None:
+    """Return the front end that a file says; numbers of another type than ours are refused."""
+    if content is None:
+        return None
+    found = FrontEnd(**content)
+    if not found.sample_rate:
+        raise ValueError(f"front_end.sample_rate={found.sample_rate}")
+    for each in fields(FrontEnd):
+        value, usual = getattr(found, each.name), type(each.default)
+        allowed = (int, float) if usual is float else usual
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise TypeError(f"front_end.{each.name}={value!r}")
+    return found
 
 
 def _check(description: Description) -> None:
@@ -126,6 +146,10 @@ def _check(description: Description) -> None:
         raise ValueError(f"resize_ratio={description.resize_ratio}")
     if description.modality not in MODALITIES:
         raise ValueError(f"modality={description.modality!r}")
+    if (front_end := description.front_end) is not None and (
+        description.modality != FEATURES or tuple(shape) != front_end.shape
+    ):
+        raise ValueError(f"input_shape={shape} with a front end that makes {front_end.shape}")
     if description.output not in HEADS:
         raise ValueError(f"output={description.output!r}")
     names = description.class_names

@@ -131,7 +131,16 @@ def refuse_loops(root: Path, origin: str) -> None:
 def find_pictures(root: Path, origin: str) -> list[Path]:
     """List the pictures below a folder, at any depth and behind links, in sorted order.
 
-    Other files are passed over: lists and notes often lie beside pictures.
+    Raises:
+        DataError: there is none, or the folder contains itself.
+    """
+    return find_files(root, EXTENSIONS, "pictures", origin)
+
+
+def find_files(root: Path, endings: tuple[str, ...], what: str, origin: str) -> list[Path]:
+    """List the files with some endings below a folder, at any depth and behind links, sorted.
+
+    Other files are passed over: lists and notes often lie beside them.
 
     Raises:
         DataError: there is none, or the folder contains itself.
@@ -141,10 +150,10 @@ def find_pictures(root: Path, origin: str) -> list[Path]:
         Path(folder) / name
         for folder, _, names in os.walk(root, followlinks=True)
         for name in names
-        if name.lower().endswith(EXTENSIONS)
+        if name.lower().endswith(endings)
     )
     if not found:
-        raise DataError(f"{origin} has no pictures; allowed endings: {', '.join(EXTENSIONS)}")
+        raise DataError(f"{origin} has no {what}; allowed endings: {', '.join(endings)}")
     return found
 
 

@@ -134,6 +134,7 @@ def _require_alike(own: PretrainedNetwork, other: PretrainedNetwork, key: str) -
         "inputs of modality": [each.modality for each in (own, other)],
         "inputs normalized with mean": [_rounded(each.mean) for each in (own, other)],
         "inputs normalized with deviation": [_rounded(each.std) for each in (own, other)],
+        "a front end of": [each.front_end for each in (own, other)],
         "a number of classes of": [each.num_classes for each in (own, other)],
     }
     if own.class_names is not None and other.class_names is not None:

@@ -63,6 +63,7 @@ def describe(
     _require_finite(network, config.name)
     prepared, num_classes = prepare(network, input_shape, config.name)
     _check_classes(config, num_classes)
+    _check_front_end(config, input_shape)
     names = config.class_names or class_names
     center, spread = input_statistics(prepared, input_shape) if features else (None, None)
     return PretrainedNetwork(
@@ -79,6 +80,7 @@ def describe(
         modality=config.modality,
         center=center,
         spread=spread,
+        front_end=config.hearing,
     )
 
 
@@ -132,6 +134,15 @@ def _check_channels(
                 f"model.{key}={list(values)} has {len(values)} values; the input of {name} "
                 f"has {input_shape[0]} channels"
             )
+
+
+def _check_front_end(config: ModelConfig, input_shape: tuple[int, int, int]) -> None:
+    front_end = config.hearing
+    if front_end is not None and tuple(input_shape) != front_end.shape:
+        raise ModelError(
+            f"model.front_end makes features of (channels, frames, coefficients) = "
+            f"{front_end.shape}; the network {config.name} takes {tuple(input_shape)}"
+        )
 
 
 def _check_classes(config: ModelConfig, num_classes: int) -> None:

@@ -138,6 +138,7 @@ def describe(run: Run) -> Description:
         class_names=network.class_names,
         output=head_of(run.module.student),
         modality=network.modality,
+        front_end=network.front_end,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.front_end import FrontEnd
 from hast_lightning.core.network import DIFFUSION, PICTURES, TOKENS
 from hast_lightning.export.description import Description
 from hast_lightning.records.result import Result
@@ -68,6 +69,8 @@ def _facts(
         if description.modality == TOKENS:
             values = f"ids of tokens, 0 to {description.num_classes - 1}"
         yield "Input", f"{shape}, {values}"
+        if description.front_end is not None:
+            yield "Made of", _heard(description.front_end)
         yield "Output", f"{description.num_classes} classes, {description.output}"
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."
@@ -104,6 +107,16 @@ def _kept_error(result: Result) -> float | None:
     """Return the error of the student that is handed back."""
     kept = result.judged.get(str(result.kept_stage), {}).get("evaluation", {})
     return kept.get("error", result.output_error)
+
+
+def _heard(front_end: FrontEnd) -> str:
+    """Return in words how features are made of a recording."""
+    return (
+        f"{front_end.seconds:g} s at {front_end.sample_rate} Hz: windows of "
+        f"{front_end.window_ms:g} ms every {front_end.stride_ms:g} ms, {front_end.mel_bands} mel "
+        f"bands of {front_end.lowest_hz:g} to {front_end.highest_hz:g} Hz, "
+        f"{front_end.coefficients} MFCC"
+    )
 
 
 def _how(description: Description, result: Result | None) -> Iterator[str]:

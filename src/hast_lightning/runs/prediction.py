@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from hast_lightning.core.network import DIFFUSION, FEATURES, TOKENS
+from hast_lightning.data.recordings import is_recording, read_features, require_torchaudio
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.export.artifact import Network, open_artifact
 from hast_lightning.export.description import Description
@@ -33,6 +35,7 @@ from hast_lightning.files.pictures import (
     require_features,
     shown_picture,
 )
+from hast_lightning.files.sounds import find_sounds
 
 HEADER = ("file", "class_index", "class_name", "probability")
 BATCH = 32
@@ -40,7 +43,7 @@ _NAMES_SHOWN = 3
 
 Row = tuple[str, int, str, str]
 Picture = Image.Image | Path
-"""A picture in memory, or the file of one."""
+"""A picture in memory, or the file of one or of a recording."""
 _P = TypeVar("_P", bound=Picture)
 
 
@@ -52,8 +55,9 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
 
     Args:
         artifact: An exported file; its description says how images are prepared.
-        images: A folder, which is searched with all below it, or one image; of features an .npz
-            file with ``x``, whose rows are named by their numbers.
+        images: A folder, which is searched with all below it, or one image; of features
+            recordings likewise where the file has a front end, or an .npz file with ``x``, whose
+            rows are named by their numbers.
         target: The CSV file, replaced in one move; none: standard output.
 
     Raises:
@@ -72,11 +76,11 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
             f"{description.input_shape[0]} tokens, and command=predict classifies pictures and "
             "features: call it in Python, as docs/language-models.md shows"
         )
-    if description.modality == FEATURES:
+    if description.modality == FEATURES and not _hears(images, description):
         samples = feature_batches(images, description, f"images={images}")
         _write(list(_rows(network, description, _numbered(samples))), target)
         return
-    files = picture_files(images, f"images={images}")
+    files = sample_files(images, description, f"images={images}")
     unreadable: dict[str, str] = {}
     prepared = _readable(description, files, images, unreadable)
     rows = list(_rows(network, description, prepared))
@@ -84,9 +88,10 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
     if unreadable:
         names = list(unreadable)
         shown = ", ".join([*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN)])
+        what = "images" if description.front_end is None else "recordings"
         raise DataError(
             f"{len(names)} of {len(files)} files in images={images} could not be read as "
-            f"images: {shown}; {_rest(len(rows))}; {unreadable[names[0]]}"
+            f"{what}: {shown}; {_rest(len(rows))}; {unreadable[names[0]]}"
         )
 
 
@@ -97,35 +102,51 @@ def _rest(count: int) -> str:
     return "the other one is in the table" if count == 1 else f"the other {count} are in the table"
 
 
-def picture_files(images: Path, origin: str) -> list[Path]:
-    """Return the picture at ``images``, or all below the folder there, in sorted order.
+def _hears(images: Path, description: Description) -> bool:
+    """Return whether they are recordings, which the network of features has a front end for.
 
     Raises:
-        DataError: there is nothing, or no picture in the folder.
+        DataError: they are, and it has none.
     """
+    if description.front_end is not None:
+        return images.is_dir() or is_recording(images)
+    if is_recording(images):
+        raise DataError(
+            f"images={images} is a recording, and the exported file does not say how features are "
+            "made of one (model.front_end.sample_rate was not set): hand in an .npz file with x"
+        )
+    return False
+
+
+def sample_files(images: Path, description: Description, origin: str) -> list[Path]:
+    """Return the picture at ``images``, or all below the folder there, in sorted order.
+
+    Where the network has a front end they are recordings.
+
+    Raises:
+        DataError: there is nothing, or no such file in the folder.
+    """
+    hears = description.front_end is not None
     if images.is_file():
         return [images]
     if not images.is_dir():
-        raise DataError(f"{origin} does not exist; expected a folder of images, or an image")
-    return find_pictures(images, origin)
+        what = "recordings, or a recording" if hears else "images, or an image"
+        raise DataError(f"{origin} does not exist; expected a folder of {what}")
+    return (find_sounds if hears else find_pictures)(images, origin)
 
 
 def picture_batches(pictures: Sequence[Picture], description: Description) -> Iterator[Tensor]:
     """Yield pictures as the network takes them: normalized, (B, C, H, W) float32, in order.
 
+    Files are of recordings where the network has a front end.
+
     Raises:
+        ConfigurationError: torchaudio is not installed, and there are recordings.
         DataError: one cannot be read, or the network takes none.
     """
-    prepare = _preparation(description)
-    mode = MODES[description.input_shape[0]]
+    read = _reading(description)
     for chunk in _batches(pictures):
-        yield torch.stack([prepare(_opened(picture, mode)) for picture in chunk])
-
-
-def _opened(picture: Picture, mode: str) -> Image.Image:
-    if isinstance(picture, Path):
-        return open_picture(picture, mode)
-    return shown_picture(picture, mode, "predict")
+        yield torch.stack([read(picture) for picture in chunk])
 
 
 def feature_batches(path: Path, description: Description, origin: str) -> Iterator[Tensor]:
@@ -165,15 +186,14 @@ def _rows(
 def _readable(
     description: Description, files: Sequence[Path], root: Path, unreadable: dict[str, str]
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield some pictures at a time, by name; ``unreadable`` gets why some cannot be read."""
-    prepare = _preparation(description)
-    mode = MODES[description.input_shape[0]]
+    """Yield some samples at a time, by name; ``unreadable`` gets why some cannot be read."""
+    read = _reading(description)
     for chunk in _batches(files):
         tensors: dict[str, Tensor] = {}
         for path in chunk:
             name = path.name if path == root else str(path.relative_to(root))
             try:
-                tensors[name] = prepare(open_picture(path, mode))
+                tensors[name] = read(path)
             except DataError as error:
                 unreadable[name] = str(error)
         if tensors:
@@ -183,6 +203,34 @@ def _readable(
 def _batches(pictures: Sequence[_P]) -> Iterator[Sequence[_P]]:
     for start in range(0, len(pictures), BATCH):
         yield pictures[start : start + BATCH]
+
+
+def _reading(description: Description) -> Callable[[Picture], Tensor]:
+    """Return a function from a sample to a normalized tensor (C, H, W), as in the evaluation.
+
+    Raises:
+        ConfigurationError: torchaudio is not installed, and the network hears.
+        DataError: there are no such samples.
+    """
+    if description.front_end is not None:
+        require_torchaudio()
+        return partial(_heard, description)
+    prepare, mode = _preparation(description), MODES[description.input_shape[0]]
+
+    def read(picture: Picture) -> Tensor:
+        if isinstance(picture, Path):
+            return prepare(open_picture(picture, mode))
+        return prepare(shown_picture(picture, mode, "predict"))
+
+    return read
+
+
+def _heard(description: Description, recording: Picture) -> Tensor:
+    front_end = description.front_end
+    if front_end is None or not isinstance(recording, Path):
+        raise DataError("the network takes recordings or features, not pictures")
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (description.mean, description.std))
+    return (read_features(recording, front_end) - mean) / std
 
 
 def _preparation(description: Description) -> Callable[[Image.Image], Tensor]:
