@@ -113,6 +113,7 @@ def test_plain_reconstruction_is_the_products(tmp_path: Path) -> None:
         assert product == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--quick --threads 1 --student-batch 2 --synthesis-batch 4 --image-size 8"
     main([*options.split(), "--end-to-end", "--variants", "default,bf16"])

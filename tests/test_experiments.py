@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,13 @@ COMPANIONS = {
         "model.config_file=config.json",
         "model.input_size=32",
         "method=self_calibration_style",
+    ],
+    "model/mlperf_keywords": ["model.factory=package.module:build"],
+    "data/wav": [
+        "data.path=recordings",
+        "model=mlperf_keywords",
+        "model.factory=package.module:build",
+        "method=without_training",
     ],
     "model/own": ["model.factory=package.module:build", "model.input_size=32"],
     "data/npz": ["data.path=images.npz"],
@@ -366,9 +373,14 @@ def of_method(method: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_composes_with_every_schedule(method: str) -> None:
+@pytest.mark.parametrize(
+    "schedules",
+    [("demo",), pytest.param(SCHEDULES, marks=pytest.mark.slow)],
+    ids=["demo", "all"],
+)
+def test_a_method_composes_with_every_schedule(method: str, schedules: Sequence[str]) -> None:
     composed_once = of_method(method)
-    for schedule in SCHEDULES:
+    for schedule in schedules:
         config = copy.deepcopy(composed_once)
         budget = OmegaConf.load(config_folder() / "schedule" / f"{schedule}.yaml")
         config.schedule = OmegaConf.merge(OmegaConf.structured(ScheduleConfig), budget)

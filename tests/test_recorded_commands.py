@@ -28,6 +28,8 @@ RESULTS = sorted(
 )
 OF_TODAY = [path for path in RESULTS if '"steps_by_stage"' in path.read_text(encoding="utf-8")]
 FORMER = [path for path in RESULTS if path not in OF_TODAY]
+FIRST = {path.parents[1 if path.name != "result.json" else 2]: path for path in reversed(OF_TODAY)}
+"""A result of each study; the others are composed in the slow tests."""
 ROW = re.compile(r"^\| `([^`|]+)` \| `([^`|]+)` \|$", re.MULTILINE)
 SINCE_THEN = "<the commands above>"
 """What a README puts in the place of a command to which words are to be added."""
@@ -97,7 +99,14 @@ def recorded(path: Path) -> tuple[dict[str, Any], list[str]]:
     return content, [word for word in words if not word.startswith("hydra.")]
 
 
-@pytest.mark.parametrize("path", OF_TODAY, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path in FIRST.values() else pytest.mark.slow)
+        for path in OF_TODAY
+    ],
+    ids=lambda path: path.parent.name,
+)
 def test_a_command_of_today_composes_to_the_run_that_was_made(path: Path) -> None:
     result = Result.read(path)
     words = [word for word in shlex.split(result.command)[3:] if not word.startswith("hydra.")]

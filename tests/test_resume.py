@@ -112,6 +112,7 @@ def kill_and_resume(folder: Path, arguments: tuple[str, ...], kills: list[tuple[
 
 
 @pytest.mark.timeout(900)  # several processes, on a machine that may be busy
+@pytest.mark.slow
 def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> None:
     process = Forked(tmp_path, *ARGUMENTS, "hydra.run.dir=killed")
     first, last = STAGES["distillation"]

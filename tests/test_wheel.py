@@ -129,7 +129,9 @@ def test_the_checkout_is_out_of_reach(tmp_path: Path) -> None:
     assert run_isolated(["-c", code], tmp_path).stdout.strip() == "None"
 
 
-@pytest.mark.parametrize("entry", ["module", "console script"])
+@pytest.mark.parametrize(
+    "entry", [pytest.param("module", marks=pytest.mark.slow), "console script"]
+)
 def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
     shown = run_isolated([*start, "--help", "groups"], tmp_path, installed).stdout

@@ -72,6 +72,7 @@ def test_a_preset_goes_with_a_recipe(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_jobs_run_in_parallel_and_one_that_is_refused_takes_none_down(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep")

@@ -40,10 +40,10 @@ def test_a_part_that_is_off_is_there_with_its_key_and_says_so() -> None:
     alignment = shown["stages.distillation.terms.alignment"]
     assert (alignment.enabled, alignment.name) == (False, "Feature alignment loss")
     hard = shown["stages.synthesis.terms.hard_cross_entropy"]
-    assert (hard.weight, hard.settings) == ("10", "gamma 2, by difficulty")
+    assert (hard.weight, hard.settings) == ("10", "gamma 2, by difficulty, not detached")
     plain = lines("stages.synthesis.terms.hard_cross_entropy.by_difficulty=false")
     (hard,) = [p for p in plain["synthesis"].parts if p.key.endswith("hard_cross_entropy")]
-    assert hard.settings == "not by difficulty"
+    assert hard.settings == "not by difficulty, not detached"
 
 
 def test_stages_that_take_turns_are_told_with_the_stage_that_they_are_in() -> None:

@@ -147,6 +147,7 @@ def test_a_stage_without_terms_shows_whatever_it_logs() -> None:
     assert panel["xAxis"] == "reconstruction/step"
 
 
+@pytest.mark.slow
 def test_the_command_asks_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
