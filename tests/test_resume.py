@@ -124,6 +124,7 @@ def test_a_run_that_is_terminated_says_so_and_is_no_success(tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(900)  # several processes, on a machine that may be busy
+@pytest.mark.slow
 def test_a_run_that_the_user_ends_goes_on_with_the_command_that_it_prints(tmp_path: Path) -> None:
     """In the middle of every stage, long before a checkpoint would be due, and no step is lost."""
     random.seed(3)

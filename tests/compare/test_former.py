@@ -20,6 +20,8 @@ from tests.compare.test_settings import saved
 ROOT = Path(__file__).parents[2]
 QUANTIZERS = ROOT / "experiments" / "cifar10_resnet20_quantizers" / "results"
 CONFIGS = sorted((ROOT / "experiments").rglob("config.yaml"))
+FIRST = {path.relative_to(ROOT).parts[1]: path for path in reversed(CONFIGS)}
+"""A configuration of each study; the others are checked in the slow tests."""
 OF_HAST = [path for path in CONFIGS if "cifar10_resnet20_quantizers" in str(path)]
 CIFAR = ("model.checkpoint=resnet20-12fca82f.th", "data.path=cifar10_test_first1017.npz")
 
@@ -31,7 +33,14 @@ def former(*changes: str, path: Path = OF_HAST[0]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path in FIRST.values() else pytest.mark.slow)
+        for path in CONFIGS
+    ],
+    ids=lambda path: path.parent.name,
+)
 def test_every_configuration_in_the_repository_passes_the_checks_of_today(path: Path) -> None:
     config = as_config(current_layout(former(path=path)))
     assert config is not None

@@ -35,7 +35,11 @@ DESCRIPTION = Description(
 
 @pytest.mark.parametrize(
     ("weights", "activations", "placement"),
-    [(4, 4, Transformer()), (8, 8, PSAQ()), (1, 8, Transformer(probabilities="uniform"))],
+    [
+        (4, 4, Transformer()),
+        pytest.param(8, 8, PSAQ(), marks=pytest.mark.slow),
+        pytest.param(1, 8, Transformer(probabilities="uniform"), marks=pytest.mark.slow),
+    ],
 )
 def test_every_file_answers_as_the_student(
     weights: int, activations: int, placement: Transformer, tmp_path: Path
