@@ -55,8 +55,12 @@ class Tokenizer:
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of some ids; special ones say nothing."""
-        letters = "".join(self.pieces[token] for token in tokens if token >= BYTES)
+        letters = "".join(self._letters(token) for token in tokens if token >= BYTES)
         return letters.encode("latin-1").decode("utf-8", errors="replace")
+
+    def _letters(self, token: int) -> str:
+        """Return a piece as latin-1; those of a single byte are spelled otherwise in the file."""
+        return chr(token - BYTES) if token < BYTES + 256 else self.pieces[token]
 
 
 def rows(tokenizer: Tokenizer, text: str, size: int) -> np.ndarray:
