@@ -60,11 +60,11 @@ def carry_out(
 
 
 def print_stages(study: Path) -> None:
-    """Print one row a run: top-1 after each stage, the agreement and the error of the last step."""
+    """Print what each stage of a run left: top-1, agreement, the error without labels."""
     for path in sorted(study.glob("results/*/result.json")):
         result = json.loads(path.read_text())
-        stages = result["judged"].items()
-        after = ", ".join(f"{name} {found['evaluation']['top1']:.2f}" for name, found in stages)
-        *_, (_, last) = stages
-        error, agreement = last["reference"]["error"], result["teacher_agreement"]
-        print(f"{path.parent.name}: {after}; agreement {agreement:.2f}; error {error:.2f}")
+        print(f"{path.parent.name}, handed back: {result['kept_stage']}")
+        for name, found in result["judged"].items():
+            truth, error = found["evaluation"], found["reference"]["error"]
+            top1, agreement = truth["top1"], truth["agreement"]
+            print(f"  {name}: {top1:.2f}, agreement {agreement:.2f}, error {error:.3f}")

@@ -148,6 +148,9 @@ def table() -> None:
     lost = [high - end for high, end in zip(best, last, strict=True)]
     right = sum(x <= 0 for x in lost)
     print(f"| always the last | | | {right}/{len(found)} | {_mean(lost):.2f} | {max(lost):.1f} |")
+    print("| network | runs | handed back right | last right | handed back | last | best |")
+    for network in NETWORKS:
+        print(_row_of_network(network))
 
 
 def _row(found: list[dict[str, Any]], kind: str, what: str, tolerance: float) -> str:
@@ -169,6 +172,17 @@ def _row(found: list[dict[str, Any]], kind: str, what: str, tolerance: float) ->
         right_runs += max(top1) - top1[best] < 0.5
     right = f"{right_pairs}/{pairs} | {right_runs}/{len(found)}"
     return f"| {kind} {what} | {tolerance} | {right} | {_mean(lost):.2f} | {max(lost):.1f} |"
+
+
+def _row_of_network(network: str) -> str:
+    """Return how often what was handed back, and the last, is within half a point of the best."""
+    paths = sorted(RESULTS.glob(f"{network}_*/result.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    best, last = [max(_top1(f)) for f in found], [_top1(f)[-1] for f in found]
+    kept = [float(f["judged"][f["kept_stage"]]["evaluation"]["top1"]) for f in found]
+    right = [sum(b - x < 0.5 for b, x in zip(best, each, strict=True)) for each in (kept, last)]
+    means = " | ".join(f"{_mean(each):.1f}" for each in (kept, last, best))
+    return f"| {network} | {len(found)} | {right[0]} | {right[1]} | {means} |"
 
 
 def _top1(result: dict[str, Any]) -> list[float]:
