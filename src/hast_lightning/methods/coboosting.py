@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,55 +21,39 @@ from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.latent_bank import DoublingGenerator
 from hast_lightning.sources.suitability import image_shape, refuse_maps
 from hast_lightning.stages.distill import Distill
 from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.stages.weigh_teachers import WeighTeachers
 
-WIDTHS = (128, 128, 64)
-"""Channels of the maps at a quarter, half and the whole of the image's size."""
+LAST_WIDTH = 64
+"""Channels of the maps at the whole of the image's size."""
 LEVELS = 255
 """Of a pixel that is stored in 8 bits, counted from 0."""
 
 
-class PixelGenerator(nn.Module):
-    """Makes pixels in [0, 1] of latents; BatchNorms use the statistics of the batch throughout.
+class PixelGenerator(DoublingGenerator):
+    """Makes pixels in [0, 1] of latents.
 
-    Where a side is not divisible by four, larger maps are made and cropped. Source: Co-Boosting
-    (Dai et al., ICLR 2024), released code.
-
-    Args:
-        latent_dim: Length of a latent.
-        shape: (C, H, W) of an image.
+    Source: Co-Boosting (Dai et al., ICLR 2024), released code.
     """
 
+    widths = (128, 128)
+
     def __init__(self, latent_dim: int, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        channels, height, width = shape
-        self.size = (height, width)
-        coarse = (math.ceil(height / 4), math.ceil(width / 4))
-        self.project = nn.Linear(latent_dim, WIDTHS[0] * math.prod(coarse))
-        self.maps = nn.Sequential(
-            nn.Unflatten(1, (WIDTHS[0], *coarse)),
-            nn.BatchNorm2d(WIDTHS[0], track_running_stats=False),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, padding=1),
-            nn.BatchNorm2d(WIDTHS[1], track_running_stats=False),
-            nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(WIDTHS[1], WIDTHS[2], 3, padding=1),
-            nn.BatchNorm2d(WIDTHS[2], track_running_stats=False),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(WIDTHS[2], channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
+        super().__init__(latent_dim, shape)
         self.draw_afresh()
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Return pixels (N, C, H, W) of ``latents`` (N, latent_dim)."""
-        height, width = self.size
-        pixels: Tensor = self.maps(self.project(latents))[..., :height, :width]
-        return pixels
+    def ending(self, channels: int) -> Sequence[nn.Module]:
+        """Return two convolutions and a sigmoid."""
+        return (
+            nn.Conv2d(self.widths[1], LAST_WIDTH, 3, padding=1),
+            nn.BatchNorm2d(LAST_WIDTH, track_running_stats=False),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(LAST_WIDTH, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
 
     @torch.no_grad()
     def draw_afresh(self) -> None:
@@ -230,12 +214,10 @@ class HardPool(ImageBank):
         if loss < self._lowest and self._proposed is not None:
             self._lowest = loss
             self.active.copy_(self._proposed)
-        self.iteration += 1
-        if self.iteration < self.iterations:
-            return None
-        finished = self._store_active_batch()
-        self._start_fresh_batch(optimizers["adam"])
-        return finished
+        return super().improved(loss, optimizers)
+
+    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
+        """Leave the rate as it is."""
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:

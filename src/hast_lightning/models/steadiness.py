@@ -6,6 +6,7 @@ A file holds a network that answers an image in one way: alone or among others, 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +36,7 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
     shape = "x".join(map(str, images.shape[1:]))
     defaults = _defaults(network, name)
     called = f", called with its own {defaults}," if defaults else ""
-    try:
-        # Some networks normalize their input in place.
-        output = network(images.clone())
-    except Exception as error:  # whatever a network's own code raises
-        reason = (str(error) or repr(error)).splitlines()[0]
-        place = innermost_place(error.__traceback__)
-        raise ModelError(
-            f"the network {name}{called} fails on images of {shape} (model.input_size), at "
-            f"{place}: {reason}"
-        ) from error
-    output = only_tensor(output, f"{name}{called}")
+    output = answer_of(network, images, f"{name}{called}", f"images of {shape}")
     if not isinstance(output, Tensor) or not _are_logits(output, len(images)):
         given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else None
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
@@ -55,6 +46,30 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
             "classes, height, width)"
         )
     return output
+
+
+def answer_of(network: nn.Module, inputs: Tensor, called: str, what: str) -> Any:
+    """Return what a network's own code gives for inputs, the only tensor where it gives one.
+
+    Args:
+        network: In evaluation mode.
+        inputs: (N, ...).
+        called: The network and how it is called, for messages.
+        what: The inputs in words, with their shape.
+
+    Raises:
+        ModelError: it fails, or gives several tensors.
+    """
+    try:
+        # Some networks normalize their input in place.
+        output = network(inputs.clone())
+    except Exception as error:  # whatever a network's own code raises
+        reason = (str(error) or repr(error)).splitlines()[0]
+        place = innermost_place(error.__traceback__)
+        raise ModelError(
+            f"the network {called} fails on {what} (model.input_size), at {place}: {reason}"
+        ) from error
+    return only_tensor(output, called)
 
 
 def _are_logits(output: Tensor, images: int) -> bool:

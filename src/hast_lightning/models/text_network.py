@@ -13,11 +13,10 @@ from hast_lightning.core.network import TOKENS, Decoder, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.functional_layers import functions_to_layers
 from hast_lightning.graph.heads import put_classes_second
-from hast_lightning.graph.outputs import keep_only_tensor, only_tensor
+from hast_lightning.graph.outputs import keep_only_tensor
 from hast_lightning.graph.sized_tracing import trace_sized
-from hast_lightning.graph.tracing import innermost_place
 from hast_lightning.models.checkpoints import checksum
-from hast_lightning.models.steadiness import differ
+from hast_lightning.models.steadiness import answer_of, differ
 
 TEXTS = 2
 DECODED = 8
@@ -79,16 +78,7 @@ def describe_text(network: nn.Module, config: ModelConfig) -> PretrainedNetwork:
 def _answers(network: nn.Module, texts: Tensor, config: ModelConfig) -> Tensor:
     """Return what a network puts out for tokens, (N, length, vocabulary)."""
     shape = "x".join(map(str, texts.shape))
-    try:
-        output = network(texts.clone())
-    except Exception as error:  # whatever a network's own code raises
-        reason = (str(error) or repr(error)).splitlines()[0]
-        place = innermost_place(error.__traceback__)
-        raise ModelError(
-            f"the network {config.name} fails on tokens of {shape} (model.input_size), at {place}: "
-            f"{reason}"
-        ) from error
-    output = only_tensor(output, config.name)
+    output = answer_of(network, texts, config.name, f"tokens of {shape}")
     fits = isinstance(output, Tensor) and output.dim() == 3 and output.shape[:2] == texts.shape
     if not fits or not output.is_floating_point() or output.shape[2] < 2:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,44 +18,71 @@ from hast_lightning.core.source import Site
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.sources.suitability import image_shape
 
-WIDTHS = (128, 64)
-"""Channels of the maps at a quarter and at half of the image's size."""
 
-
-class LatentGenerator(nn.Module):
-    """Makes images of latents: a linear layer, two doublings with convolutions, tanh, BatchNorm.
+class DoublingGenerator(nn.Module, ABC):
+    """Makes maps of latents: a linear layer, a convolution between two doublings, an ending.
 
     BatchNorms use the statistics of the batch throughout. Where a side is not divisible by four,
-    larger maps are made and cropped before the last BatchNorm.
+    larger maps are made and cropped.
 
     Args:
         latent_dim: Length of a latent.
         shape: (C, H, W) of an image.
+
+    Attributes:
+        widths: Channels of the maps at a quarter and at half of the image's size.
     """
+
+    widths: ClassVar[tuple[int, int]]
 
     def __init__(self, latent_dim: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = shape
         self.size = (height, width)
         coarse = (math.ceil(height / 4), math.ceil(width / 4))
-        self.project = nn.Linear(latent_dim, WIDTHS[0] * math.prod(coarse))
+        first, second = self.widths
+        self.project = nn.Linear(latent_dim, first * math.prod(coarse))
         self.maps = nn.Sequential(
-            nn.Unflatten(1, (WIDTHS[0], *coarse)),
-            nn.BatchNorm2d(WIDTHS[0], track_running_stats=False),
+            nn.Unflatten(1, (first, *coarse)),
+            nn.BatchNorm2d(first, track_running_stats=False),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, padding=1),
-            nn.BatchNorm2d(WIDTHS[1], track_running_stats=False),
+            nn.Conv2d(first, second, 3, padding=1),
+            nn.BatchNorm2d(second, track_running_stats=False),
             nn.LeakyReLU(0.2),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(WIDTHS[1], channels, 3, padding=1),
-            nn.Tanh(),
+            *self.ending(channels),
         )
-        self.normalize = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+
+    @abstractmethod
+    def ending(self, channels: int) -> Sequence[nn.Module]:
+        """Return what follows the second doubling, down to the channels of an image."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return maps (N, C, H, W) of ``latents`` (N, latent_dim)."""
+        height, width = self.size
+        maps: Tensor = self.maps(self.project(latents))[..., :height, :width]
+        return maps
+
+
+class LatentGenerator(DoublingGenerator):
+    """Makes images, whose channels a BatchNorm without parameters ends.
+
+    Source: GENIE-D (Jeon et al., CVPR 2023), released code.
+    """
+
+    widths = (128, 64)
+
+    def __init__(self, latent_dim: int, shape: tuple[int, int, int]) -> None:
+        super().__init__(latent_dim, shape)
+        self.normalize = nn.BatchNorm2d(shape[0], affine=False, track_running_stats=False)
+
+    def ending(self, channels: int) -> Sequence[nn.Module]:
+        """Return a convolution and a tanh."""
+        return nn.Conv2d(self.widths[1], channels, 3, padding=1), nn.Tanh()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (N, C, H, W) of ``latents`` (N, latent_dim)."""
-        height, width = self.size
-        images: Tensor = self.normalize(self.maps(self.project(latents))[..., :height, :width])
+        images: Tensor = self.normalize(super().forward(latents))
         return images
 
     def draw_afresh(self) -> None:
