@@ -61,7 +61,7 @@ def _hydra_of_our_own() -> Iterator[None]:
     Plugins.instance()
     state = Singleton._instances, BaseContainer._resolvers
     store = copy.copy(ConfigStore.instance())
-    store.repo = copy.deepcopy(store.repo)
+    store.repo = _own_groups(store.repo)
     kept = {kind: part for kind, part in state[0].items() if kind not in _OF_AN_APPLICATION}
     instances: dict[Any, Any] = {**kept, ConfigStore: store}
     Singleton._instances = instances
@@ -70,3 +70,11 @@ def _hydra_of_our_own() -> Iterator[None]:
         yield
     finally:
         Singleton._instances, BaseContainer._resolvers = state
+
+
+def _own_groups(repo: dict[str, Any]) -> dict[str, Any]:
+    """Copy the groups of Hydra's store, whose schemas are never changed and may be shared."""
+    return {
+        name: _own_groups(entry) if isinstance(entry, dict) else entry
+        for name, entry in repo.items()
+    }
