@@ -159,9 +159,6 @@ def completed(typed: str, path: str, folder: Path) -> list[str]:
         ("+experiment=dig", ["+experiment=digits"]),
         pytest.param("seed=1 quantizer=m", ["quantizer=minmax", "quantizer=mse"], marks=SLOW),
         pytest.param("-m quantizer.weight_b", ["quantizer.weight_bits="], marks=SLOW),
-        # Of a plain key the value that it has, whatever else it may have.
-        ("command=", ["command=run"]),
-        ("+experiment=digits_w2a2 quantizer.weight_bits=", ["quantizer.weight_bits=2"]),
         pytest.param("artifact=./o", ["artifact=./outputs"], marks=SLOW),
         pytest.param("artifact=o", [], marks=SLOW),
     ],
@@ -170,6 +167,24 @@ def test_bash_completes(typed: str, offered: list[str], bash_path: str, tmp_path
     (tmp_path / "outputs").mkdir()
     assert completed(typed, bash_path, tmp_path) == offered
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        # Of a plain key the value that it has, whatever else it may have.
+        ("command=", "command=run"),
+        ("+experiment=digits_w2a2 quantizer.weight_bits=", "quantizer.weight_bits=2"),
+    ],
+)
+def test_bash_is_handed_what_completes(
+    typed: str, offered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the shell's function asks for, without the shell."""
+    monkeypatch.setenv("COMP_LINE", f"hast-lightning {typed}")
+    monkeypatch.setenv("COMP_POINT", str(len(f"hast-lightning {typed}")))
+    finished = call("-sc", "query=bash", folder=tmp_path)
+    assert (finished.status, finished.out.split()) == (0, [offered])
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

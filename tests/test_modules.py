@@ -23,7 +23,7 @@ from tests.test_resume import kill_within
 
 PAGE = ROOT / "docs" / "extending.md"
 MODULES = "modules=my_parts"
-# A second or two in each stage, with several checkpoints in it.
+# With a checkpoint or two in each stage.
 BUDGET = (
     "trainer.accelerator=cpu",
     "trainer.threads=1",
@@ -31,11 +31,17 @@ BUDGET = (
     "callbacks.progress=false",
     "callbacks.grid_images=4",
     "callbacks.checkpoint_every_n_steps=7",
-    "schedule.calibration_steps=20",
-    "schedule.student_steps=40",
+    "schedule.calibration_steps=8",
+    "schedule.student_steps=10",
     "schedule.student_batch=16",
     "schedule.learning_rate=cosine",
-    # Its steps take a millisecond.
+    "stages.watch.steps=12",
+)
+# To be killed in the middle of a stage; the steps of the last one take a millisecond.
+LONGER = (
+    *BUDGET,
+    "schedule.calibration_steps=20",
+    "schedule.student_steps=40",
     "stages.watch.steps=600",
 )
 STAGES = {"calibration": (0, 20), "distillation": (20, 60), "watch": (60, 660)}
@@ -75,7 +81,7 @@ def test_the_run_consists_of_the_parts_of_the_page(place: Path) -> None:
     assert config.stages.watch.kind == "watch"
     assert (config.quantizer.ranges.kind, config.quantizer.ranges.count) == ("deviations", 2.5)
     result = Result.read(place / "whole" / RESULT_FILE)
-    assert result.steps_by_stage == {"calibration": 20, "distillation": 40, "watch": 600}
+    assert result.steps_by_stage == {"calibration": 8, "distillation": 10, "watch": 12}
     assert (result.method, result.weight_bits) == ("gratings", 4)
     rows = (place / "whole" / "metrics.csv").read_text().splitlines()
     names = rows[0].split(",")
@@ -91,7 +97,9 @@ def test_the_run_consists_of_the_parts_of_the_page(place: Path) -> None:
 def test_it_is_killed_and_resumed_with_its_module_named_again_bit_for_bit(place: Path) -> None:
     random.seed(0)
     run = place / "killed"
-    process = Forked(place, *words(place), *BUDGET, "hydra.run.dir=killed")
+    done = call(*words(place), *LONGER, "hydra.run.dir=longer", folder=place)
+    assert done.status == 0, done
+    process = Forked(place, *words(place), *LONGER, "hydra.run.dir=killed")
     for stage in ("distillation", "watch"):
         first, last = STAGES[stage]
         assert kill_within(process, run, first + 8, (first + last) // 2, signal.SIGKILL)
@@ -99,9 +107,9 @@ def test_it_is_killed_and_resumed_with_its_module_named_again_bit_for_bit(place:
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert Result.read(run / RESULT_FILE).resumes == 2
-    whole, killed = (content(folder / CHECKPOINT_FILE) for folder in (place / "whole", run))
+    whole, killed = (content(folder / CHECKPOINT_FILE) for folder in (place / "longer", run))
     assert differences(whole, killed) == []
-    assert (place / "whole" / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+    assert (place / "longer" / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
 
 @pytest.fixture

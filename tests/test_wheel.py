@@ -129,9 +129,9 @@ def test_the_checkout_is_out_of_reach(tmp_path: Path) -> None:
     assert run_isolated(["-c", code], tmp_path).stdout.strip() == "None"
 
 
-@pytest.mark.parametrize(
-    "entry", [pytest.param("module", marks=pytest.mark.slow), "console script"]
-)
+# That a run finds its configuration below is the same question, asked in fewer words.
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["module", "console script"])
 def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
     shown = run_isolated([*start, "--help", "groups"], tmp_path, installed).stdout
@@ -143,7 +143,7 @@ def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> N
 # Most of the time goes into loading torch in a fresh process, long on a busy machine.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "entry", ["module", pytest.param("console script", marks=pytest.mark.slow)]
+    "entry", [pytest.param("module", marks=pytest.mark.slow), "console script"]
 )
 def test_the_default_recipe_runs(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]

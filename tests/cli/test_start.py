@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hast_lightning import __version__
+from hast_lightning.cli import start
 from hast_lightning.cli.announcement import announcement
 from hast_lightning.cli.plain import plain_prediction
 from tests.command_line import call
@@ -107,12 +108,16 @@ def test_the_line_comes_before_anything_that_takes_long(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", ["LOCAL_RANK", "SLURM_PROCID"])
-def test_one_process_of_a_run_says_it(tmp_path: Path, rank: str) -> None:
-    code = (
-        f"import os; os.environ[{rank!r}] = '1'; from hast_lightning.cli import start, main\n"
-        "main.main = lambda: None; start.main()"
-    )
-    assert run(code, folder=tmp_path).stdout == ""
+def test_one_process_of_a_run_says_it(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hast_lightning.cli.main.main", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["hast-lightning"])
+    start.main()
+    assert capsys.readouterr().out.startswith(f"hast-lightning {__version__}: digits_resnet")
+    monkeypatch.setenv(rank, "1")
+    start.main()
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interrupt_of_the_imports_is_one_line(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_an_interrupt_of_the_imports_is_one_line(tmp_path: Path) -> None:
 
 LOADED = (
     "import sys; from hast_lightning.cli.start import main; main()\n"
-    f"print([name for name in {HEAVY} if name in sys.modules])"
+    f"print([name for name in {HEAVY} if name in sys.modules])\n"
 )
 
 
@@ -152,13 +157,13 @@ def test_predicting_imports_no_lightning_and_gives_what_it_gives_elsewhere(tmp_p
         pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     words = ("command=predict", "artifact=student.safetensors", "images=.")
-    *table, loaded = run(LOADED, *words, folder=tmp_path).stdout.splitlines()
-    assert loaded == "[]"
-    assert table == call(*words, folder=tmp_path).out.splitlines()
+    table = call(*words, folder=tmp_path).out.splitlines()
     assert len(table) == 3
     # What only Hydra can read goes through it, with the same end.
-    quoted = ("command=predict", 'artifact="student.safetensors"', "images='.'")
-    assert run(LOADED, *quoted, folder=tmp_path).stdout.splitlines() == [*table, "[]"]
+    quoted = ["command=predict", 'artifact="student.safetensors"', "images='.'"]
+    code = f"{LOADED}sys.argv[1:] = {quoted}\n{LOADED}"
+    plain = [*table, "[]"]
+    assert run(code, *words, folder=tmp_path).stdout.splitlines() == [*plain, *plain]
 
 
 @pytest.mark.parametrize(
@@ -169,18 +174,22 @@ def test_predicting_imports_no_lightning_and_gives_what_it_gives_elsewhere(tmp_p
         ("command=predict", "artifact=x.safetensors", "images=bad.png"),
     ],
 )
-def test_a_prediction_is_refused_as_it_is_elsewhere(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_a_prediction_is_refused_as_it_is_elsewhere(
+    tmp_path: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     save_file({"weight": torch.ones(1)}, tmp_path / "x.safetensors")
     expected = call(*words, folder=tmp_path)
-    command = [sys.executable, "-m", "hast_lightning", *words]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (found.returncode, found.stdout, found.stderr) == (
-        expected.status,
-        expected.out,
-        expected.err,
-    )
-    assert found.returncode == 2
+    monkeypatch.setattr("hast_lightning.cli.main.main", lambda: pytest.fail("Hydra was asked"))
+    monkeypatch.setattr(sys, "argv", ["hast-lightning", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        start.main()
+    assert end.value.code == expected.status == 2
+    assert tuple(capsys.readouterr()) == (expected.out, expected.err)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,15 @@ from hast_lightning.config.method import CERTAINTIES as KNOWN
 from methods_page import CERTAINTIES, anchor, compositions, methods
 from tests.composition import composed
 
-PAGE = methods()
 METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
 READERS_OWN = re.compile(r"<[\w ]+>")
 """What stands for a file of the reader's in a command."""
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """The whole list, for which every method is composed: not when tests are only collected."""
+    return methods()
 
 
 def section(page: str, name: str) -> str:
@@ -24,17 +29,17 @@ def section(page: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_a_row_and_a_section(name: str) -> None:
-    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| [`{name}`]")]
+def test_a_method_has_a_row_and_a_section(page: str, name: str) -> None:
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| [`{name}`]")]
     about = compositions()[name].method
     assert about.name == name
     assert about.paper in row and about.title in row and CERTAINTIES[about.certainty] in row
-    assert f"(#method-{anchor(name)})" in row and f"\n(method-{anchor(name)})=\n" in PAGE
+    assert f"(#method-{anchor(name)})" in row and f"\n(method-{anchor(name)})=\n" in page
 
 
-def test_the_parts_of_hast_are_those_that_a_run_has() -> None:
+def test_the_parts_of_hast_are_those_that_a_run_has(page: str) -> None:
     config = composed("model=resnet20_cifar10", "model.pretrained=false", "schedule=released")
-    text = section(PAGE, "hast")
+    text = section(page, "hast")
     assert f"| weight {config.stages['distillation'].terms['alignment'].weight}" in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     kinds = {
@@ -48,13 +53,15 @@ def test_the_parts_of_hast_are_those_that_a_run_has() -> None:
         assert node.kind == kind, place
 
 
-def test_every_part_that_is_linked_is_in_the_reference_and_what_it_computes_is_said() -> None:
+def test_every_part_that_is_linked_is_in_the_reference_and_what_it_computes_is_said(
+    page: str,
+) -> None:
     text = reference()
-    links = set(re.findall(r"\(#(part-[\w-]+)\)", PAGE))
+    links = set(re.findall(r"\(#(part-[\w-]+)\)", page))
     assert len(links) > 12
     assert [link for link in links if f"({link})=" not in text] == []
     computing = {link for link in links if link.startswith(("part-term", "part-transform"))}
-    said = set(re.findall(r"^\[\w+\]\(#(part-[\w-]+)\)\n: \S", PAGE, re.M))
+    said = set(re.findall(r"^\[\w+\]\(#(part-[\w-]+)\)\n: \S", page, re.M))
     assert computing <= said
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
@@ -60,17 +61,8 @@ def _write(path: Path, text: str) -> None:
 
 def render(report: RunReport) -> str:
     """Return the page as text. Everything that is not ours is escaped."""
-    environment = Environment(
-        loader=PackageLoader("hast_lightning.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = charts.number
-    environment.filters["duration"] = duration
     stages = dict.fromkeys(panel.stage for panel in report.panels)
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         report=report,
         stages={
             stage: [charts.line_chart(panel) for panel in report.panels if panel.stage == stage]
@@ -81,6 +73,21 @@ def render(report: RunReport) -> str:
         total_seconds=sum(stage.seconds for stage in report.seconds),
         chart=charts,
     )
+
+
+@functools.cache
+def _template() -> Template:
+    """Return the compiled template, which the jobs of a sweep have in common."""
+    environment = Environment(
+        loader=PackageLoader("hast_lightning.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = charts.number
+    environment.filters["duration"] = duration
+    return environment.get_template(TEMPLATE)
 
 
 def _rows(layers: tuple[LayerDiagnosis, ...], kind: str) -> list[dict[str, object]]:
