@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Iterator
 from typing import Any
 
+import omegaconf
 import pytest
 import yaml
+from hydra import version
+from hydra._internal import defaults_list
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 LONGEST_FIRST = (
     "test_bad_input.py",
@@ -46,6 +51,20 @@ def pytest_configure() -> None:
     """
     gc.set_threshold(100_000, 50, 100)
     yaml.load = _load_yaml
+    # Pure functions of a text, called a thousand times for one configuration.
+    version._get_version = functools.cache(version._get_version)
+    omegaconf.base.parse = omegaconf._utils.parse = functools.cache(omegaconf.base.parse)
+    defaults_list._create_interpolation_map = _interpolation_map
+
+
+_all_choices = defaults_list._create_interpolation_map
+
+
+def _interpolation_map(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+    """Collect what names in a list of defaults may refer to only where there are such names."""
+    if any(not d.is_self() and d.is_interpolation() for d in defaults):
+        return _all_choices(overrides, defaults, self_added)
+    return OmegaConf.create()
 
 
 _plain_load = yaml.load

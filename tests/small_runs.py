@@ -50,7 +50,8 @@ GROUPS = ("method", "quantizer", "model")
 
 
 @functools.cache
-def _base(*groups: str) -> DictConfig:
+def small_raw(*groups: str) -> DictConfig:
+    """Compose the same, not checked yet, with choices of groups alone; to be copied."""
     return composed_raw(*TINY, "quantizer=minmax", "trainer.threads=1", *groups)
 
 
@@ -64,7 +65,7 @@ def small(*overrides: str) -> Config:
     keys = {word: word.partition("=")[0] for word in overrides}
     groups = [word for word, key in keys.items() if key in GROUPS or "@" in key]
     values = [word for word in overrides if word not in groups]
-    merged = OmegaConf.merge(copy.deepcopy(_base(*groups)), OmegaConf.from_dotlist(values))
+    merged = OmegaConf.merge(copy.deepcopy(small_raw(*groups)), OmegaConf.from_dotlist(values))
     assert isinstance(merged, DictConfig)
     return to_object(merged)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
 from hast_lightning.config import (
@@ -43,8 +43,8 @@ from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.training.module import ZeroShotQuantization
 from tests import diffusion
 from tests.command_line import TINY
-from tests.composition import composed, composed_raw, options
-from tests.small_runs import build_module, fit, small
+from tests.composition import composed, options
+from tests.small_runs import build_module, fit, small, small_raw
 from tests.tokens import WORDS as TOKEN_WORDS
 from tests.transformers import WORDS
 
@@ -366,12 +366,6 @@ NETWORKS = {"eda_dm_style": (*diffusion.WORDS, *diffusion.SMALL)}
 """Of methods that are for another network than the bundled one."""
 
 
-@functools.cache
-def of_method(method: str) -> DictConfig:
-    """The composed configuration of a method, whose budget is put in its place afterwards."""
-    return composed_raw(f"method={method}")
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "schedules",
@@ -379,7 +373,8 @@ def of_method(method: str) -> DictConfig:
     ids=["demo", "all"],
 )
 def test_a_method_composes_with_every_schedule(method: str, schedules: Sequence[str]) -> None:
-    composed_once = of_method(method)
+    # Its command, in the head of its file, composes it with what it goes with otherwise.
+    composed_once = small_raw(f"method={method}", "quantizer=minmax")
     for schedule in schedules:
         config = copy.deepcopy(composed_once)
         budget = OmegaConf.load(config_folder() / "schedule" / f"{schedule}.yaml")
@@ -394,7 +389,7 @@ def test_a_method_composes_with_every_schedule(method: str, schedules: Sequence[
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_says_where_it_is_from(method: str) -> None:
-    described = to_object(of_method(method)).method
+    described = to_object(small_raw(f"method={method}", "quantizer=minmax")).method
     assert described.name == method
     assert described.title
     assert re.search(r"\b(19|20)\d\d\b", described.paper), described.paper
