@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
@@ -49,23 +49,36 @@ def register_schemas(modules: Collection[str] = ()) -> None:
     # loaded from the store is a copy in any case.
     ConfigStore.__deepcopy__ = lambda self, _: self  # type: ignore[attr-defined]
     if not _is_stored(store.repo, "schema", Config):
-        store.store(name="schema", node=Config)
+        store.repo["schema.yaml"] = _stored("schema", Config)
     for group, classes in parts().items():
+        entries = store.repo.setdefault(group, {})
         for name, cls in classes.items():
-            if _is_stored(store.repo.get(group, {}), name, cls):
-                continue
-            try:
-                store.store(group=group, name=name, node=cls)
-            except OmegaConfBaseException as error:
-                raise ConfigurationError(
-                    f"{group}={name}: {error.full_key}: {str(error).splitlines()[0]}"
-                ) from error
+            if not _is_stored(entries, name, cls):
+                entries[f"{name}.yaml"] = _stored(name, cls, group)
 
 
 def _is_stored(entries: Mapping[str, Any], name: str, schema: type) -> bool:
-    """Return whether Hydra knows a schema: making one of a class takes milliseconds."""
+    """Return whether Hydra knows a schema."""
     entry = entries.get(f"{name}.yaml")
     return entry is not None and OmegaConf.get_type(entry.node) is schema
+
+
+@functools.cache
+def _stored(name: str, schema: type, group: str | None = None) -> ConfigNode:
+    """Return the entry of a schema in Hydra's store.
+
+    Making one of a class takes milliseconds, and each call of ``quantize`` has a store of its own.
+
+    Raises:
+        ConfigurationError: a setting is of a type that a configuration cannot hold.
+    """
+    try:
+        node = OmegaConf.structured(schema)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(
+            f"{group}={name}: {error.full_key}: {str(error).splitlines()[0]}"
+        ) from error
+    return ConfigNode(f"{name}.yaml", node, group, package=None, provider=None)
 
 
 def import_parts(modules: Collection[str] = ()) -> None:
