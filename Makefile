@@ -12,6 +12,9 @@ COMPATIBILITY := tests/api tests/export/test_packed.py tests/export/test_version
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 
+# Tests start dozens of processes, each of which would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-docs test-slow test-oldest test-ray lint typecheck bench docs clean
 

@@ -24,13 +24,15 @@ LONGEST_FIRST = (
     "test_pipeline.py",
     "test_experiments.py",
     "test_config.py",
-    "test_modules.py",
+    "test_arguments.py",
     "test_main.py",
     "test_reliability.py",
     "test_sweeps.py",
     "test_artifacts.py",
     "test_any_network.py",
     "test_benchmarks.py",
+    "test_recorded_commands.py",
+    "test_modules.py",
     "test_wheel.py",
 )
 """Files that take long: begun last, one of them would keep a process busy while others wait."""
