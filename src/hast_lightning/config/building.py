@@ -53,8 +53,9 @@ def register_schemas(modules: Collection[str] = ()) -> None:
     for group, classes in parts().items():
         entries = store.repo.setdefault(group, {})
         for name, cls in classes.items():
-            if not _is_stored(entries, name, cls):
-                entries[f"{name}.yaml"] = _stored(name, cls, group)
+            schema: Any = cls
+            if not _is_stored(entries, name, schema):
+                entries[f"{name}.yaml"] = _stored(name, schema, group)
 
 
 def _is_stored(entries: Mapping[str, Any], name: str, schema: type) -> bool:
