@@ -112,10 +112,12 @@ class QuantizedModel(nn.Module):
         """Stay in evaluation mode: its statistics and ranges are fixed."""
         return super().train(False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map normalized images (N, C, H, W) to what the network puts out, (N, classes)."""
-        outputs: Tensor = self.network(inputs)
-        return outputs
+    def forward(self, inputs: Tensor) -> Any:
+        """Map normalized images (N, C, H, W) to what the network puts out, (N, classes).
+
+        Several tensors come in the container that the network has for them.
+        """
+        return self.network(inputs)
 
     @property
     def bits(self) -> dict[str, int]:
@@ -152,7 +154,12 @@ class QuantizedModel(nn.Module):
         return 100 * right / count
 
     def _require_classes(self, method: str) -> None:
-        """Refuse what asks for classes, where the network answers with noise."""
+        """Refuse what asks for classes, where the network answers with noise, or with several."""
+        if self.description.outputs is not None:
+            raise DataError(
+                f"{method} is for classifiers, and this network puts out several tensors "
+                f"({self.description.outputs.in_words}): call model(images)"
+            )
         if self.description.modality == DIFFUSION:
             raise DataError(
                 f"{method} is for classifiers, and this network predicts the noise of a picture: "

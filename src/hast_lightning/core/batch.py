@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from hast_lightning.core.outputs import Outputs
 
 
 class Batch(NamedTuple):
@@ -40,10 +43,25 @@ class Batch(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """One pass of a network: its output (N, classes), and the values of nodes asked for."""
+    """One pass of a network.
+
+    Attributes:
+        logits: Its output (N, classes); several outputs joined, (N, values).
+        values: Those of nodes that were asked for.
+        outputs: Of a network with several outputs what they are; none: there is one.
+    """
 
     logits: Tensor
     values: Mapping[str, Tensor]
+    outputs: Outputs | None = None
+
+    def by_name(self) -> Mapping[str, Tensor]:
+        """Return each output (N, ...) by name; an only one has the name ``""``."""
+        return {"": self.logits} if self.outputs is None else self.outputs.split(self.logits)
+
+    def output(self, name: str | None) -> Tensor:
+        """Return one of several outputs, (N, ...); none names what :attr:`logits` is."""
+        return self.logits if name is None else self.by_name()[name]
 
 
 class Progress(NamedTuple):

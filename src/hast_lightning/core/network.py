@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Trace
 from hast_lightning.core.front_end import FrontEnd
+from hast_lightning.core.outputs import Outputs
 
 PICTURES, FEATURES, DIFFUSION, TOKENS = "pictures", "features", "diffusion", "tokens"
 MODALITIES = (PICTURES, FEATURES, DIFFUSION, TOKENS)
@@ -47,7 +48,7 @@ class PretrainedNetwork:
         name: Its name in reports.
         input_shape: (channels, height, width); of features (channels, frames, coefficients), of
             tokens (length,).
-        num_classes: Length of the output.
+        num_classes: Length of the output; of several outputs all their values.
         mean: Per channel, what pixels in [0, 1] are normalized with, or features as they are; so
             is ``std``.
         checksum: SHA-256 of the state dict as the provider gives it, in hexadecimal.
@@ -69,6 +70,8 @@ class PretrainedNetwork:
         teachers: Networks that teach together with this one, of which the student is made, by
             name; mostly none.
         front_end: Of features, how they are made of recordings; none where nobody says.
+        outputs: Several tensors that it puts out, which ``network`` has joined to one,
+            (N, values); none: there is one.
     """
 
     network: nn.Module
@@ -88,6 +91,7 @@ class PretrainedNetwork:
     decoder: nn.Module | None = None
     teachers: Mapping[str, PretrainedNetwork] = field(default_factory=dict)
     front_end: FrontEnd | None = None
+    outputs: Outputs | None = None
 
     @property
     def teaching_checksum(self) -> str:
@@ -101,9 +105,22 @@ class PretrainedNetwork:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
+    def denoises(self) -> bool:
+        """Return whether inputs have a timestep as their last channel, and the answer is noise."""
+        return self.modality == DIFFUSION
+
+    @property
+    def values(self) -> Outputs | None:
+        """Return what outputs are that are values, and no classes; none: they are logits."""
+        if self.denoises:
+            channels, *sides = self.input_shape
+            return Outputs.alone((channels - 1, *sides))
+        return self.outputs
+
+    @property
     def regresses(self) -> bool:
         """Return whether outputs are values, compared by their squared error, and no classes."""
-        return self.modality == DIFFUSION
+        return self.values is not None
 
     @property
     def length(self) -> int:

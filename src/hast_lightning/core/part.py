@@ -26,12 +26,14 @@ class Part(nn.Module):
 
     Attributes:
         modalities: Of the networks (``model.modality``) that it knows what to do with.
+        several_outputs: It knows what to do with a network that puts out several tensors.
     """
 
     kind: str = ""
     """Name of the part within its group, from which a saved configuration is read again."""
 
     modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES)
+    several_outputs: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         """Make a module before the generated ``__init__`` sets the fields."""

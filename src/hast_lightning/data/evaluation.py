@@ -101,7 +101,13 @@ def load_evaluation_data(
             "data.source=given: the images are handed over in Python (hast_lightning.quantize); "
             "on the command line choose one of cifar10, digits, imagenet, npz, wav and none"
         )
-    if network.regresses:
+    if network.outputs is not None:
+        raise DataError(
+            f"data={config.source} has labels of images, and the network {network.name} puts out "
+            f"several tensors ({network.outputs.in_words}): choose data=none, and measure what "
+            "they are for in Python"
+        )
+    if network.denoises:
         raise DataError(
             f"data={config.source} has labels, and the network {network.name} answers with noise "
             "(model.modality=diffusion): choose data=none, and measure its samples in Python"

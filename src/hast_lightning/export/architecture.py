@@ -254,6 +254,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"tuple": [_plain(item) for item in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        if list(value) != sorted(value):  # an order that a file of sorted keys would lose
+            return {"items": [[key, _plain(item)] for key, item in value.items()]}
         return {"dict": {key: _plain(item) for key, item in value.items()}}
     if isinstance(value, fx.Node):
         return {"node": value.name}
@@ -277,6 +279,8 @@ def _from_plain(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return tuple(_from_plain(item, nodes) for item in content)
     if kind == "dict":
         return {key: _from_plain(item, nodes) for key, item in content.items()}
+    if kind == "items":
+        return {str(key): _from_plain(item, nodes) for key, item in content}
     if kind == "slice":
         return slice(*(_from_plain(item, nodes) for item in content))
     simple: dict[str, Callable[[Any], Any]] = {

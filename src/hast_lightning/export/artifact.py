@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from hast_lightning.config import DEFAULT_OPSET
+from hast_lightning.core.outputs import Outputs, is_container, named_leaves, structure_of
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import Description
 from hast_lightning.export.onnx_file import read_onnx, write_onnx
@@ -17,8 +18,9 @@ from hast_lightning.export.packed import read_packed, write_packed
 from hast_lightning.export.program import read_program, write_program
 from hast_lightning.graph.heads import NEXT_TOKENS
 
-Network = Callable[[Tensor], Tensor]
-"""From normalized images (N, C, H, W), float32, to logits (N, classes), both on the CPU."""
+Network = Callable[[Tensor], Any]
+"""From normalized images (N, C, H, W), float32, to logits (N, classes), both on the CPU, or to a
+container of several tensors (N, ...)."""
 
 
 class Format(NamedTuple):
@@ -74,8 +76,8 @@ def open_artifact(path: Path) -> tuple[Network, Description]:
             :func:`~hast_lightning.export.program.write_program` wrote.
 
     Returns:
-        A function that maps normalized images (N, C, H, W), float32, to logits (N, classes),
-        without gradients; and the description, which says what images it expects.
+        A function that maps normalized images (N, C, H, W), float32, to logits (N, classes), or to
+        several outputs in their container, without gradients; and the description, which says what images it expects.
 
     Raises:
         ConfigurationError: a package that the format needs is not installed.
@@ -97,6 +99,8 @@ def _format_of(path: Path) -> Format:
 
 def _fits(logits: object, images: Tensor, description: Description) -> bool:
     """Return whether a network puts out what its description promises."""
+    if description.outputs is not None:
+        return _are_outputs(logits, images, description.outputs)
     if not isinstance(logits, Tensor):
         return False
     if description.output == NEXT_TOKENS:
@@ -104,10 +108,23 @@ def _fits(logits: object, images: Tensor, description: Description) -> bool:
     return logits.shape[:2] == (len(images), description.num_classes) and logits.dim() != 3
 
 
+def _are_outputs(found: object, images: Tensor, promised: Outputs) -> bool:
+    """Return whether there is a container of the promised tensors; images may have another size."""
+    if not is_container(found) or structure_of(found) != promised.structure:
+        return False
+    leaves = dict(named_leaves(found))
+    return all(
+        isinstance(leaves[name], Tensor)
+        and leaves[name].shape[:1] == images.shape[:1]
+        and leaves[name].dim() == 1 + len(shape)
+        for name, shape in zip(promised.names, promised.shapes, strict=True)
+    )
+
+
 def _checked(network: Network, description: Description, path: Path) -> Network:
     """Return the network, which never gives anything but logits of the promised shape."""
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Any:
         try:
             with torch.no_grad():
                 logits = network(images)
@@ -116,11 +133,16 @@ def _checked(network: Network, description: Description, path: Path) -> Network:
             raise ModelError(f"{path} fails on images of {_shape(images)}: {reason}") from error
         if not _fits(logits, images, description):
             raise ModelError(
-                f"{path} is damaged: it does not put out {description.num_classes} logits per image"
+                f"{path} is damaged: it does not put out {_promised(description)} per image"
             )
         return logits
 
     return run
+
+
+def _promised(description: Description) -> str:
+    several = description.outputs
+    return f"{description.num_classes} logits" if several is None else several.in_words
 
 
 def _shape(images: Tensor) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor
 from hast_lightning import __version__
 from hast_lightning.core.front_end import FrontEnd
 from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES, TOKENS
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import ConfigurationError, ModelError
-from hast_lightning.graph.heads import HEADS, LOGITS, logits_of, probabilities_of
+from hast_lightning.graph.heads import HEADS, LOGITS, SEVERAL, logits_of, probabilities_of
 
 METADATA_KEY = "hast_lightning"
 """Under this name every format keeps the description, as JSON."""
@@ -33,15 +34,17 @@ class Description:
             single layers.
         input_shape: (channels, height, width) of an image, (channels, length) of a signal, or
             (length,) of tokens.
-        num_classes: length of the output.
+        num_classes: length of the output; of several outputs all their values.
         mean: per channel, what pixels in [0, 1] are normalized with.
         std: per channel.
         resize_ratio: a photograph's shorter side before the centre crop, as a multiple of the
             crop's side.
         class_names: one per class, or none.
-        output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``.
+        output: what the network puts out, one of ``hast_lightning.graph.heads.HEADS``, or
+            ``several``: tensors in a container.
         modality: ``pictures``; ``features``, which are normalized as they are; or ``tokens``.
         front_end: how features are made of recordings, or none.
+        outputs: names and shapes of several tensors and their container, or none.
         product_version: of this package when it wrote the file.
     """
 
@@ -59,6 +62,7 @@ class Description:
     output: str = LOGITS
     modality: str = PICTURES
     front_end: FrontEnd | None = None
+    outputs: Outputs | None = None
     product_version: str = __version__
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -90,12 +94,14 @@ class Description:
             )
         try:
             # Files of former versions put out logits of pictures and do not say so.
-            former = {"output": LOGITS, "modality": PICTURES, "front_end": None}
+            former = {"output": LOGITS, "modality": PICTURES, "front_end": None, "outputs": None}
             content = {**former, **json.loads(metadata[METADATA_KEY])}
             content = {field.name: content[field.name] for field in fields(cls)}
             for name in ("input_shape", "mean", "std", "class_names"):
                 content[name] = None if content[name] is None else tuple(content[name])
             content["front_end"] = _front_end(content["front_end"])
+            several = content["outputs"]
+            content["outputs"] = None if several is None else Outputs.from_plain(several)
             description = cls(**content)
             _check(description)
         except (ValueError, TypeError, KeyError, ConfigurationError) as error:
@@ -150,7 +156,8 @@ def _check(description: Description) -> None:
         description.modality != FEATURES or tuple(shape) != front_end.shape
     ):
         raise ValueError(f"input_shape={shape} with a front end that makes {front_end.shape}")
-    if description.output not in HEADS:
+    several = description.outputs is not None
+    if description.output not in (*HEADS, SEVERAL) or several != (description.output == SEVERAL):
         raise ValueError(f"output={description.output!r}")
     names = description.class_names
     if names is not None and (len(names) != classes or not all(isinstance(n, str) for n in names)):

@@ -28,7 +28,8 @@ def write_onnx(
 ) -> None:
     """Write a frozen network with QuantizeLinear and DequantizeLinear.
 
-    A network that denoises takes ``pictures`` and ``timesteps`` there.
+    A network that denoises takes ``pictures`` and ``timesteps`` there. Several outputs have their
+    own names.
 
     Args:
         network: From :func:`~hast_lightning.export.frozen.freeze`.
@@ -62,24 +63,32 @@ def write_float_onnx(network: nn.Module, input_shape: tuple[int, int, int], path
     path.write_bytes(graph_with_placeholders(network, input_shape).SerializeToString())
 
 
-def read_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+def read_onnx(path: Path) -> tuple[Callable[[Tensor], Any], Description]:
     """Return the network in a file that :func:`write_onnx` wrote, run by onnxruntime on the CPU.
 
     Returns:
-        A function from images (N, C, H, W) to logits (N, classes), both on the CPU; and the
-        file's description.
+        A function from images (N, C, H, W) to logits (N, classes), both on the CPU, or to several
+        outputs in their container; and the file's description.
 
     Raises:
         ConfigurationError: onnxruntime is not installed.
         ModelError: the file is missing or damaged.
     """
-    network, metadata = open_session(path)
+    session, metadata = open_session(path)
     description = Description.from_metadata(metadata, str(path))
+    several = description.outputs
+
+    def network(*inputs: Tensor) -> Any:
+        found = session(*inputs).values()
+        if several is None:
+            return next(iter(found))
+        return several.build(dict(zip(several.names, found, strict=True)))
+
     return with_one_input(network, description), description
 
 
-def open_session(path: Path) -> tuple[Callable[..., Tensor], dict[str, str]]:
-    """Read any .onnx file, as :func:`read_onnx` does; inputs and metadata as they are."""
+def open_session(path: Path) -> tuple[Callable[..., dict[str, Tensor]], dict[str, str]]:
+    """Read any .onnx file, as :func:`read_onnx` does; inputs, outputs and metadata as they are."""
     require_packages(READING)
     import onnxruntime
 
@@ -95,11 +104,13 @@ def open_session(path: Path) -> tuple[Callable[..., Tensor], dict[str, str]]:
     except Exception as error:  # onnxruntime's own kinds, which have no public base class
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(f"{path} is damaged or not for this onnxruntime: {reason}") from error
-    names = [each.name for each in session.get_inputs()]
+    names, outputs = (
+        [each.name for each in some] for some in (session.get_inputs(), session.get_outputs())
+    )
 
-    def network(*inputs: Tensor) -> Tensor:
+    def network(*inputs: Tensor) -> dict[str, Tensor]:
         given = {n: x.contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
-        (logits,) = session.run(None, given)
-        return torch.from_numpy(logits)
+        found = map(torch.from_numpy, session.run(outputs, given))
+        return dict(zip(outputs, found, strict=True))
 
     return network, session.get_modelmeta().custom_metadata_map

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hast_lightning.config import DEFAULT_OPSET
+from hast_lightning.core.outputs import is_container, named_leaves
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.program import export_program
@@ -131,8 +132,17 @@ def _translate(
     assert translated is not None
     model: onnx.ModelProto = translated.model_proto
     _require_opset(model, opset)
-    _tidy(model)
+    _tidy(model, _output_names(network))
     return model
+
+
+def _output_names(network: nn.Module) -> list[str]:
+    """Return the names of a network's outputs: those of several tensors, or that of logits."""
+    graph = network.graph if isinstance(network, fx.GraphModule) else None
+    output = None if graph is None else graph.output_node().args[0]
+    if not is_container(output):
+        return [OUTPUT]
+    return [name for name, leaf in named_leaves(output) if leaf is not None]
 
 
 def _require_opset(model: onnx.ModelProto, opset: int) -> None:
@@ -160,20 +170,27 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _tidy(model: onnx.ModelProto) -> None:
-    """Give plain names, without the places of the source on this machine that torch.onnx notes."""
+def _tidy(model: onnx.ModelProto, outputs: list[str]) -> None:
+    """Give plain names, without the places of the source on this machine that torch.onnx notes.
+
+    Args:
+        model: Of torch.onnx.
+        outputs: Names of what it puts out, in order.
+    """
     graph = model.graph
-    (last,) = graph.output
     names = [INPUT] if len(graph.input) == 1 else [PICTURES, TIMESTEPS]
     renamed = {each.name: name for each, name in zip(graph.input, names, strict=True)}
-    renamed[last.name] = OUTPUT
+    if len(outputs) == 1:
+        renamed[graph.output[0].name] = outputs[0]
+    else:
+        _name_outputs(graph, [f"{name}_" if name in names else name for name in outputs])
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value in (*graph.input, last):
-        value.name = renamed[value.name]
+    for value in (*graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
         value.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
     for described in (*graph.input, *graph.output, *graph.initializer, graph, model):
         del described.metadata_props[:]
@@ -181,3 +198,20 @@ def _tidy(model: onnx.ModelProto) -> None:
     # Shapes of inner values: the rounding would have to keep them up to date.
     del graph.value_info[:]
     graph.name = "student"
+
+
+def _name_outputs(graph: onnx.GraphProto, names: list[str]) -> None:
+    """Give each output its name by a node that passes a value on, which others may use, too."""
+    from onnx import helper
+
+    # Inner values that happen to be called so.
+    inner = {name: f"{name}.inner" for name in names}
+    for node in graph.node:
+        node.input[:] = [inner.get(value, value) for value in node.input]
+        node.output[:] = [inner.get(value, value) for value in node.output]
+    for initializer in graph.initializer:
+        initializer.name = inner.get(initializer.name, initializer.name)
+    for output, name in zip(graph.output, names, strict=True):
+        value = inner.get(output.name, output.name)
+        graph.node.append(helper.make_node("Identity", [value], [name], name=f"{name}.output"))
+        output.name = name

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hast_lightning.config import ExportConfig
+from hast_lightning.core.outputs import named_leaves
 from hast_lightning.errors import ExportError
 from hast_lightning.export.artifact import Network
 from hast_lightning.graph.outputs import by_position
@@ -42,7 +44,8 @@ class Parity:
         compared: On how many logits were compared: on these and on others that were drawn.
         deviation: Largest difference between two logits of an image, as a share of the logits'
             spread (their standard deviation over the classes); on the median image, in batches
-            or one by one, wherever it is larger.
+            or one by one, wherever it is larger. Of several outputs that of the worst one, whose
+            spread is that of all its values.
         largest_difference: Between two logits, over all images and classes.
         lead: Of the student's best logit over its second, on the median image.
         lost_lead: Of the student's class over the exported network's, where they differ: the
@@ -152,21 +155,28 @@ def compare(
     seeds = first[:TOGETHER]
     if values:
         exported, student = _flat(exported), _flat(student)
-    given = _Seen.of(exported, student, chain([first], batches))
-    count = max(TOGETHER, LEAST_IMAGES - len(given.lead))
-    made = drawn_images(count, seeds, shape, timed=values)
-    drawn = _Seen.of(exported, student, torch.split(made, TOGETHER))
+    count, given = _seen(exported, student, chain([first], batches))
+    made = drawn_images(max(TOGETHER, LEAST_IMAGES - count), seeds, shape, timed=values)
+    _, drawn = _seen(exported, student, torch.split(made, TOGETHER))
     few = torch.cat([seeds, drawn_images(ONE_BY_ONE, seeds, shape, timed=values)])[:ONE_BY_ONE]
-    alone = _Seen.of(exported, student, torch.split(few, 1))
-    together = _Seen(*(torch.cat(both) for both in zip(given, drawn, strict=True)))
+    _, alone = _seen(exported, student, torch.split(few, 1))
+    together = {name: _joined([given[name], each]) for name, each in drawn.items()}
+    differences = [each.difference for found in (together, alone) for each in found.values()]
+    # Of several outputs, which have no classes, the worst one counts.
+    only = given.get("", _NOTHING)
     return Parity(
-        images=len(given.lead),
-        agreeing=None if values else int((~given.differs).sum()),
-        compared=len(together.lead),
-        deviation=max(together.deviation, alone.deviation),
-        largest_difference=float(torch.cat([together.difference, alone.difference]).max()),
-        lead=float(given.lead.median()) if len(given.lead) else 0.0,
-        lost_lead=float(given.lost_lead.max()) if len(given.lead) else 0.0,
+        images=count,
+        agreeing=None if values or "" not in drawn else int((~only.differs).sum()),
+        compared=count + len(made) if "" not in drawn else len(together[""].lead),
+        deviation=max(
+            # One image may have a single value of one of several outputs, which has no spread.
+            each.deviation(None if name == "" else together[name].spread)
+            for found in (together, alone)
+            for name, each in found.items()
+        ),
+        largest_difference=float(torch.cat(differences).max()),
+        lead=float(only.lead.median()) if len(only.lead) else 0.0,
+        lost_lead=float(only.lost_lead.max()) if len(only.lead) else 0.0,
     )
 
 
@@ -176,11 +186,12 @@ def _flat(network: Network) -> Network:
 
 
 class _Seen(NamedTuple):
-    """Two networks' answers to N images, (N,) each.
+    """Two networks' answers to N images, or positions of them, (N,) each.
 
     Attributes:
         difference: Largest between two logits.
-        variance: Of the student's logits, over the classes.
+        variance: Of the student's logits, over the classes; of one of several outputs over all its
+            values.
         lead: Of the student's best logit over its second.
         lost_lead: Of the student's best logit over that of the exported network's class.
         differs: Whether the classes differ.
@@ -193,37 +204,88 @@ class _Seen(NamedTuple):
     differs: Tensor
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, exported: Network, student: Network, batches: Iterable[Tensor]) -> _Seen:
-        """Run both networks on batches of images, some of which may be empty."""
-        none = torch.zeros(0)
-        parts = [cls(none, none, none, none, none.bool())]
-        for batch in batches:
-            if not len(batch):
-                continue
-            found, expected = exported(batch), student(batch)
-            if not bool(found.isfinite().all()):
-                raise ExportError("the exported network puts out NaN or infinite logits")
-            found, expected = by_position(found), by_position(expected)
-            best = expected.topk(min(2, expected.shape[1]), dim=1).values
-            classes = found.argmax(dim=1, keepdim=True)
-            parts.append(
-                cls(
-                    difference=(found - expected).abs().amax(dim=1),
-                    variance=expected.var(dim=1, correction=0),
-                    lead=best[:, 0] - best[:, -1],
-                    lost_lead=best[:, 0] - expected.gather(1, classes).squeeze(1),
-                    differs=classes.squeeze(1) != expected.argmax(dim=1),
-                )
-            )
-        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def of(cls, found: Tensor, expected: Tensor, *, alone: bool) -> _Seen:
+        """Compare the answers to a batch.
+
+        Args:
+            found: (N, classes), or maps (N, classes, ...).
+            expected: Of the same shape.
+            alone: It is the only output, and logits of classes.
+
+        Raises:
+            ExportError: the exported network puts out NaN or infinite logits.
+        """
+        if not bool(found.isfinite().all()):
+            raise ExportError("the exported network puts out NaN or infinite logits")
+        found, expected = by_position(found), by_position(expected)
+        best = expected.topk(min(2, expected.shape[1]), dim=1).values
+        classes = found.argmax(dim=1, keepdim=True)
+        spread = expected.var(dim=1, correction=0)
+        return cls(
+            difference=(found - expected).abs().amax(dim=1),
+            # One of several outputs may have a single value at each position.
+            variance=spread if alone else expected.var(correction=0).expand_as(spread),
+            lead=best[:, 0] - best[:, -1],
+            lost_lead=best[:, 0] - expected.gather(1, classes).squeeze(1),
+            differs=classes.squeeze(1) != expected.argmax(dim=1),
+        )
 
     @property
-    def deviation(self) -> float:
+    def spread(self) -> float:
+        """Return the standard deviation of the student's logits."""
+        return float(self.variance.mean().sqrt())
+
+    def deviation(self, spread: float | None = None) -> float:
         """Return the difference on the median image, as a share of the spread of the logits."""
-        spread = self.variance.mean().sqrt()
         # Where the student says nothing at all, whatever differs is too much.
-        return float(self.difference.median() / spread) if float(self.difference.max()) else 0.0
+        if not float(self.difference.max()):
+            return 0.0
+        within = torch.tensor(self.spread if spread is None else spread)
+        return float(self.difference.median() / within)
+
+
+_NOTHING = _Seen(*(torch.zeros(0) for _ in range(4)), torch.zeros(0, dtype=torch.bool))
+
+
+def _joined(some: Sequence[_Seen]) -> _Seen:
+    return _Seen(*(torch.cat(column) for column in zip(*some, strict=True)))
+
+
+@torch.no_grad()
+def _seen(
+    exported: Network, student: Network, batches: Iterable[Tensor]
+) -> tuple[int, defaultdict[str, _Seen]]:
+    """Run both on batches; return how many answers there are, and these by name of the output.
+
+    Positions of maps are answers where there is one output, whose name is ``""``.
+    """
+    kept: defaultdict[str, list[_Seen]] = defaultdict(list)
+    count = 0
+    for batch in batches:
+        if not len(batch):
+            continue
+        found, expected = exported(batch), student(batch)
+        alone = isinstance(expected, Tensor)
+        pairs = {"": (found, expected)} if alone else _pairs(found, expected)
+        for name, pair in pairs.items():
+            kept[name].append(_Seen.of(*pair, alone=alone))
+        count += len(kept[""][-1].lead) if alone else len(batch)
+    joined = {name: _joined(some) for name, some in kept.items()}
+    return count, defaultdict(lambda: _NOTHING, joined)
+
+
+def _pairs(found: Any, expected: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each of several outputs of both networks, (N, values) or maps, by name."""
+    of_file = dict(named_leaves(found))
+    return {
+        name: (_with_classes(of_file[name]), _with_classes(leaf))
+        for name, leaf in named_leaves(expected)
+        if leaf is not None
+    }
+
+
+def _with_classes(output: Tensor) -> Tensor:
+    return output if output.dim() > 1 else output[:, None]
 
 
 def drawn_images(

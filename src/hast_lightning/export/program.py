@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from hast_lightning.core.outputs import Outputs, named_leaves
 from hast_lightning.errors import ModelError
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.program_archive import clean_copy
@@ -39,6 +41,17 @@ def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> Exp
         raise ModelError(f"torch.export cannot take the network: {reason}") from error
 
 
+class _PlainContainers(nn.Module):
+    """A graph whose outputs come in Python's containers, and not in those of torch.fx."""
+
+    def __init__(self, network: nn.Module, outputs: Outputs) -> None:
+        super().__init__()
+        self.network, self.outputs = network, outputs
+
+    def forward(self, images: Tensor) -> Any:
+        return self.outputs.build(dict(named_leaves(self.network(images))))
+
+
 def write_program(network: fx.GraphModule, description: Description, path: Path) -> None:
     """Write a frozen network as a program; ``path`` ends in ``.pt2``.
 
@@ -48,7 +61,8 @@ def write_program(network: fx.GraphModule, description: Description, path: Path)
         ModelError: as :func:`export_program`.
     """
     split = with_two_inputs(network, description)
-    program = export_program(split, description.input_shape)
+    plain = split if description.outputs is None else _PlainContainers(split, description.outputs)
+    program = export_program(plain, description.input_shape)
     for node in program.graph.nodes:
         # Where this machine keeps the source is nobody's business.
         node.meta.pop("stack_trace", None)
@@ -57,7 +71,7 @@ def write_program(network: fx.GraphModule, description: Description, path: Path)
     torch.export.save(program, path, extra_files={METADATA_KEY: description.to_json()})
 
 
-def read_program(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+def read_program(path: Path) -> tuple[Callable[[Tensor], Any], Description]:
     """Return the network in a file that :func:`write_program` wrote, and its description.
 
     ``torch.export.load`` unpickles where a file tells it to, and evaluates text as code; so only

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -62,8 +63,8 @@ def inputs_in_files(
 
 
 def with_one_input(
-    network: Callable[..., Tensor], description: Description
-) -> Callable[[Tensor], Tensor]:
+    network: Callable[..., Any], description: Description
+) -> Callable[[Tensor], Any]:
     """Return a network of (N, C + 1, H, W) that calls one of two inputs, where it denoises."""
     if description.modality != DIFFUSION:
         return network

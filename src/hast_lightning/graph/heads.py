@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from hast_lightning.graph.outputs import puts_out_several, separate
+
 LOGITS = "logits"
 """Name of what a network without a head puts out."""
 NEXT_TOKENS = "next_tokens"
 """Logits with the classes last, (N, length, classes), as networks of tokens have them."""
+SEVERAL = "several"
+"""Several tensors in a container, none of which need be logits."""
 _KEY = "hast_lightning.head"
 _TINY = 1e-30
 """Keeps the logarithm of a probability finite; far below what float32 resolves beside one."""
@@ -39,11 +43,13 @@ _HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "logsigmoid": F.logsigmoid,
 }
 HEADS = (LOGITS, NEXT_TOKENS, *_HEADS)
-"""All that a network may put out."""
+"""All that a network may put out that has classes."""
 
 
 def head_of(network: nn.Module) -> str:
-    """Return what the network put out before it was cut: one of :data:`HEADS`."""
+    """Return what the network put out before it was cut: of :data:`HEADS`, or several tensors."""
+    if puts_out_several(network):
+        return SEVERAL
     return str(network.meta.get(_KEY, LOGITS)) if isinstance(network, fx.GraphModule) else LOGITS
 
 
@@ -147,6 +153,8 @@ def restore_head(network: nn.Module) -> nn.Module:
     head = head_of(network)
     if head == LOGITS or not isinstance(network, fx.GraphModule):
         return network
+    if head == SEVERAL:
+        return separate(network)
     del network.meta[_KEY]
     output = network.graph.output_node()
     if head == NEXT_TOKENS:

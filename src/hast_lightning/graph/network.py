@@ -12,6 +12,7 @@ from hast_lightning.graph.tracing import expose
 
 if TYPE_CHECKING:
     from hast_lightning.core.network import PretrainedNetwork
+    from hast_lightning.core.outputs import Outputs
 
 
 class Passes:
@@ -19,10 +20,12 @@ class Passes:
 
     Args:
         graph_module: Its layers are shared with all passes.
+        outputs: Several outputs that it has joined; none: there is one.
     """
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(self, graph_module: fx.GraphModule, outputs: Outputs | None = None) -> None:
         self.graph_module = graph_module
+        self._outputs = outputs
         self.compiled = False
         self._exposed: dict[tuple[str, ...], fx.GraphModule] = {}
 
@@ -46,7 +49,7 @@ class Passes:
             if self.compiled:
                 self._exposed[names].compile()
         logits, values = self._exposed[names](inputs)
-        return Trace(logits, dict(zip(names, values, strict=True)))
+        return Trace(logits, dict(zip(names, values, strict=True)), self._outputs)
 
 
 class Learner:
@@ -59,7 +62,7 @@ class Learner:
 
     def __init__(self, student: fx.GraphModule, pretrained: PretrainedNetwork) -> None:
         self.graph_module, self.pretrained = student, pretrained
-        self.passes = Passes(student)
+        self.passes = Passes(student, pretrained.outputs)
 
     def trace(self, inputs: Tensor, nodes: Sequence[str] = (), *, unfolded: bool = False) -> Trace:
         """Run the student, whose BatchNorms are never folded."""

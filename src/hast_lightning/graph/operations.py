@@ -15,6 +15,8 @@ from torch.fx.node import Argument
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from hast_lightning.graph.outputs import is_joint
+
 ACTIVATION_LAYERS = (
     nn.ReLU,
     nn.ReLU6,
@@ -163,11 +165,12 @@ def is_constant(node: fx.Node) -> bool:
 def values_of(graph: fx.Graph) -> dict[fx.Node, None]:
     """Return the nodes that compute a tensor from the network's input, in order.
 
-    The others are parameters and shapes, and numbers that are made from shapes.
+    The others are parameters and shapes, and numbers that are made from shapes; and what joins
+    several outputs, which no file has.
     """
     values: dict[fx.Node, None] = {}
     for node in graph.nodes:
-        derived = node.op.startswith("call_") and not _asks_for_shape(node)
+        derived = node.op.startswith("call_") and not (_asks_for_shape(node) or is_joint(node))
         derived = derived and any(source in values for source in node.all_input_nodes)
         if derived or node.op == "placeholder":
             values[node] = None

@@ -6,6 +6,8 @@ layer outside of blocks. A depthwise layer and the pointwise one behind it are o
 
 In a network that denoises other values live on beside it: the embedding of the timestep, and skips
 that wait for their concatenation. There a piece may end all the same, and takes in several values.
+
+Of several outputs each has pieces of its own: what it needs beside those of the outputs before it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hast_lightning.graph.operations import (
     is_depthwise,
     layer_of,
 )
+from hast_lightning.graph.outputs import is_joint
 from hast_lightning.graph.timesteps import of_timestep_alone
 
 FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -73,10 +76,46 @@ def find_units(network: fx.GraphModule, *, timed: bool = False) -> list[Unit]:
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise ModelError(f"the network takes {len(inputs)} inputs; units are found for one alone")
-    units: list[Unit] = []
-    ends, layers = {inputs[0]: None}, list[str]()
-    may_live_on = _MayLiveOn(network) if timed else None
-    for node, live in _live_values(network):
+    result = _result(network)
+    ends = {inputs[0]: None}
+    if not is_joint(result):
+        nodes = [node for node in network.graph.nodes if node.op != "output"]
+        units = list(_units_of(network, nodes, result, ends, _MayLiveOn(network) if timed else None))
+    else:
+        units = list(_units_of_several(network, result, ends))
+    if not units:
+        raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
+    return units
+
+
+def _units_of_several(
+    network: fx.GraphModule, joint: fx.Node, ends: dict[fx.Node, None]
+) -> Iterator[Unit]:
+    """Yield the units of each output in turn, in order of execution; ``ends`` gets their ends."""
+    for output in [node for node in network.graph.nodes if joint in node.users]:
+        needed, _ = _between(ends, output)
+        nodes = [node for node in network.graph.nodes if node in needed]
+        yield from _units_of(network, nodes, output, ends)
+
+
+def _units_of(
+    network: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    result: fx.Node,
+    ends: dict[fx.Node, None],
+    may_live_on: _MayLiveOn | None = None,
+) -> Iterator[Unit]:
+    """Yield the units among some nodes.
+
+    Args:
+        network: That has them.
+        nodes: In order of execution.
+        result: What they are for.
+        ends: Of units before; those of these are added.
+        may_live_on: Tells which values may be needed behind an end beside it; none: no other.
+    """
+    layers: list[str] = []
+    for node, live in _live_values(nodes, result):
         layer = layer_of(node, network)
         if isinstance(layer, LAYERS_WITH_PRODUCTS):
             layers.append(str(node.target))
@@ -84,13 +123,11 @@ def find_units(network: fx.GraphModule, *, timed: bool = False) -> list[Unit]:
         is_end = node in live and not _is_followed(node, network) and node.op != "placeholder"
         is_end = is_end and all(may_live_on and may_live_on(o, node, ends) for o in others)
         if is_end and layers and not is_depthwise(network.get_submodule(layers[-1])):
-            units.append(_unit(ends, node, layers))
-            ends, layers = {**ends, node: None}, []
+            yield _unit(ends, node, layers)
+            ends[node], layers = None, []
     if layers:
-        units.append(_unit(ends, _result(network), layers))
-    if not units:
-        raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
-    return units
+        yield _unit(ends, result, layers)
+        ends[result] = None
 
 
 def _unit(ends: Collection[fx.Node], target: fx.Node, layers: Sequence[str]) -> Unit:
@@ -130,14 +167,23 @@ def _is_followed(node: fx.Node, network: fx.GraphModule) -> bool:
     return len(node.users) == 1 and _belongs(node, next(iter(node.users)), network)
 
 
-def _live_values(network: fx.GraphModule) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
-    """Yield every node that computes, and the values that are needed behind it.
+def _live_values(
+    nodes: Sequence[fx.Node], result: fx.Node
+) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
+    """Yield every node that computes, and the values among these that are needed behind it.
 
     A unit ends where the value of a node is the only one.
+
+    Args:
+        nodes: In order of execution.
+        result: The one that is needed in the end.
     """
-    nodes = list(network.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
-    last_use = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
+    last_use = {
+        node: max((place[user] for user in node.users if user in place), default=-1)
+        for node in nodes
+    }
+    last_use[result] = len(nodes)
     constant: set[fx.Node] = set()
     for node in nodes:
         sources = node.all_input_nodes
@@ -145,8 +191,6 @@ def _live_values(network: fx.GraphModule) -> Iterator[tuple[fx.Node, set[fx.Node
             constant.add(node)
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):
-        if node.op == "output":
-            break
         live = {each for each in live if last_use[each] > i}
         if node not in constant:
             live.add(node)

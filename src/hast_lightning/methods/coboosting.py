@@ -95,6 +95,7 @@ class HardPool(ImageBank):
     """Largest norm of the gradient, to which a longer one is shortened."""
 
     file_kind = "hard-pool"
+    several_outputs = False
 
     latents: ClassVar[nn.Parameter]
     mean: ClassVar[Tensor]

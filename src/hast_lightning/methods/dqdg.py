@@ -205,7 +205,8 @@ class MaskedKL(KL):
         """Return the scalar loss."""
         inputs = seen.batch.inputs
         less = masked(inputs, *drawn_spans(inputs, self.frames))
-        student = self._student[0].trace(less).logits
+        student = self._student[0].trace(less).output(self.output)
+        teacher = seen.teacher.output(self.output)
         return kl_divergence(
-            student, seen.teacher.logits, self.temperature, self.reduction, seen.batch.weights
+            student, teacher, self.temperature, self.reduction, seen.batch.weights
         )

@@ -187,6 +187,7 @@ class Refine(Synthesize):
     diversity: float = 1.0
     """Weight of ``D``; 0 leaves it out."""
 
+    several_outputs = False
     features: ClassVar[Tensor]
     errors: ClassVar[Tensor]
     _converted: ClassVar[Mapping[str, Any]]

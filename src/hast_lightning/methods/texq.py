@@ -162,6 +162,8 @@ class ClassCenters(ImageBank):
     min_lr: float = 0.05
     """The rate does not fall below this."""
 
+    several_outputs = False
+
     def __post_init__(self) -> None:
         require_range("size", self.size, 1)
         require_range("batch_size", self.batch_size, 1)

@@ -14,7 +14,7 @@ from hast_lightning.core.batch import Trace
 from hast_lightning.core.ensemble import OWN, mixture
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.outputs import puts_out_maps
+from hast_lightning.graph.outputs import puts_out_maps, puts_out_several
 from hast_lightning.models.teacher import FrozenTeacher
 
 SLASH = "/"
@@ -117,9 +117,11 @@ def with_teachers(
     Raises:
         ModelError: they take other inputs than it does, or put out other classes.
     """
-    if others and puts_out_maps(pretrained.network):
+    own = pretrained.network
+    if others and (puts_out_maps(own) or puts_out_several(own)):
+        what = "maps" if puts_out_maps(own) else "several tensors"
         raise ModelError(
-            f"teachers: the network {pretrained.name} puts out maps, and only networks that give "
+            f"teachers: the network {pretrained.name} puts out {what}, and only networks that give "
             "an image one answer can teach together"
         )
     for name, other in others.items():
@@ -145,8 +147,9 @@ def _require_alike(own: PretrainedNetwork, other: PretrainedNetwork, key: str) -
                 f"{key}: the network {other.name} has {what} {_short(found)}, and {own.name}, "
                 f"which it is to teach together with, {_short(wanted)}"
             )
-    if puts_out_maps(other.network):
-        raise ModelError(f"{key}: the network {other.name} puts out maps, and {own.name} does not")
+    if puts_out_maps(other.network) or puts_out_several(other.network):
+        what = "maps" if puts_out_maps(other.network) else "several tensors"
+        raise ModelError(f"{key}: the network {other.name} puts out {what}, {own.name} does not")
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

@@ -21,7 +21,12 @@ from hast_lightning.graph.heads import cut_head, restore_head
 from hast_lightning.graph.hooks import hooked_modules, remove_hooks
 from hast_lightning.graph.in_place import out_of_place, requires_copies
 from hast_lightning.graph.operations import BATCH_NORMS
-from hast_lightning.graph.outputs import MAPS_DIMENSIONS, keep_only_tensor, mark_maps
+from hast_lightning.graph.outputs import (
+    MAPS_DIMENSIONS,
+    join_outputs,
+    mark_maps,
+    puts_out_several,
+)
 from hast_lightning.graph.sized_tracing import trace_sized
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.plain_weights import computes_weights, make_weights_plain
@@ -47,7 +52,7 @@ def prepare(
     back as it is. Any other becomes its graph, for images of this one size. Either way its
     graph gives the same outputs as its own code, or it is refused. A network that puts out
     probabilities becomes one that puts out their logits, and remembers it
-    (:func:`hast_lightning.graph.heads.head_of`).
+    (:func:`hast_lightning.graph.heads.head_of`). One with several outputs joins them.
 
     Args:
         network: in evaluation mode; left as it is.
@@ -66,13 +71,15 @@ def prepare(
     plain, hooks_count = _plain(network, dimensions, images, expected, name)
     # A copy, because some networks keep intermediate values, and so traces of the tracing.
     graph_module, sized = _trace(copy.deepcopy(plain), input_shape, with_hooks=hooks_count)
-    changed = keep_only_tensor(graph_module, name)
+    changed = join_outputs(graph_module)
     changed |= write_out_functions(graph_module, images)
     changed |= functions_to_layers(graph_module, images)
     changed |= _without_overwriting(graph_module, images, expected, name)
     graph_module.eval()
     whole: nn.Module = graph_module
-    if expected.dim() == MAPS_DIMENSIONS:
+    if puts_out_several(graph_module):
+        changed = True
+    elif expected.dim() == MAPS_DIMENSIONS:
         mark_maps(graph_module)
         changed = True
     elif cut_head(graph_module, images, expected):

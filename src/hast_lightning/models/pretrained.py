@@ -13,15 +13,18 @@ from hast_lightning.core.network import (
     FEATURES,
     RESIZE_RATIO,
     PretrainedNetwork,
+    example_inputs,
 )
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.constants import fix_constants
+from hast_lightning.graph.outputs import outputs_of_graph, puts_out_several
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.checkpoints import checksum
 from hast_lightning.models.input_statistics import input_statistics
 from hast_lightning.models.noise_schedule import noise_schedule
 from hast_lightning.models.preparation import prepare
-from hast_lightning.models.timed import TimedNetwork, puts_out_noise, timed_inputs
+from hast_lightning.models.timed import TRIED, TimedNetwork, puts_out_noise, timed_inputs
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,7 +65,8 @@ def describe(
     network = network.eval().float()
     _require_finite(network, config.name)
     prepared, num_classes = prepare(network, input_shape, config.name)
-    _check_classes(config, num_classes)
+    outputs = outputs_of_graph(prepared, example_inputs(TRIED, input_shape))
+    _check_classes(config, num_classes, outputs)
     _check_front_end(config, input_shape)
     names = config.class_names or class_names
     center, spread = input_statistics(prepared, input_shape) if features else (None, None)
@@ -81,6 +85,7 @@ def describe(
         center=center,
         spread=spread,
         front_end=config.hearing,
+        outputs=outputs,
     )
 
 
@@ -94,6 +99,11 @@ def _describe_denoiser(
     inputs, timed_shape = timed_inputs(shape, len(alpha_bar)), (shape[0] + 1, *shape[1:])
     prepared, channels = prepare(TimedNetwork(network), timed_shape, config.name, inputs)
     prepared = trace(prepared)
+    if puts_out_several(prepared):
+        raise ModelError(
+            f"the network {config.name} puts out several tensors, and one that denoises puts out "
+            "the noise alone: wrap it in a module that returns it"
+        )
     fix_constants(prepared, inputs)
     if not puts_out_noise(prepared, inputs):
         raise ModelError(
@@ -145,7 +155,15 @@ def _check_front_end(config: ModelConfig, input_shape: tuple[int, int, int]) -> 
         )
 
 
-def _check_classes(config: ModelConfig, num_classes: int) -> None:
+def _check_classes(config: ModelConfig, num_classes: int, outputs: Outputs | None) -> None:
+    if outputs is not None:
+        for key in ("num_classes", "class_names"):
+            if getattr(config, key) is not None:
+                raise ModelError(
+                    f"model.{key} is set, and the network {config.name} puts out several tensors "
+                    f"({outputs.in_words}), which are compared as they are: leave it out"
+                )
+        return
     if num_classes < 2:
         raise ModelError(
             f"the network {config.name} puts out {num_classes} number an image; a classifier puts "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.outputs import MAPS_DIMENSIONS, only_tensor
+from hast_lightning.graph.outputs import MAPS_DIMENSIONS, as_one, only_tensor
 from hast_lightning.graph.tracing import innermost_place
 
 _TOLERANCE = 1e-3
@@ -23,6 +23,8 @@ _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 @torch.no_grad()
 def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
     """Return what a network puts out for images: (N, classes), or maps (N, classes, H, W).
+
+    Several outputs are joined to (N, values).
 
     Args:
         network: In evaluation mode.
@@ -36,7 +38,11 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
     shape = "x".join(map(str, images.shape[1:]))
     defaults = _defaults(network, name)
     called = f", called with its own {defaults}," if defaults else ""
-    output = answer_of(network, images, f"{name}{called}", f"images of {shape}")
+    output = as_one(
+        _called(network, images, f"{name}{called}", f"images of {shape}"),
+        f"{name}{called}",
+        len(images),
+    )
     if not isinstance(output, Tensor) or not _are_logits(output, len(images)):
         given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else None
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
@@ -60,16 +66,20 @@ def answer_of(network: nn.Module, inputs: Tensor, called: str, what: str) -> Any
     Raises:
         ModelError: it fails, or gives several tensors.
     """
+    return only_tensor(_called(network, inputs, called, what), called)
+
+
+def _called(network: nn.Module, inputs: Tensor, called: str, what: str) -> Any:
+    """Return whatever a network's own code gives for inputs."""
     try:
         # Some networks normalize their input in place.
-        output = network(inputs.clone())
+        return network(inputs.clone())
     except Exception as error:  # whatever a network's own code raises
         reason = (str(error) or repr(error)).splitlines()[0]
         place = innermost_place(error.__traceback__)
         raise ModelError(
             f"the network {called} fails on {what} (model.input_size), at {place}: {reason}"
         ) from error
-    return only_tensor(output, called)
 
 
 def _are_logits(output: Tensor, images: int) -> bool:

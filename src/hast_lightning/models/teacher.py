@@ -50,7 +50,8 @@ class FrozenTeacher(nn.Module):
         network = copy.deepcopy(pretrained.network).eval().requires_grad_(False)
         self.graph_module = trace(network)
         self.folded = fold_batch_norms(self.graph_module)
-        self._passes = {True: Passes(self.graph_module), False: Passes(self.folded)}
+        graphs = {True: self.graph_module, False: self.folded}
+        self._passes = {key: Passes(g, pretrained.outputs) for key, g in graphs.items()}
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -69,7 +70,7 @@ class FrozenTeacher(nn.Module):
             passes.compiled = True
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map inputs (N, ...) to logits (N, classes)."""
+        """Map inputs (N, ...) to logits (N, classes), or to several outputs joined, (N, values)."""
         return self.trace(inputs).logits
 
     def trace(self, inputs: Tensor, nodes: Sequence[str] = (), *, unfolded: bool = False) -> Trace:

@@ -159,9 +159,12 @@ class Result:
     accuracy of the teacher and agreements are then those of all together. Empty where ``model``
     taught alone."""
     output_error: float | None = None
-    """Of a network that puts out values and no classes (``model.modality=diffusion``): squared
-    error of the student's outputs after its last step, relative to the spread of the
-    full-precision network's; 0: they are the same. None of classes."""
+    """Of a network that puts out values and no classes (``model.modality=diffusion``, or several
+    outputs): squared error of the student's outputs after its last step, relative to the spread of
+    the full-precision network's; 0: they are the same. None of classes."""
+    output_errors: dict[str, float] = field(default_factory=dict)
+    """Of a network with several outputs the error of each, by name; ``output_error`` is their mean.
+    Empty of any other."""
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     """What was exported, by format; empty in results of versions that exported nothing."""
 

@@ -34,7 +34,7 @@ EXPORT_COLUMNS = {
 def input_in_words(network: PretrainedNetwork) -> str:
     """Return the shape of an input, (C, H, W), (C, L) or (L,), and what its numbers are."""
     shape = network.input_shape
-    if network.regresses:
+    if network.denoises:
         pictures = " × ".join(map(str, (shape[0] - 1, *shape[1:])))
         return f"{pictures} (channels × height × width), and the timestep as one more channel"
     if network.modality == TOKENS:
@@ -42,6 +42,15 @@ def input_in_words(network: PretrainedNetwork) -> str:
     axes = "frames × coefficients" if network.modality == FEATURES else "height × width"
     names = f"channels × {axes}" if len(shape) == 3 else "channels × length"
     return f"{' × '.join(map(str, shape))} ({names})"
+
+
+def _output(network: PretrainedNetwork) -> Fact:
+    """Return what the network puts out."""
+    if network.denoises:
+        return Fact("Output", "the noise of a picture")
+    if network.outputs is None:
+        return Fact("Classes", f"{network.num_classes:,}")
+    return Fact("Outputs", f"{network.outputs.in_words}; compared as they are")
 
 
 def facts_of(run: Run) -> tuple[Fact, ...]:
@@ -55,9 +64,7 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
         Fact("Method", _method(config)),
         Fact("Network", f"{network.name}, {parameters:,} parameters"),
         Fact("Input", input_in_words(network)),
-        Fact("Output", "the noise of a picture")
-        if network.regresses
-        else Fact("Classes", f"{network.num_classes:,}"),
+        _output(network),
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),
         Fact("Ranges", _part(quantizer.ranges)),
@@ -177,6 +184,10 @@ def key_figures(result: Result) -> tuple[Fact, ...]:
         Fact("error of the outputs, of their spread", f"{result.output_error:.3g}")
         if result.output_error is not None
         else None,
+        *(
+            Fact(f"error of the output {name}", f"{error:.3g}")
+            for name, error in result.output_errors.items()
+        ),
         Fact("smaller than in float32", f"{ratio:.1f}×"),
         Fact(
             "for synthesis, training and evaluation",

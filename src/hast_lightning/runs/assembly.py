@@ -19,6 +19,7 @@ from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.ensemble import OWN
 from hast_lightning.core.network import TOKENS, PretrainedNetwork
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.core.source import Source, TrainedSource
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.given import GivenData
@@ -89,8 +90,8 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
-        if self.network.regresses:
-            return self._evaluate_values(inputs for inputs, _ in batches)
+        if (values := self.network.values) is not None:
+            return self._evaluate_values((inputs for inputs, _ in batches), values)
         texts = self.network.modality == TOKENS
         # A vocabulary squared is too much to look at.
         counts = None if texts else Confusion(self.network.num_classes).to(self.module.device)
@@ -108,11 +109,10 @@ class Run:
         self.confusion = None if counts is None else counts.compute().cpu()
         return found
 
-    def _evaluate_values(self, batches: Iterable[Tensor]) -> Evaluation:
-        module, (channels, *sides) = self.module, self.network.input_shape
-        shape = (channels - 1, *sides)
+    def _evaluate_values(self, batches: Iterable[Tensor], values: Outputs) -> Evaluation:
+        module = self.module
         try:
-            return evaluate_values(module.teacher, module.student, batches, shape, module.device)
+            return evaluate_values(module.teacher, module.student, batches, values, module.device)
         except DivergenceError as error:
             raise module.divergence(str(error), max(module.iteration - 1, 0)) from error
 
@@ -183,6 +183,12 @@ def build(
     """
     network = network or load_all(config.model, config.teachers)
     _warn_of_new_networks(config, network)
+    if data is not None and network.outputs is not None:
+        raise DataError(
+            f"data= has labels, and the network {network.name} puts out several tensors "
+            f"({network.outputs.in_words}): leave it out, and compare what both networks say to "
+            "your images in Python"
+        )
     evaluation_data = data or load_evaluation_data(config.data, network)
     module = ZeroShotQuantization(config, network, build_sources(config, network))
     if not module.agenda.iterations:

@@ -139,6 +139,7 @@ def describe(run: Run) -> Description:
         output=head_of(run.module.student),
         modality=network.modality,
         front_end=network.front_end,
+        outputs=network.outputs,
     )
 
 
@@ -182,7 +183,7 @@ def _prove(run: Run, name: str, path: Path, student: nn.Module) -> ExportRecord:
     if description.output == NEXT_TOKENS:
         # Positions are compared, of which classes come second.
         compared = tuple(partial(_with_classes_second, each) for each in compared)  # type: ignore[assignment]
-    limits, values = run.config.export, run.network.regresses
+    limits, values = run.config.export, run.network.denoises
     parity = prove(name, *compared, _images(run), shape, limits, values=values)
     first = next(_images(run))[:1].contiguous()
     milliseconds, float_milliseconds = latencies(network, _float_network(run, name), first)

@@ -251,6 +251,9 @@ def _describe_network(pretrained: PretrainedNetwork, config: Config) -> Iterator
         yield f"input: texts of {shape} tokens; {pretrained.num_classes} are known"
     else:
         yield f"input: {shape}, mean {mean}, std {std}{' (assumed: ImageNet)' * assumed}"
+    if pretrained.outputs is not None:
+        yield f"outputs: {pretrained.outputs.in_words}"
+    elif not (pretrained.denoises or pretrained.modality == TOKENS):
         names = pretrained.class_names or ()
         yield f"classes: {pretrained.num_classes} ({_some(names) if names else 'without names'})"
     if config.model.provider == "given":

@@ -17,6 +17,7 @@ from hast_lightning.graph.network import Learner
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import convert
+from hast_lightning.runs.modality import one_output_alone
 from hast_lightning.tracking.facts import is_on, switched_parts
 
 WIDTH = 120
@@ -84,9 +85,11 @@ def _needs(config: Config, teacher: FrozenTeacher, learner: Learner) -> tuple[tu
     """Return what the parts of a method want in words, and why one does not fit the network."""
     words: dict[str, None] = {}
     misfit = ""
-    for _, part in switched_parts(config):
+    for place, part in switched_parts(config):
         if not is_on(part):
             continue
+        if (outputs := teacher.pretrained.outputs) is not None:
+            misfit = misfit or one_output_alone(place, part, outputs)
         try:
             needs = part.bind(teacher, learner)
         except UserError as error:

@@ -7,12 +7,15 @@ from dataclasses import fields
 
 from hast_lightning.config import Config
 from hast_lightning.core.network import DIFFUSION, TOKENS, PretrainedNetwork
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.core.part import Part, group_of, parts
 from hast_lightning.core.stage import Stage
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
 
+OUTPUT = "output"
+"""Setting of a term that can be about one of several outputs."""
 METHODS = {DIFFUSION: "eda_dm_style", TOKENS: "self_calibration_style"}
 """A method that fits, by modality."""
 
@@ -21,10 +24,13 @@ def refuse_unsuited(config: Config, network: PretrainedNetwork) -> None:
     """Refuse parts of a run that do not know what to do with the network.
 
     Raises:
-        ConfigurationError: a part that the run uses is for networks of other modalities.
+        ConfigurationError: a part that the run uses is for networks of other modalities, or for
+            those that put out one tensor.
     """
     modality = network.modality
     for key, part in _used(config):
+        if network.outputs is not None and (line := one_output_alone(key, part, network.outputs)):
+            raise ConfigurationError(line)
         if modality in part.modalities:
             continue
         group = group_of(type(part))
@@ -36,6 +42,28 @@ def refuse_unsuited(config: Config, network: PretrainedNetwork) -> None:
             f"{' and '.join(part.modalities)}; {instead}"
             + (f", in method={method} for example" if method and known else "")
         )
+
+
+def one_output_alone(key: str, part: Part, outputs: Outputs) -> str:
+    """Return why a part does not fit a network of several outputs; empty where it does.
+
+    Args:
+        key: Where the part stands.
+        part: Used with the network.
+        outputs: Of the network.
+    """
+    if part.several_outputs:
+        return ""
+    group = group_of(type(part))
+    known = sorted(name for name, cls in parts()[group].items() if cls.several_outputs)
+    instead = f"of {group}s there are {', '.join(known)}" if known else f"no {group} is"
+    if isinstance(part, Term):
+        named = f"{key}.output names the one that it is about, or " if hasattr(part, OUTPUT) else ""
+        instead = f"{named}{key}.enabled=false leaves it out; {instead}"
+    return (
+        f"{key}={part.kind} is for one output, and the network puts out {len(outputs.names)}: "
+        f"{outputs.in_words}; {instead}"
+    )
 
 
 def _used(config: Config) -> Iterator[tuple[str, Part]]:

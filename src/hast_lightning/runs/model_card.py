@@ -71,7 +71,10 @@ def _facts(
         yield "Input", f"{shape}, {values}"
         if description.front_end is not None:
             yield "Made of", _heard(description.front_end)
-        yield "Output", f"{description.num_classes} classes, {description.output}"
+        if description.outputs is None:
+            yield "Output", f"{description.num_classes} classes, {description.output}"
+        else:
+            yield "Outputs", description.outputs.in_words
     yield "Bits of weights and activations", bits_of(description.quantizer)
     yield "Full-precision weights", f"SHA-256 {description.teacher_checksum[:16]}..."
     yield "License of the weights", license_name or "not given: ask whoever trained them"
@@ -91,8 +94,9 @@ def _facts(
         texts = f" on {result.evaluated_images:,} texts"
         yield "Perplexity", f"{result.kept_perplexity:.3f}{texts}{full}"
     if result.output_error is not None:
+        of = "each to its own" if result.output_errors else "to their"
         yield (
-            "Squared error of the outputs, relative to their spread",
+            f"Squared error of the outputs, relative {of} spread",
             f"{_kept_error(result):.3g} on {result.evaluated_images:,} {result.agreement_on}",
         )
         return
@@ -135,6 +139,10 @@ def _how(description: Description, result: Result | None) -> Iterator[str]:
 
 
 def _limits(description: Description, result: Result | None) -> Iterator[str]:
+    if description.outputs is not None:
+        yield "- The error was measured on images of the result's, and not on real ones."
+        yield "- How good what is made of the outputs is, such as boxes, was not measured."
+        return
     if result is not None and result.output_error is not None:
         yield "- The error was measured on points of the full-precision network's own sampling."
         yield "- How good samples look was not measured."

@@ -65,6 +65,11 @@ def predict(artifact: Path, images: Path, target: Path | None) -> None:
             table cannot be written.
     """
     network, description = open_artifact(artifact)
+    if description.outputs is not None:
+        raise DataError(
+            f"artifact={artifact} puts out several tensors ({description.outputs.in_words}), and "
+            "no class: use it in Python (docs/detectors.md)"
+        )
     if description.modality == DIFFUSION:
         raise DataError(
             f"artifact={artifact} predicts the noise of a picture at a timestep, and no class: use "

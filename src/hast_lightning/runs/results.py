@@ -61,6 +61,7 @@ def result_of(
         quantized_top1=final.student_top1 if labelled else None,
         teacher_agreement=final.agreement,
         output_error=final.error,
+        output_errors=dict(final.errors),
         agreement_on=f"{'evaluation' if labelled else held_out} {what}{against}",
         calibrated_agreement=calibrated.agreement if calibrated else None,
         evaluated_images=final.images,

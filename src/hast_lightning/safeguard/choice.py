@@ -89,7 +89,7 @@ def choose(
         return Choice(last, last, evaluated=_evaluated(evaluate, last))
     student = module.student
     final = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    images, values = judging_images(module, options), module.teacher.pretrained.regresses
+    images, values = judging_images(module, options), module.teacher.pretrained.values
     states: dict[str, Any] = {**earlier, last: final}
     judged: dict[str, dict[str, Closeness]] = {}
     for stage, state in states.items():
@@ -149,7 +149,7 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
     reference = reference_images(module.teacher, options.images, options.iterations)
     images = {REFERENCE: reference}
     network = module.teacher.pretrained
-    if not network.regresses:  # to a network that denoises, such noise is nothing that it meets
+    if not network.denoises:  # to a network that denoises, such noise is nothing that it meets
         generator = torch.Generator().manual_seed(1)
         noise = network.inputs_of(judging_noise(network, options.images, generator))
         images[SMOOTH] = noise.to(reference.device)

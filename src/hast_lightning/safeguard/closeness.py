@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.graph.outputs import by_position
-from hast_lightning.training.evaluation import ALIKE, LARGEST, relative_error
+from hast_lightning.training.evaluation import ALIKE, LARGEST, mean_error, relative_errors
 
 CHUNK = 64
 """Images that go through the networks at once."""
@@ -37,7 +38,7 @@ class Closeness(NamedTuple):
 
 @torch.no_grad()
 def closeness(
-    teacher: nn.Module, student: nn.Module, inputs: Tensor, *, values: bool = False
+    teacher: nn.Module, student: nn.Module, inputs: Tensor, *, values: Outputs | None = None
 ) -> Closeness:
     """Return how close a student is to its teacher on ``inputs`` (N, ...).
 
@@ -45,14 +46,16 @@ def closeness(
         teacher: In evaluation mode.
         student: Likewise.
         inputs: That both answer.
-        values: The answers are values, and no classes.
+        values: What the answers are where they are values, and no classes; of several the error is
+            the mean of theirs.
     """
     # Each text has an answer for every token.
     parts = torch.split(inputs, CHUNK if inputs.is_floating_point() else TEXTS)
+    if values is not None:
+        pairs = ((student(part), teacher(part)) for part in parts)
+        return Closeness(mean_error(relative_errors(pairs, values)), None)
     of_teacher = torch.cat([teacher(part) for part in parts])
     of_student = torch.cat([student(part) for part in parts])
-    if values:
-        return Closeness(relative_error(of_student, of_teacher), None)
     of_teacher, of_student = by_position(of_teacher), by_position(of_student)
     same = (of_student.argmax(1) == of_teacher.argmax(1)).float().mean()
     return Closeness(relative_logit_error(of_student, of_teacher), 100 * float(same))

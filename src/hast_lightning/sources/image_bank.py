@@ -64,6 +64,7 @@ class ImageBank(TrainedSource):
     """The rate does not fall below this."""
 
     file_kind: ClassVar[str] = FILE_KIND
+    several_outputs = True
     images: ClassVar[Tensor]
     labels: ClassVar[Tensor]
     active_labels: ClassVar[Tensor]
@@ -101,7 +102,7 @@ class ImageBank(TrainedSource):
                 f"{site.key}.batch_size={self.batch_size} times the {processes} processes"
             )
         self.count, self.processes = count, processes
-        if puts_out_maps(site.pretrained.network):
+        if puts_out_maps(site.pretrained.network) or site.pretrained.outputs is not None:
             vars(self)["label_kind"] = "none"
         self.held_out_count = max(1, round(site.holdout * count)) if site.holdout > 0 else 0
         self.trainable_count = count - self.held_out_count

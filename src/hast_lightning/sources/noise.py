@@ -17,22 +17,29 @@ from hast_lightning.sources.suitability import refuse_maps
 class Noise(Source):
     """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis.
 
+    For a network with several outputs there are no labels.
+
     Features vary slowly in time, with the mean and deviation of each coefficient that the network
     expects.
     """
 
     place: ClassVar[Tensor]
+    several_outputs = True
 
     def build(self, site: Site) -> None:
         """Remember the device that samples are drawn on."""
         super().build(site)
         refuse_maps(site.pretrained, f"{site.key}={self.kind}")
+        if site.pretrained.outputs is not None:
+            vars(self)["label_kind"] = "none"
         self.register_buffer("place", torch.zeros(()), persistent=False)
 
     def sample(self, count: int) -> Batch:
-        """Return fresh noise (count, ...) and labels (count,)."""
+        """Return fresh noise (count, ...) and labels (count,), if there are classes."""
         device = self.place.device
         network = self.site.pretrained
         noise = network.noise_of(torch.randn(count, *network.input_shape, device=device))
         inputs = network.inputs_of(noise)
+        if self.label_kind == "none":
+            return Batch(inputs)
         return Batch(inputs, torch.randint(network.num_classes, (count,), device=device))

@@ -146,6 +146,7 @@ class OwnImages(Source):
     height x width x channels bytes: 10,000 of 224 pixels take 1.5 GB."""
 
     synthetic = False
+    several_outputs = True
 
     labels: ClassVar[Tensor]
     mean: ClassVar[Tensor]
@@ -168,6 +169,8 @@ class OwnImages(Source):
         """
         super().build(site)
         refuse_maps(site.pretrained, f"{site.key}={self.kind}")
+        if site.pretrained.outputs is not None:
+            vars(self)["label_kind"] = "none"
         if self.path is None:
             raise ConfigurationError(f"{site.key}.path is not set: point it at {EXPECTED}")
         network, key = site.pretrained, f"{site.key}.path"
@@ -258,6 +261,8 @@ class OwnImages(Source):
         if self.site.pretrained.modality == PICTURES:
             values = values / 255
         images = (values - self.mean) / self.std
+        if self.label_kind == "none":
+            return Batch(images)
         index = index.to(device)
         unknown = self.labels[index] == UNKNOWN
         if bool(unknown.any()):

@@ -81,7 +81,8 @@ class ScheduledBank(ImageBank):
             UserError: as of ``image_bank``.
         """
         super().build(site)
-        if puts_out_maps(site.pretrained.network) and (self.rolls or self.flip):
+        moves = puts_out_maps(site.pretrained.network) or site.pretrained.outputs is not None
+        if moves and (self.rolls or self.flip):
             raise ConfigurationError(
                 f"{site.key}.rolls: answers of a network for each position move with the images; "
                 "rolls=[] flip=0 leave them where they are"

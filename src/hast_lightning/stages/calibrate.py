@@ -50,6 +50,7 @@ class Calibrate(Stage):
 
     calibrates = True
     modalities = MODALITIES
+    several_outputs = True
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 1)

@@ -41,6 +41,7 @@ class Correct(Stage):
 
     # It changes the student, so that evaluations are drawn behind it.
     trains_student = True
+    several_outputs = True
 
     def __post_init__(self) -> None:
         require_range("samples", self.samples, 2)

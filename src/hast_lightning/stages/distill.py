@@ -60,6 +60,7 @@ class Distill(Stage):
     """What acts between the backward pass and the step; null: nothing."""
 
     trains_student = True
+    several_outputs = True
 
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 0)

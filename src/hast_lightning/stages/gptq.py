@@ -53,6 +53,7 @@ class GPTQ(Stage):
     """Columns that are rounded before the others are told; for speed alone."""
 
     trains_student = True
+    several_outputs = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "block_size"):

@@ -121,6 +121,7 @@ class Reconstruct(Stage):
 
     trains_student = True
     modalities = MODALITIES
+    several_outputs = True
 
     _student_unit: ClassVar[fx.GraphModule]
     _layers: ClassVar[tuple[fx.GraphModule, fx.GraphModule] | None] = None
@@ -155,7 +156,7 @@ class Reconstruct(Stage):
             raise ConfigurationError(
                 f"order: {self.name} rebuilds the student, which no stage before it calibrates"
             )
-        timed = bench.teacher.pretrained.regresses
+        timed = bench.teacher.pretrained.denoises
         self._units = tuple(find_units(bench.teacher.graph_module, timed=timed))
         layers = [layer for _, layer in quantized_layers(bench.student)]
         adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)

@@ -41,6 +41,8 @@ class Synthesize(Stage):
     transforms: dict[str, Transform] = field(default_factory=dict)
     """What changes the samples before the networks see them."""
 
+    several_outputs = True
+
     def __post_init__(self) -> None:
         if self.steps is not None:
             require_range("steps", self.steps, 1)

@@ -134,6 +134,8 @@ def batch_norm_statistics_loss(
 class AtBatchNorms(Term):
     """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
+    several_outputs = True
+
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the BatchNorms, of all networks that teach together.
 

@@ -98,6 +98,7 @@ class ChannelAttention(Term):
     """The paper's lambda."""
 
     title = "Feature alignment loss"
+    several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the ends of blocks.

@@ -52,6 +52,7 @@ class Convex(Term):
     """
 
     title = "Distance of weights from the grid"
+    several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the student's layers.

@@ -18,6 +18,7 @@ class ImageStatistics(Term):
     """
 
     title = "mean and deviation of images"
+    several_outputs = True
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the squared distances, summed over channels, their mean over images."""

@@ -7,9 +7,11 @@ from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_choice, require_range
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import Network, PretrainedNetwork
+from hast_lightning.core.outputs import shape_of_output
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
+from hast_lightning.errors import ModelError
 
 REDUCTIONS = ("batchmean", "mean")
 
@@ -49,6 +51,20 @@ def kl_divergence(
     return temperature**2 * divergence
 
 
+def require_classes(network: PretrainedNetwork, output: str) -> None:
+    """Refuse a name of an output that the network does not have, or that has no classes.
+
+    Raises:
+        ModelError: it is so.
+    """
+    shape = shape_of_output(network.outputs, output)
+    if len(shape) not in (1, 3) or shape[0] < 2:
+        raise ModelError(
+            f"output={output}: a divergence is one of logits (N, classes), or of maps (N, classes, "
+            f"H, W), and {network.name} puts out {('N', *shape)} there; raw_outputs takes any"
+        )
+
+
 @part("term", "kl")
 class KL(Term):
     """Knowledge distillation: ``temperature^2 * KL(T || S)``.
@@ -60,6 +76,9 @@ class KL(Term):
     """What both networks' logits are divided by."""
     reduction: str = "batchmean"
     """``batchmean`` as HAST's; ``mean`` averages over classes too, as GDFQ's released code."""
+    output: str | None = None
+    """Of a network with several outputs the one whose logits are compared, (N, classes) or maps of
+    them; null: the network has one."""
 
     title = "Distillation loss (KL)"
 
@@ -67,17 +86,24 @@ class KL(Term):
         super().__post_init__()
         require_range("temperature", self.temperature, 0, open_minimum=True)
         require_choice("reduction", self.reduction, REDUCTIONS)
+        vars(self)["several_outputs"] = self.output is not None
 
     def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits."""
+        """Ask for the student's logits.
+
+        Raises:
+            ModelError: ``output`` names none of the network's, or one without classes.
+        """
+        if self.output is not None:
+            require_classes(teacher.pretrained, self.output)
         return Needs(student=())
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
         assert seen.student is not None
         return kl_divergence(
-            seen.student.logits,
-            seen.teacher.logits,
+            seen.student.output(self.output),
+            seen.teacher.output(self.output),
             self.temperature,
             self.reduction,
             seen.batch.weights,

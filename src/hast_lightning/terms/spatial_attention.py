@@ -85,6 +85,7 @@ class SpatialAttention(Term):
     """What the term is multiplied by, as the channels' in HAST; 0 leaves it out."""
 
     title = "Spatial alignment loss"
+    several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the ends of blocks.
@@ -122,6 +123,7 @@ class AdaptiveAttention(Term):
     """Of the softmax that gives the weights; the larger, the more alike they are."""
 
     title = "Channel and spatial alignment loss"
+    several_outputs = True
     soft: ClassVar[Tensor]
     sums: ClassVar[Tensor]
     last: ClassVar[Tensor]

@@ -57,6 +57,7 @@ class TotalVariation(Term):
     """What differences along diagonals are multiplied by."""
 
     title = "total variation"
+    several_outputs = True
     goal: ClassVar[Tensor]
 
     def __post_init__(self) -> None:

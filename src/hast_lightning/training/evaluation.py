@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import DivergenceError, ModelError
 from hast_lightning.runtime.ranks import answered
 
@@ -38,6 +39,7 @@ class Evaluation:
             that follows; none: of any other.
         student_perplexity: The same of the student.
         error: Of values, the squared error relative to the spread of the teacher's; else none.
+        errors: Of several outputs that of each, by name, of which ``error`` is the mean.
     """
 
     teacher_top1: float | None
@@ -47,6 +49,7 @@ class Evaluation:
     teacher_perplexity: float | None = None
     student_perplexity: float | None = None
     error: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
@@ -67,6 +70,29 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         expected: Of the same shape.
     """
     return _Sums.of(found, expected).error
+
+
+def relative_errors(
+    pairs: Iterable[tuple[Tensor, Tensor]], outputs: Outputs
+) -> dict[str, float]:
+    """Return :func:`relative_error` of each of several outputs, by name.
+
+    Args:
+        pairs: Batches of what was found and what was expected, as ``outputs`` splits them.
+        outputs: What they are.
+    """
+    sums: dict[str, _Sums] = {}
+    for found, expected in pairs:
+        parts = outputs.split(expected)
+        for name, part in outputs.split(found).items():
+            some = _Sums.of(part, parts[name])
+            sums[name] = some.plus(sums[name]) if name in sums else some
+    return {name: each.error for name, each in sums.items()}
+
+
+def mean_error(errors: Mapping[str, float]) -> float:
+    """Return the mean of the errors of several outputs, each relative to its own spread."""
+    return sum(errors.values()) / len(errors)
 
 
 class _Sums(NamedTuple):
@@ -93,6 +119,10 @@ class _Sums(NamedTuple):
             expected.sum(0),
             torch.tensor(float(len(expected)), dtype=torch.float64, device=expected.device),
         )
+
+    def plus(self, other: _Sums) -> _Sums:
+        """Return the sums over both."""
+        return _Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
     def error(self) -> float:
@@ -248,7 +278,7 @@ def evaluate_values(
     teacher: nn.Module,
     student: nn.Module,
     batches: Iterable[Tensor],
-    shape: Sequence[int],
+    outputs: Outputs,
     device: torch.device,
 ) -> Evaluation:
     """Compare networks that put out values and no classes on ``batches`` of inputs (N, ...).
@@ -257,7 +287,7 @@ def evaluate_values(
         teacher: In evaluation mode.
         student: Likewise.
         batches: Inputs.
-        shape: Of the output for one input.
+        outputs: What they put out.
         device: Of the networks.
 
     Raises:
@@ -265,14 +295,20 @@ def evaluate_values(
         DivergenceError: the student does.
         LostProcessError: another process has ended, or does not answer.
     """
-    error = RelativeError(shape).to(device)
+    named = zip(outputs.names, outputs.shapes, strict=True)
+    metrics = {name: RelativeError(shape or (1,)).to(device) for name, shape in named}
     seen = SumMetric(dist_sync_fn=_gathered).to(device)
     for inputs in batches:
         of_teacher, of_student = teacher(inputs.to(device)), student(inputs.to(device))
         _require_finite(of_teacher, of_student)
-        error.update(of_student, of_teacher)
+        found, expected = outputs.split(of_student), outputs.split(of_teacher)
+        for name, metric in metrics.items():
+            metric.update(found[name], expected[name])
         seen.update(len(inputs))
-    return Evaluation(None, None, None, int(seen.compute()), error=float(error.compute()))
+    errors = {name: float(metric.compute()) for name, metric in metrics.items()}
+    each = errors if outputs.several else {}
+    count = int(seen.compute())
+    return Evaluation(None, None, None, count, error=mean_error(errors), errors=each)
 
 
 def _require_finite(of_teacher: Tensor, of_student: Tensor) -> None:

@@ -179,6 +179,8 @@ class CropAndFlip(Transform):
     flip: float = 0.5
     """Probability of a horizontal flip, per image."""
 
+    several_outputs = True
+
     def __post_init__(self) -> None:
         require_range("probability", self.probability, 0, 1)
         require_range("flip", self.flip, 0, 1)

@@ -60,6 +60,8 @@ class TimeShift(Transform):
     frames: int = 2
     """Largest shift to either side."""
 
+    several_outputs = True
+
     def __post_init__(self) -> None:
         require_range("frames", self.frames, 0)
 
@@ -83,6 +85,8 @@ class TimeMask(Transform):
 
     frames: int = 10
     """Largest width of the span; widths are uniform from 0."""
+
+    several_outputs = True
 
     def __post_init__(self) -> None:
         require_range("frames", self.frames, 0)

@@ -47,6 +47,7 @@ class Promotion(Transform):
 
     by_gradient = True
     mark = "_promoted"
+    several_outputs = True
 
     def __post_init__(self) -> None:
         require_range("eps", self.eps, 0)
