@@ -134,13 +134,6 @@ def test_masks_are_no_labels_of_images() -> None:
         )
 
 
-def test_several_tensors_are_refused_by_their_names() -> None:
-    with pytest.raises(UserError, match=r"puts out 5 tensors \(0, 1, 2, 3, pool\), and one is"):
-        hast_lightning.quantize(
-            pyramid(), 4, input_shape=(3, 64, 64), method="without_training", overrides=SHORT
-        )
-
-
 def test_a_detection_backbone_converts_with_all_its_levels() -> None:
     network = pyramid()
     images = noise(4, 3, 64, 64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import DivergenceError, LostProcessError
 from hast_lightning.training import evaluation
 from hast_lightning.training.evaluation import (
@@ -14,7 +15,7 @@ from hast_lightning.training.evaluation import (
     Evaluation,
     evaluate,
     evaluate_values,
-    relative_error,
+    relative_errors,
 )
 
 CPU = torch.device("cpu")
@@ -98,6 +99,11 @@ def test_a_process_that_is_lost_while_shares_are_added_up_is_told_as_such(
         counts.compute()
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return the error of an only output."""
+    return relative_errors([(found, expected)], Outputs.alone(expected.shape[1:]))[""]
+
+
 def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
     found, expected = torch.randn(2, 5, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     distance = spread = 0.0
@@ -118,7 +124,7 @@ def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
 def test_values_are_compared_over_batches_as_all_at_once() -> None:
     inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     teacher, student = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
-    result = evaluate_values(teacher, student, torch.split(inputs, 4), (2, 2, 2), CPU)
+    result = evaluate_values(teacher, student, torch.split(inputs, 4), Outputs.alone((2, 2, 2)), CPU)
     assert (result.teacher_top1, result.student_top1, result.agreement) == (None, None, None)
     assert result.images == 10
     with torch.no_grad():
@@ -127,4 +133,23 @@ def test_values_are_compared_over_batches_as_all_at_once() -> None:
     with torch.no_grad():
         student.weight.fill_(torch.nan)
     with pytest.raises(DivergenceError):
-        evaluate_values(teacher, student, [inputs], (2, 2, 2), CPU)
+        evaluate_values(teacher, student, [inputs], Outputs.alone((2, 2, 2)), CPU)
+
+
+def test_each_of_several_outputs_is_compared_with_its_own_spread() -> None:
+    outputs = Outputs(("a", "b"), ((3,), (2, 2)), ("dict", (("a", "a"), ("b", "b"))))
+    expected, found = torch.randn(2, 8, 7, generator=torch.Generator().manual_seed(0))
+    # That the second is a hundred times as large changes nothing.
+    scale = torch.tensor([1.0] * 3 + [100.0] * 4)
+    result = evaluate_values(
+        lambda some: some * scale,
+        lambda some: (some + found - expected) * scale,
+        [expected],
+        outputs,
+        CPU,
+    )
+    parts = {"a": slice(0, 3), "b": slice(3, 7)}
+    for name, part in parts.items():
+        each = relative_error(found[:, part], expected[:, part])
+        assert result.errors[name] == pytest.approx(each, rel=1e-4)
+    assert result.error == pytest.approx(sum(result.errors.values()) / 2)

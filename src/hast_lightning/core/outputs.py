@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hast_lightning.errors import ModelError
@@ -109,9 +110,9 @@ class Outputs:
         Args:
             values: (N, values); of an only tensor in any shape.
         """
-        parts = values.flatten(1).split(self.sizes, dim=1)
+        parts = torch.split(values.flatten(1), list(self.sizes), dim=1)
         shaped = zip(self.names, parts, self.shapes, strict=True)
-        return {name: part.unflatten(1, shape or (1,)) for name, part, shape in shaped}
+        return {name: torch.unflatten(part, 1, shape or (1,)) for name, part, shape in shaped}
 
     def build(self, tensors: Mapping[str, Any]) -> Any:
         """Return the container with these tensors in it, by name."""

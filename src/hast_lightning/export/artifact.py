@@ -77,7 +77,8 @@ def open_artifact(path: Path) -> tuple[Network, Description]:
 
     Returns:
         A function that maps normalized images (N, C, H, W), float32, to logits (N, classes), or to
-        several outputs in their container, without gradients; and the description, which says what images it expects.
+        several outputs in their container, without gradients; and the description, which says what
+        images it expects.
 
     Raises:
         ConfigurationError: a package that the format needs is not installed.

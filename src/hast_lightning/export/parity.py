@@ -244,7 +244,8 @@ class _Seen(NamedTuple):
         return float(self.difference.median() / within)
 
 
-_NOTHING = _Seen(*(torch.zeros(0) for _ in range(4)), torch.zeros(0, dtype=torch.bool))
+_EMPTY = torch.zeros(0)
+_NOTHING = _Seen(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY.bool())
 
 
 def _joined(some: Sequence[_Seen]) -> _Seen:

@@ -68,10 +68,11 @@ def as_one(output: Any, name: str, samples: int) -> Any:
     Raises:
         ModelError: several tensors are not floats (samples, ...), or something else is beside them.
     """
-    tensors = _tensors(output)
-    if len(tensors) < 2:
-        return next(iter(tensors.values()), output)
+    leaves = list(named_leaves(output)) if is_container(output) else []
+    if sum(isinstance(leaf, Tensor) for _, leaf in leaves) < 2:
+        return next(iter(_tensors(output).values()), output)
     _require_named(output, name)
+    tensors = _tensors(output)
     for key, tensor in tensors.items():
         fits = tensor.is_floating_point() and tensor.dim() and len(tensor) == samples
         if not (fits and tensor.numel()):

@@ -76,13 +76,13 @@ def find_units(network: fx.GraphModule, *, timed: bool = False) -> list[Unit]:
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise ModelError(f"the network takes {len(inputs)} inputs; units are found for one alone")
-    result = _result(network)
-    ends = {inputs[0]: None}
-    if not is_joint(result):
-        nodes = [node for node in network.graph.nodes if node.op != "output"]
-        units = list(_units_of(network, nodes, result, ends, _MayLiveOn(network) if timed else None))
-    else:
+    result, ends = _result(network), {inputs[0]: None}
+    if is_joint(result):
         units = list(_units_of_several(network, result, ends))
+    else:
+        nodes = [node for node in network.graph.nodes if node.op != "output"]
+        may_live_on = _MayLiveOn(network) if timed else None
+        units = list(_units_of(network, nodes, result, ends, may_live_on))
     if not units:
         raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
     return units
@@ -92,10 +92,12 @@ def _units_of_several(
     network: fx.GraphModule, joint: fx.Node, ends: dict[fx.Node, None]
 ) -> Iterator[Unit]:
     """Yield the units of each output in turn, in order of execution; ``ends`` gets their ends."""
+    # Such as the size of the input, which maps are enlarged to.
+    may_live_on = _MayLiveOn(network)
     for output in [node for node in network.graph.nodes if joint in node.users]:
         needed, _ = _between(ends, output)
         nodes = [node for node in network.graph.nodes if node in needed]
-        yield from _units_of(network, nodes, output, ends)
+        yield from _units_of(network, nodes, output, ends, may_live_on)
 
 
 def _units_of(

@@ -207,6 +207,4 @@ class MaskedKL(KL):
         less = masked(inputs, *drawn_spans(inputs, self.frames))
         student = self._student[0].trace(less).output(self.output)
         teacher = seen.teacher.output(self.output)
-        return kl_divergence(
-            student, teacher, self.temperature, self.reduction, seen.batch.weights
-        )
+        return kl_divergence(student, teacher, self.temperature, self.reduction, seen.batch.weights)

@@ -38,6 +38,8 @@ from hast_lightning.models.steadiness import (
 )
 
 _IMAGES = 2
+FROZEN_BATCH_NORM = "FrozenBatchNorm2d"
+_STATISTICS = {"weight", "bias", "running_mean", "running_var"}
 
 
 def prepare(
@@ -107,6 +109,7 @@ def _plain(
         network = copy.deepcopy(network)
         make_weights_plain(network)
     network = _with_plain_batch_norms(network, dimensions)
+    network = _without_frozen_batch_norms(network)
     if has_fused_modules(network):
         network = write_out_modules(network)
     if not hooked_modules(network):
@@ -214,6 +217,28 @@ def _with_plain_batch_norms(network: nn.Module, dimensions: Mapping[str, int]) -
             layer.track_running_stats,
         )
         plain.load_state_dict(layer.state_dict())
+        network.set_submodule(name, plain.eval())
+    return network
+
+
+def _without_frozen_batch_norms(network: nn.Module) -> nn.Module:
+    """The network, or a copy with plain BatchNorms where detectors have frozen ones.
+
+    Those of torchvision and Detectron2 compute the same and are no layers of torch, so that nobody
+    would find their statistics.
+    """
+    frozen = {
+        name: layer
+        for name, layer in network.named_modules()
+        if type(layer).__name__ == FROZEN_BATCH_NORM and layer.state_dict().keys() >= _STATISTICS
+    }
+    if not frozen:
+        return network
+    network = copy.deepcopy(network)
+    for name, layer in frozen.items():
+        state = {key: layer.state_dict()[key] for key in _STATISTICS}
+        plain = nn.BatchNorm2d(len(state["weight"]), eps=float(getattr(layer, "eps", 1e-5)))
+        plain.load_state_dict(state, strict=False)
         network.set_submodule(name, plain.eval())
     return network
 

@@ -1,4 +1,4 @@
-"""The student's outputs as they are, against the teacher's: for networks that are no classifiers."""
+"""The student's outputs as they are, against the teacher's: also of what is no classifier."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class RawOutputs(Term):
         assert seen.student is not None
         weights = seen.batch.weights
         if self.output is not None:
-            pair = (each.output(self.output) for each in (seen.student, seen.teacher))
-            return relative_squared_error(*pair, weights)
+            student, teacher = seen.student.output(self.output), seen.teacher.output(self.output)
+            return relative_squared_error(student, teacher, weights)
         of_student, of_teacher = seen.student.by_name(), seen.teacher.by_name()
         errors = [relative_squared_error(of_student[n], of_teacher[n], weights) for n in of_teacher]
         return errors[0] if len(errors) == 1 else torch.stack(errors) / len(errors)
