@@ -124,7 +124,9 @@ def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
 def test_values_are_compared_over_batches_as_all_at_once() -> None:
     inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     teacher, student = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
-    result = evaluate_values(teacher, student, torch.split(inputs, 4), Outputs.alone((2, 2, 2)), CPU)
+    result = evaluate_values(
+        teacher, student, torch.split(inputs, 4), Outputs.alone((2, 2, 2)), CPU
+    )
     assert (result.teacher_top1, result.student_top1, result.agreement) == (None, None, None)
     assert result.images == 10
     with torch.no_grad():
