@@ -1,4 +1,4 @@
-"""Networks with several outputs: quantized, measured, saved, and refused where classes are needed."""
+"""Networks with several outputs: quantized, measured, saved; refused where classes are needed."""
 
 from __future__ import annotations
 
