@@ -15,6 +15,7 @@ from hast_lightning.training.evaluation import (
     Evaluation,
     evaluate,
     evaluate_values,
+    relative_error,
     relative_errors,
 )
 
@@ -99,11 +100,6 @@ def test_a_process_that_is_lost_while_shares_are_added_up_is_told_as_such(
         counts.compute()
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return the error of an only output."""
-    return relative_errors([(found, expected)], Outputs.alone(expected.shape[1:]))[""]
-
-
 def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
     found, expected = torch.randn(2, 5, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     distance = spread = 0.0
@@ -114,6 +110,9 @@ def test_the_error_of_values_is_relative_to_the_spread_over_samples() -> None:
             distance += float(found[n, c, h, w] - expected[n, c, h, w]) ** 2
             spread += (float(expected[n, c, h, w]) - mean) ** 2
     assert relative_error(found, expected) == pytest.approx(distance / spread, rel=1e-4)
+    parts = zip(found.split(2), expected.split(2), strict=True)
+    in_parts = relative_errors(parts, Outputs.alone((2, 3, 3)))
+    assert in_parts == {"": pytest.approx(distance / spread, rel=1e-4)}
     assert relative_error(expected, expected) == 0
     mean = expected.mean(0, keepdim=True).expand_as(expected)
     assert relative_error(mean, expected) == pytest.approx(1, rel=1e-5)

@@ -58,12 +58,22 @@ def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
         return gather_all_tensors(state, group)
 
 
-def relative_errors(pairs: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> dict[str, float]:
-    """Return ``sum (f - e)^2 / sum (e - mean e)^2`` of each output, by name.
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return ``sum (f - e)^2 / sum (e - mean e)^2``, the mean over samples; 0: they are the same.
 
-    The mean is that over samples; 0: they are the same. What always answers with the mean has an
-    error of 1; the largest is :data:`LARGEST`. Of values that do not differ over samples, or of one
-    sample, the values themselves take the place of their spread.
+    What always answers with the mean has an error of 1; the largest is :data:`LARGEST`. Of values
+    that do not differ over samples, or of one sample, the values themselves take the place of
+    their spread.
+
+    Args:
+        found: (N, ...).
+        expected: Of the same shape.
+    """
+    return _Sums.of(found, expected).error
+
+
+def relative_errors(pairs: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> dict[str, float]:
+    """Return :func:`relative_error` of each output over all batches, by name.
 
     Args:
         pairs: Batches of what was found and what was expected, as ``outputs`` splits them.
@@ -124,7 +134,7 @@ class _Sums(NamedTuple):
 
 
 class RelativeError(Metric):
-    """Gathers :func:`relative_errors` of one output over batches and processes.
+    """Gathers :func:`relative_error` over batches and processes.
 
     Args:
         shape: Of the output for one sample.
