@@ -10,36 +10,13 @@ from hast_lightning.models.zoo import load
 from hast_lightning.safeguard import reference
 from hast_lightning.safeguard.reference import (
     reference_images,
-    smooth_noise,
     statistics_distance,
 )
 from tests.small_runs import small
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def teacher() -> FrozenTeacher:
     return FrozenTeacher(load(small().model))
-
-
-def test_smooth_noise_has_the_scale_of_normalized_images() -> None:
-    noise = smooth_noise(16, (3, 32, 24), seeded())
-    assert noise.shape == (16, 3, 32, 24)
-    assert noise.mean(dim=(2, 3)).abs().max() < 1e-5
-    assert (noise.square().mean(dim=(2, 3)) - 1).abs().max() < 1e-4
-
-
-def test_its_amplitude_falls_with_the_frequency() -> None:
-    noise = smooth_noise(256, (1, 32, 32), seeded())[:, 0]
-    amplitude = torch.fft.fft2(noise).abs().square().mean(dim=0).sqrt()[0]
-    assert 1.7 < float(amplitude[2] / amplitude[4]) < 2.3
-    assert 1.7 < float(amplitude[4] / amplitude[8]) < 2.3
-
-
-def test_inputs_that_are_no_images_are_white_noise() -> None:
-    assert smooth_noise(5, (7,), seeded()).shape == (5, 7)
 
 
 def test_reference_images_come_closer_to_the_statistics_and_are_always_the_same() -> None:

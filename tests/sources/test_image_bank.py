@@ -81,6 +81,16 @@ def test_starts_from_standard_normal_noise_and_uniform_labels() -> None:
     assert counts.min() > 150 and counts.max() < 250
 
 
+def test_pictures_start_from_smooth_noise_where_that_is_asked_for() -> None:
+    bank = make_bank(shape=(3, 16, 16), start="smooth", batch_size=64, size=64)
+    images = bank.propose().inputs.detach()
+    assert images.mean(dim=(2, 3)).abs().max() < 1e-5
+    neighbors = float((images[..., 1:] * images[..., :-1]).mean())
+    assert neighbors > 0.5
+    with pytest.raises(ConfigurationError, match=r"start=.pink. is not one of"):
+        make_bank(start="pink")
+
+
 def test_each_batch_is_written_after_its_iterations_and_replaced_by_noise() -> None:
     bank = make_bank()
     optimizers = bank.optimizers()

@@ -159,6 +159,38 @@ def test_means_and_spreads_have_weights_of_their_own(
     assert float(measured(noise(*IMAGES))) == pytest.approx(total / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (0.5, 2)])
+def test_relative_errors_are_in_units_of_each_channels_deviation(
+    weights: tuple[float, float],
+) -> None:
+    statistics = random_statistics(2)
+    total = 0.0
+    for mean, var, running_mean, running_var in statistics:
+        for c in range(len(mean)):
+            unit = (float(running_var[c]) + 1e-3) ** 0.5
+            of_mean = (float(mean[c] - running_mean[c]) / unit) ** 2
+            of_spread = ((float(var[c]) + 1e-3) ** 0.5 / unit - 1) ** 2
+            total += (weights[0] * of_mean + weights[1] * of_spread) / len(mean)
+    measured = Measured(
+        network(), mean_weight=weights[0], variance_weight=weights[1], relative=True
+    )
+    measured.term.statistics = lambda seen: statistics  # type: ignore[method-assign]
+    assert float(measured(noise(*IMAGES))) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_a_layer_of_large_values_counts_no_more_than_another_where_errors_are_relative() -> None:
+    small, large = random_statistics(2)[:2]
+    large = BatchNormStatistics(
+        *(100 * v for v in large[:1]), 1e4 * large[1], 100 * large[2], 1e4 * large[3]
+    )
+    both = float(batch_norm_statistics_loss([small, large], relative=True))
+    each = [float(batch_norm_statistics_loss([one], relative=True)) for one in (small, large)]
+    assert both == pytest.approx(sum(each) / 2)
+    assert 0.2 < each[0] / each[1] < 5
+    plain = [float(batch_norm_statistics_loss([one])) for one in (small, large)]
+    assert plain[1] > 1000 * plain[0]
+
+
 def test_the_defaults_are_the_papers_loss_bit_for_bit() -> None:
     measured = Measured(network())
     gradients = []

@@ -18,6 +18,8 @@ PICTURES, FEATURES, DIFFUSION, TOKENS = "pictures", "features", "diffusion", "to
 MODALITIES = (PICTURES, FEATURES, DIFFUSION, TOKENS)
 RESIZE_RATIO = 256 / 224
 """The usual shorter side of a photograph, as a multiple of the crop's (He et al., 2016)."""
+SHARED = 0.8
+"""Share of the variance that the channels of smooth noise have in common, as colors do."""
 
 
 def example_inputs(count: int, shape: Sequence[int]) -> Tensor:
@@ -37,6 +39,24 @@ def slowed(white: Tensor) -> Tensor:
     std, mean = torch.std_mean(slow, (0, 2), correction=0, keepdim=True)
     standard: Tensor = (slow - mean) / std.clamp_min(1e-6)
     return standard
+
+
+def smoothed(white: Tensor) -> Tensor:
+    """Return noise (N, C, H, W) whose amplitude falls with the frequency, as that of photographs.
+
+    Channels have :data:`SHARED` of their variance in common, as colors do. Each channel of each
+    image has mean 0 and variance 1.
+    """
+    channels, height, width = white.shape[1:]
+    common = white.sum(dim=1, keepdim=True) / channels**0.5
+    own = white - common / channels**0.5
+    rows = torch.fft.fftfreq(height, device=white.device)[:, None] * height
+    columns = torch.fft.rfftfreq(width, device=white.device)[None, :] * width
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1.0)
+    mixed = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
+    smooth = torch.fft.irfft2(torch.fft.rfft2(mixed) / frequency, s=(height, width))
+    centered: Tensor = smooth - smooth.mean(dim=(2, 3), keepdim=True)
+    return centered / centered.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
 
 
 @dataclass(frozen=True)
@@ -127,9 +147,15 @@ class PretrainedNetwork:
         """Return the tokens of a text."""
         return self.input_shape[0]
 
-    def noise_of(self, white: Tensor) -> Tensor:
-        """Return the noise that samples start from: white, or of features slow in time."""
-        return slowed(white) if self.modality == FEATURES else white
+    def noise_of(self, white: Tensor, *, smooth: bool = False) -> Tensor:
+        """Return the noise that samples start from, with mean 0 and deviation 1.
+
+        Of features it is slow in time alone, since neighbors among coefficients are not alike; of
+        pictures white, or smooth where that is asked for.
+        """
+        if self.modality == FEATURES:
+            return slowed(white)
+        return smoothed(white) if smooth and white.dim() == 4 else white
 
     def inputs_of(self, standard: Tensor) -> Tensor:
         """Return inputs (N, C, H, W) of values that have mean 0 and deviation 1."""

@@ -7,15 +7,13 @@ judge has images of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.diffusion import Sampler
-from hast_lightning.core.network import FEATURES, TOKENS, PretrainedNetwork
+from hast_lightning.core.network import TOKENS, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.own_text import write_text
@@ -24,10 +22,6 @@ from hast_lightning.terms.bns import BNS
 
 RATE = 0.1
 """Learning rate of the images, in units of their standard deviation."""
-SHARED = 0.8
-"""Share of the variance that the channels of smooth noise have in common, as colors do."""
-
-
 SAMPLER_STEPS = 25
 VALUES_AT_ONCE = 2**22
 """Values of inputs that are matched together: more than 1,000 CIFAR images, 27 of 224 pixels, whose
@@ -36,43 +30,13 @@ TEXTS = 32
 """Texts that a network of tokens is judged by: each has hundreds of answers."""
 
 
-def smooth_noise(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return noise whose amplitude falls with the frequency, as that of natural images does.
-
-    Args:
-        count: Images.
-        shape: (C, H, W) of one; inputs of another kind are white noise.
-        generator: Of the random numbers, on the CPU.
-
-    Returns:
-        (count, C, H, W) with mean 0 and variance 1 in each channel of each image.
-    """
-    if len(shape) != 3:
-        return torch.randn(count, *shape, generator=generator)
-    channels, height, width = shape
-    own = torch.randn(count, channels, height, width, generator=generator)
-    common = torch.randn(count, 1, height, width, generator=generator)
-    white = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
-    rows = torch.fft.fftfreq(height)[:, None] * height
-    columns = torch.fft.rfftfreq(width)[None, :] * width
-    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1.0)
-    smooth = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
-    centered: Tensor = smooth - smooth.mean(dim=(2, 3), keepdim=True)
-    return centered / centered.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
-
-
 def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Generator) -> Tensor:
-    """Return noise (count, ...) that varies as natural inputs do, with mean 0 and deviation 1.
-
-    Of features it varies slowly in time alone: neighbors among coefficients are not alike. Tokens
-    are drawn uniformly.
-    """
+    """Return noise (count, ...) that varies as natural inputs do; tokens are drawn uniformly."""
     if network.modality == TOKENS:
         shape = (min(count, TEXTS), *network.input_shape)
         return torch.randint(network.num_classes, shape, generator=generator)
-    if network.modality == FEATURES:
-        return network.noise_of(torch.randn(count, *network.input_shape, generator=generator))
-    return smooth_noise(count, network.input_shape, generator)
+    white = torch.randn(count, *network.input_shape, generator=generator)
+    return network.noise_of(white, smooth=True)
 
 
 def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Tensor:
@@ -99,7 +63,7 @@ def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Ten
         return _own_text(teacher, min(count, TEXTS))
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     values = judging_noise(network, count, generator).to(_device(teacher))
-    term = BNS()
+    term = BNS(relative=True)
     try:
         needs = term.bind(teacher, teacher)
     except ModelError:
@@ -140,7 +104,7 @@ def _own_text(teacher: FrozenTeacher, count: int) -> Tensor:
 @torch.no_grad()
 def statistics_distance(teacher: FrozenTeacher, inputs: Tensor) -> float | None:
     """Return the BatchNorm statistics loss of ``inputs``; none of a network without BatchNorms."""
-    term = BNS()
+    term = BNS(relative=True)
     try:
         needs = term.bind(teacher, teacher)
     except ModelError:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.core.checks import MAX_RATE, require_range
+from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import ConfigurationError, DataError
@@ -27,6 +27,7 @@ from hast_lightning.runtime.ranks import gathered
 
 FILE_KIND = "image-bank"
 COUNTERS = ("iteration", "position", "filled", "available", "cursor")
+STARTS = ("white", "smooth")
 FRESH_PLATEAU: dict[str, float] = {
     "best": float("inf"),
     "num_bad_epochs": 0,
@@ -62,6 +63,9 @@ class ImageBank(TrainedSource):
     """What the rate is then multiplied by."""
     min_lr: float = 1e-4
     """The rate does not fall below this."""
+    start: str = "white"
+    """Noise that pictures start from: ``white`` as released, or ``smooth``, whose amplitude falls
+    with the frequency as that of photographs does (ours)."""
 
     file_kind: ClassVar[str] = FILE_KIND
     several_outputs = True
@@ -78,6 +82,7 @@ class ImageBank(TrainedSource):
         require_range("patience", self.patience, 0)
         require_range("factor", self.factor, 0, 1, open_minimum=True)
         require_range("min_lr", self.min_lr, 0, MAX_RATE)
+        require_choice("start", self.start, STARTS)
         if self.size % self.batch_size:
             raise ConfigurationError(
                 f"size={self.size} must be a multiple of batch_size={self.batch_size}"
@@ -111,8 +116,7 @@ class ImageBank(TrainedSource):
                 f"data.holdout={site.holdout} leaves nothing to train on of {site.key}.size={count}"
             )
         shape, classes = site.pretrained.input_shape, site.pretrained.num_classes
-        noise = site.pretrained.noise_of(torch.randn(self.batch_size, *shape))
-        self.active = nn.Parameter(noise)
+        self.active = nn.Parameter(self._noise(torch.randn(self.batch_size, *shape)))
         self.register_buffer("active_labels", torch.randint(classes, (self.batch_size,)))
         empty = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
         for name, tensor in zip(("images", "labels"), loaded or empty, strict=True):
@@ -136,6 +140,9 @@ class ImageBank(TrainedSource):
                 f"{site.key}.batch_size={self.batch_size}"
             )
         return images, labels
+
+    def _noise(self, white: Tensor) -> Tensor:
+        return self.site.pretrained.noise_of(white, smooth=self.start == "smooth")
 
     def _labeled(self, images: Tensor, labels: Tensor) -> Batch:
         """Return a batch, without labels where a network has no answer for a whole image."""
@@ -164,7 +171,7 @@ class ImageBank(TrainedSource):
     @torch.no_grad()
     def part_ways(self) -> None:
         """Draw the active batch afresh, from this rank's streams."""
-        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
+        self.active.copy_(self._noise(self.active.normal_()))
         self.active_labels.random_(self.site.pretrained.num_classes)
 
     def own_state(self) -> dict[str, Any]:
@@ -246,7 +253,7 @@ class ImageBank(TrainedSource):
 
     @torch.no_grad()
     def _start_fresh_batch(self, optimizer: Optimizer) -> None:
-        self.active.copy_(self.site.pretrained.noise_of(self.active.normal_()))
+        self.active.copy_(self._noise(self.active.normal_()))
         self.active.grad = None
         self.active_labels.random_(self.site.pretrained.num_classes)
         self.iteration = 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.core.checks import MAX_RATE, require_range
+from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.sources.image_bank import ImageBank
@@ -131,6 +131,7 @@ class LatentBank(ImageBank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("start", self.start, ("white",))
         require_range("latent_dim", self.latent_dim, 1)
         require_range("generator_lr", self.generator_lr, 0, MAX_RATE, open_minimum=True)
         require_range("generator_decay", self.generator_decay, 0, 1, open_minimum=True)

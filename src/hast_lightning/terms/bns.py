@@ -23,6 +23,9 @@ from hast_lightning.graph.tracing import batch_norm_inputs
 
 EPSILON = 1e-6
 """What is added to variances before their root is taken."""
+SMALLEST_VARIANCE = 1e-3
+"""What is added to a variance that errors are relative to: channels that are dead do not drown
+the others."""
 SPREADS = ("variance", "deviation")
 
 
@@ -102,17 +105,20 @@ def batch_norm_statistics_loss(
     variance_weight: float = 1.0,
     *,
     deviations: bool = False,
+    relative: bool = False,
 ) -> Tensor:
     """Return ``mean over layers of [a MSE(mean, running_mean) + b MSE(var, running_var)]``.
 
     Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
-    2023), with ``a = b = 1``.
+    2023), with ``a = b = 1``. Relative errors are ours.
 
     Args:
         statistics: For each BatchNorm layer four tensors of shape (channels,).
         mean_weight: ``a``; 0 leaves means out, also where they are infinite.
         variance_weight: ``b``, likewise.
         deviations: Compare ``sqrt(var + 1e-6)`` in place of ``var``.
+        relative: Measure means and deviations in units of the layer's own deviation,
+            ``sqrt(running_var + 1e-3)``.
 
     Returns:
         A scalar, zero when every layer's statistics match.
@@ -120,15 +126,32 @@ def batch_norm_statistics_loss(
     layers = []
     for layer in statistics:
         spread, running_spread = layer.var, layer.running_var
-        if deviations:
+        unit = None
+        if relative:
+            unit = (running_spread + SMALLEST_VARIANCE).rsqrt()
+            spread, running_spread = (
+                (v + SMALLEST_VARIANCE).sqrt() for v in (spread, layer.running_var)
+            )
+        elif deviations:
             spread, running_spread = ((v + EPSILON).sqrt() for v in (spread, running_spread))
         pairs = (
             (mean_weight, layer.mean, layer.running_mean),
             (variance_weight, spread, running_spread),
         )
-        errors = [weight * F.mse_loss(found, wanted) for weight, found, wanted in pairs if weight]
+        errors = [
+            weight * _squared_error(found, wanted, unit)
+            for weight, found, wanted in pairs
+            if weight
+        ]
         layers.append(reduce(torch.add, errors))
     return torch.stack(layers).mean()
+
+
+def _squared_error(found: Tensor, wanted: Tensor, unit: Tensor | None) -> Tensor:
+    """Return the mean squared error, of values times ``unit`` where there is one."""
+    if unit is None:
+        return F.mse_loss(found, wanted)
+    return ((found - wanted) * unit).square().mean()
 
 
 class AtBatchNorms(Term):
@@ -191,6 +214,9 @@ class BNS(AtBatchNorms):
     spread: str = "variance"
     """``variance`` as in the papers, or ``deviation``: the root of it and 1e-6, which is in the
     units of the mean."""
+    relative: bool = False
+    """Means and deviations in units of each channel's own deviation, so that layers of large
+    values do not drown the others (ours)."""
 
     title = "BatchNorm statistics loss"
 
@@ -218,6 +244,7 @@ class BNS(AtBatchNorms):
                 self.mean_weight,
                 self.variance_weight,
                 deviations=self.spread == "deviation",
+                relative=self.relative,
             )
             for count in self._counts
         ]
