@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,18 @@ def test_a_falling_loss_keeps_the_rate() -> None:
     assert optimizers["adam"].param_groups[0]["lr"] == 0.5
     bank.improved(9.0, optimizers)
     assert optimizers["adam"].param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_the_rate_may_fall_as_a_cosine_with_each_batch() -> None:
+    bank = make_bank(iterations=4, falls="cosine", lr=0.2)
+    optimizers = bank.optimizers()
+    (group,) = optimizers["adam"].param_groups
+    rates = []
+    for _ in range(8):
+        rates.append(group["lr"])
+        bank.improved(1.0, optimizers)
+    one = [0.2 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
+    assert rates == pytest.approx([*one, *one])
 
 
 def test_factor_one_keeps_the_rate_constant() -> None:

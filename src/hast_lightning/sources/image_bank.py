@@ -7,6 +7,7 @@ full, the oldest batch is the next to be replaced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from hast_lightning.runtime.ranks import gathered
 FILE_KIND = "image-bank"
 COUNTERS = ("iteration", "position", "filled", "available", "cursor")
 STARTS = ("white", "smooth")
+FALLS = ("plateau", "cosine")
 FRESH_PLATEAU: dict[str, float] = {
     "best": float("inf"),
     "num_bad_epochs": 0,
@@ -66,6 +68,9 @@ class ImageBank(TrainedSource):
     start: str = "white"
     """Noise that pictures start from: ``white`` as released, or ``smooth``, whose amplitude falls
     with the frequency as that of photographs does (ours)."""
+    falls: str = "plateau"
+    """How the rate falls: on a ``plateau`` as released, or as a ``cosine`` to zero over the
+    iterations of a batch, whatever the loss does."""
 
     file_kind: ClassVar[str] = FILE_KIND
     several_outputs = True
@@ -83,6 +88,7 @@ class ImageBank(TrainedSource):
         require_range("factor", self.factor, 0, 1, open_minimum=True)
         require_range("min_lr", self.min_lr, 0, MAX_RATE)
         require_choice("start", self.start, STARTS)
+        require_choice("falls", self.falls, FALLS)
         if self.size % self.batch_size:
             raise ConfigurationError(
                 f"size={self.size} must be a multiple of batch_size={self.batch_size}"
@@ -216,6 +222,11 @@ class ImageBank(TrainedSource):
         return finished
 
     def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
+        if self.falls == "cosine":
+            share = (self.iteration + 1) / self.iterations
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * share))
+            return
         if self.factor == 1:  # torch refuses it; it means a constant rate
             return
         # Rebuilt from plain numbers at every step: they are what a checkpoint can hold.
