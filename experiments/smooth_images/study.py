@@ -1,0 +1,72 @@
+"""What images from smooth noise and relative BatchNorm statistics give, ResNet-20 on CIFAR-10.
+
+``CIFAR=<folder> python -m experiments.smooth_images.study run`` goes through the runs that have no
+result yet, or those whose names begin so (``run both_w3a3``); ``... table`` prints what they say.
+``$CIFAR`` holds the two files that README.md names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments.resumable import carry_out, print_stages
+
+HERE = Path(__file__).resolve().parent
+FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
+COMMON = (
+    *("method=recommended", "model=resnet20_cifar10", "schedule=quick", "quantizer=lsq"),
+    *("schedule.learning_rate=cosine", "model.checkpoint=resnet20-12fca82f.th", "data=npz"),
+    *("data.path=cifar10_test_first1017.npz", "trainer.channels_last=true", "trainer.threads=1"),
+    *("trainer.precision=auto", "export=none", "report=false", "callbacks.progress=false"),
+)
+PLAIN = (
+    "stages.synthesis.terms.bns.relative=false",
+    "stages.synthesis.terms.hard_cross_entropy.weight=10",
+)
+WHITE = ("sources.bank.start=white",)
+IMAGES: dict[str, tuple[str, ...]] = {"both": (), "smooth": PLAIN, "relative": WHITE}
+"""Images by what they have of the two: a start from smooth noise, relative statistics."""
+WIDTHS = {"w3a3": ("quantizer.bits=3", "quantizer.ranges.lr_multiplier=5")}
+WIDTHS["w4a4"] = ("quantizer.bits=4",)
+WIDTHS["w2a4"] = (
+    *("quantizer.weight_bits=2", "quantizer.activation_bits=4"),
+    "quantizer.ranges.lr_multiplier=5",
+)
+WIDTHS["w2a2"] = ("quantizer.bits=2", "quantizer.ranges.lr_multiplier=5")
+RUNS = (
+    *(("both", "w3a3", seed) for seed in (0, 1, 2)),
+    *(("both", width, 0) for width in ("w4a4", "w2a4", "w2a2")),
+    *((images, "w3a3", 0) for images in ("relative", "smooth")),
+    *(("both", "w4a4", seed) for seed in (1, 2)),
+)
+"""Images, width and seed, those that say most first."""
+
+
+def runs(wanted: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+    for images, width, seed in RUNS:
+        name = f"{images}_{width}_seed{seed}"
+        if not wanted or name.startswith(tuple(wanted)):
+            yield name, [*COMMON, *IMAGES[images], *WIDTHS[width], f"seed={seed}"]
+
+
+def bank_of(name: str) -> list[str]:
+    """Return the word that loads the images of a seed where they are made: bits do not matter."""
+    images, _, seed = name.split("_")
+    made = sorted(Path().glob(f"{images}_*_{seed}/samples.safetensors"))
+    return [f"sources.bank.load={made[0]}"] if made else []
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("wanted", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        sys.exit(print_stages(HERE))
+    files = [Path(os.environ["CIFAR"]) / file for file in FILES]
+    carry_out(runs(arguments.wanted), HERE, files, bank_of)
