@@ -18,7 +18,7 @@ from hast_lightning.config import Config
 from tests.composition import options
 from tests.small_calls import INPUT
 
-CIFAR, IMAGENET = "hast_adam", "hast_imagenet_adam"
+CIFAR, IMAGENET = "recommended", "hast_imagenet_adam"
 
 
 class ReachedError(Exception):

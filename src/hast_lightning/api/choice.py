@@ -36,7 +36,7 @@ class Measured:
 MEASURED = (
     Measured((1, 8, 8), "hast", "demo", 3, ("tuned=hast_digits",)),
     Measured(
-        *((3, 32, 32), "hast_adam", "quick", 4, ("trainer.channels_last=true",)),
+        *((3, 32, 32), "recommended", "quick", 4, ("trainer.channels_last=true",)),
         at_bits=((range(2, 4), "quantizer.ranges.lr_multiplier=5.0"),),
     ),
     Measured(

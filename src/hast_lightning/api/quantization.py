@@ -82,7 +82,7 @@ def quantize(
     size, at a budget for two CPU cores:
 
     - 8x8, one channel: ``hast`` and ``demo``, a minute;
-    - 32x32, color: ``hast_adam`` and ``quick``, minutes;
+    - 32x32, color: ``recommended`` and ``quick``, minutes;
     - 224x224, color: ``hast_imagenet_adam`` and ``evening_imagenet``, an evening.
 
     For other images the nearest of them is taken, with a warning that names it. What the papers

@@ -12,15 +12,23 @@ from omegaconf import OmegaConf
 from hast_lightning.config import config_folder
 
 BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
+THEN = {
+    "cifar10_resnet20_recommended": "hast_adam",
+    "cifar10_resnet20_w3a3_recommended": "hast_adam",
+}
+"""Methods that recipes had before 0.2, where they have others today."""
 
 
 @cache
 def method_of(recipe: str) -> str:
-    """Return the method of a recipe, as its file says; empty where it has none here.
+    """Return the method that a recipe had before 0.2; empty where it is not known.
 
-    Results of versions before 0.2 name no method.
+    Results of these versions name no method. It is that of the recipe's file but for :data:`THEN`.
     """
     names = (recipe, BITS_IN_NAME.sub("", recipe))
+    then = next((THEN[name] for name in names if name in THEN), "")
+    if then:
+        return then
     paths = [config_folder() / "experiment" / f"{name}.yaml" for name in names]
     path = next((path for path in paths if path.is_file()), None)
     return "" if path is None else _method_in(path)
