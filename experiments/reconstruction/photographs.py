@@ -33,6 +33,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     ),
 }
 BANK = ("method=without_training", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
+SMOOTH = (
+    *("source@sources.bank=smooth_bank_of_schedule", "schedule.image_steps=60"),
+    "stages.synthesis.terms.bns.relative=true",
+    "stages.synthesis.terms.hard_cross_entropy.enabled=false",
+)
+"""Images that start from smooth noise and match relative statistics, of more steps and no class."""
 SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
 """What fits the memory at 224 pixels."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -47,12 +53,21 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
         *("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4"),
     ),
+    # On smooth images; units see the student's inputs alone, and statistics are corrected again.
+    "smooth": (
+        *("method=reconstruct", "quantizer=lsq", *SMALL, *SMOOTH[:1]),
+        *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+        *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
+        *("+stage@stages.again=correct", "stages.again.source=bank", "stages.again.samples=64"),
+        "order=[calibration,correction,reconstruction,again]",
+    ),
     "ends_at_8": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, "quantizer.first_and_last_8bit=true"),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
 }
 RUNS = (
+    *(("mobilenetv1", "smooth", 4, 4), ("mobilenetv1", "smooth", 5, 5)),
     *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
     *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
     *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
@@ -67,9 +82,11 @@ def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
         name = f"{network}_{method}_w{weights}a{activations}_seed0"
         if not wanted or name.startswith(tuple(wanted)):
             common = [*NETWORKS[network], *QUIET, "seed=0"]
-            bank = f"bank_{network}/samples.safetensors"
+            images = f"bank_{network}_smooth" if method == "smooth" else f"bank_{network}"
+            bank = f"{images}/samples.safetensors"
             if not Path(bank).exists():
-                yield f"bank_{network}", [*common, *BANK]
+                made = SMOOTH if method == "smooth" else ()
+                yield images, [*common, *BANK, *made]
             bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
             yield name, [*common, *METHODS[method], *bits, f"sources.bank.load={bank}"]
 
