@@ -114,7 +114,7 @@ QUANTIZER = (
     "quantizer has: activation_bits, bits, equalize, first_and_last_8bit, gradient, group_size, "
     "include_zero, momentum, overrides, placement, ranges, rounding, weight_bits"
 )
-KL = "stages.distillation.terms.kd has: enabled, reduction, temperature, weight"
+KL = "stages.distillation.terms.kd has: enabled, output, reduction, temperature, weight"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ KL = "stages.distillation.terms.kd has: enabled, reduction, temperature, weight"
         ("++quantizer.wait_bits=3", "quantizer.wait_bits", QUANTIZER),
         ("stages.distillation.terms.kd.wieght=3", "stages.distillation.terms.kd.wieght", KL),
         ("+stages.distillation.terms.kd.wieght=3", "stages.distillation.terms.kd.wieght", KL),
-        ("sources.bank.sise=3", "sources.bank.sise", "lr, min_lr, patience, size"),
+        ("sources.bank.sise=3", "sources.bank.sise", "lr, min_lr, patience, size, start"),
         ("quantizer.ranges.lr=3", "quantizer.ranges.lr", "quantizer.ranges has: lr_multiplier"),
     ],
 )
