@@ -215,7 +215,7 @@ def compute_student() -> Iterator[tuple[str, Tensor]]:
     images = reference()["images"].clone().requires_grad_()
 
     def losses(batch: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        teacher_logits, values = teacher().trace(batch, taps())
+        teacher_logits, values, _ = teacher().trace(batch, taps())
         teacher_features = list(values.values())
         student_logits, student_features = expose(student, taps())(batch)
         kl = 20 * kl_divergence(student_logits, teacher_logits, 20)

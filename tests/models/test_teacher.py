@@ -75,7 +75,7 @@ def test_folded_logits_and_features_are_those_of_the_network() -> None:
         layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
     images = noise(*IMAGES)
     expected = original(images)
-    logits, features = teacher.trace(images, taps)
+    logits, features, _ = teacher.trace(images, taps)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(teacher(images), logits)
     assert list(features) == taps
@@ -92,7 +92,7 @@ def test_unfolded_the_teacher_is_the_network_itself() -> None:
     for norm in norms:
         norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     images = noise(*IMAGES)
-    logits, values = unfolded(teacher, images)
+    logits, values, _ = unfolded(teacher, images)
     assert torch.equal(logits, original(images))
     assert len(seen) == 7
     assert all(map(torch.equal, seen, values.values()))
@@ -164,7 +164,7 @@ def test_the_teacher_moves_as_a_whole() -> None:
     moved = moved.to("meta")
     images = torch.empty(IMAGES, device="meta")
     assert moved(images).device.type == "meta"
-    logits, values = unfolded(moved, images)
+    logits, values, _ = unfolded(moved, images)
     assert {value.device.type for value in (logits, *values.values())} == {"meta"}
 
 

@@ -398,7 +398,7 @@ def reference_loss(
     config: Config, student: Any, teacher: FrozenTeacher, taps: list[str], images: Tensor
 ) -> Tensor:
     """The student's loss as the paper has it, written out."""
-    (own, own_features), (given, values) = student(images), teacher.trace(images, taps)
+    (own, own_features), (given, values, _) = student(images), teacher.trace(images, taps)
     distillation = config.stages["distillation"]
     assert isinstance(distillation, Distill)
     kd, alignment = distillation.terms["kd"], distillation.terms["alignment"]

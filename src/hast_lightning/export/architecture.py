@@ -254,7 +254,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"tuple": [_plain(item) for item in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        if list(value) != sorted(value):  # an order that a file of sorted keys would lose
+        # An order that a file of sorted keys would lose; of what a layer is made with it says nothing.
+        if list(value) != sorted(value) and _computed(value):
             return {"items": [[key, _plain(item)] for key, item in value.items()]}
         return {"dict": {key: _plain(item) for key, item in value.items()}}
     if isinstance(value, fx.Node):
@@ -266,6 +267,15 @@ def _plain(value: Any) -> Any:
     if value is Ellipsis:
         return {"ellipsis": None}
     raise ModelError(f"the network's code uses {value!r}, which cannot be stored in a file")
+
+
+def _computed(value: Any) -> bool:
+    """Return whether something in ``value`` is what a network computes."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(_computed(item) for item in value)
+    return isinstance(value, fx.Node)
 
 
 def _from_plain(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
