@@ -254,7 +254,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"tuple": [_plain(item) for item in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        # An order that a file of sorted keys would lose; of what a layer is made with it says nothing.
+        # An order that a file of sorted keys would lose; what a layer is made with has none.
         if list(value) != sorted(value) and _computed(value):
             return {"items": [[key, _plain(item)] for key, item in value.items()]}
         return {"dict": {key: _plain(item) for key, item in value.items()}}
