@@ -12,10 +12,7 @@ from omegaconf import OmegaConf
 from hast_lightning.config import config_folder
 
 BITS_IN_NAME = re.compile(r"_w(\d+)a(\d+)(?!\d)")
-THEN = {
-    "cifar10_resnet20_recommended": "hast_adam",
-    "cifar10_resnet20_w3a3_recommended": "hast_adam",
-}
+THEN = {"cifar10_resnet20_recommended": "hast_adam"}
 """Methods that recipes had before 0.2, where they have others today."""
 
 

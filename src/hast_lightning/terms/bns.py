@@ -232,8 +232,8 @@ class BNS(AtBatchNorms):
             )
 
     def unused(self) -> Collection[str]:
-        """Return the other settings where means alone are matched."""
-        return () if self.variance_weight else ("spread",)
+        """Return the settings that say nothing: relative errors are of deviations anyway."""
+        return () if self.variance_weight and not self.relative else ("spread",)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss; where several networks teach, the mean of theirs."""
