@@ -44,12 +44,18 @@ ON_NOISE = (
 """Noise of the learned scale, of which no two batches are alike."""
 ENDS, LONGER = "quantizer.first_and_last_8bit=true", "schedule.student_steps=500"
 """MFCC of a range of 150 leave nothing of the small coefficients at 3 bits."""
+RELATIVE_CLASS = "stages.synthesis.terms.hard_cross_entropy.weight=0.1"
+"""Beside relative statistics, whose errors are smaller."""
 FILES_TOO = ("export.formats=[packed,onnx]", "export.min_agreement=99")
 METHODS: dict[str, tuple[str, ...]] = {
     "without_training": ("method=without_training", "quantizer=mse", *FIXED),
     "deploy": ("method=without_training", "quantizer=deploy", *FIXED, *FILES_TOO),
     "hast_adam": ("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK),
     "hast_adam_ends8": ("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS, LONGER),
+    "hast_adam_ends8_relative": (
+        *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS, LONGER),
+        *("stages.synthesis.terms.bns.relative=true", RELATIVE_CLASS),
+    ),
     "hast_adam_ends8_on_noise": ("method=hast_adam", "quantizer=lsq", *ON_NOISE, ENDS, LONGER),
     "reconstruct": ("method=reconstruct", "quantizer=lsq", *FIXED),
     "gdfq": ("method=gdfq", "quantizer=minmax"),
@@ -57,6 +63,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 BITS = (8, 4, 3)
 ONLY = {"deploy": (8,), "hast_adam_ends8": (4, 3), "hast_adam_ends8_on_noise": (3,)}
+ONLY["hast_adam_ends8_relative"] = (4, 3)
 GENERATED = ("gdfq", "dqdg_style")
 """Methods whose samples come from a generator."""
 
@@ -69,8 +76,9 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def bank_of(name: str) -> list[str]:
-    """Return the word that loads the samples of HAST where they are made: bits do not matter."""
-    made = sorted(Path().glob("without_training_w*/samples.safetensors"))
+    """Return the word that loads samples of the same kind: they are made once for all bits."""
+    maker = "hast_adam_ends8_relative" if "relative" in name else "without_training"
+    made = sorted(Path().glob(f"{maker}_w*/samples.safetensors"))
     without = name.startswith(GENERATED) or "noise" in name
     return [f"sources.bank.load={made[0]}"] if made and not without else []
 

@@ -34,6 +34,16 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "random": ("source@sources.text=random_tokens", TEXTS),
 }
 NEAREST = (TEXTS, "order=[calibration]")
+LEARNED = (
+    *(TEXTS, "rounding@quantizer.rounding=adaptive", "order=[calibration,reconstruction]"),
+    *("stages.reconstruction.trains=rounding", "stages.reconstruction.samples=32"),
+    *("stages.reconstruction.batch_size=4", "schedule.unit_steps=300"),
+)
+DISTILLED = (
+    *(TEXTS, "rounding@quantizer.rounding=nearest", "order=[calibration,distillation]"),
+    *("schedule.student_steps=300", "schedule.student_batch=4"),
+)
+"""Two more ways to use own text: block by block, and the whole network at once."""
 BITS, SEEDS = (4, 3), range(5)
 
 
@@ -49,6 +59,9 @@ def runs() -> Iterator[tuple[str, list[str]]]:
         for source in ("own", "real"):
             more = (*SOURCES[source], "quantizer.group_size=32")
             yield f"{source}_groups_w3_seed{seed}", [*words(3, seed), *more]
+    for bits in BITS:
+        yield f"learned_w{bits}_seed0", [*words(bits, 0), *LEARNED]
+        yield f"distilled_w{bits}_seed0", [*words(bits, 0), *DISTILLED]
     yield "nearest_groups_w3_seed0", [*words(3, 0), *NEAREST, "quantizer.group_size=32"]
 
 

@@ -61,13 +61,16 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("+stage@stages.again=correct", "stages.again.source=bank", "stages.again.samples=64"),
         "order=[calibration,correction,reconstruction,again]",
     ),
+    "smooth_correct": ("method=without_training", "quantizer=lsq", *SMALL, *SMOOTH[:1]),
     "ends_at_8": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, "quantizer.first_and_last_8bit=true"),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
 }
 RUNS = (
-    *(("mobilenetv1", "smooth", 4, 4), ("mobilenetv1", "smooth", 5, 5)),
+    ("mobilenetv1", "smooth", 4, 4),
+    *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
+    *(("mobilenetv1", "smooth", 5, 5), ("mobilenetv1", "smooth_correct", 8, 8)),
     *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
     *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
     *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
@@ -82,10 +85,11 @@ def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
         name = f"{network}_{method}_w{weights}a{activations}_seed0"
         if not wanted or name.startswith(tuple(wanted)):
             common = [*NETWORKS[network], *QUIET, "seed=0"]
-            images = f"bank_{network}_smooth" if method == "smooth" else f"bank_{network}"
+            smooth = method.startswith("smooth")
+            images = f"bank_{network}_smooth" if smooth else f"bank_{network}"
             bank = f"{images}/samples.safetensors"
             if not Path(bank).exists():
-                made = SMOOTH if method == "smooth" else ()
+                made = SMOOTH if smooth else ()
                 yield images, [*common, *BANK, *made]
             bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
             yield name, [*common, *METHODS[method], *bits, f"sources.bank.load={bank}"]
