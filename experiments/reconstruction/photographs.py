@@ -67,9 +67,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
 }
+METHODS["smooth_ends_at_8"] = (*METHODS["smooth"], "quantizer.first_and_last_8bit=true")
 RUNS = (
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
+    *(("lite0", "smooth_ends_at_8", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
     *(("mobilenetv1", "smooth", 5, 5), ("mobilenetv1", "smooth_correct", 8, 8)),
     *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
     *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
