@@ -1,8 +1,8 @@
 """Run every method on ResNet-20 for CIFAR-10 with one budget, and print the table.
 
 ``CIFAR=<folder> python -m experiments.methods_cifar10_resnet20.study run`` goes through the runs
-that have no result yet, or those of some methods (``run adadfq adasg``); ``... table`` prints what
-they say. ``$CIFAR`` holds the two files that README.md names.
+that have no result yet, or those whose names begin so (``run adadfq zeroq_w3``); ``... table``
+prints what they say. ``$CIFAR`` holds the two files that README.md names.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ SMALL = "schedule.student_batch=16"
 """AdaDFQ's batch for every method whose generator makes the images of each step."""
 REBUILT = "quantizer=mse"
 """The quantizer of the methods that rebuild the network block by block."""
+HALF = "trainer.precision=auto"
+"""The methods that were run last have bfloat16, where the processor multiplies it."""
 METHODS: dict[str, tuple[str, ...]] = {
     "synq": ("method=synq", BANK),
     # At the released rate, 1e-4, the loss at W3A3 is NaN at step 6; this is HAST's.
@@ -37,19 +39,19 @@ METHODS: dict[str, tuple[str, ...]] = {
     "adadfq": ("method=adadfq",),
     "adasg": ("method=adasg",),
     "gdfq": ("method=gdfq", SMALL),
-    "zeroq": ("method=zeroq",),
+    "zeroq": ("method=zeroq", HALF),
     "qimera": ("method=qimera", SMALL),
-    "plf": ("method=plf", BANK),
-    "texq_style": ("method=texq_style", BANK),
+    "plf": ("method=plf", BANK, HALF),
+    "texq_style": ("method=texq_style", BANK, HALF),
     "noise": ("method=noise", BANK),
-    "tdg_style": ("method=tdg_style", SMALL),
-    "dynadfq_style": ("method=dynadfq_style", SMALL),
-    "ris_style": ("method=ris_style", SMALL),
-    "genie": ("method=genie", REBUILT),
-    "dgh": ("method=dgh", REBUILT),
-    "reconstruct": ("method=reconstruct", REBUILT),
-    "hast_near_grid": ("method=hast_near_grid", BANK),
-    "sadag": ("method=sadag", REBUILT),
+    "tdg_style": ("method=tdg_style", SMALL, HALF),
+    "dynadfq_style": ("method=dynadfq_style", SMALL, HALF),
+    "ris_style": ("method=ris_style", SMALL, HALF),
+    "genie": ("method=genie", REBUILT, HALF),
+    "dgh": ("method=dgh", REBUILT, HALF),
+    "reconstruct": ("method=reconstruct", REBUILT, HALF),
+    "hast_near_grid": ("method=hast_near_grid", BANK, HALF),
+    "sadag": ("method=sadag", REBUILT, HALF),
 }
 GENERATED = (
     "adadfq",
@@ -61,11 +63,13 @@ GENERATED = (
 BITS = (3, 4)
 
 
-def runs(methods: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the words of every run, or of those of some methods."""
+def runs(wanted: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
     for method, words in METHODS.items():
-        for bits in BITS if method in (methods or METHODS) else ():
-            yield f"{method}_w{bits}a{bits}_seed0", [*COMMON, *words, f"quantizer.bits={bits}"]
+        for bits in BITS:
+            name = f"{method}_w{bits}a{bits}_seed0"
+            if not wanted or name.startswith(tuple(wanted)):
+                yield name, [*COMMON, *words, f"quantizer.bits={bits}"]
 
 
 def bank_of(name: str) -> list[str]:
@@ -93,10 +97,10 @@ def table() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("methods", nargs="*", choices=[*METHODS, []])
+    parser.add_argument("wanted", nargs="*")
     arguments = parser.parse_args()
     if arguments.what == "run":
         files = [Path(os.environ["CIFAR"]) / file for file in FILES]
-        carry_out(runs(arguments.methods), HERE, files, bank_of)
+        carry_out(runs(arguments.wanted), HERE, files, bank_of)
     else:
         table()
