@@ -56,6 +56,15 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS, LONGER),
         *("stages.synthesis.terms.bns.relative=true", RELATIVE_CLASS),
     ),
+    "hast_adam_ends8_again": (
+        *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS, LONGER),
+        *("+stage@stages.again=correct", "stages.again.source=bank"),
+        "order=[synthesis,calibration,distillation,again]",
+    ),
+    "hast_adam_ends8_large": (
+        *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS),
+        *("schedule.images=1024", "schedule.student_steps=2000"),
+    ),
     "hast_adam_ends8_on_noise": ("method=hast_adam", "quantizer=lsq", *ON_NOISE, ENDS, LONGER),
     "reconstruct": ("method=reconstruct", "quantizer=lsq", *FIXED),
     "gdfq": ("method=gdfq", "quantizer=minmax"),
@@ -63,6 +72,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 BITS = (8, 4, 3)
 ONLY = {"deploy": (8,), "hast_adam_ends8": (4, 3), "hast_adam_ends8_on_noise": (3,)}
+ONLY |= {f"hast_adam_ends8_{kind}": (3,) for kind in ("again", "large")}
 ONLY["hast_adam_ends8_relative"] = (4, 3)
 GENERATED = ("gdfq", "dqdg_style")
 """Methods whose samples come from a generator."""
@@ -77,7 +87,8 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads samples of the same kind: they are made once for all bits."""
-    maker = "hast_adam_ends8_relative" if "relative" in name else "without_training"
+    own = [kind for kind in ("relative", "large") if kind in name]
+    maker = f"hast_adam_ends8_{own[0]}" if own else "without_training"
     made = sorted(Path().glob(f"{maker}_w*/samples.safetensors"))
     without = name.startswith(GENERATED) or "noise" in name
     return [f"sources.bank.load={made[0]}"] if made and not without else []

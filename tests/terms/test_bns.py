@@ -18,6 +18,7 @@ from hast_lightning.terms.bns import (
     BatchNormStatistics,
     batch_norm_statistics_loss,
     channel_statistics,
+    statistics_by_image,
 )
 
 IMAGES = (4, 3, 16, 16)
@@ -228,6 +229,16 @@ def test_settings_that_match_nothing_are_refused() -> None:
         BNS(mean_weight=0.0, variance_weight=0.0)
     with pytest.raises(ConfigurationError, match="spread='range' is not one of"):
         BNS(spread="range")
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 2, 3), (1, 1, 2, 2)])
+def test_statistics_by_image_are_over_positions_alone(shape: tuple[int, ...]) -> None:
+    features = noise(*shape).double().requires_grad_()
+    mean, var = statistics_by_image(features)
+    rows = features.detach().reshape(*shape[:2], -1)
+    torch.testing.assert_close(mean, rows.mean(2))
+    torch.testing.assert_close(var, rows.var(2, correction=0))
+    assert torch.autograd.gradcheck(statistics_by_image, (features,))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3, 2)])

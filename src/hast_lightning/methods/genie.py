@@ -17,7 +17,7 @@ from hast_lightning.core.batch import Progress, Seen
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.stages.synthesize import Synthesize
-from hast_lightning.terms.bns import AtBatchNorms
+from hast_lightning.terms.bns import AtBatchNorms, channel_statistics
 
 EPSILON = 1e-6
 """What is added to running variances before their root is taken."""
@@ -31,7 +31,9 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
         running_mean: (C,).
         running_var: (C,).
     """
-    variance, mean = torch.var_mean(values.float(), dim=(0, *range(2, values.dim())), correction=1)
+    mean, variance = channel_statistics(values)
+    count = values.numel() // mean.numel()
+    variance = variance * count / (count - 1)
     deviation = (running_var + EPSILON).sqrt()
     return F.mse_loss(mean, running_mean) + F.mse_loss(variance.sqrt(), deviation)
 

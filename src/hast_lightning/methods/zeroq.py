@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Seen
 from hast_lightning.core.part import part
-from hast_lightning.terms.bns import AtBatchNorms
+from hast_lightning.terms.bns import AtBatchNorms, statistics_by_image
 
 EPSILON = 1e-6
 """What is added to variances before their root is taken."""
@@ -28,10 +28,11 @@ def per_image_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
         running_mean: (C,).
         running_var: (C,); ``sd`` is the root of it and 1e-6, as ``sd_n`` is of the image's.
     """
-    positions = values.float().reshape(*values.shape[:2], -1)
-    distance = (positions.mean(dim=2) - running_mean).square()
-    if positions.shape[2] > 1:
-        deviation = (positions.var(dim=2, correction=1) + EPSILON).sqrt()
+    mean, var = statistics_by_image(values)
+    distance = (mean - running_mean).square()
+    positions = values.numel() // mean.numel()
+    if positions > 1:
+        deviation = (var * positions / (positions - 1) + EPSILON).sqrt()
         distance = distance + (deviation - (running_var + EPSILON).sqrt()).square()
     return distance.sum(dim=1).mean()
 

@@ -42,46 +42,38 @@ class BatchNormStatistics(NamedTuple):
     running_var: Tensor
 
 
-class _ChannelStatistics(torch.autograd.Function):
-    """Mean and biased variance per channel, with a backward of a single pass.
+class _Statistics(torch.autograd.Function):
+    """Mean and biased variance over some dimensions, with a backward of a single pass.
 
-    With M values a channel, ``d mean / dx = 1 / M`` and ``d var / dx = 2 (x - mean) / M``, so
-    that the gradient is affine in x: ``x * a_c + b_c``. Autograd's own takes several passes over
-    an activation, which matters at every BatchNorm of every synthesis step.
+    Over M values, ``d mean / dx = 1 / M`` and ``d var / dx = 2 (x - mean) / M``, so that the
+    gradient is affine in x: ``x * a + b``. Autograd's own takes several passes over an
+    activation, which matters at every BatchNorm of every synthesis step.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, features: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        mean, var = _mean_and_variance(wide)
+        mean, var = _mean_and_variance(wide, dimensions)
         ctx.save_for_backward(features, mean)
-        return mean, var
+        return mean.squeeze(dimensions), var.squeeze(dimensions)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         features, mean = ctx.saved_tensors
-        grad_mean, grad_var = gradients
-        count = features.numel() // features.shape[1]
+        grad_mean, grad_var = (gradient.view_as(mean) for gradient in gradients)
+        count = features.numel() // mean.numel()
         slope = grad_var * (2.0 / count)
         offset = grad_mean / count - slope * mean
-        per_channel = _per_channel(offset, features), _per_channel(slope, features)
-        gradient = torch.addcmul(per_channel[0], features, per_channel[1])
-        return gradient.to(features.dtype)
+        return torch.addcmul(offset, features, slope).to(features.dtype), None
 
 
-def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
-    dimensions = (0, *range(2, features.dim()))
+def _mean_and_variance(features: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if features.device.type != "cpu":
-        var, mean = torch.var_mean(features, dimensions, correction=0)
+        var, mean = torch.var_mean(features, dimensions, correction=0, keepdim=True)
         return mean, var
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
-    mean = features.mean(dimensions)
-    centered = features - _per_channel(mean, features)
-    return mean, centered.square_().mean(dimensions)
-
-
-def _per_channel(values: Tensor, features: Tensor) -> Tensor:
-    return values.view(1, -1, *(1,) * (features.dim() - 2))
+    mean = features.mean(dimensions, keepdim=True)
+    return mean, (features - mean).square_().mean(dimensions, keepdim=True)
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +87,21 @@ def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors of shape (C,), differentiable once in ``features``.
     """
-    mean, var = _ChannelStatistics.apply(features)
+    mean, var = _Statistics.apply(features, (0, *range(2, features.dim())))
+    return mean, var
+
+
+def statistics_by_image(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel of each image, over positions.
+
+    Args:
+        features: (N, C, ...); (N, C) is one position.
+
+    Returns:
+        Two tensors of shape (N, C), as those of ``channel_statistics``.
+    """
+    maps = features.unsqueeze(-1) if features.dim() == 2 else features
+    mean, var = _Statistics.apply(maps, tuple(range(2, maps.dim())))
     return mean, var
 
 
