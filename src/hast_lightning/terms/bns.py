@@ -26,6 +26,8 @@ EPSILON = 1e-6
 SMALLEST_VARIANCE = 1e-3
 """What is added to a variance that errors are relative to: channels that are dead do not drown
 the others."""
+CACHED = 2**17
+"""Values whose copy in float32 takes half a megabyte."""
 SPREADS = ("variance", "deviation")
 
 
@@ -52,8 +54,7 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        mean, var = _mean_and_variance(wide, dimensions)
+        mean, var = _mean_and_variance(features, dimensions)
         ctx.save_for_backward(features, mean)
         return mean.squeeze(dimensions), var.squeeze(dimensions)
 
@@ -64,16 +65,42 @@ class _Statistics(torch.autograd.Function):
         count = features.numel() // mean.numel()
         slope = grad_var * (2.0 / count)
         offset = grad_mean / count - slope * mean
-        return torch.addcmul(offset, features, slope).to(features.dtype), None
+        if features.dtype == mean.dtype:
+            return torch.addcmul(offset, features, slope), None
+        gradient = torch.empty_like(features)
+        for images in _slices(features):
+            gradient[images] = torch.addcmul(
+                _of(images, offset), features[images], _of(images, slope)
+            )
+        return gradient, None
 
 
 def _mean_and_variance(features: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(features.dtype, torch.float32)
     if features.device.type != "cpu":
-        var, mean = torch.var_mean(features, dimensions, correction=0, keepdim=True)
+        var, mean = torch.var_mean(features.to(wide), dimensions, correction=0, keepdim=True)
         return mean, var
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
-    mean = features.mean(dimensions, keepdim=True)
-    return mean, (features - mean).square_().mean(dimensions, keepdim=True)
+    mean = features.mean(dimensions, keepdim=True, dtype=wide)
+    squares = [
+        (features[images] - _of(images, mean)).square_().sum(dimensions, keepdim=True)
+        for images in _slices(features)
+    ]
+    total = torch.stack(squares).sum(0) if 0 in dimensions else torch.cat(squares)
+    return mean, total / (features.numel() // mean.numel())
+
+
+def _slices(features: Tensor) -> list[slice]:
+    """Return the images, cut on a CPU so that what is computed of a slice stays in its cache."""
+    images = step = len(features)
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
+        step = max(1, CACHED * images // features.numel())
+    return [slice(first, first + step) for first in range(0, images, step)]
+
+
+def _of(images: slice, values: Tensor) -> Tensor:
+    """Return the values of some images; those that are not by image, (1, C, ...), hold for all."""
+    return values if len(values) == 1 else values[images]
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
