@@ -179,6 +179,27 @@ def test_half_precision_is_rounded_in_float32() -> None:
     assert (of_x.dtype, of_s.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_computed_in_slices_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, known: bool
+) -> None:
+    found = []
+    for cached in (2**17, 12):
+        monkeypatch.setattr("hast_lightning.core.slices.CACHED", cached)
+        x = noise(7, 3, 5).to(dtype).requires_grad_()
+        scale, zero_point = (torch.tensor(v, requires_grad=True) for v in (0.2, 3.0))
+        grid = scale.detach(), zero_point.detach(), 3
+        rounded = quantize_dequantize(x.detach().float(), *grid) if known else None
+        result = learned_fake_quantize(x, scale, zero_point, 3, rounded=rounded)
+        result.backward(noise(7, 3, 5, seed=1).to(dtype))
+        assert result.dtype == dtype
+        found.append((result, x.grad, scale.grad, zero_point.grad))
+    at_once, in_slices = found
+    assert torch.equal(at_once[0], in_slices[0])
+    torch.testing.assert_close(at_once[1:], in_slices[1:])
+
+
 @given(st.integers(1, 10**6), bit_widths)
 def test_the_scale_of_the_gradient(values: int, bits: int) -> None:
     highest = 2**bits - 1

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hast_lightning.core.slices import slices_of
 from hast_lightning.quantization.ranges import SMALLEST_WIDTH
-from hast_lightning.quantization.rounding import quantize_dequantize, substitute
+from hast_lightning.quantization.rounding import in_slices, quantize_dequantize, substitute
 
 MAX_BITS = 8
 SMALLEST_STEP = SMALLEST_WIDTH / 2**MAX_BITS
@@ -48,28 +49,34 @@ class _LearnedRounding(torch.autograd.Function):
         ctx.save_for_backward(x, scale, zero_point, rounded)
         ctx.bits, ctx.gradient = bits, gradient
         if rounded is None:
-            return quantize_dequantize(x, scale, zero_point, bits)
-        return rounded.view_as(rounded)
+            return in_slices(x, scale, zero_point, bits)
+        return rounded.to(x.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point, value = ctx.saved_tensors
+        x, scale, zero_point, rounded = ctx.saved_tensors
         (upstream,) = gradients
-        # Not what forward put out: the network may have added to that in place.
-        if value is None:
-            value = quantize_dequantize(x, scale, zero_point, ctx.bits)
+        indices = slices_of(x) if scale.numel() == 1 else [...]
+        of_x, of_scale = torch.empty_like(x), torch.zeros_like(scale)
+        of_zero_point = torch.zeros_like(zero_point) if ctx.needs_input_grad[2] else None
         ends = -zero_point * scale, (2**ctx.bits - 1 - zero_point) * scale
-        of_inside = _inside(upstream, x, *ends)
-        of_scale = of_zero_point = None
-        if ctx.needs_input_grad[1]:
+        for index in indices:
+            values, passed = x[index].float(), upstream[index].float()
+            # Not what forward put out: the network may have added to that in place.
+            if rounded is None:
+                found = quantize_dequantize(values, scale, zero_point, ctx.bits)
+            else:
+                found = rounded[index]
+            of_x[index] = of_inside = _inside(passed, values, *ends)
             # (round(v/s) - v/s) * s inside, the end of the range outside.
-            slope = (value - _inside(x, x, *ends)).mul_(upstream)
-            of_scale = slope.sum_to_size(scale.shape) / scale
-        if ctx.needs_input_grad[2]:
-            # What of the gradient did not pass inside.
-            of_zero_point = (of_inside - upstream).sum_to_size(zero_point.shape) * scale
-        of_x = of_inside if ctx.gradient == "clipped" else upstream
+            slope = (found - _inside(values, values, *ends)).mul_(passed)
+            of_scale += slope.sum_to_size(scale.shape) / scale
+            if of_zero_point is not None:
+                # What of the gradient did not pass inside.
+                of_zero_point += (of_inside - passed).sum_to_size(zero_point.shape) * scale
+        if ctx.gradient != "clipped":
+            of_x = upstream
         return of_x, of_scale, of_zero_point, None, None, None
 
 
@@ -184,5 +191,5 @@ def learned_fake_quantize(
             ``pass_through``.
         rounded: The result, where it is known already.
     """
-    result: Tensor = _LearnedRounding.apply(x.float(), scale, zero_point, bits, gradient, rounded)
-    return result.to(x.dtype)
+    result: Tensor = _LearnedRounding.apply(x, scale, zero_point, bits, gradient, rounded)
+    return result

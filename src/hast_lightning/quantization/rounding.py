@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hast_lightning.core.slices import slices_of
+
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Return integers in ``[0, 2^bits - 1]``, as float32, of the shape of ``x``.
@@ -40,12 +42,22 @@ def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int)
     return q.mul_(scale)
 
 
+def in_slices(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Return ``quantize_dequantize`` in the type of ``x``, computed in float32 slice by slice."""
+    if scale.numel() > 1:
+        return quantize_dequantize(x.float(), scale, zero_point, bits).to(x.dtype)
+    rounded = torch.empty_like(x)
+    for images in slices_of(x):
+        rounded[images] = quantize_dequantize(x[images].float(), scale, zero_point, bits)
+    return rounded
+
+
 class _PassThrough(torch.autograd.Function):
     """Round in the forward pass, identity in the backward pass (Bengio et al., 2013)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-        return quantize_dequantize(x, scale, zero_point, bits)
+        return in_slices(x, scale, zero_point, bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -94,9 +106,12 @@ def fake_quantize(
         bits: 2 to 8.
         gradient: ``pass_through`` or ``clipped`` to the representable range.
     """
-    function = _Clipped if gradient == "clipped" else _PassThrough
-    result: Tensor = function.apply(x.float(), scale, zero_point, bits)
-    return result.to(x.dtype)
+    result: Tensor
+    if gradient == "clipped":
+        result = _Clipped.apply(x.float(), scale, zero_point, bits)
+        return result.to(x.dtype)
+    result = _PassThrough.apply(x, scale, zero_point, bits)
+    return result
 
 
 def is_inside(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -16,6 +16,7 @@ from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.ensemble import graphs_of
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
+from hast_lightning.core.slices import slices_of, taken
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.operations import BATCH_NORMS
@@ -26,8 +27,6 @@ EPSILON = 1e-6
 SMALLEST_VARIANCE = 1e-3
 """What is added to a variance that errors are relative to: channels that are dead do not drown
 the others."""
-CACHED = 2**17
-"""Values whose copy in float32 takes half a megabyte."""
 SPREADS = ("variance", "deviation")
 
 
@@ -68,9 +67,9 @@ class _Statistics(torch.autograd.Function):
         if features.dtype == mean.dtype:
             return torch.addcmul(offset, features, slope), None
         gradient = torch.empty_like(features)
-        for images in _slices(features):
+        for images in slices_of(features):
             gradient[images] = torch.addcmul(
-                _of(images, offset), features[images], _of(images, slope)
+                taken(offset, images), features[images], taken(slope, images)
             )
         return gradient, None
 
@@ -83,24 +82,11 @@ def _mean_and_variance(features: Tensor, dimensions: tuple[int, ...]) -> tuple[T
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
     mean = features.mean(dimensions, keepdim=True, dtype=wide)
     squares = [
-        (features[images] - _of(images, mean)).square_().sum(dimensions, keepdim=True)
-        for images in _slices(features)
+        (features[images] - taken(mean, images)).square_().sum(dimensions, keepdim=True)
+        for images in slices_of(features)
     ]
     total = torch.stack(squares).sum(0) if 0 in dimensions else torch.cat(squares)
     return mean, total / (features.numel() // mean.numel())
-
-
-def _slices(features: Tensor) -> list[slice]:
-    """Return the images, cut on a CPU so that what is computed of a slice stays in its cache."""
-    images = step = len(features)
-    if features.device.type == "cpu" and not torch.compiler.is_compiling():
-        step = max(1, CACHED * images // features.numel())
-    return [slice(first, first + step) for first in range(0, images, step)]
-
-
-def _of(images: slice, values: Tensor) -> Tensor:
-    """Return the values of some images; those that are not by image, (1, C, ...), hold for all."""
-    return values if len(values) == 1 else values[images]
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
+from hast_lightning.core.slices import slices_of
 from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import require_taps
 from hast_lightning.graph.names import names_of
@@ -25,10 +26,11 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        area = math.prod(features.shape[2:])
         positions = tuple(range(2, features.dim()))
-        norms: Tensor = torch.linalg.vector_norm(features, dim=positions, dtype=torch.float32)
-        return norms.square_().div_(area)
+        means = [
+            features[images].float().square().mean(positions) for images in slices_of(features)
+        ]
+        return means[0] if len(means) == 1 else torch.cat(means)
 
     @staticmethod
     @once_differentiable
