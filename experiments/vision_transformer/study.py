@@ -25,7 +25,7 @@ OWN_COUNT = 256
 COMMON = (
     *("model=own", "model.factory=experiments.vision_transformer.vit:ViT", "model.name=vit"),
     *(f"model.checkpoint={WEIGHTS}", "model.input_size=32", "model.mean=[.4914,.4822,.4465]"),
-    *("model.std=[.2023,.1994,.2010]", "data=npz", f"data.path={REST}", "quantizer=transformer"),
+    *("model.std=[.2023,.1994,.2010]", "data=npz", f"data.path={REST}"),
     *(
         "schedule.images=32",
         "schedule.image_batch=32",
@@ -33,9 +33,12 @@ COMMON = (
         "schedule.unit_steps=60",
         "schedule.calibration_steps=4",
     ),
-    *("stages.correction.samples=64", "stages.reconstruction.lr=1e-3", "data.batch_size=64"),
-    *("safeguard.images=32", "safeguard.iterations=10", "trainer=cpu", "trainer.threads=1"),
-    *("callbacks.progress=false", "report=false", "export=none", "method=sardfq_style"),
+    *("data.batch_size=64", "safeguard.images=32", "safeguard.iterations=10", "trainer=cpu"),
+    *("trainer.threads=1", "callbacks.progress=false", "report=false", "export=none"),
+)
+STAGES = (
+    *("method=sardfq_style", "quantizer=transformer", "stages.correction.samples=64"),
+    "stages.reconstruction.lr=1e-3",
 )
 CNN = "resnet20-12fca82f.th"
 ONE_BIT_CNN = (
@@ -73,8 +76,22 @@ RUNS = (
     *((width, "own", "correct", 0) for width in ("w8a8", "w4a8")),
     *(("w3a3", images, "rebuild", 0) for images in ("own", "prior")),
     *(("w3a3", images, "correct", 0) for images in ("entropy", "heads")),
+    ("w4a4", "own", "rebuild", 0),
+    ("w3a3", "heads", "rebuild", 0),
+    *(("w3a3", images, "correct", seed) for seed in (1, 2) for images in ("noise", "heads", "own")),
+    *(("w3a3", "own", "rebuild", seed) for seed in (1, 2)),
 )
 """Width, pictures, stages and seed, those that say most first."""
+METHODS: dict[str, tuple[str, ...]] = {
+    "psaq": ("method=psaq", "quantizer=transformer_psaq"),
+    "mimiq": (
+        *("method=mimiq_style", "quantizer=transformer_lsq", "schedule.images=64"),
+        *("schedule.image_batch=32", "schedule.student_steps=300", "schedule.student_batch=16"),
+        *("stages.distillation.optimizer.name=adam", "stages.distillation.optimizer.lr=1e-4"),
+    ),
+}
+"""Methods with the placement of their authors, which no other row has."""
+OF_METHODS = (("psaq", "w8a8"), ("psaq", "w4a8"), ("mimiq", "w4a4"), ("mimiq", "w3a3"))
 
 
 def runs() -> Iterator[tuple[str, list[str]]]:
@@ -88,7 +105,11 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             f"quantizer.activation_bits={activations}",
             f"seed={seed}",
         ]
-        yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *IMAGES[images], *own]
+        yield f"{images}_{width}_{stages}_seed{seed}", [*COMMON, *STAGES, *IMAGES[images], *own]
+    for method, width in OF_METHODS:
+        weights, activations = WIDTHS[width]
+        bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
+        yield f"{method}_{width}_whole_seed0", [*COMMON, *METHODS[method], *bits, "seed=0"]
     yield "resnet20_w1a8_correct_seed0", list(ONE_BIT_CNN)
 
 
