@@ -37,11 +37,11 @@ NEAREST = (TEXTS, "order=[calibration]")
 LEARNED = (
     *(TEXTS, "rounding@quantizer.rounding=adaptive", "order=[calibration,reconstruction]"),
     *("stages.reconstruction.trains=rounding", "stages.reconstruction.samples=32"),
-    *("stages.reconstruction.batch_size=4", "schedule.unit_steps=300"),
+    *("stages.reconstruction.batch_size=2", "schedule.unit_steps=100"),
 )
 DISTILLED = (
     *(TEXTS, "rounding@quantizer.rounding=nearest", "order=[calibration,distillation]"),
-    *("schedule.student_steps=300", "schedule.student_batch=4"),
+    *("schedule.student_steps=200", "schedule.student_batch=2"),
 )
 """Two more ways to use own text: block by block, and the whole network at once."""
 BITS, SEEDS = (4, 3), range(5)
