@@ -1,37 +1,73 @@
-"""Carry out the runs of a study one after the other, and go on where that was stopped."""
+"""The command of a study: it carries out runs one after the other, and goes on where it stopped."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 SCRATCH = Path(__file__).resolve().parents[1] / "scratch"
+Run = tuple[str, Sequence[str]]
+"""Name and words of a run."""
+
+
+def command(
+    description: str | None,
+    study: Path,
+    runs: Callable[[], Iterable[Run]],
+    files: Callable[[], Sequence[Path]],
+    *,
+    images: Callable[[str], Run | None] = lambda name: None,
+    more: Callable[[str], Sequence[str]] = lambda name: (),
+    table: Callable[[], None] | None = None,
+) -> None:
+    """Be the command of a study: ``run``, with the beginnings of names or for all, or ``table``.
+
+    Args:
+        description: For ``--help``.
+        study: Folder with ``results``, where ``result.json`` and ``config.yaml`` are kept.
+        runs: Name and words of each.
+        files: Weights and data, which the words name without a folder.
+        images: The run that makes the images of the one of a name, and has no results; carried
+            out first where it was not yet.
+        more: Words that depend on what was run before, by the name of the run.
+        table: Prints what the results say; none: what each stage left.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("wanted", nargs="*", help="what names of runs begin with; none: all")
+    given = parser.parse_args()
+    if given.what == "table":
+        (partial(print_stages, study) if table is None else table)()
+    else:
+        wanted = tuple(given.wanted) or ("",)
+        chosen = (run for run in runs() if run[0].startswith(wanted))
+        carry_out(chosen, study, files(), images=images, more=more)
+
+
+def files_in(variable: str, *names: str) -> Callable[[], list[Path]]:
+    """Return what gives files of the folder that a variable of the environment names."""
+    return lambda: [Path(os.environ[variable]) / name for name in names]
 
 
 def carry_out(
-    runs: Iterable[tuple[str, Sequence[str]]],
+    runs: Iterable[Run],
     study: Path,
     files: Sequence[Path],
+    *,
+    images: Callable[[str], Run | None] = lambda name: None,
     more: Callable[[str], Sequence[str]] = lambda name: (),
 ) -> None:
     """Go through the runs that have no result yet; what each leaves is kept in the study.
 
     A run that is refused leaves no result, and a line. A run that was killed goes on at its last
-    checkpoint. Who ends a run ends the study.
-
-    Args:
-        runs: Name and words of each.
-        study: Folder with ``results``, where ``result.json`` and ``config.yaml`` are kept.
-        files: Weights and data, which the words name without a folder.
-        more: Words that depend on what was run before, by the name of the run.
+    checkpoint. Who ends a run ends the study. Arguments are those of ``command``.
     """
-    from hast_lightning.cli.main import main
-    from hast_lightning.errors import INTERRUPTED_STATUS, TERMINATED_STATUS
-
     results, folder = study / "results", SCRATCH / study.name
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -41,22 +77,35 @@ def carry_out(
     for name, words in runs:
         if (results / name / "result.json").exists():
             continue
-        print(name, flush=True)
-        if list(Path(name).glob("last*.ckpt")):
-            begin = [f"resume={name}"]
-        else:
-            shutil.rmtree(name, ignore_errors=True)
-            begin = [*words, *more(name), f"hydra.run.dir={name}"]
-        sys.argv = ["hast-lightning", *begin]
-        try:
-            main()
-        except SystemExit as end:
-            if end.code in (INTERRUPTED_STATUS, TERMINATED_STATUS):
-                raise
+        made, load = images(name), []
+        if made is not None:
+            bank = Path(made[0], "samples.safetensors")
+            load = [f"sources.bank.load={bank}"]
+            if not bank.exists():
+                _run(*made)
+        _run(name, [*words, *load, *more(name)])
         if Path(name, "result.json").exists():
             (results / name).mkdir(parents=True, exist_ok=True)
             for kept in ("result.json", "config.yaml"):
                 shutil.copy(Path(name, kept), results / name / kept)
+
+
+def _run(name: str, words: Sequence[str]) -> None:
+    from hast_lightning.cli.main import main
+    from hast_lightning.errors import INTERRUPTED_STATUS, TERMINATED_STATUS
+
+    print(name, flush=True)
+    if list(Path(name).glob("last*.ckpt")):
+        begin = [f"resume={name}"]
+    else:
+        shutil.rmtree(name, ignore_errors=True)
+        begin = [*words, f"hydra.run.dir={name}"]
+    sys.argv = ["hast-lightning", *begin]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in (INTERRUPTED_STATUS, TERMINATED_STATUS):
+            raise
 
 
 def print_stages(study: Path) -> None:

@@ -7,13 +7,10 @@ result yet, on the digits and on ResNet-20 for CIFAR-10; ``... table`` prints wh
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out, print_stages
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -55,8 +52,4 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "table":
-        sys.exit(print_stages(HERE))
-    carry_out(runs(), HERE, [Path(os.environ["CIFAR"]) / file for file in FILES])
+    command(__doc__, HERE, runs, files_in("CIFAR", *FILES))

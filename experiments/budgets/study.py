@@ -6,13 +6,12 @@ that have no result yet; ``... table`` prints what they say. README.md names the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out
+from experiments.resumable import command
 
 HERE = Path(__file__).resolve().parent
 COMMON = (
@@ -51,6 +50,13 @@ def runs() -> Iterator[tuple[str, list[str]]]:
         yield name, [*words, *COMMON, *NETWORKS[network], *more]
 
 
+def files() -> list[Path]:
+    """Return weights and data of both networks."""
+    cifar, imagenet = Path(os.environ["CIFAR"]), Path(os.environ["IMAGENET"])
+    small = [cifar / "resnet20-12fca82f.th", cifar / "cifar10_test_first1017.npz"]
+    return [*small, imagenet / "mobilenetv1_x0.25.pth.tar", imagenet / "val"]
+
+
 def table() -> None:
     """Print one row a run."""
     print("| network | method | budget | W/A | minutes | GB | calibrated | last step | agreement |")
@@ -67,12 +73,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "table":
-        table()
-    else:
-        cifar, imagenet = Path(os.environ["CIFAR"]), Path(os.environ["IMAGENET"])
-        files = [cifar / "resnet20-12fca82f.th", cifar / "cifar10_test_first1017.npz"]
-        files += [imagenet / "mobilenetv1_x0.25.pth.tar", imagenet / "val"]
-        carry_out(runs(), HERE, files)
+    command(__doc__, HERE, runs, files, table=table)

@@ -6,7 +6,6 @@ no result yet; ``... table`` prints what they say.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.ensembles.clients import CLIENTS, make_clients, weights_file
-from experiments.resumable import SCRATCH, carry_out
+from experiments.resumable import SCRATCH, command
 
 HERE = Path(__file__).resolve().parent
 RESULTS, WEIGHTS = HERE / "results", SCRATCH / "ensembles_weights"
@@ -129,15 +128,14 @@ def table() -> None:
             print(f"{variant}, seed {seed}: {weights}")
 
 
+def files() -> list[Path]:
+    """Return the weights of all clients, which are trained where they are missing."""
+    for seed in SEEDS:
+        of_seed = [WEIGHTS / weights_file(seed, client) for client in range(CLIENTS)]
+        if not all(file.exists() for file in of_seed):
+            make_clients(seed, WEIGHTS, record_file(seed))
+    return [WEIGHTS / weights_file(seed, c) for seed in SEEDS for c in range(CLIENTS)]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "run":
-        for seed in SEEDS:
-            files = [WEIGHTS / weights_file(seed, client) for client in range(CLIENTS)]
-            if not all(file.exists() for file in files):
-                make_clients(seed, WEIGHTS, record_file(seed))
-        files = [WEIGHTS / weights_file(seed, c) for seed in SEEDS for c in range(CLIENTS)]
-        carry_out(runs(), HERE, files)
-    else:
-        table()
+    command(__doc__, HERE, runs, files, table=table)

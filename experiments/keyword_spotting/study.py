@@ -7,13 +7,11 @@ README.md names.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("dscnn.safetensors", "kws01.npz")
@@ -114,9 +112,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "run":
-        carry_out(runs(), HERE, [Path(os.environ["KEYWORDS"]) / file for file in FILES], bank_of)
-    else:
-        table()
+    command(__doc__, HERE, runs, files_in("KEYWORDS", *FILES), more=bank_of, table=table)

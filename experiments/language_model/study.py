@@ -7,7 +7,6 @@ README.md names.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.language_model.tokenizer import write
-from experiments.resumable import SCRATCH, carry_out
+from experiments.resumable import SCRATCH, command
 
 HERE = Path(__file__).resolve().parent
 COMMON = (
@@ -93,14 +92,13 @@ def _mean(values: list[float], digits: int) -> str:
     return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def files() -> list[Path]:
+    """Return the weights, and write the texts where the runs find them."""
+    source, folder = Path(os.environ["LANGUAGE"]), SCRATCH / HERE.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write(source, folder)
+    return [source / "stories260k.safetensors"]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "table":
-        table()
-    else:
-        source = Path(os.environ["LANGUAGE"])
-        folder = SCRATCH / HERE.name
-        folder.mkdir(parents=True, exist_ok=True)
-        write(source, folder)
-        carry_out(runs(), HERE, [source / "stories260k.safetensors"])
+    command(__doc__, HERE, runs, files, table=table)

@@ -7,13 +7,11 @@ prints what they say. ``$CIFAR`` holds the two files that README.md names.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -63,13 +61,11 @@ GENERATED = (
 BITS = (3, 4)
 
 
-def runs(wanted: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of every run."""
     for method, words in METHODS.items():
         for bits in BITS:
-            name = f"{method}_w{bits}a{bits}_seed0"
-            if not wanted or name.startswith(tuple(wanted)):
-                yield name, [*COMMON, *words, f"quantizer.bits={bits}"]
+            yield f"{method}_w{bits}a{bits}_seed0", [*COMMON, *words, f"quantizer.bits={bits}"]
 
 
 def bank_of(name: str) -> list[str]:
@@ -95,12 +91,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("wanted", nargs="*")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        files = [Path(os.environ["CIFAR"]) / file for file in FILES]
-        carry_out(runs(arguments.wanted), HERE, files, bank_of)
-    else:
-        table()
+    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), more=bank_of, table=table)

@@ -6,13 +6,10 @@ result yet; ``... table`` prints what they say. ``$CIFAR`` holds the two files t
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out, print_stages
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -23,7 +20,6 @@ COMMON = (
     "seed=0",
 )
 MADE = ("method=recommended", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
-BANK = "bank_seed0/samples.safetensors"
 UNTRAINED = ("method=mixed_bits", "quantizer=mse", "schedule.calibration_steps=50")
 TRAINED = (
     *("method=recommended", "quantizer=lsq", "quantizer.ranges.lr_multiplier=5"),
@@ -42,21 +38,20 @@ RUNS = (
 
 
 def runs() -> Iterator[tuple[str, list[str]]]:
-    """Yield name and words of each run, the images of all of them first."""
-    if not Path(BANK).exists():
-        yield "bank_seed0", [*COMMON, *MADE]
+    """Yield name and words of each run."""
     for kind, steps, width in RUNS:
         words, order = STEPS[steps]
         search = "search," if kind == "m" else ""
         name = f"{'mixed' if kind == 'm' else 'uniform'}_{steps}_{width}_seed0"
         bits = [f"quantizer.weight_bits={width[1]}", f"quantizer.activation_bits={width[3]}"]
-        load = f"sources.bank.load={BANK}"
-        yield name, [*COMMON, *words, f"order=[{search}{order}]", *bits, load]
+        yield name, [*COMMON, *words, f"order=[{search}{order}]", *bits]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "table":
-        sys.exit(print_stages(HERE))
-    carry_out(runs(), HERE, [Path(os.environ["CIFAR"]) / file for file in FILES])
+    command(
+        __doc__,
+        HERE,
+        runs,
+        files_in("CIFAR", *FILES),
+        images=lambda name: ("bank_seed0", [*COMMON, *MADE]),
+    )

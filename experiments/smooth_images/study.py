@@ -7,13 +7,10 @@ result yet, or those whose names begin so (``run both_w3a3``); ``... table`` pri
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.resumable import carry_out, print_stages
+from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
@@ -46,12 +43,11 @@ RUNS = (
 """Images, width and seed, those that say most first."""
 
 
-def runs(wanted: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and words of the runs whose name begins as one that is wanted; none: of all."""
+def runs() -> Iterator[tuple[str, list[str]]]:
+    """Yield name and words of every run."""
     for images, width, seed in RUNS:
-        name = f"{images}_{width}_seed{seed}"
-        if not wanted or name.startswith(tuple(wanted)):
-            yield name, [*COMMON, *IMAGES[images], *WIDTHS[width], f"seed={seed}"]
+        words = [*COMMON, *IMAGES[images], *WIDTHS[width], f"seed={seed}"]
+        yield f"{images}_{width}_seed{seed}", words
 
 
 def bank_of(name: str) -> list[str]:
@@ -62,11 +58,4 @@ def bank_of(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("wanted", nargs="*")
-    arguments = parser.parse_args()
-    if arguments.what == "table":
-        sys.exit(print_stages(HERE))
-    files = [Path(os.environ["CIFAR"]) / file for file in FILES]
-    carry_out(runs(arguments.wanted), HERE, files, bank_of)
+    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), more=bank_of)

@@ -7,7 +7,6 @@ names the files.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.resumable import SCRATCH, carry_out
+from experiments.resumable import SCRATCH, command
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS, DATA = "vit_cifar10.pth", "cifar10_test_first1017.npz"
@@ -130,6 +129,12 @@ def split_pictures(folder: Path) -> list[Path]:
     return [own, rest]
 
 
+def files() -> list[Path]:
+    """Return weights and pictures."""
+    folder = Path(os.environ["CIFAR10"])
+    return [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN, *split_pictures(folder)]
+
+
 def table() -> None:
     """Print one row a run."""
     print("| pictures | W/A | stages | seed | top-1 | of | agreement | error without labels |")
@@ -145,12 +150,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    if parser.parse_args().what == "run":
-        folder = Path(os.environ["CIFAR10"])
-        weights = [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN]
-        files = [*weights, *split_pictures(folder)]
-        carry_out(runs(), HERE, files, bank_of)
-    else:
-        table()
+    command(__doc__, HERE, runs, files, more=bank_of, table=table)
