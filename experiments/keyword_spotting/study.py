@@ -63,9 +63,9 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS),
         *("schedule.images=1024", "schedule.student_steps=2000"),
     ),
-    "hast_adam_ends8_larger": (
+    "hast_adam_ends8_large_longer": (
         *("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS),
-        *("schedule.images=2048", "schedule.student_steps=5000"),
+        *("schedule.images=1024", "schedule.student_steps=5000"),
     ),
     "hast_adam_ends8_on_noise": ("method=hast_adam", "quantizer=lsq", *ON_NOISE, ENDS, LONGER),
     "reconstruct": ("method=reconstruct", "quantizer=lsq", *FIXED),
@@ -74,7 +74,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 BITS = (8, 4, 3)
 ONLY = {"deploy": (8,), "hast_adam_ends8": (4, 3), "hast_adam_ends8_on_noise": (3,)}
-ONLY |= {f"hast_adam_ends8_{kind}": (3,) for kind in ("again", "large", "larger")}
+ONLY |= {f"hast_adam_ends8_{kind}": (3,) for kind in ("again", "large", "large_longer")}
 ONLY["hast_adam_ends8_relative"] = (4, 3)
 GENERATED = ("gdfq", "dqdg_style")
 """Methods whose samples come from a generator."""
@@ -89,7 +89,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads samples of the same kind: they are made once for all bits."""
-    own = [kind for kind in ("relative", "larger", "large") if kind in name]
+    own = [kind for kind in ("relative", "large") if kind in name]
     maker = f"hast_adam_ends8_{own[0]}" if own else "without_training"
     made = sorted(Path().glob(f"{maker}_w*/samples.safetensors"))
     without = name.startswith(GENERATED) or "noise" in name
