@@ -32,7 +32,7 @@ STEPS = {
 }
 RUNS = (
     *((bits, "corrected", width) for width in ("w3a3", "w3a8", "w4a4", "w2a4") for bits in "um"),
-    *(("m", "trained", width) for width in ("w3a3", "w2a4")),
+    ("m", "trained", "w3a3"),
 )
 """One width (u) or the search's bits (m), the stages behind, and the width that gives the bytes."""
 
