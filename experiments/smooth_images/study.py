@@ -43,15 +43,38 @@ RUNS = (
 """Images, width and seed, those that say most first."""
 
 
+CLASS = "stages.synthesis.terms.hard_cross_entropy"
+UNTRAINED: dict[str, tuple[str, ...]] = {
+    "former": ("source@sources.bank=image_bank_of_schedule", *PLAIN),
+    "class_0.1": (),
+    "class_0.01": (f"{CLASS}.weight=0.01",),
+    "no_class": (f"{CLASS}.enabled=false",),
+}
+"""How much the class of a few images counts, for a student that is calibrated and corrected."""
+FEW = (
+    *("+stage@stages.correction=correct", "stages.correction.source=bank", "quantizer=mse"),
+    *("order=[synthesis,calibration,correction]", "schedule.images=256"),
+    *("stages.calibration.source=bank", "stages.calibration.terms.bns.enabled=false"),
+    "stages.calibration.terms.cross_entropy.enabled=false",
+    *("stages.calibration.steps=50", "stages.calibration.batch_size=64"),
+)
+
+
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for images, width, seed in RUNS:
         words = [*COMMON, *IMAGES[images], *WIDTHS[width], f"seed={seed}"]
         yield f"{images}_{width}_seed{seed}", words
+    for seed in (0, 1):
+        for kind, more in UNTRAINED.items():
+            words = [*COMMON, *FEW, "quantizer.bits=3", *more, f"seed={seed}"]
+            yield f"untrained_{kind}_seed{seed}", words
 
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads the images of a seed where they are made: bits do not matter."""
+    if name.startswith("untrained"):
+        return []
     images, _, seed = name.split("_")
     made = sorted(Path().glob(f"{images}_*_{seed}/samples.safetensors"))
     return [f"sources.bank.load={made[0]}"] if made else []
