@@ -59,7 +59,11 @@ BUDGETS = {
 METHODS = {
     "hast": ("method=hast", "stages.distillation.optimizer.lr=1e-4"),
     "adam": ("method=hast_adam",),
-    "reconstruct": ("method=reconstruct",),
+    "reconstruct": (
+        *("method=reconstruct", "source@sources.bank=image_bank_of_schedule"),
+        "stages.synthesis.terms.bns.relative=false",
+        "stages.synthesis.terms.hard_cross_entropy.weight=10",
+    ),
 }
 TERMS = ("bns", "cross_entropy")
 """What the source that calibrates is improved for, where that is a generator."""
