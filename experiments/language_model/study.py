@@ -42,6 +42,7 @@ DISTILLED = (
     *(TEXTS, "rounding@quantizer.rounding=nearest", "order=[calibration,distillation]"),
     *("schedule.student_steps=200", "schedule.student_batch=2"),
 )
+LONGER = "schedule.student_steps=800"
 """Two more ways to use own text: block by block, and the whole network at once."""
 BITS, SEEDS = (4, 3), range(5)
 
@@ -60,7 +61,9 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             yield f"{source}_groups_w3_seed{seed}", [*words(3, seed), *more]
     for bits in BITS:
         yield f"learned_w{bits}_seed0", [*words(bits, 0), *LEARNED]
-        yield f"distilled_w{bits}_seed0", [*words(bits, 0), *DISTILLED]
+        for seed in SEEDS[:3]:
+            yield f"distilled_w{bits}_seed{seed}", [*words(bits, seed), *DISTILLED]
+    yield "distilled_longer_w3_seed0", [*words(3, 0), *DISTILLED, LONGER]
     yield "nearest_groups_w3_seed0", [*words(3, 0), *NEAREST, "quantizer.group_size=32"]
 
 
