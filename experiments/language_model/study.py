@@ -42,8 +42,8 @@ DISTILLED = (
     *(TEXTS, "rounding@quantizer.rounding=nearest", "order=[calibration,distillation]"),
     *("schedule.student_steps=200", "schedule.student_batch=2"),
 )
-LONGER = "schedule.student_steps=800"
 """Two more ways to use own text: block by block, and the whole network at once."""
+LONGER = "schedule.student_steps=800"
 BITS, SEEDS = (4, 3), range(5)
 
 
