@@ -46,13 +46,15 @@ def command(
         (partial(print_stages, study) if table is None else table)()
     else:
         wanted = tuple(given.wanted) or ("",)
-        chosen = (run for run in runs() if run[0].startswith(wanted))
+        chosen = [run for run in runs() if run[0].startswith(wanted)]
+        if not chosen:
+            parser.error(f"no run begins with {' or '.join(wanted)}")
         carry_out(chosen, study, files(), images=images, more=more)
 
 
 def files_in(variable: str, *names: str) -> Callable[[], list[Path]]:
     """Return what gives files of the folder that a variable of the environment names."""
-    return lambda: [Path(os.environ[variable]) / name for name in names]
+    return lambda: [Path(os.environ[variable]).resolve() / name for name in names]
 
 
 def carry_out(
@@ -83,6 +85,9 @@ def carry_out(
             load = [f"sources.bank.load={bank}"]
             if not bank.exists():
                 _run(*made)
+        if not _has_checkpoint(name):
+            # Before `more` looks for images: what a refused run has left is not to be taken.
+            shutil.rmtree(name, ignore_errors=True)
         _run(name, [*words, *load, *more(name)])
         if Path(name, "result.json").exists():
             (results / name).mkdir(parents=True, exist_ok=True)
@@ -90,16 +95,16 @@ def carry_out(
                 shutil.copy(Path(name, kept), results / name / kept)
 
 
+def _has_checkpoint(name: str) -> bool:
+    return any(Path(name).glob("last*.ckpt"))
+
+
 def _run(name: str, words: Sequence[str]) -> None:
     from hast_lightning.cli.main import main
     from hast_lightning.errors import INTERRUPTED_STATUS, TERMINATED_STATUS
 
     print(name, flush=True)
-    if list(Path(name).glob("last*.ckpt")):
-        begin = [f"resume={name}"]
-    else:
-        shutil.rmtree(name, ignore_errors=True)
-        begin = [*words, f"hydra.run.dir={name}"]
+    begin = [f"resume={name}"] if _has_checkpoint(name) else [*words, f"hydra.run.dir={name}"]
     sys.argv = ["hast-lightning", *begin]
     try:
         main()

@@ -26,8 +26,10 @@ def slices_of(values: Tensor) -> list[Slice]:
     Args:
         values: Of any shape; usually (N, C, ...).
     """
+    if torch.compiler.is_compiling() or values.device.type != "cpu":
+        return [...]
     count = values.numel()
-    if count <= CACHED or values.device.type != "cpu" or torch.compiler.is_compiling():
+    if count <= CACHED:
         return [...]
     images = len(values)
     step = max(1, CACHED * images // count)

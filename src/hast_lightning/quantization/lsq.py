@@ -58,8 +58,9 @@ class _LearnedRounding(torch.autograd.Function):
         x, scale, zero_point, rounded = ctx.saved_tensors
         (upstream,) = gradients
         indices = slices_of(x) if scale.numel() == 1 else [...]
-        of_x, of_scale = torch.empty_like(x), torch.zeros_like(scale)
-        of_zero_point = torch.zeros_like(zero_point) if ctx.needs_input_grad[2] else None
+        clipped, learned = ctx.gradient == "clipped", ctx.needs_input_grad[2]
+        of_x = torch.empty_like(x) if clipped and len(indices) > 1 else upstream
+        of_scale, of_zero_point = torch.zeros_like(scale), torch.zeros_like(zero_point)
         ends = -zero_point * scale, (2**ctx.bits - 1 - zero_point) * scale
         for index in indices:
             values, passed = x[index].float(), upstream[index].float()
@@ -68,16 +69,18 @@ class _LearnedRounding(torch.autograd.Function):
                 found = quantize_dequantize(values, scale, zero_point, ctx.bits)
             else:
                 found = rounded[index]
-            of_x[index] = of_inside = _inside(passed, values, *ends)
+            of_inside = _inside(passed, values, *ends)
             # (round(v/s) - v/s) * s inside, the end of the range outside.
             slope = (found - _inside(values, values, *ends)).mul_(passed)
             of_scale += slope.sum_to_size(scale.shape) / scale
-            if of_zero_point is not None:
+            if learned:
                 # What of the gradient did not pass inside.
                 of_zero_point += (of_inside - passed).sum_to_size(zero_point.shape) * scale
-        if ctx.gradient != "clipped":
-            of_x = upstream
-        return of_x, of_scale, of_zero_point, None, None, None
+            if clipped and len(indices) > 1:
+                of_x[index] = of_inside
+            elif clipped:
+                of_x = of_inside.to(x.dtype)
+        return of_x, of_scale, of_zero_point if learned else None, None, None, None
 
 
 def _inside(values: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:

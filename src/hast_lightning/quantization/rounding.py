@@ -44,10 +44,11 @@ def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int)
 
 def in_slices(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Return ``quantize_dequantize`` in the type of ``x``, computed in float32 slice by slice."""
-    if scale.numel() > 1:
+    slices = slices_of(x)
+    if scale.numel() > 1 or len(slices) == 1:
         return quantize_dequantize(x.float(), scale, zero_point, bits).to(x.dtype)
     rounded = torch.empty_like(x)
-    for images in slices_of(x):
+    for images in slices:
         rounded[images] = quantize_dequantize(x[images].float(), scale, zero_point, bits)
     return rounded
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen
@@ -58,6 +59,7 @@ class _Statistics(torch.autograd.Function):
         return mean.squeeze(dimensions), var.squeeze(dimensions)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         features, mean = ctx.saved_tensors
         grad_mean, grad_var = (gradient.view_as(mean) for gradient in gradients)
@@ -80,13 +82,21 @@ def _mean_and_variance(features: Tensor, dimensions: tuple[int, ...]) -> tuple[T
         var, mean = torch.var_mean(features.to(wide), dimensions, correction=0, keepdim=True)
         return mean, var
     # var_mean is not vectorized there: two passes over the data take about a sixth of its time.
-    mean = features.mean(dimensions, keepdim=True, dtype=wide)
+    slices = slices_of(features)
+    sums = [features[each].sum(dimensions, keepdim=True, dtype=wide) for each in slices]
+    mean = _joined(sums, dimensions)
+    count = features.numel() // mean.numel()
+    mean /= count
     squares = [
-        (features[images] - taken(mean, images)).square_().sum(dimensions, keepdim=True)
-        for images in slices_of(features)
+        (features[each] - taken(mean, each)).square_().sum(dimensions, keepdim=True)
+        for each in slices
     ]
-    total = torch.stack(squares).sum(0) if 0 in dimensions else torch.cat(squares)
-    return mean, total / (features.numel() // mean.numel())
+    return mean, _joined(squares, dimensions) / count
+
+
+def _joined(sums: Sequence[Tensor], dimensions: tuple[int, ...]) -> Tensor:
+    """Return the sums of all slices: added up, or by image."""
+    return torch.stack(list(sums)).sum(0) if 0 in dimensions else torch.cat(list(sums))
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,11 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
         positions = tuple(range(2, features.dim()))
-        means = [
-            features[images].float().square().mean(positions) for images in slices_of(features)
-        ]
-        return means[0] if len(means) == 1 else torch.cat(means)
+        slices = slices_of(features)
+        if len(slices) == 1:
+            norms: Tensor = torch.linalg.vector_norm(features, dim=positions, dtype=torch.float32)
+            return norms.square_().div_(math.prod(features.shape[2:]))
+        return torch.cat([features[each].float().square().mean(positions) for each in slices])
 
     @staticmethod
     @once_differentiable
