@@ -75,6 +75,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "hast_adam_ends8_on_noise": ("method=hast_adam", "quantizer=lsq", *ON_NOISE, ENDS, LONGER),
     "reconstruct": ("method=reconstruct", "quantizer=lsq", *FORMER, *FIXED),
+    "hast": ("method=hast", "quantizer=minmax", *FIXED, *ON_BANK),
     "gdfq": ("method=gdfq", "quantizer=minmax"),
     "dqdg_style": ("method=dqdg_style", "quantizer=minmax"),
 }
