@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments import former
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -28,12 +29,6 @@ COMMON = (
 """The file has the numbers of an integer engine: ``(x - 83) / 1.71`` is what the network takes."""
 BANK = "sources.bank.lr=0.1"
 """Its samples come closer to the BatchNorm statistics than at 0.5: README.md."""
-FORMER = (
-    "source@sources.bank=image_bank_of_schedule",
-    "stages.synthesis.terms.bns.relative=false",
-    "stages.synthesis.terms.hard_cross_entropy.weight=10",
-)
-"""The images that methods without training had when these runs were made."""
 FIXED = (BANK, "stages.calibration.steps=20")
 """A bank does not change while ranges are observed."""
 ON_BANK = (
@@ -52,8 +47,8 @@ RELATIVE_CLASS = "stages.synthesis.terms.hard_cross_entropy.weight=0.1"
 """Beside relative statistics, whose errors are smaller."""
 FILES_TOO = ("export.formats=[packed,onnx]", "export.min_agreement=99")
 METHODS: dict[str, tuple[str, ...]] = {
-    "without_training": ("method=without_training", "quantizer=mse", *FORMER, *FIXED),
-    "deploy": ("method=without_training", "quantizer=deploy", *FORMER, *FIXED, *FILES_TOO),
+    "without_training": ("method=without_training", "quantizer=mse", *former.IMAGES, *FIXED),
+    "deploy": ("method=without_training", "quantizer=deploy", *former.IMAGES, *FIXED, *FILES_TOO),
     "hast_adam": ("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK),
     "hast_adam_ends8": ("method=hast_adam", "quantizer=lsq", *FIXED, *ON_BANK, ENDS, LONGER),
     "hast_adam_ends8_relative": (
@@ -74,7 +69,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("schedule.images=1024", "schedule.student_steps=5000"),
     ),
     "hast_adam_ends8_on_noise": ("method=hast_adam", "quantizer=lsq", *ON_NOISE, ENDS, LONGER),
-    "reconstruct": ("method=reconstruct", "quantizer=lsq", *FORMER, *FIXED),
+    "reconstruct": ("method=reconstruct", "quantizer=lsq", *former.IMAGES, *FIXED),
     "hast": ("method=hast", "quantizer=minmax", *FIXED, *ON_BANK),
     "gdfq": ("method=gdfq", "quantizer=minmax"),
     "dqdg_style": ("method=dqdg_style", "quantizer=minmax"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.reconstruction.study import FORMER
+from experiments import former
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -41,14 +41,14 @@ SMOOTH = (
 SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
 """What fits the memory at 224 pixels."""
 METHODS: dict[str, tuple[str, ...]] = {
-    "correct": ("method=without_training", "quantizer=lsq", *SMALL, *FORMER),
+    "correct": ("method=without_training", "quantizer=lsq", *SMALL, *former.IMAGES),
     "reconstruct": (
-        *("method=reconstruct", "quantizer=lsq", *SMALL, *FORMER),
+        *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
     # A fifth of the rates, for a network whose layers have few weights.
     "slowly": (
-        *("method=reconstruct", "quantizer=lsq", *SMALL, *FORMER),
+        *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
         *("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4"),
     ),
@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "smooth_correct": ("method=without_training", "quantizer=lsq", *SMALL, *SMOOTH[:1]),
     "ends_at_8": (
-        *("method=reconstruct", "quantizer=lsq", *SMALL, *FORMER),
+        *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
         "quantizer.first_and_last_8bit=true",
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
@@ -93,7 +93,7 @@ def images(name: str) -> tuple[str, list[str]]:
     """Return the run that makes the images of another."""
     network, method = name.split("_")[:2]
     smooth = method == "smooth"
-    words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *(SMOOTH if smooth else FORMER)]
+    words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *(SMOOTH if smooth else former.IMAGES)]
     return f"bank_{network}{'_smooth' * smooth}", words
 
 

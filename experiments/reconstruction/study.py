@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments import former
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -30,12 +31,6 @@ BANKS: dict[str, tuple[str, ...]] = {
     "bank_of_dgh": ("method=dgh", *MADE),
 }
 """Images of the same number and iterations, by what they are made with."""
-FORMER = (
-    "source@sources.bank=image_bank_of_schedule",
-    "stages.synthesis.terms.bns.relative=false",
-    "stages.synthesis.terms.hard_cross_entropy.weight=10",
-)
-"""The images that methods without training had when these runs were made."""
 LEARNED = ("quantizer=lsq", "quantizer.ranges.lr_multiplier=5")
 ON_BANK = (
     *("stages.calibration.source=bank", "stages.calibration.terms.bns.enabled=false"),
@@ -47,7 +42,7 @@ TRAINED = ("method=hast_adam", "schedule.learning_rate=cosine", *LEARNED, *ON_BA
 ORDER = "order=[calibration,correction,distillation]"
 MIXED = "+transform@stages.{}.transforms.mixing=mix_pairs"
 REBUILT = (
-    *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20", *FORMER),
+    *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20", *former.IMAGES),
     "order=[calibration,correction,reconstruction]",
 )
 SETS = "sources.bank.batch_size=256"
@@ -86,7 +81,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "longer": (*REBUILT, "stages.reconstruction.iterations=1200"),
     "reconstruct_mixed": (
-        *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20", *FORMER),
+        *("method=reconstruct", "quantizer=lsq", "stages.calibration.steps=20", *former.IMAGES),
         *("order=[calibration,correction,reconstruction]", MIXED.format("reconstruction")),
     ),
 }

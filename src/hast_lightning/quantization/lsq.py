@@ -50,7 +50,7 @@ class _LearnedRounding(torch.autograd.Function):
         ctx.bits, ctx.gradient = bits, gradient
         if rounded is None:
             return in_slices(x, scale, zero_point, bits)
-        return rounded.to(x.dtype, copy=True)
+        return rounded.view_as(rounded).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -94,9 +94,9 @@ def _mean_and_variance(features: Tensor, dimensions: tuple[int, ...]) -> tuple[T
     return mean, _joined(squares, dimensions) / count
 
 
-def _joined(sums: Sequence[Tensor], dimensions: tuple[int, ...]) -> Tensor:
+def _joined(sums: list[Tensor], dimensions: tuple[int, ...]) -> Tensor:
     """Return the sums of all slices: added up, or by image."""
-    return torch.stack(list(sums)).sum(0) if 0 in dimensions else torch.cat(list(sums))
+    return torch.stack(sums).sum(0) if 0 in dimensions else torch.cat(sums)
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
