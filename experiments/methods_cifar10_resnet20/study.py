@@ -58,6 +58,23 @@ GENERATED = (
     "noise",
 )
 """Methods without a bank, whose images are made when they are needed."""
+PLAIN = ("stages.synthesis.terms.hard_cross_entropy.gamma=0",)
+ALIGNED = "stages.distillation.terms.alignment.enabled="
+PROMOTED = "stages.distillation.transforms.promotion.enabled="
+PARTS: dict[str, tuple[str, ...]] = {
+    "none": (*PLAIN, ALIGNED + "false", PROMOTED + "false"),
+    "hard": (ALIGNED + "false", PROMOTED + "false"),
+    "hard_aligned": (ALIGNED + "true", PROMOTED + "false"),
+    "hard_promoted": (ALIGNED + "false", PROMOTED + "true"),
+    "hast": (),
+    "hast_mixed": ("+transform@stages.distillation.transforms.mixing=mix_pairs",),
+    "adam": ("method=hast_adam", "schedule.learning_rate=cosine"),
+    "adam_none": (
+        *("method=hast_adam", "schedule.learning_rate=cosine"),
+        *(ALIGNED + "false", PROMOTED + "false"),
+    ),
+}
+"""HAST's parts, and others, added to one base: KL alone on images whose loss has no hardness."""
 BITS = (3, 4)
 
 
@@ -66,12 +83,24 @@ def runs() -> Iterator[tuple[str, list[str]]]:
     for method, words in METHODS.items():
         for bits in BITS:
             yield f"{method}_w{bits}a{bits}_seed0", [*COMMON, *words, f"quantizer.bits={bits}"]
+    for part, words in PARTS.items():
+        base = [*COMMON, "method=hast", BANK, HALF, "quantizer.bits=3"]
+        yield f"part_{part}_w3a3_seed0", [*base, *words]
+
+
+def images(name: str) -> tuple[str, list[str]] | None:
+    """Return the run that makes HAST's images, with hardness or without, for who shares them."""
+    if not name.startswith(("part", "hast")):
+        return None
+    plain = PLAIN if name.startswith("part_none") else ()
+    words = ["method=hast", HALF, "quantizer.bits=3", "order=[synthesis]", "evaluate=false"]
+    return f"images_of_{'kl' if plain else 'hast'}", [*COMMON, *words, *plain]
 
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads a method's images where they are made: bits do not matter."""
     method = name.split("_w", maxsplit=1)[0]
-    if method in GENERATED:
+    if method in GENERATED or images(name):
         return []
     made = sorted(Path().glob(f"{method}_w*/samples.safetensors"))
     return [f"sources.bank.load={made[0]}"] if made else []
@@ -91,4 +120,6 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), more=bank_of, table=table)
+    command(
+        __doc__, HERE, runs, files_in("CIFAR", *FILES), images=images, more=bank_of, table=table
+    )

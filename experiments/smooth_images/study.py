@@ -27,6 +27,31 @@ PLAIN = (
 WHITE = ("sources.bank.start=white",)
 IMAGES: dict[str, tuple[str, ...]] = {"both": (), "smooth": PLAIN, "relative": WHITE}
 """Images by what they have of the two: a start from smooth noise, relative statistics."""
+REBUILT = (
+    *("+stage@stages.correction=correct", "stages.correction.source=bank"),
+    *("+stage@stages.reconstruction=reconstruct", "stages.reconstruction.source=bank"),
+    *("stages.reconstruction.samples=1024", "stages.reconstruction.views=4"),
+    "+transform@stages.reconstruction.transforms.crop_and_flip=crop_and_flip",
+    *("stages.reconstruction.iterations=400", "stages.reconstruction.batch_size=64"),
+    "order=[synthesis,calibration,correction,reconstruction,distillation]",
+)
+WITHOUT = {
+    "alignment": "stages.distillation.terms.alignment.enabled=false",
+    "promotion": "stages.distillation.transforms.promotion.enabled=false",
+}
+ENDS = "quantizer.first_and_last_8bit=true"
+TRAINED: dict[str, tuple[str, ...]] = {
+    "rebuilt": REBUILT,
+    "longer": ("schedule.student_steps=3200",),
+    "ends8": (ENDS,),
+    "rebuilt8": (*REBUILT, ENDS),
+    # HAST's parts behind a reconstruction: without both, and without one.
+    "rebuilt_kd": (*REBUILT, *WITHOUT.values()),
+    "rebuilt_promotion": (*REBUILT, WITHOUT["alignment"]),
+    "rebuilt_alignment": (*REBUILT, WITHOUT["promotion"]),
+    "float32": ("trainer.precision=32-true",),
+}
+"""What is done with images that have both, beside the 800 steps of training."""
 WIDTHS = {"w3a3": ("quantizer.bits=3", "quantizer.ranges.lr_multiplier=5")}
 WIDTHS["w4a4"] = ("quantizer.bits=4",)
 WIDTHS["w2a4"] = (
@@ -39,8 +64,12 @@ RUNS = (
     *(("both", width, 0) for width in ("w4a4", "w2a4", "w2a2")),
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
+    *((kind, "w2a2", 0) for kind in ("rebuilt", "rebuilt8", "ends8", "longer")),
+    *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
+    *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
+    *(("float32", "w3a3", seed) for seed in (0, 1, 2)),
 )
-"""Images, width and seed, those that say most first."""
+"""Images or what is done with them, width and seed, those that say most first."""
 
 
 CLASS = "stages.synthesis.terms.hard_cross_entropy"
@@ -62,23 +91,24 @@ FEW = (
 
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
-    for images, width, seed in RUNS:
-        words = [*COMMON, *IMAGES[images], *WIDTHS[width], f"seed={seed}"]
-        yield f"{images}_{width}_seed{seed}", words
+    for kind, width, seed in RUNS:
+        words = [*COMMON, *(IMAGES | TRAINED)[kind], *WIDTHS[width], f"seed={seed}"]
+        yield f"{kind}_{width}_seed{seed}", words
     for seed in (0, 1):
         for kind, more in UNTRAINED.items():
             words = [*COMMON, *FEW, "quantizer.bits=3", *more, f"seed={seed}"]
             yield f"untrained_{kind}_seed{seed}", words
 
 
-def bank_of(name: str) -> list[str]:
-    """Return the word that loads the images of a seed where they are made: bits do not matter."""
-    if name.startswith("untrained"):
-        return []
-    images, _, seed = name.split("_")
-    made = sorted(Path().glob(f"{images}_*_{seed}/samples.safetensors"))
-    return [f"sources.bank.load={made[0]}"] if made else []
+def images(name: str) -> tuple[str, list[str]] | None:
+    """Return the run that makes the images of another: bits and training do not matter."""
+    kind, _, seed = name.rsplit("_", 2)
+    if kind.startswith("untrained"):
+        return None
+    kind = kind if kind in IMAGES else "both"
+    words = [*COMMON, *IMAGES[kind], *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
+    return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]
 
 
 if __name__ == "__main__":
-    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), more=bank_of)
+    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), images=images)
