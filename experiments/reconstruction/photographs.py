@@ -30,6 +30,10 @@ NETWORKS: dict[str, tuple[str, ...]] = {
         *("model=efficientnet_lite0", "schedule=evening_imagenet"),
         *("schedule.images=128", "schedule.image_steps=40", "schedule.unit_steps=100"),
     ),
+    "lite0large": (
+        *("model=efficientnet_lite0", "schedule=evening_imagenet", "trainer.precision=auto"),
+        *("schedule.images=384", "schedule.unit_steps=300"),
+    ),
 }
 BANK = ("method=without_training", "order=[synthesis]", "evaluate=false", "quantizer=minmax")
 SMOOTH = (
@@ -40,17 +44,19 @@ SMOOTH = (
 """Images that start from smooth noise and match relative statistics, of more steps and no class."""
 SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
 """What fits the memory at 224 pixels."""
+ENDS = "quantizer.first_and_last_8bit=true"
+SLOWLY = ("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4")
+"""A fifth of the rates, for a network whose layers have few weights."""
 METHODS: dict[str, tuple[str, ...]] = {
     "correct": ("method=without_training", "quantizer=lsq", *SMALL, *former.IMAGES),
     "reconstruct": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
-    # A fifth of the rates, for a network whose layers have few weights.
     "slowly": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
-        *("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4"),
+        *SLOWLY,
     ),
     # On smooth images; units see the student's inputs alone, and statistics are corrected again.
     "smooth": (
@@ -63,11 +69,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "smooth_correct": ("method=without_training", "quantizer=lsq", *SMALL, *SMOOTH[:1]),
     "ends_at_8": (
         *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
-        "quantizer.first_and_last_8bit=true",
+        ENDS,
         *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
     ),
 }
-METHODS["smooth_ends_at_8"] = (*METHODS["smooth"], "quantizer.first_and_last_8bit=true")
+METHODS["smooth_ends_at_8"] = (*METHODS["smooth"], ENDS)
+METHODS["smooth_slowly"] = (*METHODS["smooth"], *SLOWLY)
+METHODS["smooth_slowly_ends_at_8"] = (*METHODS["smooth_slowly"], ENDS)
 RUNS = (
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
@@ -77,6 +85,9 @@ RUNS = (
     *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
     *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
     *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
+    *(("mobilenetv1", "smooth_slowly", 5, 5), ("mobilenetv1", "smooth_slowly", 4, 4)),
+    ("mobilenetv1", "smooth_slowly_ends_at_8", 4, 4),
+    *(("lite0large", "smooth_slowly", 4, 4), ("lite0large", "smooth_slowly_ends_at_8", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
 
