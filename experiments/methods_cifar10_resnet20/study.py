@@ -25,8 +25,8 @@ BANK = "schedule.student_batch=64"
 """HAST's batch for every method that trains on a bank, so that all see equally many images."""
 SMALL = "schedule.student_batch=16"
 """AdaDFQ's batch for every method whose generator makes the images of each step."""
-REBUILT = "quantizer=mse"
-"""The quantizer of the methods that rebuild the network block by block."""
+REBUILT = "quantizer=lsq"
+"""The quantizer of the methods that rebuild the network block by block: steps are learned."""
 HALF = "trainer.precision=auto"
 """The methods that were run last have bfloat16, where the processor multiplies it."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -48,6 +48,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "genie": ("method=genie", REBUILT, HALF),
     "dgh": ("method=dgh", REBUILT, HALF),
     "reconstruct": ("method=reconstruct", REBUILT, HALF),
+    # Ranges of least squared error, which nothing trains.
+    "reconstruct_mse": ("method=reconstruct", "quantizer=mse", HALF),
+    "hast": ("method=hast", BANK, HALF),
     "hast_near_grid": ("method=hast_near_grid", BANK, HALF),
     "sadag": ("method=sadag", REBUILT, HALF),
 }
@@ -66,15 +69,33 @@ PARTS: dict[str, tuple[str, ...]] = {
     "hard": (ALIGNED + "false", PROMOTED + "false"),
     "hard_aligned": (ALIGNED + "true", PROMOTED + "false"),
     "hard_promoted": (ALIGNED + "false", PROMOTED + "true"),
-    "hast": (),
-    "hast_mixed": ("+transform@stages.distillation.transforms.mixing=mix_pairs",),
+    # All three are the row of HAST itself, hast_w3a3.
+    "mixed": ("+transform@stages.distillation.transforms.mixing=mix_pairs",),
+    "spatial": ("+term@stages.distillation.terms.spatial=spatial_attention",),
+    "adaptive": (
+        ALIGNED + "false",
+        "+term@stages.distillation.terms.adaptive=adaptive_attention",
+    ),
     "adam": ("method=hast_adam", "schedule.learning_rate=cosine"),
     "adam_none": (
         *("method=hast_adam", "schedule.learning_rate=cosine"),
         *(ALIGNED + "false", PROMOTED + "false"),
     ),
 }
-"""HAST's parts, and others, added to one base: KL alone on images whose loss has no hardness."""
+"""HAST's parts added to one base, KL alone on images whose loss has no hardness; others to HAST."""
+IMAGES: dict[str, tuple[str, ...]] = {
+    "kl": ("method=hast", *PLAIN),
+    "hast": ("method=hast",),
+    "smooth": ("method=reconstruct",),
+    "genie": ("method=genie",),
+}
+SHARED = {
+    "kl": ("part_none",),
+    "hast": ("hast", "part"),
+    "smooth": ("reconstruct",),
+    "genie": ("genie",),
+}
+"""Images by what makes them, and what the names of the runs begin with that they are for."""
 BITS = (3, 4)
 
 
@@ -89,18 +110,19 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def images(name: str) -> tuple[str, list[str]] | None:
-    """Return the run that makes HAST's images, with hardness or without, for who shares them."""
-    if not name.startswith(("part", "hast")):
+    """Return the run that makes the images of another, where several runs share them."""
+    kind = next((kind for kind, names in SHARED.items() if name.startswith(names)), None)
+    if kind is None:
         return None
-    plain = PLAIN if name.startswith("part_none") else ()
-    words = ["method=hast", HALF, "quantizer.bits=3", "order=[synthesis]", "evaluate=false"]
-    return f"images_of_{'kl' if plain else 'hast'}", [*COMMON, *words, *plain]
+    words = [*IMAGES[kind], HALF, "quantizer.bits=3", "order=[synthesis]", "evaluate=false"]
+    return f"images_of_{kind}", [*COMMON, *words]
 
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads a method's images where they are made: bits do not matter."""
     method = name.split("_w", maxsplit=1)[0]
-    if method in GENERATED or images(name):
+    # SADAG goes on with the latents of its images, which no file holds.
+    if method in (*GENERATED, "sadag") or images(name):
         return []
     made = sorted(Path().glob(f"{method}_w*/samples.safetensors"))
     return [f"sources.bank.load={made[0]}"] if made else []
