@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
@@ -39,16 +38,13 @@ from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import build_sources
-from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.training.module import ZeroShotQuantization
-from tests import diffusion
 from tests.command_line import TINY
 from tests.composition import composed, options
-from tests.small_runs import build_module, fit, small, small_raw
-from tests.tokens import WORDS as TOKEN_WORDS
-from tests.transformers import WORDS
+from tests.small_methods import METHODS, small_method
+from tests.small_runs import build_module, fit, small_raw
 
-EXPERIMENTS, METHODS, SCHEDULES = options("experiment"), options("method"), options("schedule")
+EXPERIMENTS, SCHEDULES = options("experiment"), options("schedule")
 GROUPS = (
     "model",
     "quantizer",
@@ -362,10 +358,6 @@ def test_mobilenet_v2_is_aligned_at_its_17_projections() -> None:
 # --- methods ---------------------------------------------------------------------------------
 
 
-NETWORKS = {"eda_dm_style": (*diffusion.WORDS, *diffusion.SMALL)}
-"""Of methods that are for another network than the bundled one."""
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "schedules",
@@ -396,23 +388,9 @@ def test_a_method_says_where_it_is_from(method: str) -> None:
     assert str(described.year) in described.paper
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> str:
-    """Where own pictures are, for the method that has no other source."""
-    path = tmp_path / "pictures.npz"
-    np.savez(path, x=np.zeros((12, 8, 8, 1), dtype=np.uint8))
-    return str(path)
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_takes_steps_of_every_stage(method: str, pictures: str) -> None:
-    of_attention = method in ("psaq", "mimiq_style", "sardfq_style")
-    words = ("quantizer=transformer", *WORDS) if of_attention else ("quantizer=minmax",)
-    words += TOKEN_WORDS if method == "self_calibration_style" else ()
-    config = small(f"method={method}", *words, *NETWORKS.get(method, ()))
-    for source in config.sources.values():
-        if isinstance(source, OwnImages):
-            source.path = pictures
+def test_a_method_takes_steps_of_every_stage(method: str, tmp_path: Path) -> None:
+    config = small_method(method, tmp_path)
     module = build_module(config)
     before = {name: value.detach().clone() for name, value in module.student.named_parameters()}
     fit(module)

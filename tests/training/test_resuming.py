@@ -9,24 +9,23 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx
 
-from hast_lightning.config import Config, config_folder
+from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.network import Network
 from hast_lightning.core.stage import Bench, Hook, Stepper
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
-from hast_lightning.sources.own_images import OwnImages
 from hast_lightning.stages.calibrate import Calibrate
 from hast_lightning.stages.distill import Distill
 from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, numbered
 from tests.checkpoints import content, differences
 from tests.command_line import undisturbed_torch
+from tests.small_methods import METHODS, small_method
 from tests.small_runs import (
     ALTERNATING,
     ALTERNATING_BANK,
@@ -42,9 +41,6 @@ from tests.small_runs import (
 def _undisturbed_torch() -> Iterator[None]:
     with undisturbed_torch():
         yield
-
-
-METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
 
 
 def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> None:
@@ -143,11 +139,7 @@ def test_a_run_that_goes_on_ends_as_it_would_have(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_that_was_killed_ends_as_it_would_have(method: str, tmp_path: Path) -> None:
-    config = small(f"method={method}", "quantizer=minmax")
-    for source in config.sources.values():
-        if isinstance(source, OwnImages):
-            source.path = str(tmp_path / "pictures.npz")
-            np.savez(source.path, x=np.zeros((12, 8, 8, 1), dtype=np.uint8))
+    config = small_method(method, tmp_path)
     ends = list(accumulate(build_module(config).agenda.stages.values()))
     total = ends[-1]
     # Between any two stages, and in the middle of the last.
