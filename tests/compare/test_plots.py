@@ -87,6 +87,25 @@ def test_methods_are_bars_with_the_best_first_and_a_matrix_of_bits() -> None:
     assert not any(name.startswith(("methods", "matrix")) for name in plots(summarize(one)))
 
 
+def test_a_line_goes_from_stage_to_stage() -> None:
+    stages = {"calibration": 10.0, "distillation": 30.0}
+    scores = {"calibration": 50.0, "distillation": 90.0}
+    found = {stage: {"evaluation": {"top1": top1}} for stage, top1 in scores.items()}
+    runs = [
+        FinishedRun(result(f"{name}_w3a3", 0, 90.0, seconds_by_stage=stages, judged=found))
+        for name in ("net", "other")
+    ]
+    (figure,) = [f for name, f in plots(summarize(runs)).items() if name.startswith("seconds")]
+    courses = [line for line in figure.axes[0].lines if line.get_marker() == "."]
+    assert [line.get_xydata().tolist() for line in courses] == 2 * [[[10, 50], [40, 90]]]
+
+
+def test_a_cell_of_the_matrix_has_its_deviation() -> None:
+    drawn = plots([row("net_w3a3", 3, 90.0, 0.25), dataclasses.replace(row("n", 4), method="hast")])
+    texts = [text.get_text() for text in drawn["matrix_resnet20_cifar10"].axes[0].texts]
+    assert texts == ["90.0 ± 0.2", "90.0"]
+
+
 def test_runs_of_which_no_time_is_known_are_not_drawn_at_zero() -> None:
     assert not any(name.startswith("seconds") for name in plots(summarize(ablation())))
 

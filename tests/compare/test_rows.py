@@ -74,6 +74,30 @@ def test_results_of_versions_without_methods_are_read_with_the_stages_of_today()
     assert rows["cifar10_resnet20_w4a4_quick"].without_synthesis
 
 
+def behind_stages(**top1: float) -> dict[str, dict[str, dict[str, float]]]:
+    """What was measured behind each stage."""
+    return {stage: {"evaluation": {"top1": value}} for stage, value in top1.items()}
+
+
+def test_a_course_has_the_mean_time_and_score_behind_each_stage_that_was_judged() -> None:
+    times = ({"synthesis": 60.0, "calibration": 10.0, "distillation": 30.0, "evaluation": 5.0},)
+    times += ({"synthesis": 80.0, "calibration": 10.0, "distillation": 50.0, "evaluation": 5.0},)
+    scores = (
+        behind_stages(calibration=50.0, distillation=90.0),
+        behind_stages(calibration=60.0, distillation=92.0),
+    )
+    runs = [
+        FinishedRun(result("net_w3a3", seed, 90.0, seconds_by_stage=seconds, judged=found))
+        for seed, (seconds, found) in enumerate(zip(times, scores, strict=True))
+    ]
+    (row,) = summarize(runs)
+    assert row.course == ((80.0, 55.0), (120.0, 91.0))
+    # Runs that judged other stages have no course in common.
+    other = dataclasses.replace(runs[1].result, judged=behind_stages(distillation=92.0))
+    (row,) = summarize([runs[0], FinishedRun(other)])
+    assert row.course == ()
+
+
 def sweep_of_methods() -> list[FinishedRun]:
     """The results of ``-m method=gdfq,hast quantizer.bits=3,4``."""
     return [

@@ -212,12 +212,16 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
         if row.seconds is None or row.score is None:
             continue
         mark = f" {WITHOUT_SYNTHESIS}" if row.without_synthesis else ""
+        colour = f"C{number % 10}"
+        if len(row.course) > 1:
+            axes.plot(*zip(*row.course, strict=True), color=colour, marker=".", linewidth=1)
         axes.errorbar(
             row.seconds.mean,
             row.score.mean,
             _bar(row.score),
             _bar(row.seconds),
             marker=OUR_MARKERS[number // 10 % len(OUR_MARKERS)],
+            color=colour,
             linestyle="none",
             capsize=3,
             label=name + mark,
@@ -226,7 +230,7 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
     axes.set(ylabel=_measure(ours[0]), title=ours[0].model)
     marked = any(row.without_synthesis for row in ours)
     note = f" ({WITHOUT_SYNTHESIS} without a synthesis)" if marked else ""
-    axes.set_xlabel(f"wall-clock time of a run, seconds{note}")
+    axes.set_xlabel(f"wall-clock time, seconds; a line goes from stage to stage{note}")
     axes.set_xlim(left=0)
     _legend_below(figure)
     return figure
@@ -313,7 +317,7 @@ def _bars(rows: Sequence[Row], names: Sequence[str], blue: Sequence[bool], title
 
 
 def _matrix(ours: Sequence[Row]) -> Figure:
-    """Return a table of methods and bits, the darker the better; the best row of each cell."""
+    """Return a table of methods and bits, the darker the better; the best settings of each cell."""
     widths = sorted({row.bits for row in ours})
     cells: dict[str, dict[tuple[int, int], Spread]] = defaultdict(dict)
     for row in sorted(ours, key=lambda row: row.score.mean if row.score else 0.0):
@@ -329,11 +333,14 @@ def _matrix(ours: Sequence[Row]) -> Figure:
         for along, bits in enumerate(widths):
             if found := cells[name].get(bits):
                 colour = "white" if found.mean > middle else "black"
-                axes.text(along, down, f"{found.mean:.1f}", ha="center", va="center", color=colour)
+                spread = "" if found.deviation is None else f" ± {found.deviation:.1f}"
+                text = f"{found.mean:.1f}{spread}"
+                axes.text(along, down, text, ha="center", va="center", color=colour)
     axes.set_xticks(range(len(widths)), [f"W{weights}A{acts}" for weights, acts in widths])
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False)
-    axes.set_title(f"{_measure(ours[0])}\n{ours[0].model}", fontsize="medium")
+    chosen = "of several settings the best by this number"
+    axes.set_title(f"{_measure(ours[0])}\n{ours[0].model}; {chosen}", fontsize="medium")
     return figure
 
 

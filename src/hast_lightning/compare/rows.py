@@ -11,7 +11,7 @@ from hast_lightning.compare.recipes import BITS_IN_NAME, method_of
 from hast_lightning.compare.runs import FinishedRun
 from hast_lightning.compare.settings import Settings, distinguish
 from hast_lightning.core.bits import Widths
-from hast_lightning.records.result import Result
+from hast_lightning.records.result import EVALUATION, Result
 
 # What a reader of numbers has to know to be the same: versions of the rest move them little.
 VERSIONS_SHOWN = ("hast_lightning", "torch")
@@ -58,6 +58,8 @@ class Row:
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
         stages: The stages that ``seconds`` hold.
+        course: Seconds since the start and top-1, or agreement, at the end of each stage that left
+            a student to judge; means over the seeds.
         without_synthesis: The images were there already, so that the seconds are not of a whole
             run.
         source: Where a published number is from.
@@ -82,6 +84,7 @@ class Row:
     measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
     stages: tuple[str, ...] = ()
+    course: tuple[tuple[float, float], ...] = ()
     without_synthesis: bool = False
     source: str = ""
     repeats: tuple[str, ...] = ()
@@ -169,6 +172,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
         measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
         seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
         stages=stages,
+        course=_course([run.result for run in timed]),
         without_synthesis=bool(timed) and all(run.loaded for run in timed),
         repeats=tuple(f"{run.name} (seed {run.result.seed})" for run in runs if run not in counted),
         versions=_mixed_versions(results),
@@ -196,6 +200,33 @@ def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
     return max((tuple(result.seconds_by_stage) for result in results), key=len)
 
 
+def _course(results: Sequence[Result]) -> tuple[tuple[float, float], ...]:
+    """Return seconds and score behind each stage that all runs judged in the same order."""
+    judged = {tuple(result.judged) for result in results}
+    if len(judged) != 1:
+        return ()
+    points: list[tuple[float, float]] = []
+    for stage in judged.pop():
+        scores = [_score_behind(result, stage) for result in results]
+        ends = [_seconds_until(result, stage) for result in results]
+        if None not in scores and None not in ends:
+            points.append((statistics.mean(_known(ends)), statistics.mean(_known(scores))))
+    return tuple(points)
+
+
+def _score_behind(result: Result, stage: str) -> float | None:
+    found = result.judged[stage].get(EVALUATION, {})
+    return found.get("top1", found.get("agreement"))
+
+
+def _seconds_until(result: Result, stage: str) -> float | None:
+    """Return the seconds from the start to the end of a stage."""
+    names = list(result.seconds_by_stage)
+    if stage not in names:
+        return None
+    return sum(result.seconds_by_stage[name] for name in names[: names.index(stage) + 1])
+
+
 def _mixed_versions(results: Sequence[Result]) -> tuple[str, ...]:
     seen = {
         package: {result.versions.get(package, "unknown") for result in results}
@@ -208,9 +239,13 @@ def _mixed_versions(results: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Return mean and deviation of what was measured; none where nothing was."""
-    known = [value for value in values if value is not None]
+    known = _known(values)
     if not known:
         return None
     return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
@@ -218,7 +253,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 def _same_for_all(values: Sequence[float | None]) -> Spread | None:
     """Return the value of the teacher, which seeds change in the last bits of a float at most."""
-    known = [value for value in values if value is not None]
+    known = _known(values)
     return Spread(known[0]) if known and max(known) - min(known) < 0.005 else spread(known)
 
 

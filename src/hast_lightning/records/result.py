@@ -18,6 +18,8 @@ from hast_lightning.config.safeguard import REFERENCE
 from hast_lightning.core.bits import Widths
 from hast_lightning.errors import DataError
 
+EVALUATION = "evaluation"
+"""The images that a result is measured on, where a student was judged."""
 RETIRED = ("synthesis_steps", "calibration_steps")
 """Fields of results of versions before 0.2."""
 STAGES = {"warmup": "calibration", "alternating": "alternation"}

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from hast_lightning.core.bits import FLOAT_BITS
-from hast_lightning.records.result import Result
+from hast_lightning.records.result import EVALUATION, Result
 
 FULL_PRECISION_BITS = "32/32"
 
@@ -82,7 +82,7 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     ]
     if result.handed_back_earlier:
         name, kept = f"kept: {result.kept_stage}", result.kept_agreement
-        error = result.judged[result.kept_stage].get("evaluation", {}).get("error")
+        error = result.judged[result.kept_stage].get(EVALUATION, {}).get("error")
         rows.append(HeadlineRow("bold", name, result.kept_top1, kept, bits, size, error))
     return tuple(rows)
 
@@ -90,7 +90,7 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
 def _first_error(result: Result) -> float | None:
     """Return the error behind the first of several stages."""
     judged = list(result.judged.values())
-    return judged[0].get("evaluation", {}).get("error") if len(judged) > 1 else None
+    return judged[0].get(EVALUATION, {}).get("error") if len(judged) > 1 else None
 
 
 def readable_size(size: int) -> str:

@@ -133,7 +133,8 @@ def methods_table(listed: Sequence[Listed], network: str) -> Table:
     """Return the list as a table: one row a method, oldest first."""
     table = Table(
         title=f"What method= takes; needs as its parts tell them of {network}",
-        caption="top-1 % of the best runs in experiments/, mean and deviation over their seeds",
+        caption="top-1 % in experiments/, mean and deviation over seeds; of several settings the "
+        "best, which is a choice on these labels",
         box=box.SIMPLE_HEAD,
         expand=True,
         show_lines=True,

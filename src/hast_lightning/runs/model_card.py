@@ -9,7 +9,7 @@ from hast_lightning.core.bits import FLOAT_BITS, Widths
 from hast_lightning.core.front_end import FrontEnd
 from hast_lightning.core.network import DIFFUSION, PICTURES, TOKENS
 from hast_lightning.export.description import Description
-from hast_lightning.records.result import Result
+from hast_lightning.records.result import EVALUATION, Result
 from hast_lightning.records.results_table import readable_size
 
 CARD_FILE = "MODEL_CARD.md"
@@ -109,7 +109,7 @@ def _facts(
 
 def _kept_error(result: Result) -> float | None:
     """Return the error of the student that is handed back."""
-    kept = result.judged.get(str(result.kept_stage), {}).get("evaluation", {})
+    kept = result.judged.get(str(result.kept_stage), {}).get(EVALUATION, {})
     return kept.get("error", result.output_error)
 
 

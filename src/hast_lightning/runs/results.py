@@ -12,14 +12,11 @@ from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.records.folder import disk_bytes
-from hast_lightning.records.result import Result, TeacherRecord
+from hast_lightning.records.result import EVALUATION, Result, TeacherRecord
 from hast_lightning.records.versions import device_name, peak_memory_bytes
 from hast_lightning.runs.assembly import Run
 from hast_lightning.safeguard.choice import Choice
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
-
-EVALUATION = "evaluation"
-"""The images that the result is measured on."""
 
 
 def result_of(
