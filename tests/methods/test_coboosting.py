@@ -15,6 +15,7 @@ from hast_lightning.methods.coboosting import Boost, HardPool, PixelGenerator, t
 from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.models.zoo import load
 from tests.checkpoints import content, differences
+from tests.composition import composed
 from tests.features import loaded
 from tests.small_runs import Saved, build_module, fit, small
 
@@ -24,6 +25,28 @@ FEW = (
     *("sources.pool.size=24", "sources.pool.batch_size=8", "sources.pool.iterations=2"),
     "schedule.image_steps=1",
 )
+
+
+def test_constants_are_those_of_the_released_code() -> None:
+    config = composed("method=coboosting_style", "schedule=released")
+    pool, boosting = config.sources["pool"], config.stages["boosting"]
+    assert isinstance(pool, HardPool) and isinstance(boosting, Boost)
+    assert (pool.size, pool.batch_size, pool.iterations) == (25_600, 128, 30)
+    made = boosting.synthesis.terms
+    hard = made["hard_cross_entropy"]
+    assert (hard.weight, hard.gamma, hard.detached) == (1, 1, True)
+    # Nine times the divergence at temperature 3, and 16 times that at temperature 4.
+    assert (made["adversarial"].weight, made["adversarial"].temperature) == (1, 3)
+    assert made["bns"].weight == 0
+    learned = boosting.distillation
+    kd = learned.terms["kd"]
+    assert (kd.weight, kd.temperature, kd.reduction) == (1, 4, "batchmean")
+    diversity = learned.transforms["diversity"]
+    assert (diversity.eps, diversity.temperature) == (8 / 255, 4)
+    rates = learned.optimizer
+    assert (rates.name, rates.lr, rates.momentum, rates.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
+    assert (rates.clip_norm, learned.learning_rate.policy) == (10, "cosine")
+    assert (boosting.weighing.lr, boosting.weighing.decay) == (0.01, 0.99)
 
 
 # -- whose turn ---------------------------------------------------------------------------

@@ -18,10 +18,26 @@ from hast_lightning.methods.genie import (
 )
 from hast_lightning.models.zoo import load
 from hast_lightning.records.result import Result
+from hast_lightning.sources.latent_bank import LatentBank
+from hast_lightning.stages.reconstruct import Reconstruct
 from tests.command_line import TINY, call
+from tests.composition import composed
 from tests.small_runs import build_module, small
 
 WORDS = ("method=genie", "quantizer=mse")
+
+
+def test_constants_are_those_of_the_released_code() -> None:
+    config = composed("method=genie", "schedule=released")
+    bank, learned = config.sources["bank"], config.stages["reconstruction"]
+    assert isinstance(bank, LatentBank) and isinstance(learned, Reconstruct)
+    assert (bank.size, bank.batch_size, bank.iterations) == (1024, 128, 4000)
+    assert (bank.latent_dim, bank.lr, bank.patience) == (256, 0.1, 100)
+    assert (bank.generator_lr, bank.generator_decay) == (0.01, 0.95)
+    assert {term.weight for term in config.stages["synthesis"].terms.values()} == {1}
+    assert (learned.iterations, learned.batch_size, learned.samples) == (20_000, 32, 1024)
+    assert (learned.drop, learned.mix, learned.regularization) == (0.5, 0.5, 1.0)
+    assert (learned.lr, learned.step_lr) == (1e-3, 1e-4)
 
 
 def test_deviations_are_those_of_plain_python() -> None:

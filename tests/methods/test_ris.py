@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,50 @@ def test_distances_are_the_cosine_of_features_and_l1_of_predictions() -> None:
         distance = float((powers / powers.sum() - others / others.sum()).abs().sum())
         assert found[:, n].tolist() == pytest.approx([1 - cosine, distance], abs=1e-5)
     torch.testing.assert_close(inconsistency(f, f, z, z), torch.zeros(2, 6))
+
+
+def plain_answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    *body, head = network.children()
+    features = images
+    for layer in body:
+        features = layer(features)
+    return features, head(features)
+
+
+def test_the_whole_term_is_that_of_plain_torch() -> None:
+    """Features and predictions beside those of other images and other weights, above a share."""
+    torch.manual_seed(0)
+    images = torch.randn(6, 1, 8, 8)
+    network = teacher()
+    plain = network.pretrained.network
+    term = Robustness(image_noise=0.2, weight_noise=0.1, threshold=0.5)
+    shown = seen(network, term, images)
+    kinds = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        found = term(shown)
+        torch.manual_seed(seed)
+        kind = int(torch.randint(4, ()))
+        kinds.add(kind)
+        with torch.no_grad():
+            features, logits = plain_answers(plain, images)
+            of_images = plain_answers(plain, DISTURBANCES[kind](images, 0.2))
+            other = copy.deepcopy(plain)
+            for weight in other.parameters():
+                if weight.dim() > 1:
+                    weight += 0.1 * weight.std() * torch.randn_like(weight)
+            of_weights = plain_answers(other, images)
+            expected = []
+            for changed, answers in (of_images, of_weights):
+                cosine = (features * changed).sum(1) / features.norm(dim=1) / changed.norm(dim=1)
+                expected.append(1 - cosine)
+                expected.append((logits.softmax(1) - answers.softmax(1)).abs().sum(1))
+            excess = [
+                (each - 0.5 * noise).clamp_min(0).mean()
+                for each, noise in zip(expected, term.of_noise, strict=True)
+            ]
+        torch.testing.assert_close(found, torch.stack(excess), atol=1e-5, rtol=1e-4)
+    assert kinds == {0, 1, 2, 3}
 
 
 def test_without_disturbance_of_weights_only_the_images_count() -> None:

@@ -12,6 +12,7 @@ from hast_lightning.quantization.adaround import (
     first_v,
     rounding_loss,
     soft_bit,
+    undecided,
 )
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import QuantConv2d, WeightQuantizer
@@ -35,9 +36,16 @@ def test_the_first_v_gives_back_the_fraction() -> None:
 
 def test_the_rounding_loss_is_zero_only_where_every_bit_is_decided() -> None:
     assert float(rounding_loss(torch.tensor([-20.0, 20.0]), 2.0)) == 0
-    undecided = float(rounding_loss(torch.tensor([0.0, 0.7]), 3.0))
+    found = float(rounding_loss(torch.tensor([0.0, 0.7]), 3.0))
     expected = sum(1 - abs(2 * plain_soft_bit(v) - 1) ** 3 for v in (0.0, 0.7))
-    assert undecided == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_undecided_is_the_mean_distance_from_the_nearer_end() -> None:
+    assert float(undecided(torch.tensor([-20.0, 20.0]))) == 0
+    bits = [plain_soft_bit(v) for v in (-1.0, 0.3, 9.0)]
+    expected = sum(min(bit, 1 - bit) for bit in bits) / 3
+    assert float(undecided(torch.tensor([-1.0, 0.3, 9.0]))) == pytest.approx(expected, rel=1e-5)
 
 
 def quantizer(bits: int = 3) -> tuple[AdaptiveWeightQuantizer, nn.Parameter]:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.stages.reconstruct import reconstruction_error
@@ -86,6 +89,25 @@ def test_learned_rounding_ends_on_the_grid() -> None:
         assert isinstance(quantizer, AdaptiveWeightQuantizer), name
         assert not quantizer.soft
         assert torch.equal(layer.weight, quantizer.rounded(layer.weight)), name
+
+
+def test_what_was_left_undecided_is_said_of_every_unit() -> None:
+    found: dict[str, float] = {}
+
+    class Listening(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, module: LightningModule, *args: object
+        ) -> None:
+            assert isinstance(module, ZeroShotQuantization)
+            scalars = module.outcome.scalars
+            found.update({k: float(v) for k, v in scalars.items() if "/undecided/" in k})
+
+    module = build_module(small(*RECONSTRUCT, *ROUNDING))
+    fit(module, [Listening()])
+    units = find_units(module.teacher.graph_module)
+    assert list(found) == [f"reconstruction/undecided/{unit.name}" for unit in units]
+    # Four iterations decide next to nothing.
+    assert all(0.1 < value < 0.5 for value in found.values())
 
 
 @pytest.mark.parametrize(

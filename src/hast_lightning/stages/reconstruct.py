@@ -26,9 +26,14 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
 from hast_lightning.graph.tracing import expose
 from hast_lightning.graph.units import Unit, extract, find_units
-from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer, rounding_loss
+from hast_lightning.quantization.adaround import (
+    AdaptiveWeightQuantizer,
+    rounding_loss,
+    undecided,
+)
 from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
+    QuantizedLayer,
     activation_quantizers,
     quantized_layers,
 )
@@ -202,9 +207,8 @@ class Reconstruct(Stage):
             loss = error if of_layers is None else error + self.layer_weight * of_layers
             loss = loss if regularization is None else loss + regularization
             bench.require_finite(loss, self.name)
-            if (
-                stepper.optimizers
-            ):  # a unit that is left in floating point may have nothing to learn
+            # A unit that is left in floating point may have nothing to learn.
+            if stepper.optimizers:
                 stepper.zero_grad()
                 stepper.backward(loss)
         if stepper.optimizers:
@@ -268,9 +272,9 @@ class Reconstruct(Stage):
 
     def _leave(self, bench: Bench, unit: Unit) -> None:
         """Round hard, and say what was gained."""
-        for _, layer in quantized_layers(self._student_unit):
-            if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer):
-                layer.weight_quantizer.settled(layer.weight)
+        adaptive = _adaptive(self._student_unit)
+        for layer, quantizer in adaptive:
+            quantizer.settled(layer.weight)
         bench.student.requires_grad_(True)
         bench.release(f"{self.key}.unit")
         with torch.no_grad():
@@ -279,6 +283,9 @@ class Reconstruct(Stage):
             f"{self.name}/error_before/{unit.name}": self._before,
             f"{self.name}/error_after/{unit.name}": after,
         }
+        if adaptive:
+            roundings = torch.cat([quantizer.v.detach().flatten() for _, quantizer in adaptive])
+            self._measured[f"{self.name}/undecided/{unit.name}"] = float(undecided(roundings))
 
     def end(self, bench: Bench) -> None:
         """Let go of the cache."""
@@ -351,12 +358,7 @@ class Reconstruct(Stage):
     def _groups(self, unit: fx.GraphModule) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that train, by the name of their rate."""
         steps = step_parameters(unit)
-        layers = [layer for _, layer in quantized_layers(unit)]
-        adaptive = [
-            layer.weight_quantizer
-            for layer in layers
-            if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer)
-        ]
+        adaptive = [quantizer for _, quantizer in _adaptive(unit)]
         scales = [q.relative_scale for q in adaptive] if self.learns_scales else []
         groups = {"steps": [*steps, *scales] if self.step_lr else []}
         if self.trains == "rounding":
@@ -383,11 +385,7 @@ class Reconstruct(Stage):
             return None
         done = (iteration - warm) / (self.iterations - warm)
         b = FIRST_B + (LAST_B - FIRST_B) * done
-        found = [
-            rounding_loss(layer.weight_quantizer.v, b)
-            for _, layer in quantized_layers(unit)
-            if isinstance(layer.weight_quantizer, AdaptiveWeightQuantizer)
-        ]
+        found = [rounding_loss(quantizer.v, b) for _, quantizer in _adaptive(unit)]
         return self.regularization * torch.stack(found).sum() if found else None
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
@@ -401,6 +399,12 @@ class Reconstruct(Stage):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self._seed = int(state["seed"])
+
+
+def _adaptive(unit: nn.Module) -> list[tuple[QuantizedLayer, AdaptiveWeightQuantizer]]:
+    """Return the layers of a unit whose roundings are learned, each with what learns them."""
+    found = [(layer, layer.weight_quantizer) for _, layer in quantized_layers(unit)]
+    return [(layer, q) for layer, q in found if isinstance(q, AdaptiveWeightQuantizer)]
 
 
 def _placed(bench: Bench, values: Values, device: torch.device) -> Values:
