@@ -39,8 +39,9 @@ def test_the_command_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_would_be_refused_is_refused(tmp_path: Path) -> None:
-    words = ("command=estimate", "model=torchvision", "model.name=alexnet")
-    line = call(*TINY, *words, "model.pretrained=false", "data=none", folder=tmp_path).refusal()
+    words = ("command=estimate", "model=torchvision", "model.name=squeezenet1_1")
+    network = (*words, "model.pretrained=false", "model.input_size=32", "data=none")
+    line = call(*TINY, *network, folder=tmp_path).refusal()
     assert "BatchNorm" in line
 
 
