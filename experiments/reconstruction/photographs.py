@@ -76,6 +76,15 @@ METHODS: dict[str, tuple[str, ...]] = {
 METHODS["smooth_ends_at_8"] = (*METHODS["smooth"], ENDS)
 METHODS["smooth_slowly"] = (*METHODS["smooth"], *SLOWLY)
 METHODS["smooth_slowly_ends_at_8"] = (*METHODS["smooth_slowly"], ENDS)
+METHODS["smooth_trained"] = (
+    # The whole network is trained between the corrections, in place of units.
+    *("method=hast_imagenet_adam", "quantizer=lsq", *SMOOTH[:1]),
+    *("stages.calibration.batch_size=32", "schedule.student_batch=32"),
+    *("+stage@stages.correction=correct", "stages.correction.source=bank"),
+    *("+stage@stages.again=correct", "stages.again.source=bank"),
+    *("stages.correction.samples=64", "stages.again.samples=64"),
+    "order=[calibration,correction,distillation,again]",
+)
 RUNS = (
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
@@ -87,6 +96,7 @@ RUNS = (
     *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
     *(("mobilenetv1", "smooth_slowly", 5, 5), ("mobilenetv1", "smooth_slowly", 4, 4)),
     ("mobilenetv1", "smooth_slowly_ends_at_8", 4, 4),
+    *(("mobilenetv1", "smooth_trained", 4, 4), ("mobilenetv1", "smooth_trained", 5, 5)),
     *(("lite0large", "smooth_slowly", 4, 4), ("lite0large", "smooth_slowly_ends_at_8", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
