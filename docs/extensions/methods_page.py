@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,11 @@ from configuration_reference import (
     part_anchor,
     parts_of,
 )
+from hast_lightning.compare.published import published
+from hast_lightning.compare.rows import Row, summarize
+from hast_lightning.compare.runs import collect
+from hast_lightning.config import config_folder
+from hast_lightning.core.bits import Widths
 from hast_lightning.core.part import part_class
 from recipe_heads import Head
 
@@ -26,21 +32,24 @@ CERTAINTIES = {
 }
 """Where formulas and constants are from, by the value of ``method.certainty``."""
 NEVER_SHOWN = ("kind", "load", "enabled")
+NOT_COMPARED = ("do_no_harm",)
+"""Studies whose runs are meant to fail."""
 NETWORK, BUDGET = "model=resnet20_cifar10", "schedule=released"
 """What settings are shown for: the authors' own budget, on a network that most methods know."""
 
 
-def methods() -> str:
-    """Return the whole list, as Markdown from second-level headings on."""
-    found = compositions()
-    lines = [*_overview(found), *_sections(found, options("method")), *_computations(found)]
+def methods(*names: str) -> str:
+    """Return the whole list, as Markdown from second-level headings on; without names of all."""
+    heads = options("method")
+    found = {name: composition(name) for name in names or heads}
+    lines = [*_overview(found), *_sections(found, heads), *_computations(found)]
     return "\n".join(lines)
 
 
 @cache
-def compositions() -> dict[str, DictConfig]:
-    """Return what each method is composed of, by name."""
-    return {name: composed_with(f"method={name}", NETWORK, BUDGET) for name in options("method")}
+def composition(name: str) -> DictConfig:
+    """Return what a method is composed of."""
+    return composed_with(f"method={name}", NETWORK, BUDGET)
 
 
 def _overview(found: dict[str, DictConfig]) -> Iterator[str]:
@@ -74,7 +83,51 @@ def _sections(found: dict[str, DictConfig], heads: dict[str, Head]) -> Iterator[
         for fact in ("Expect", "Takes"):
             if fact in facts:
                 yield f"*{fact}:* {escaped(facts[fact])}\n"
+        yield from _results(measured().get(name, []))
         yield from _parts(config)
+
+
+@cache
+def measured() -> dict[str, list[tuple[str, Row]]]:
+    """Return the rows of the studies in ``experiments``, each with its study, by method."""
+    found: dict[str, list[tuple[str, Row]]] = defaultdict(list)
+    for results in sorted(config_folder().parent.glob("experiments/*/results")):
+        study = results.parent.name
+        if study not in NOT_COMPARED:
+            for row in summarize(collect([results.parent])):
+                found[row.method].append((study, row))
+    return found
+
+
+def _results(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """A table of what was measured, beside what the paper of the same name says."""
+    shown = [(study, row) for study, row in rows if row.score]
+    if not shown:
+        return
+    papers = {
+        (row.model, row.bits, row.method.partition(",")[0].lower()): row
+        for row in published([row for _, row in shown])
+    }
+    yield "| network | W/A | top-1 | agreement | published | budget, quantizer, settings | study |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for study, row in shown:
+        paper = papers.get((row.model, row.bits, row.method))
+        about = (row.budget, row.quantizer, str(row.settings))
+        cells = (
+            row.model,
+            Widths(*row.bits).short,
+            _number(row.top1),
+            _number(row.agreement),
+            f"{paper.top1} ({paper.source})" if paper else "",
+            escaped(", ".join(filter(None, about))),
+            f"`experiments/{study}`",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _number(found: object) -> str:
+    return "" if found is None else str(found)
 
 
 def _parts(config: DictConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hast_lightning.compare.published import beside, published
 from hast_lightning.compare.rows import (
     Row,
     Spread,
+    agreement_of_ranks,
     best,
     spread,
     summarize,
@@ -190,6 +191,14 @@ def test_rows_without_labels_are_ranked_by_the_error_on_images_of_nobodys() -> N
     assert "**0.25**" in line
     (written, _) = csv.DictReader(io.StringIO(as_csv(rows)))
     assert written["error_mean"] == "0.5"
+
+
+def test_how_far_an_order_without_labels_is_to_be_trusted_is_what_the_study_found() -> None:
+    (note,) = notes(summarize([judged("easy", 0.5), judged("hard", 0.25)]))
+    found = agreement_of_ranks(summarize(collect([ROOT / "experiments/methods_cifar10_resnet20"])))
+    assert len(found) == 2
+    for (_, bits), (correlation, _) in found.items():
+        assert f"{correlation:.2f} at {bits}" in note
 
 
 def test_how_well_the_error_ranks_is_said_where_there_are_labels_to_tell() -> None:

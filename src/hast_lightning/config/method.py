@@ -23,9 +23,9 @@ class MethodConfig:
     """Authors, venue and identifier of the paper."""
     year: int = 0
     """Year of the paper."""
-    certainty: str = "code"
+    certainty: str = "ours"
     """Where the formulas and constants are from: the authors' released ``code``, the ``paper``'s
-    text, a ``summary`` by others, or ``ours`` in part."""
+    text, a ``summary`` by others, or ``ours`` in part, which is what is not said to be more."""
 
     def __post_init__(self) -> None:
         require_choice("method.certainty", self.certainty, CERTAINTIES)
