@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hast_lightning.core.batch import Batch
+from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.methods.tdg import BlendOverTime, GaussianMargin, discrepancy
+from hast_lightning.methods.tdg import (
+    BlendOverTime,
+    GaussianMargin,
+    SnapshotGenerator,
+    discrepancy,
+)
+from hast_lightning.sources.generator import ConditionalGenerator
 from tests.parts import seen
 from tests.small_runs import build_module, fit, small
 
@@ -85,3 +95,73 @@ def test_a_run_pushes_and_blends() -> None:
     assert module.outcome.scalars["synthesis/margin"] <= 0
     blended = module.stages["alternation"].distillation.transforms["blend"]
     assert blended._former is not None
+
+
+# -- snapshots ----------------------------------------------------------------------------
+
+
+def snapshots(**settings: Any) -> SnapshotGenerator:
+    torch.manual_seed(0)
+    made = SnapshotGenerator(**settings)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    made.build(Site(PretrainedNetwork(network, "any", (1, 8, 8), 10, (0.5,), (0.5,), "")))
+    return made
+
+
+def step(made: SnapshotGenerator, value: float) -> None:
+    """Be improved once, to weights that are all the same."""
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.fill_(value)
+    made.improved(0.0, {})
+
+
+def test_the_latest_states_are_kept() -> None:
+    made = snapshots(every=2, kept=2)
+    for value in range(1, 8):
+        step(made, float(value))
+    assert made.snapshots[:, 0].tolist() == [6, 4]
+    assert all(bool((row == row[0]).all()) for row in made.snapshots)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_former_state_makes_a_share_of_the_samples_for_the_same_labels(share: float) -> None:
+    made = snapshots(every=1, kept=1, share=share)
+    plain = ConditionalGenerator()
+    plain.build(made.site)
+    plain.load_state_dict({n: v for n, v in made.state_dict().items() if n in plain.state_dict()})
+    made.improved(0.0, {})
+    for weight in made.parameters():
+        # Now it makes images that are the same everywhere, which a BatchNorm makes zero.
+        torch.nn.init.zeros_(weight)
+    torch.manual_seed(1)
+    batch = made.sample(200)
+    former = batch.inputs.flatten(1).abs().sum(1) > 0
+    assert float(former.float().mean()) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)
+    assert batch.targets is not None
+    # The same noise and labels in the generator that it was.
+    torch.manual_seed(1)
+    torch.randn(200, 100), torch.randint(10, (200,))
+    noise = torch.randn(200, 100)
+    with torch.no_grad(), plain._untraced():
+        expected = plain(noise, batch.targets)
+    torch.testing.assert_close(batch.inputs[former], expected[former])
+
+
+def test_before_the_first_snapshot_all_is_as_with_a_plain_generator() -> None:
+    made = snapshots(every=5)
+    made.improved(0.0, {})
+    plain = ConditionalGenerator()
+    plain.build(made.site)
+    plain.load_state_dict({n: v for n, v in made.state_dict().items() if n in plain.state_dict()})
+    batches = []
+    for each in (made, plain):
+        torch.manual_seed(1)
+        batches.append(each.sample(8))
+    assert torch.equal(batches[0].inputs, batches[1].inputs)
+
+
+@pytest.mark.parametrize("settings", [{"every": 0}, {"kept": 0}, {"share": 1.5}])
+def test_snapshots_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        SnapshotGenerator(**settings)

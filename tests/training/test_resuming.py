@@ -107,7 +107,7 @@ PLACES = (
         (ADAPTIVE, (9, 11, 13)),
         (SEARCH, (9, 15, 16, 17, 18, 19)),
         (("method=texq_style",), (2, 3, 5, 9, 12)),
-        (("method=tdg_style",), (2, 3, 4)),
+        (("method=tdg_style", "sources.generator.every=1"), (2, 3, 4)),
         (("method=dqdg_style",), (2, 3, 4)),
         (("method=hast_near_grid",), (9, 10)),
         (PLACES, (9, 10)),

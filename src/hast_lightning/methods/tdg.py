@@ -2,22 +2,28 @@
 
 Only the abstract is public: the smaller the discrepancy of teacher and student on a sample, the
 stronger it is pushed, by a Gaussian margin; and synthetic images are interpolated over time. The
-formulas here are ours.
+formulas here, and that snapshots of the generator make a share of the samples, are ours.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
+from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch, Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
+from hast_lightning.core.source import Site
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
+from hast_lightning.sources.generator import ConditionalGenerator
 
 
 def discrepancy(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -95,3 +101,74 @@ class BlendOverTime(Transform):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self._former = state["former"]
+
+
+@part("source", "snapshot_generator")
+class SnapshotGenerator(ConditionalGenerator):
+    """A conditional generator whose former states make a share of the samples.
+
+    Every ``every`` steps its weights are kept, those of the last ``kept`` times. The student sees
+    fresh samples: each is made by a kept state with the probability ``share``, else by the
+    generator as it is now. The labels are the same for both.
+
+    Source: TDG (Luo et al., TCSVT 2024), whose abstract speaks of diversity over time; which states
+    are kept, and what is done with them, is ours.
+    """
+
+    every: int = 100
+    """Steps of the generator from one snapshot to the next."""
+    kept: int = 3
+    """Snapshots that are kept, the latest ones."""
+    share: float = 0.25
+    """Share of the samples that a snapshot makes."""
+
+    hands_on = False
+    snapshots: ClassVar[Tensor]
+    done: ClassVar[Tensor]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("every", self.every, 1)
+        require_range("kept", self.kept, 1)
+        require_range("share", self.share, 0, 1)
+
+    def _make(self, site: Site) -> None:
+        super()._make(site)
+        weights = sum(weight.numel() for weight in self.parameters())
+        self.register_buffer("snapshots", torch.zeros(self.kept, weights))
+        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> Batch | None:
+        """Take a snapshot where it is time."""
+        self.done.add_(1)
+        if int(self.done) % self.every == 0:
+            weights = parameters_to_vector(self.parameters())
+            self.snapshots.copy_(torch.cat([weights[None], self.snapshots[:-1]]))
+        return super().improved(loss, optimizers)
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Batch:
+        """Return fresh images (count, C, H, W), some of a former state, and their labels."""
+        batch = super().sample(count)
+        taken = min(int(self.done) // self.every, self.kept)
+        if not taken or not self.share:
+            return batch
+        images = batch.inputs
+        noise = torch.randn(count, self.latent_dim, device=images.device)
+        weights = self._weights(self.snapshots[int(torch.randint(taken, ()))])
+        with self._untraced():
+            former: Tensor = functional_call(self, weights, (noise, batch.targets))
+        chosen = torch.rand(count, device=images.device) < self.share
+        chosen = chosen.view(-1, *[1] * (images.dim() - 1))
+        return batch._replace(inputs=torch.where(chosen, former, images))
+
+    def _weights(self, snapshot: Tensor) -> dict[str, Tensor]:
+        """Return a snapshot by the names of the weights."""
+        named = dict(self.named_parameters())
+        parts = torch.split(snapshot, [weight.numel() for weight in named.values()])
+        pairs = zip(named.items(), parts, strict=True)
+        return {name: part.view_as(weight) for (name, weight), part in pairs}
+
+    def _shape_header(self) -> dict[str, str]:
+        return {**super()._shape_header(), "kept": str(self.kept)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -128,6 +129,12 @@ class ConditionalGenerator(TrainedSource):
             DataError: the file is missing, unreadable, or of another network.
         """
         super().build(site)
+        self._make(site)
+        if self.load is not None:
+            self._read(self.load)
+
+    def _make(self, site: Site) -> None:
+        """Make all that a file holds."""
         channels, height, width = image_shape(site.pretrained, f"{site.key}={self.kind}")
         refuse_maps(site.pretrained, f"{site.key}={self.kind}")
         self.num_classes = site.pretrained.num_classes
@@ -148,8 +155,6 @@ class ConditionalGenerator(TrainedSource):
             self.standard = PerCoefficient(channels, width)
         self.enlarge = nn.Upsample(scale_factor=2)
         self.activation = nn.LeakyReLU(0.2, inplace=True)
-        if self.load is not None:
-            self._read(self.load)
 
     def _embed(self) -> int:
         """Make what comes before the projection, and return the width of what that takes in."""
@@ -203,11 +208,17 @@ class ConditionalGenerator(TrainedSource):
         the running ones: these make the held-out images, which must not drift while only the
         student trains.
         """
+        with self._untraced():
+            return self._draw(count)
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """Let running statistics stay as they are."""
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.track_running_stats = False
         try:
-            return self._draw(count)
+            yield
         finally:
             for norm in norms:
                 norm.track_running_stats = True
