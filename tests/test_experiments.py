@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -60,24 +61,24 @@ GROUPS = (
 RANDOM_WEIGHTS = ("model.pretrained=false", "model.checkpoint=null", "data=none")
 # What an option needs beside itself to be a whole configuration.
 COMPANIONS = {
-    "model/torchvision": ["model.name=resnet18"],
-    "model/timm": ["model.name=resnet18"],
-    "model/pytorchcv": ["model.name=resnet18"],
-    "model/transformers": [
+    "model=torchvision": ["model.name=resnet18"],
+    "model=timm": ["model.name=resnet18"],
+    "model=pytorchcv": ["model.name=resnet18"],
+    "model=transformers": [
         "model.config_file=config.json",
         "model.input_size=32",
         "method=self_calibration_style",
     ],
-    "model/mlperf_keywords": ["model.factory=package.module:build"],
-    "data/wav": [
+    "model=mlperf_keywords": ["model.factory=package.module:build"],
+    "data=wav": [
         "data.path=recordings",
         "model=mlperf_keywords",
         "model.factory=package.module:build",
         "method=without_training",
     ],
-    "model/own": ["model.factory=package.module:build", "model.input_size=32"],
-    "data/npz": ["data.path=images.npz"],
-    **{f"model/resnet{n}_cifar10": ["model.pretrained=false"] for n in (20, 32, 44, 56)},
+    "model=own": ["model.factory=package.module:build", "model.input_size=32"],
+    "data=npz": ["data.path=images.npz"],
+    **{f"model=resnet{n}_cifar10": ["model.pretrained=false"] for n in (20, 32, 44, 56)},
 }
 # The bits that each family of recipes was published or measured with.
 PUBLISHED = {
@@ -139,9 +140,13 @@ def test_the_command_of_a_head_composes_and_chooses_that_file(group: str, option
     assert (python, dash, package) == ("python", "-m", "hast_lightning")
     config = composed(*words)
     if group == "experiment":
-        assert any(word.startswith("+experiment=") for word in words)
+        (named,) = (word.partition("=")[2] for word in words if word.startswith("+experiment="))
+        assert config.recipe == named
         # The name of a family, with its bits where it has none of its own.
-        assert re.sub(r"_w\da\d", "", config.recipe) == re.sub(r"_w\da\d", "", option)
+        assert re.sub(r"_w\da\d", "", named) == re.sub(r"_w\da\d", "", option)
+        # What the name promises is what is done.
+        bits = f"w{config.quantizer.weight_bits}a{config.quantizer.activation_bits}"
+        assert bits in named.split("_") or named == option
     elif group == "method":
         assert config.method.name == option
     else:
@@ -149,17 +154,6 @@ def test_the_command_of_a_head_composes_and_chooses_that_file(group: str, option
 
 
 # --- recipes ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_is_a_whole_configuration(name: str) -> None:
-    words = shlex.split(head_of("experiment", name)["command"])
-    (named,) = (word.partition("=")[2] for word in words if word.startswith("+experiment="))
-    config = composed(f"+experiment={named}", *RANDOM_WEIGHTS)
-    assert config.recipe == named
-    # What the name promises is what is done.
-    bits = f"w{config.quantizer.weight_bits}a{config.quantizer.activation_bits}"
-    assert bits in named.split("_") or named == name
 
 
 def test_every_recipe_that_was_published_or_measured_has_a_name() -> None:
@@ -218,20 +212,23 @@ def test_the_recipes_for_imagenet_are_the_released_ones(network: str) -> None:
     assert optimizer.weight_decay == 1e-4
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    # Those with a head are composed by its command.
-    [
-        (group, option)
+def side_by_side() -> list[list[str]]:
+    """Every option without a head, which would compose it: in a row those that go together."""
+    headed = {group for group, _ in HEADED}
+    columns = {
+        group: [f"{group}={option}" for option in options(group)]
         for group in GROUPS
-        for option in options(group)
-        if (group, option) not in HEADED
-    ],
-)
-def test_every_option_of_every_group_passes_the_checks(group: str, option: str) -> None:
-    choices = f"{group}/{option}"
-    config = composed(f"{group}={option}", *COMPANIONS.get(choices, []))
-    assert isinstance(config, Config)
+        if group not in headed
+    }
+    # A network has its data, and data have their network.
+    data = [[word] for word in columns.pop("data")]
+    return [[word for word in row if word] for row in zip_longest(*columns.values())] + data
+
+
+@pytest.mark.parametrize("words", side_by_side(), ids="-".join)
+def test_every_option_of_every_group_passes_the_checks(words: list[str]) -> None:
+    companions = [other for word in words for other in COMPANIONS.get(word, [])]
+    assert isinstance(composed(*words, *companions), Config)
 
 
 def test_the_default_is_the_digits_experiment() -> None:
@@ -244,54 +241,34 @@ def settings(config: Config) -> dict[str, object]:
     return dataclasses.asdict(config)
 
 
-@pytest.mark.parametrize(
-    ("override", "known"),
-    [
-        ("+experiment=digitz", "digits"),
-        ("model=resnet21_cifar10", "resnet20_cifar10"),
-        ("schedule=alternate", "released"),
-        ("method=hasst", "hast"),
-    ],
-)
-def test_a_mistyped_option_is_refused_with_those_that_exist(override: str, known: str) -> None:
-    with pytest.raises(MissingConfigException, match=known):
-        composed(override)
-
-
 EXPERIMENT = """\
 # @package _global_
 defaults:
-  - override /{group}: {option}
+  - override /model: digits
   - _self_
 recipe: planted
 {key}: {value}
 """
 
 
-@pytest.mark.parametrize(
-    ("lines", "mistake"),
-    [
-        ({"key": "quantizer", "value": "{wait_bits: 4}"}, "wait_bits"),
-        ({"key": "quantiser", "value": "{weight_bits: 4}"}, "quantiser"),
-        ({"key": "sources", "value": "{bank: {sise: 4}}"}, "sise"),
-        ({"key": "stages", "value": "{distillation: {terms: {kd: {wait: 4}}}}"}, "wait"),
-        ({"key": "quantizer", "value": "{weight_bits: four}"}, "four"),
-        ({"group": "modell"}, "modell"),
-        ({"option": "resnet21"}, "resnet21"),
-    ],
-)
-def test_a_typo_inside_an_experiment_file_is_refused(
-    tmp_path: Path, lines: dict[str, str], mistake: str
-) -> None:
-    plain = {"group": "model", "option": "digits", "key": "seed", "value": "1"}
+TYPOS = {
+    "quantiser": "{weight_bits: 4}",
+    "sources": "{bank: {sise: 4}}",
+    "stages": "{distillation: {terms: {kd: {wait: 4}}}}",
+}
+
+
+def test_a_typo_inside_an_experiment_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    for name, content in (("good", plain), ("bad", {**plain, **lines})):
-        (tmp_path / "experiment" / f"{name}.yaml").write_text(EXPERIMENT.format(**content))
     search = f"hydra.searchpath=[file://{tmp_path}]"
-    assert composed("+experiment=good", search).seed == 1
-    with pytest.raises(ConfigCompositionException) as caught:
-        composed("+experiment=bad", search)
-    assert mistake in f"{caught.value} {caught.value.__cause__}"
+    for key, value in {"seed": "1", **TYPOS}.items():
+        text = EXPERIMENT.format(key=key, value=value)
+        (tmp_path / "experiment" / f"{key}.yaml").write_text(text)
+    assert composed("+experiment=seed", search).seed == 1
+    for key, mistake in zip(TYPOS, ("quantiser", "sise", "wait"), strict=True):
+        with pytest.raises(ConfigCompositionException) as caught:
+            composed(f"+experiment={key}", search)
+        assert mistake in f"{caught.value} {caught.value.__cause__}"
 
 
 # --- the networks of the experiments ---------------------------------------------------------
@@ -407,23 +384,31 @@ def test_a_method_takes_steps_of_every_stage(method: str, tmp_path: Path) -> Non
 
 FAMILIES = {
     "digits_w3a3": ("model.pretrained=true", "data=digits"),
-    "cifar10_resnet20_w4a4_gdfq": ("model.input_size=16",),
     "mobilenetv2_w3a3": ("model.input_size=32", "model.num_classes=5"),
 }
 
 
 @pytest.mark.parametrize(("name", "overrides"), FAMILIES.items(), ids=list(FAMILIES))
-def test_a_recipe_is_run_whole(tmp_path: Path, name: str, overrides: tuple[str, ...]) -> None:
+def test_a_recipe_is_run_whole_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: tuple[str, ...]
+) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     few = ("schedule.images=8", "schedule.image_batch=4", "data.holdout=0.25")
     config = composed(f"+experiment={name}", *RANDOM_WEIGHTS, *TINY, *few, *overrides)
-    result = pipeline.run(config, tmp_path, "command")
+    result = pipeline.run(config, tmp_path / "run", "command")
     assert result is not None
+    assert not (tmp_path / "cache").exists()
+    assert result.model == config.model.name
     assert list(result.steps_by_stage) == config.order
     assert all(result.steps_by_stage.values())
     assert 0 <= result.teacher_agreement <= 100
     assert (result.quantized_top1 is None) == (config.data.source == "none")
-    saved = json.loads((tmp_path / "result.json").read_text())
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["recipe"] == name
     # The written configuration composes to the same run.
-    written = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    written = OmegaConf.to_container(OmegaConf.load(tmp_path / "run" / "config.yaml"))
     assert settings(to_object(from_saved(written))) == settings(config)
