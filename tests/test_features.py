@@ -34,6 +34,7 @@ from tests.small_runs import build_module, small
 FRAMES, COEFFICIENTS = SHAPE[1:]
 
 
+@pytest.mark.slow
 def test_the_keyword_network_is_right_as_its_authors_say() -> None:
     """A padding or a scale that were wrong by a little would be right on fewer."""
     folder = keyword_folder()

@@ -156,7 +156,7 @@ def completed(typed: str, path: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("+experiment=dig", ["+experiment=digits"]),
+        pytest.param("+experiment=dig", ["+experiment=digits"], marks=SLOW),
         pytest.param("seed=1 quantizer=m", ["quantizer=minmax", "quantizer=mse"], marks=SLOW),
         pytest.param("-m quantizer.weight_b", ["quantizer.weight_bits="], marks=SLOW),
         pytest.param("artifact=./o", ["artifact=./outputs"], marks=SLOW),
@@ -187,8 +187,8 @@ def test_bash_is_handed_what_completes(
     assert (finished.status, finished.out.split()) == (0, [offered])
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_are_handed_a_script(shell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_handed_a_script(shell: str, tmp_path: Path) -> None:
     finished = call("-sc", f"install={shell}", folder=tmp_path)
     assert (finished.status, finished.err) == (0, "")
     assert "-sc query=" in finished.out

@@ -29,7 +29,6 @@ from hast_lightning.models.checkpoints import (
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.unpickling import read_tensors_beside_objects
 from hast_lightning.models.weight_choice import find_weights
-from tests.real_data import cifar10_folder
 
 Saver = Callable[[Any, Path], None]
 
@@ -132,20 +131,6 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     save_zip(state, tmp_path / "w.pth")
     load_weights(target, tmp_path / "w.pth")
     assert torch.equal(target.linear.weight, source.linear.weight)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_the_published_resnet20_is_right_on_932_of_1017_images() -> None:
-    folder = cifar10_folder()
-    teacher = CifarResNet(20, 10)
-    load_weights(teacher, folder / "resnet20-12fca82f.th")
-    data = np.load(folder / "cifar10_test_first1017.npz")
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = ((torch.from_numpy(data["x"]) / 255 - mean) / std).permute(0, 3, 1, 2)
-    teacher.eval().to(memory_format=torch.channels_last)
-    found = teacher(images.contiguous(memory_format=torch.channels_last)).argmax(1)
-    assert int((found == torch.from_numpy(data["y"])).sum()) == 932
 
 
 # -- What is refused as a file ------------------------------------------------------------

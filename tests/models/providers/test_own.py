@@ -148,6 +148,7 @@ def test_a_published_mobilenet_v1_as_a_users_own_network() -> None:
     assert sum(p.numel() for p in loaded.network.parameters()) == pytest.approx(0.47e6, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @torch.no_grad()
 def test_the_published_mobilenet_v1_is_right_on_510_of_1000_photographs() -> None:
