@@ -25,7 +25,6 @@ from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.runs import pipeline
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import TINY
 from tests.composition import composed
 from tests.small_runs import build_module, fit, small
 
@@ -47,6 +46,12 @@ def searched(*overrides: str) -> ZeroShotQuantization:
     module = build_module(small(*MIXED, *overrides))
     fit(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def plain() -> ZeroShotQuantization:
+    """Searched without further words, and looked at alone."""
+    return searched()
 
 
 def bits_of(module: ZeroShotQuantization) -> dict[str, int]:
@@ -121,21 +126,19 @@ def test_layers_that_were_set_apart_keep_their_bits() -> None:
     assert "search/sensitivity/linear" not in module.found_files()["search_frontier.csv"]
 
 
-def test_the_bits_are_a_quantizers_overrides() -> None:
-    module = searched()
-    text = module.found_files()["search_bits.yaml"]
+def test_the_bits_are_a_quantizers_overrides(plain: ZeroShotQuantization) -> None:
+    text = plain.found_files()["search_bits.yaml"]
     overrides = [LayerBits(**each) for each in yaml.safe_load(text)["quantizer"]["overrides"]]
-    network = module.teacher.pretrained.network
+    network = plain.teacher.pretrained.network
     again = convert(network, QuantizerConfig(bits=3, overrides=overrides))
-    assert {n: q.weight_quantizer.bits for n, q in quantized_layers(again)} == bits_of(module)
+    assert {n: q.weight_quantizer.bits for n, q in quantized_layers(again)} == bits_of(plain)
 
 
-def test_the_line_in_the_file_is_one_of_the_command_line() -> None:
-    module = searched()
-    line = module.found_files()["search_bits.yaml"].splitlines()[2]
+def test_the_line_in_the_file_is_one_of_the_command_line(plain: ZeroShotQuantization) -> None:
+    line = plain.found_files()["search_bits.yaml"].splitlines()[2]
     config = composed(line.removeprefix("# ").strip("'"))
     found = {each.layers: each.weight_bits for each in config.quantizer.overrides}
-    assert found == bits_of(module)
+    assert found == bits_of(plain)
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "lsq"])
@@ -227,8 +230,10 @@ def test_refusals_are_one_line_that_names_the_key(words: tuple[str, ...], messag
     assert "\n" not in str(caught.value)
 
 
-def test_a_plot_has_the_searched_policies_those_of_one_width_and_the_chosen_one() -> None:
-    (plot,) = searched().stages["search"].plots()
+def test_a_plot_has_the_searched_policies_those_of_one_width_and_the_chosen_one(
+    plain: ZeroShotQuantization,
+) -> None:
+    (plot,) = plain.stages["search"].plots()
     assert list(plot.curves) == ["searched", "one width for all", "chosen"]
     assert plot.x_label == "bytes"
     (chosen,) = plot.curves["chosen"]
@@ -236,13 +241,17 @@ def test_a_plot_has_the_searched_policies_those_of_one_width_and_the_chosen_one(
     assert all(math.isfinite(value) for points in plot.curves.values() for _, value in points)
 
 
+@pytest.mark.parametrize(
+    "formats", [["packed"], pytest.param(["packed", "onnx", "program"], marks=pytest.mark.slow)]
+)
 def test_a_run_leaves_bits_and_frontier_and_its_files_agree_with_the_student(
-    tmp_path: Path,
+    formats: list[str], tmp_path: Path
 ) -> None:
-    config = composed(*TINY, *MIXED, "quantizer=minmax", "trainer.threads=1", "export=all")
+    config = small(*MIXED)
+    config.export.formats = formats
     result = pipeline.run(config, tmp_path, "command")
     assert result is not None
-    assert set(result.exports) == {"packed", "onnx", "program"}
+    assert list(result.exports) == formats
     assert all(record["agreement"] == 100 for record in result.exports.values())
     saved = yaml.safe_load((tmp_path / "search_bits.yaml").read_text())
     bits = {each["layers"]: each["weight_bits"] for each in saved["quantizer"]["overrides"]}
