@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from benchmarks import whole_runs
 from benchmarks.__main__ import main
 from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
 from benchmarks.plain_reconstruction import PlainReconstruction
 from benchmarks.product import Setting, bank_of, fit
+from benchmarks.product import composed as composed_by_hydra
 from benchmarks.steps import (
     build_reconstruction_pair,
     build_student_pair,
@@ -174,3 +176,22 @@ def test_a_recipe_for_imagenet_is_measured_at_224_pixels(stage: str) -> None:
     assert seconds > 0
     # torch alone takes some hundred megabytes; the whole must fit into 12 GB.
     assert 0.2 < gigabytes < 12
+
+
+def test_a_whole_run_says_seconds_of_its_stages_and_its_memory() -> None:
+    few = ("images=4", "image_batch=4", "image_steps=1", "unit_steps=1", "calibration_steps=1")
+    words = tuple(f"schedule.{word}" for word in few)
+    judged = ("safeguard.images=4", "safeguard.iterations=1")
+    found = whole_runs.measure(
+        whole_runs.Task("resnet20_cifar10", "reconstruct", 1, (*words, *judged))
+    )
+    stages = r"synthesis \d+, calibration \d+, correction \d+, reconstruction \d+"
+    assert re.fullmatch(
+        rf"\| resnet20_cifar10 \| reconstruct \| {stages} \| \d+ \| [\d.]+ \|", found
+    )
+
+
+def test_every_whole_run_composes() -> None:
+    for network, method in whole_runs.METHODS:
+        config = composed_by_hydra(*whole_runs.Task(network, method, 1).words)
+        assert (config.method.name, config.trainer.precision) == (method, "auto")
