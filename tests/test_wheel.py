@@ -147,7 +147,8 @@ def test_help_lists_the_groups(installed: Path, tmp_path: Path, entry: str) -> N
 )
 def test_the_default_recipe_runs(installed: Path, tmp_path: Path, entry: str) -> None:
     start = MODULE if entry == "module" else [str(installed / "bin" / "hast-lightning")]
-    run_isolated([*start, *SHORT_RUN], tmp_path, installed)
+    finished = run_isolated([*start, *SHORT_RUN], tmp_path, installed)
+    assert finished.stderr == ""
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["recipe"] == "hast_digits_resnet_w3a3"
     assert result["student_steps"] == 2

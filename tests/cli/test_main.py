@@ -272,27 +272,27 @@ def test_the_command_of_a_job_makes_its_result_again(tmp_path: Path) -> None:
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
 
-WIDTHS = "must be at least 1 and at most 8, or 32 for floating point"
-
-
-def test_a_sweep_goes_on_behind_a_job_that_is_refused(tmp_path: Path) -> None:
-    widths = "quantizer.weight_bits=9,2,0"
-    called = recorded(tmp_path, "-m", *RANDOM_NETWORK, widths, "hydra.sweep.dir=sweep")
+def test_a_sweep_goes_on_behind_jobs_that_diverge_or_are_refused(tmp_path: Path) -> None:
+    rates = "stages.distillation.optimizer.lr=1e30,1e-3,-1"
+    sgd = "stages.distillation.optimizer.name=sgd"
+    called = recorded(tmp_path, "-m", *RANDOM_NETWORK, sgd, rates, "hydra.sweep.dir=sweep")
     assert called.finished.status == cli.USER_ERROR_STATUS
-    assert called.finished.err.splitlines() == [
-        f"hast-lightning: job 0: quantizer.weight_bits=9 {WIDTHS}",
-        f"hast-lightning: job 2: quantizer.weight_bits=0 {WIDTHS}",
-        *called.finished.err.splitlines()[2:],
-    ]
-    summary, *failed = called.finished.err.splitlines()[2:]
+    diverged, refused, summary, *failed = called.finished.err.splitlines()
+    assert diverged.startswith(
+        "hast-lightning: job 0: the distillation loss became nan at step 2 of 3 of stage dist"
+    )
+    assert refused.startswith(
+        "hast-lightning: job 2: stages.distillation.optimizer.lr=-1.0 must be greater than 0"
+    )
     assert summary == f"hast-lightning: 2 jobs of the sweep in {tmp_path / 'sweep'} failed:"
     assert [line.split()[:2] for line in failed] == [["job", "0"], ["job", "2"]]
     assert "Traceback" not in called.finished.out
-    assert files(tmp_path / "sweep" / "1") == RUN_FILES
-    assert Result.read(tmp_path / "sweep" / "1" / "result.json").weight_bits == 2
-    assert (
-        files(tmp_path / "sweep" / "0") == files(tmp_path / "sweep" / "2") == {"job_failure.json"}
-    )
+    jobs = [tmp_path / "sweep" / str(number) for number in range(3)]
+    assert files(jobs[1]) == RUN_FILES
+    assert Result.read(jobs[1] / "result.json").status == "complete"
+    assert "job_failure.json" in files(jobs[0])
+    assert "result.json" not in files(jobs[0])
+    assert files(jobs[2]) == {"job_failure.json"}
 
 
 # --- the end of a process --------------------------------------------------------------------

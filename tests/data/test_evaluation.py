@@ -216,10 +216,10 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
 # What is refused: the arrays
 
 BAD_IMAGES: dict[str, tuple[np.ndarray, str]] = {
-    "empty": (images(count=0), "x is empty"),
+    "empty": (images(count=0), "x is empty; at least one image is needed"),
     "no channels": (images()[..., 0], r"x has shape \(5, 6, 4\); allowed: \(images, height"),
     "one image": (images()[0], r"x has shape \(6, 4, 3\)"),
-    "floats": (images() / 255, "x has type float64; allowed: uint8"),
+    "floats": (images() / 255, r"x has type float64; allowed: uint8 \(pixels 0 to 255\)"),
     "wide integers": (images().astype(np.int64), "x has type int64; allowed: uint8"),
     "gray": (images(channels=1), "x has 1 channels; the network takes 3"),
     "channels first": (images().transpose(0, 3, 1, 2), "x has 4 channels; the network takes 3"),
@@ -235,7 +235,7 @@ def test_unfit_images_are_refused(tmp_path: Path, x: np.ndarray, expected: str) 
 
 
 BAD_LABELS: dict[str, tuple[np.ndarray, str]] = {
-    "too few": (labels(4), r"y has shape \(4,\); allowed: \(5,\)"),
+    "too few": (labels(4), r"y has shape \(4,\); allowed: \(5,\), one label an image"),
     "one-hot": (np.eye(10, dtype=int)[:5], r"y has shape \(5, 10\); allowed: \(5,\)"),
     "single": (np.array(3), r"y has shape \(\); allowed: \(5,\)"),
     "floats": (labels().astype(np.float32), "y has type float32; allowed: integers"),

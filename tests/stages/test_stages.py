@@ -61,6 +61,19 @@ def test_a_student_without_ranges_is_not_calibrated(words: tuple[str, ...], step
             "stages.synthesis.source=nowhere is no source; there are: bank, calibration",
         ),
         (
+            # The source called calibration is left out where no stage reads it.
+            ("stages.calibration.source=nowhere",),
+            "stages.calibration.source=nowhere is no source; there are: bank",
+        ),
+        (
+            ("stages.distillation.source=nowhere",),
+            "stages.distillation.source=nowhere is no source; there are: bank, calibration",
+        ),
+        (
+            ("method=gdfq", "stages.alternation.synthesis.source=nowhere"),
+            "stages.alternation.synthesis.source=nowhere is no source; there are: generator",
+        ),
+        (
             ("source@sources.bank=noise",),
             "stages.synthesis.source=bank: a source of kind noise has nothing to improve; "
             "leave the stage out of order",
@@ -73,6 +86,10 @@ def test_a_student_without_ranges_is_not_calibrated(words: tuple[str, ...], step
         ),
         (
             ("order=[distillation]",),
+            "order: stages.distillation trains the student, which no stage before it calibrates",
+        ),
+        (
+            ("order=[distillation,calibration]",),
             "order: stages.distillation trains the student, which no stage before it calibrates",
         ),
         (
