@@ -6,6 +6,7 @@ import ast
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import nn
 
 import hast_lightning
 from hast_lightning import quantize
+from hast_lightning.api import quantization
 from hast_lightning.api.arguments import bits_settings
 from hast_lightning.api.composition import composed
+from hast_lightning.config import Config
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
 from hast_lightning.export.frozen import frozen_activations, frozen_layers
 from tests.command_line import TINY
@@ -33,6 +37,27 @@ def weights(network: nn.Module, **options: Any) -> dict[str, torch.Tensor]:
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+class ReachedError(Exception):
+    """The run would begin."""
+
+    def __init__(self, config: Config, network: PretrainedNetwork) -> None:
+        self.config, self.network = config, network
+
+
+def planned(network: nn.Module, bits: Any = 3, **options: Any) -> tuple[Config, PretrainedNetwork]:
+    """What a call would run, and what it takes the network for; nothing is run."""
+
+    def carry_out(
+        config: Config, folder: Path, command: str, own: PretrainedNetwork, *_: Any
+    ) -> None:
+        raise ReachedError(config, own)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ReachedError) as reached:
+        patch.setattr(quantization, "carry_out", carry_out)
+        quantize(network, bits, **{"overrides": SHORT, **INPUT, **options})
+    return reached.value.config, reached.value.network
 
 
 @pytest.fixture(scope="module")
@@ -172,25 +197,19 @@ def test_a_folder_that_is_a_file_is_refused(
         {"input_shape": np.int64(8), "num_classes": np.int32(10), "seed": np.int64(0)},
     ],
 )
-def test_arrays_and_their_numbers_are_taken(
-    network: nn.Module, expected: dict[str, torch.Tensor], options: dict[str, Any]
-) -> None:
-    assert_same(weights(network, **options), expected)
+def test_arrays_and_their_numbers_are_taken(network: nn.Module, options: dict[str, Any]) -> None:
+    (config, own), (plain, same) = planned(network, **options), planned(network)
+    # What was said of the network, the network has: numbers of Python.
+    config.model = plain.model
+    assert asdict(config) == asdict(plain)
+    for name in ("input_shape", "num_classes", "mean", "std", "checksum"):
+        assert repr(getattr(own, name)) == repr(getattr(same, name))
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        nn.DataParallel,
-        torch.compile,
-        lambda network: nn.DataParallel(torch.compile(network)),
-    ],
-    ids=["parallel", "compiled", "both"],
-)
 def test_a_wrapped_network_is_the_network_inside(
-    network: nn.Module, expected: dict[str, torch.Tensor], wrap: Any
+    network: nn.Module, expected: dict[str, torch.Tensor]
 ) -> None:
-    assert_same(weights(wrap(network)), expected)
+    assert_same(weights(nn.DataParallel(torch.compile(network))), expected)
 
 
 def test_a_part_that_is_wrapped_stays_so_in_the_users_own() -> None:
@@ -210,8 +229,9 @@ def test_gradients_that_the_caller_switched_off_are_computed_all_the_same(
 ) -> None:
     with mode():
         assert_same(weights(network), expected)
-        # Its weights are then of the kind that autograd does not take.
-        assert_same(weights(digits_network()), expected)
+        if torch.is_inference_mode_enabled():
+            # Weights that are made here are of the kind that autograd does not take.
+            assert_same(weights(digits_network()), expected)
         assert not torch.is_grad_enabled()
 
 
@@ -276,9 +296,10 @@ def test_overrides_may_be_a_mapping(network: nn.Module, overrides: dict[str, Any
     small = {key: value for key, _, value in (text.partition("=") for text in SHORT)}
     small = {key: int(value) if value.isdecimal() else value for key, value in small.items()}
     small["callbacks.progress"] = False
-    made = quantize(network, 3, overrides={**small, **overrides}, **INPUT)
-    assert made.result.student_steps == 2
-    assert made.description.quantizer["ranges"]["kind"] == overrides.get("quantizer", "lsq")
+    config, _ = planned(network, overrides={**small, **overrides})
+    assert config.stages["distillation"].steps == 2
+    assert config.quantizer.ranges is not None
+    assert config.quantizer.ranges.kind == overrides.get("quantizer", "lsq")
 
 
 @pytest.mark.parametrize(
@@ -308,9 +329,12 @@ def test_bits_come_in_several_forms(
     assert found == layers
 
 
-def test_single_layers_have_bits_of_their_own(network: nn.Module) -> None:
+def test_single_layers_have_bits_of_their_own_and_nothing_is_shown_unasked(
+    network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
     bits = {"conv1": 8, "linear": (5, 6), "*": "w3a4"}
     made = quantize(network, bits, overrides=SHORT, **INPUT)
+    assert capsys.readouterr().out == ""
     weights = {name: layer.quantized_weight.bits for name, layer in frozen_layers(made.network)}
     assert {name: number for name, number in weights.items() if number != 3} == {
         "conv1": 8,
@@ -323,18 +347,15 @@ def test_single_layers_have_bits_of_their_own(network: nn.Module) -> None:
 
 def test_the_order_of_patterns_does_not_matter_to_the_widest(network: nn.Module) -> None:
     pairs = [("*", "w3a4"), ("conv1", 8), ("linear", (5, None))]
-    made = [
-        quantize(network, dict(order), overrides=SHORT, **INPUT) for order in (pairs, pairs[::-1])
-    ]
-    assert made[0].bits == made[1].bits
-    assert (made[0].bits["conv1"], made[0].bits["linear"], made[0].bits["layer1.0.conv1"]) == (
-        8,
-        5,
-        3,
-    )
+    first, second = (planned(network, dict(order))[0].quantizer for order in (pairs, pairs[::-1]))
+    assert first.widths == second.widths
+    # Of two patterns that match different layers none is the first.
+    assert asdict(first)["overrides"] == asdict(second)["overrides"][::-1]
+    made = quantize(network, dict(pairs), overrides=SHORT, **INPUT)
+    assert (made.bits["conv1"], made.bits["linear"], made.bits["layer1.0.conv1"]) == (8, 5, 3)
     # The last layer takes in floats.
-    assert [len(each.activation_bits) for each in made] == [6, 6]
-    assert repr(made[0]) == "QuantizedModel(CifarResNet, W3A4, mixed)"
+    assert len(made.activation_bits) == 6
+    assert repr(made) == "QuantizedModel(CifarResNet, W3A4, mixed)"
 
 
 @pytest.mark.parametrize(
@@ -410,24 +431,30 @@ def test_progress_shows_the_table(
     shown = capsys.readouterr().out
     assert shown.count("calibrated and trained") == 1
     assert ("Everything is in" in shown) == kept
-    quantize(network, 3, overrides=SHORT, **INPUT)
-    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def measured(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The same where images are evaluated on and no synthetic ones are held out."""
+    return weights(network, data="digits")
 
 
 def test_images_in_files_are_found_by_their_path(
-    network: nn.Module, tmp_path: Path, expected: dict[str, torch.Tensor]
+    network: nn.Module, tmp_path: Path, measured: dict[str, torch.Tensor]
 ) -> None:
     pixels = np.zeros((4, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "my digits.npz", x=pixels, y=np.arange(4))
     made = quantize(network, 3, data=tmp_path / "my digits.npz", overrides=SHORT, **INPUT)
     assert made.result.evaluated_images == 4
-    assert_same(dict(made.network.state_dict()), weights(network, data="digits"))
+    assert_same(dict(made.network.state_dict()), measured)
     with pytest.raises(DataError, match="photographs of 3 channels; the network takes 1"):
         quantize(network, 3, data=str(tmp_path), overrides=SHORT, **INPUT)
 
 
-def test_how_the_result_is_measured_does_not_change_it(network: nn.Module) -> None:
+def test_how_the_result_is_measured_does_not_change_it(
+    network: nn.Module, measured: dict[str, torch.Tensor]
+) -> None:
     images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % 10
     dataset = torch.utils.data.TensorDataset(images, labels)
     shuffled = torch.utils.data.DataLoader(dataset, 3, shuffle=True)
-    assert_same(weights(network, data=shuffled), weights(network, data=(images, labels)))
+    assert_same(weights(network, data=shuffled), measured)
