@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import re
 import subprocess
@@ -855,8 +856,9 @@ def test_a_student_that_diverges(diverged: Refuse, tmp_path: Path) -> None:
     assert line == "the distillation loss became nan at step 2 of 3 of stage distillation"
     assert _iteration_of_good_checkpoint(tmp_path) == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1
     # What was logged before is there, below the names of the columns.
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
-    assert len(rows) == SYNTHESIS_STEPS + CALIBRATION_STEPS + 1
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == list(range(SYNTHESIS_STEPS + CALIBRATION_STEPS + 1))
     assert load_file(tmp_path / "samples.safetensors")["images"].isfinite().all()
 
 

@@ -186,9 +186,10 @@ def test_a_whole_run_says_seconds_of_its_stages_and_its_memory() -> None:
         whole_runs.Task("resnet20_cifar10", "reconstruct", 1, (*words, *judged))
     )
     stages = r"synthesis \d+, calibration \d+, correction \d+, reconstruction \d+"
-    assert re.fullmatch(
-        rf"\| resnet20_cifar10 \| reconstruct \| {stages} \| \d+ \| [\d.]+ \|", found
-    )
+    about, seconds, gigabytes = found.strip("| ").rsplit(" | ", 2)
+    assert re.fullmatch(rf"resnet20_cifar10 \| reconstruct \| {stages}", about)
+    assert float(seconds) >= 1
+    assert 0.2 < float(gigabytes) < 12
 
 
 def test_every_whole_run_composes() -> None:

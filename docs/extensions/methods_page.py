@@ -93,7 +93,7 @@ def measured() -> dict[str, list[tuple[str, Row]]]:
     found: dict[str, list[tuple[str, Row]]] = defaultdict(list)
     for results in sorted(config_folder().parent.glob("experiments/*/results")):
         study = results.parent.name
-        if study not in NOT_COMPARED:
+        if study not in NOT_COMPARED and any(results.rglob("*.json")):
             for row in summarize(collect([results.parent])):
                 found[row.method].append((study, row))
     return found
@@ -104,21 +104,23 @@ def _results(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
     shown = [(study, row) for study, row in rows if row.score]
     if not shown:
         return
-    papers = {
-        (row.model, row.bits, row.method.partition(",")[0].lower()): row
-        for row in published([row for _, row in shown])
-    }
+    papers: dict[tuple[str, tuple[int, int], str], list[str]] = defaultdict(list)
+    for row in published([row for _, row in shown]):
+        name, _, qualified = row.method.partition(", ")
+        text = f"{row.top1} ({'; '.join(filter(None, (qualified, row.source)))})"
+        papers[row.model, row.bits, name.lower()].append(text)
     yield "| network | W/A | top-1 | agreement | published | budget, quantizer, settings | study |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for study, row in shown:
-        paper = papers.get((row.model, row.bits, row.method))
+        # Once: it is of the method as published, whatever our rows switch off.
+        paper = papers.pop((row.model, row.bits, row.method), [])
         about = (row.budget, row.quantizer, str(row.settings))
         cells = (
             row.model,
             Widths(*row.bits).short,
             _number(row.top1),
             _number(row.agreement),
-            f"{paper.top1} ({paper.source})" if paper else "",
+            ", ".join(paper),
             escaped(", ".join(filter(None, about))),
             f"`experiments/{study}`",
         )

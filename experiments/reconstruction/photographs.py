@@ -30,6 +30,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
         *("model=efficientnet_lite0", "schedule=evening_imagenet"),
         *("schedule.images=128", "schedule.image_steps=40", "schedule.unit_steps=100"),
     ),
+    # In bfloat16 where the processor has it, since it would take hours otherwise.
     "lite0large": (
         *("model=efficientnet_lite0", "schedule=evening_imagenet", "trainer.precision=auto"),
         *("schedule.images=384", "schedule.unit_steps=300"),

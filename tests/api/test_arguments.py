@@ -24,6 +24,8 @@ from hast_lightning.config import Config
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError, DataError, ModelError, UserError
 from hast_lightning.export.frozen import frozen_activations, frozen_layers
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.fake_quant import quantized_layers
 from tests.command_line import TINY
 from tests.small_calls import INPUT, SHORT, digits_network
 
@@ -351,6 +353,11 @@ def test_the_order_of_patterns_does_not_matter_to_the_widest(network: nn.Module)
     assert first.widths == second.widths
     # Of two patterns that match different layers none is the first.
     assert asdict(first)["overrides"] == asdict(second)["overrides"][::-1]
+    bits = [
+        [layer.weight_quantizer.bits for _, layer in quantized_layers(convert(network, config))]
+        for config in (first, second)
+    ]
+    assert bits[0] == bits[1]
     made = quantize(network, dict(pairs), overrides=SHORT, **INPUT)
     assert (made.bits["conv1"], made.bits["linear"], made.bits["layer1.0.conv1"]) == (8, 5, 3)
     # The last layer takes in floats.

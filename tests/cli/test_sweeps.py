@@ -22,7 +22,7 @@ def jobs(preset: str, folder: Path, *arguments: str) -> list[Config]:
     def run(config: Config, _: Path, command: str) -> None:
         # What is recorded as the command of a job is no sweep.
         assert preset == "none" or "sweep=" not in command
-        assert preset != "seeds" or f"seed={config.seed}" in command
+        assert preset != "seeds" or f"seed={config.seed}" in command.split()
         seen.append(config)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -88,7 +88,7 @@ def test_methods_are_bars_with_the_best_first_and_a_matrix_of_bits() -> None:
 
 
 def test_a_line_goes_from_stage_to_stage() -> None:
-    stages = {"calibration": 10.0, "distillation": 30.0}
+    stages = {"calibration": 10.0, "distillation": 30.0, "evaluation": 5.0}
     scores = {"calibration": 50.0, "distillation": 90.0}
     found = {stage: {"evaluation": {"top1": top1}} for stage, top1 in scores.items()}
     runs = [
@@ -97,7 +97,7 @@ def test_a_line_goes_from_stage_to_stage() -> None:
     ]
     (figure,) = [f for name, f in plots(summarize(runs)).items() if name.startswith("seconds")]
     courses = [line for line in figure.axes[0].lines if line.get_marker() == "."]
-    assert [line.get_xydata().tolist() for line in courses] == 2 * [[[10, 50], [40, 90]]]
+    assert [line.get_xydata().tolist() for line in courses] == 2 * [[[10, 50], [40, 90], [45, 90]]]
 
 
 def test_a_cell_of_the_matrix_has_its_deviation() -> None:

@@ -14,10 +14,12 @@ from tests.composition import composed
 METHODS = ("adasg", "genie", "hast", "texq_style")
 
 
-@pytest.fixture(scope="module")
-def page() -> str:
-    """The list of some methods, composed not before they are needed; the site has all of them."""
-    return methods(*METHODS)
+@pytest.fixture(
+    scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)], ids=str
+)
+def page(request: pytest.FixtureRequest) -> str:
+    """The list of some methods, composed not before they are needed, or of all."""
+    return methods(*(METHODS if request.param == "some" else ()))
 
 
 def section(page: str, name: str) -> str:
@@ -25,13 +27,16 @@ def section(page: str, name: str) -> str:
     return re.split(r"\n## ", page.partition(f"\n## {name}\n")[2])[0]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_a_row_and_a_section(page: str, name: str) -> None:
-    (row,) = [line for line in page.splitlines() if line.startswith(f"| [`{name}`]")]
-    about = composition(name).method
-    assert about.name == name
-    assert about.paper in row and about.title in row and CERTAINTIES[about.certainty] in row
-    assert f"(#method-{anchor(name)})" in row and f"\n(method-{anchor(name)})=\n" in page
+def test_a_method_has_a_row_and_a_section(page: str) -> None:
+    names = re.findall(r"^\| \[`(\w+)`\]", page, re.M)
+    assert set(names) >= set(METHODS)
+    assert len(names) == page.count("\n(method-")
+    for name in names:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| [`{name}`]")]
+        about = composition(name).method
+        assert about.name == name
+        assert about.paper in row and about.title in row and CERTAINTIES[about.certainty] in row
+        assert f"(#method-{anchor(name)})" in row and f"\n(method-{anchor(name)})=\n" in page
 
 
 def test_the_parts_of_hast_are_those_that_a_run_has(page: str) -> None:

@@ -54,6 +54,7 @@ class Row:
         agreement: With the teacher.
         error: Of the logits after the last step relative to their spread, on images that no run
             trained on and no method made; without labels.
+        judge: Version of those images; rows are ranked by ``error`` among those of the same.
         images: Images that it was all measured on.
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
@@ -80,6 +81,7 @@ class Row:
     top1: Spread | None = None
     agreement: Spread | None = None
     error: Spread | None = None
+    judge: int = 0
     images: int | None = None
     measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
@@ -168,6 +170,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
         top1=spread([result.quantized_top1 for result in results]),
         agreement=spread([result.teacher_agreement for result in results]),
         error=spread([result.error_without_labels for result in results]),
+        judge=first.judge_version,
         images=first.evaluated_images,
         measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
         seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
@@ -260,14 +263,15 @@ def _same_for_all(values: Sequence[float | None]) -> Spread | None:
 def best(rows: Sequence[Row]) -> set[Row]:
     """Return the best rows of each network and bit width, all of them where several are; only ours.
 
-    Runs without labels are ranked among themselves, and so are runs on other weights or other
-    images.
+    Runs without labels are ranked among themselves, and so are runs on other weights, on other
+    images, or with another judge.
     """
     groups: dict[tuple[object, ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in rows:
         if row.seeds and row.ranked_by is not None:
             column, value = row.ranked_by
-            groups[row.model, row.bits, column, row.measured_on].append((value, row))
+            judge = row.judge if column == ERROR else 0
+            groups[row.model, row.bits, column, judge, row.measured_on].append((value, row))
     return {
         row
         for group in groups.values()
@@ -281,18 +285,20 @@ def agreement_of_ranks(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float
     """Return how well the error without labels ranks as top-1 does, by network and bits.
 
     Spearman's rank correlation of the negative error with top-1, and the number of rows: four at
-    least, of the same weights and images.
+    least, of the same weights, images and judge. Of several judges that of the latest.
     """
     import torch
     from torchmetrics.functional import spearman_corrcoef
 
-    groups: dict[tuple[object, ...], list[tuple[float, float]]] = defaultdict(list)
+    Place = tuple[int, str, str, tuple[str, ...]]
+    groups: dict[Place, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         if row.seeds and row.top1 is not None and row.error is not None:
             bits = f"W{row.bits[0]}A{row.bits[1]}"
-            groups[row.model, bits, row.measured_on].append((-row.error.mean, row.top1.mean))
+            pair = (-row.error.mean, row.top1.mean)
+            groups[row.judge, row.model, bits, row.measured_on].append(pair)
     return {
-        (str(model), str(bits)): (float(spearman_corrcoef(*torch.tensor(pairs).T)), len(pairs))
-        for (model, bits, _), pairs in groups.items()
+        (model, bits): (float(spearman_corrcoef(*torch.tensor(pairs).T)), len(pairs))
+        for (_, model, bits, _), pairs in sorted(groups.items())
         if len(pairs) >= FEWEST_TO_RANK
     }

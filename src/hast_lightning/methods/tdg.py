@@ -109,7 +109,8 @@ class SnapshotGenerator(ConditionalGenerator):
 
     Every ``every`` steps its weights are kept, those of the last ``kept`` times. The student sees
     fresh samples: each is made by a kept state with the probability ``share``, else by the
-    generator as it is now. The labels are the same for both.
+    generator as it is now. The labels are the same for both. Checkpoints and files hold all kept
+    states, which for 224 pixels are 160 MB each.
 
     Source: TDG (Luo et al., TCSVT 2024), whose abstract speaks of diversity over time; which states
     are kept, and what is done with them, is ours.
@@ -125,6 +126,7 @@ class SnapshotGenerator(ConditionalGenerator):
     hands_on = False
     snapshots: ClassVar[Tensor]
     done: ClassVar[Tensor]
+    taken: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +138,8 @@ class SnapshotGenerator(ConditionalGenerator):
         super()._make(site)
         weights = sum(weight.numel() for weight in self.parameters())
         self.register_buffer("snapshots", torch.zeros(self.kept, weights))
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+        for name in ("done", "taken"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def improved(self, loss: float, optimizers: Mapping[str, Optimizer]) -> Batch | None:
@@ -145,13 +148,14 @@ class SnapshotGenerator(ConditionalGenerator):
         if int(self.done) % self.every == 0:
             weights = parameters_to_vector(self.parameters())
             self.snapshots.copy_(torch.cat([weights[None], self.snapshots[:-1]]))
+            self.taken.add_(1)
         return super().improved(loss, optimizers)
 
     @torch.no_grad()
     def sample(self, count: int) -> Batch:
         """Return fresh images (count, C, H, W), some of a former state, and their labels."""
         batch = super().sample(count)
-        taken = min(int(self.done) // self.every, self.kept)
+        taken = min(int(self.taken), self.kept)
         if not taken or not self.share:
             return batch
         images = batch.inputs

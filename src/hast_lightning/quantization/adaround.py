@@ -44,8 +44,8 @@ def rounding_loss(v: Tensor, b: float) -> Tensor:
 def undecided(v: Tensor) -> Tensor:
     """Return the mean of ``min(h, 1 - h)``, a scalar: 0 where every bit is decided, 0.5 at most.
 
-    More than about 0.01 at the end of a unit says that it had too few iterations, or too little
-    that drives its bits to 0 and 1: rounding hard then changes what was learned.
+    What is undecided at the end of a unit, hard rounding changes: the unit had too few iterations,
+    or too little that drives its bits to 0 and 1.
     """
     bit = soft_bit(v)
     return torch.minimum(bit, 1 - bit).mean()

@@ -154,6 +154,9 @@ class Result:
     """How close the student was to the full-precision network after each stage, without labels, by
     kind of images: ``error`` of the logits relative to their spread, ``agreement`` in percent.
     Empty where nothing was judged."""
+    judge_version: int = 0
+    """Version of the judge's own images; ``judged`` is comparable among runs of the same alone. 2:
+    they match relative BatchNorm statistics; 0 of runs that did not say or judged nothing."""
     batch_norm_statistics: dict[str, float] = field(default_factory=dict)
     """BatchNorm statistics loss of each source's samples and of noise, by name; low is good."""
     teachers: dict[str, TeacherRecord] = field(default_factory=dict)

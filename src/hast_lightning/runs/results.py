@@ -16,6 +16,7 @@ from hast_lightning.records.result import EVALUATION, Result, TeacherRecord
 from hast_lightning.records.versions import device_name, peak_memory_bytes
 from hast_lightning.runs.assembly import Run
 from hast_lightning.safeguard.choice import Choice
+from hast_lightning.safeguard.reference import JUDGE_VERSION
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
 
 
@@ -82,6 +83,7 @@ def result_of(
         quantized_perplexity=final.student_perplexity if labelled else None,
         kept_perplexity=kept.student_perplexity if labelled else None,
         judged=_judged(choice, labelled=labelled),
+        judge_version=JUDGE_VERSION if choice.judged else 0,
         batch_norm_statistics=dict(statistics),
         teachers=teachers,
         status="complete",

@@ -26,6 +26,8 @@ SAMPLER_STEPS = 25
 VALUES_AT_ONCE = 2**22
 """Values of inputs that are matched together: more than 1,000 CIFAR images, 27 of 224 pixels, whose
 gradients would take 15 GB for 128 of them."""
+JUDGE_VERSION = 2
+"""To be raised with any change of these images, since results are compared by them."""
 TEXTS = 32
 """Texts that a network of tokens is judged by: each has hundreds of answers."""
 
