@@ -122,7 +122,8 @@ def _results(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
             _number(row.agreement),
             ", ".join(paper),
             escaped(", ".join(filter(None, about))),
-            f"`experiments/{study}`",
+            # A folder of experiments/, in words that a narrow column can break.
+            study.replace("_", " "),
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
