@@ -39,9 +39,13 @@ WITHOUT = {
     "alignment": "stages.distillation.terms.alignment.enabled=false",
     "promotion": "stages.distillation.transforms.promotion.enabled=false",
 }
+BLOCKS = (*REBUILT, "order=[synthesis,calibration,correction,reconstruction]")
 ENDS = "quantizer.first_and_last_8bit=true"
 TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt": REBUILT,
+    "blocks": BLOCKS,
+    "blocks_longer": (*BLOCKS, "stages.reconstruction.iterations=1000"),
+    "blocks8_longer": (*BLOCKS, "stages.reconstruction.iterations=1000", ENDS),
     "longer": ("schedule.student_steps=3200",),
     "ends8": (ENDS,),
     "rebuilt8": (*REBUILT, ENDS),
@@ -49,7 +53,6 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt_kd": (*REBUILT, *WITHOUT.values()),
     "rebuilt_promotion": (*REBUILT, WITHOUT["alignment"]),
     "rebuilt_alignment": (*REBUILT, WITHOUT["promotion"]),
-    # The images, too.
     "float32": ("trainer.precision=32-true",),
 }
 """What is done with images that have both, beside the 800 steps of training."""
@@ -65,6 +68,7 @@ RUNS = (
     *(("both", width, 0) for width in ("w4a4", "w2a4", "w2a2")),
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
+    *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0), ("blocks8_longer", "w2a2", 0)),
     *((kind, "w2a2", 0) for kind in ("rebuilt", "rebuilt8", "ends8", "longer")),
     *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
@@ -106,9 +110,8 @@ def images(name: str) -> tuple[str, list[str]] | None:
     kind, _, seed = name.rsplit("_", 2)
     if kind.startswith("untrained"):
         return None
-    kind = kind if kind in (*IMAGES, "float32") else "both"
-    words = [*COMMON, *(IMAGES | TRAINED)[kind], *WIDTHS["w3a3"]]
-    words += ["order=[synthesis]", "evaluate=false"]
+    kind = kind if kind in IMAGES else "both"
+    words = [*COMMON, *IMAGES[kind], *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
     return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]
 
 

@@ -1,0 +1,75 @@
+"""How much each rule of choice would have lost, over all results with several judged stages.
+
+    python -m experiments.do_no_harm.rules
+
+A rule sees what was measured without labels; the loss is the top-1 of the best student of a run
+less that of the chosen one.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hast_lightning.safeguard.reference import JUDGE_VERSION
+
+EXPERIMENTS = Path(__file__).resolve().parents[1]
+Stages = list[dict[str, dict[str, float]]]
+"""What was measured behind each stage, by kind of images."""
+Rule = Callable[[Stages], int]
+
+
+def by_error(stages: Stages, tolerance: float, images: str = "reference") -> int:
+    """Choose the least error, or the last student if none is better by more than the tolerance."""
+    errors = [stage[images]["error"] for stage in stages]
+    best = min(range(len(errors)), key=lambda number: errors[number])
+    return best if errors[best] < (1 - tolerance) * errors[-1] else len(stages) - 1
+
+
+def by_agreement(stages: Stages) -> int:
+    """Choose the most answers alike, the later of two equal ones."""
+    return max(range(len(stages)), key=lambda n: (stages[n]["reference"]["agreement"], n))
+
+
+RULES: dict[str, Rule] = {
+    "always the last": lambda stages: len(stages) - 1,
+    **{
+        f"error on the judge's images, tolerance {tolerance}": partial(
+            by_error, tolerance=tolerance
+        )
+        for tolerance in (0.0, 0.05, 0.1, 0.2)
+    },
+    "error on noise": partial(by_error, tolerance=0.0, images="noise"),
+    "agreement on the judge's images": by_agreement,
+}
+
+
+def judged() -> Iterator[tuple[str, Stages, list[float]]]:
+    """Yield run, what was measured and top-1 behind each stage, of the present judge alone."""
+    for path in sorted(EXPERIMENTS.glob("*/results/**/result.json")):
+        result: dict[str, Any] = json.loads(path.read_text())
+        stages = list(result.get("judged", {}).values())
+        truth = [stage.get("evaluation", {}).get("top1") for stage in stages]
+        if result.get("judge_version") == JUDGE_VERSION and len(stages) > 1 and None not in truth:
+            yield f"{path.parts[-4]}/{path.parent.name}", stages, truth
+
+
+def main() -> None:
+    """Print one row a rule."""
+    runs = list(judged())
+    print(f"| rule, {len(runs)} runs | mean loss | lost more than 1 | the most |")
+    print("| --- | --- | --- | --- |")
+    for name, rule in RULES.items():
+        losses = [(max(top1) - top1[rule(stages)], run) for run, stages, top1 in runs]
+        most, where = max(losses)
+        many = sum(loss > 1 for loss, _ in losses)
+        mean = statistics.mean(loss for loss, _ in losses)
+        print(f"| {name} | {mean:.2f} | {many} | {most:.1f} ({where}) |")
+
+
+if __name__ == "__main__":
+    main()
