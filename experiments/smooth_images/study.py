@@ -53,6 +53,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt_kd": (*REBUILT, *WITHOUT.values()),
     "rebuilt_promotion": (*REBUILT, WITHOUT["alignment"]),
     "rebuilt_alignment": (*REBUILT, WITHOUT["promotion"]),
+    # The images, too.
     "float32": ("trainer.precision=32-true",),
 }
 """What is done with images that have both, beside the 800 steps of training."""
@@ -110,8 +111,9 @@ def images(name: str) -> tuple[str, list[str]] | None:
     kind, _, seed = name.rsplit("_", 2)
     if kind.startswith("untrained"):
         return None
-    kind = kind if kind in IMAGES else "both"
-    words = [*COMMON, *IMAGES[kind], *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
+    kind = kind if kind in (*IMAGES, "float32") else "both"
+    words = [*COMMON, *(IMAGES | TRAINED)[kind], *WIDTHS["w3a3"]]
+    words += ["order=[synthesis]", "evaluate=false"]
     return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]
 
 
