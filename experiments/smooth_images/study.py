@@ -70,6 +70,7 @@ RUNS = (
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
     *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0), ("blocks8_longer", "w2a2", 0)),
+    ("blocks_longer", "w2a4", 0),
     *((kind, "w2a2", 0) for kind in ("rebuilt", "rebuilt8", "ends8", "longer")),
     *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
