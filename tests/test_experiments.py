@@ -239,6 +239,12 @@ def settings(config: Config) -> dict[str, object]:
     return dataclasses.asdict(config)
 
 
+def test_a_written_recipe_in_turns_composes_to_the_same() -> None:
+    config = composed("+experiment=cifar10_resnet20_w4a4_gdfq", *RANDOM_WEIGHTS)
+    written = OmegaConf.to_container(OmegaConf.create(settings(config)))
+    assert settings(to_object(from_saved(written))) == settings(config)
+
+
 EXPERIMENT = """\
 # @package _global_
 defaults:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,15 @@ def test_arrays_and_their_numbers_are_taken(network: nn.Module, options: dict[st
     assert asdict(config) == asdict(plain)
     for name in ("input_shape", "num_classes", "mean", "std", "checksum"):
         assert repr(getattr(own, name)) == repr(getattr(same, name))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_network_in_one_wrapping_is_taken_for_the_network_inside(
+    network: nn.Module, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    (config, own), (plain, same) = planned(wrap(network)), planned(network)
+    assert asdict(config) == asdict(plain)
+    assert own.checksum == same.checksum
 
 
 def test_a_wrapped_network_is_the_network_inside(
