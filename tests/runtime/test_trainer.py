@@ -15,11 +15,14 @@ from hast_lightning.runtime.trainer import fastest_precision
 from tests.small_runs import small
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("avx512_vnni", "32-true")],
+)
 def test_a_cpu_takes_bfloat16_where_it_has_units_for_it(
-    amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    units: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"amx_bf16": amx, "avx512_bf16": True}
+    known = {"amx_bf16": False, "avx512_bf16": False, units: True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert fastest_precision(TrainerConfig(accelerator="cpu")) == expected
 

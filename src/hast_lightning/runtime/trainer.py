@@ -79,11 +79,15 @@ def _device_type(options: TrainerConfig) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+"""What torch calls the instructions of a CPU that multiply bfloat16."""
+
+
 def fastest_precision(options: TrainerConfig) -> str:
     """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
 
-    These are GPUs with bfloat16, and CPUs with AMX; others convert it, which takes longer than it
-    saves.
+    These are GPUs with bfloat16, and CPUs with AMX or AVX512_BF16; others convert it, which takes
+    longer than it saves.
     """
     device = _device_type(options)
     if device == "cuda":
@@ -91,7 +95,7 @@ def fastest_precision(options: TrainerConfig) -> str:
     else:
         # Newer than the oldest supported torch.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        units = device == "cpu" and bool(capabilities.get("amx_bf16"))
+        units = device == "cpu" and any(capabilities.get(name) for name in BFLOAT16_UNITS)
     return "bf16-mixed" if units else "32-true"
 
 
