@@ -43,8 +43,11 @@ BLOCKS = (*REBUILT, "order=[synthesis,calibration,correction,reconstruction]")
 ENDS = "quantizer.first_and_last_8bit=true"
 TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt": REBUILT,
+    # Training behind the units at a tenth of its rate.
+    "rebuilt_gently": (*REBUILT, "stages.distillation.optimizer.lr=1e-4"),
     "blocks": BLOCKS,
     "blocks_longer": (*BLOCKS, "stages.reconstruction.iterations=1000"),
+    "blocks_longest": (*BLOCKS, "stages.reconstruction.iterations=2500"),
     "blocks8_longer": (*BLOCKS, "stages.reconstruction.iterations=1000", ENDS),
     "longer": ("schedule.student_steps=3200",),
     "ends8": (ENDS,),
@@ -70,7 +73,8 @@ RUNS = (
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
     *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0), ("blocks8_longer", "w2a2", 0)),
-    ("blocks_longer", "w2a4", 0),
+    *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
+    *(("rebuilt_gently", width, 0) for width in ("w2a4", "w2a2")),
     *((kind, "w2a2", 0) for kind in ("rebuilt", "rebuilt8", "ends8", "longer")),
     *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
