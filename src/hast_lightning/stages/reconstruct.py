@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import MISSING
@@ -20,7 +20,7 @@ from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.network import MODALITIES
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
@@ -40,7 +40,7 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.learned import step_parameters
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.loss import active_transforms, transformed
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.synthesize import require_batch, require_source
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ CHUNK = 128
 WARM_SHARE = 0.2
 """Share of the iterations before weights are driven to an integer (BRECQ, QDrop, GENIE)."""
 FIRST_B, LAST_B = 20.0, 2.0
+MOST_UNDECIDED = 0.01
+"""Share of learned roundings that may be left undecided without a word."""
 
 
 Values = tuple[Tensor, ...]
@@ -144,6 +146,7 @@ class Reconstruct(Stage):
         self._at = -1
         self._cache: _Cache | None = None
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._errors_of: list[list[float]] = []
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -175,6 +178,7 @@ class Reconstruct(Stage):
             raise ConfigurationError(
                 f"{self.key}.trains={self.trains} needs rounding@quantizer.rounding={wanted}"
             )
+        require_batch(bench, self.source, self.samples, self.batch_size, self.key, self.views)
         self._transforms = active_transforms(self.transforms)
         for transform in self._transforms.values():
             transform.bind(bench.teacher, bench.learner)
@@ -183,6 +187,10 @@ class Reconstruct(Stage):
     def length(self, bench: Bench) -> int:
         """Return the iterations of all units together."""
         return len(self._units) * self.iterations
+
+    def found(self) -> str:
+        """Return the names of the units."""
+        return f"{len(self._units)} units: {', '.join(unit.name for unit in self._units)}"
 
     def begin(self, bench: Bench) -> None:
         """Draw the seed that views are made by, which a resumed run finds again."""
@@ -220,10 +228,10 @@ class Reconstruct(Stage):
         }
         if of_layers is not None:
             scalars[f"{self.name}/error_of_layers"] = of_layers.detach()
-        if iteration + 1 == self.iterations:
-            self._leave(bench, unit)
-            scalars |= self._measured
-        return Outcome(scalars)
+        is_last = iteration + 1 == self.iterations
+        if is_last:
+            scalars |= self._leave(bench, unit)
+        return Outcome(scalars, milestone=is_last)
 
     # -- One unit after the other ---------------------------------------------------------
 
@@ -256,8 +264,9 @@ class Reconstruct(Stage):
         for group in self._groups(self._student_unit).values():
             for parameter in group:
                 parameter.requires_grad_(True)
-        with torch.no_grad():
-            self._before = self._error(bench)
+        if len(self._errors_of) == number:
+            # Else the run is resumed, and the unit has trained since.
+            self._errors_of.append([self._error(bench)])
 
     def _taken_in(self, unit: Unit) -> tuple[Values, Values]:
         """Return what the teacher's unit takes in, and what the student's does."""
@@ -270,22 +279,30 @@ class Reconstruct(Stage):
         needed = {name for unit in self._units[number + 1 :] for name in unit.sources}
         self._kept = {name: values for name, values in self._kept.items() if name in needed}
 
-    def _leave(self, bench: Bench, unit: Unit) -> None:
-        """Round hard, and say what was gained."""
+    def _leave(self, bench: Bench, unit: Unit) -> dict[str, float]:
+        """Round hard, and return what was gained."""
         adaptive = _adaptive(self._student_unit)
         for layer, quantizer in adaptive:
             quantizer.settled(layer.weight)
         bench.student.requires_grad_(True)
         bench.release(f"{self.key}.unit")
-        with torch.no_grad():
-            after = self._error(bench)
-        self._measured = {
-            f"{self.name}/error_before/{unit.name}": self._before,
+        self._errors_of[-1].append(self._error(bench))
+        before, after = self._errors_of[-1]
+        measured = {
+            f"{self.name}/error_before/{unit.name}": before,
             f"{self.name}/error_after/{unit.name}": after,
         }
         if adaptive:
             roundings = torch.cat([quantizer.v.detach().flatten() for _, quantizer in adaptive])
-            self._measured[f"{self.name}/undecided/{unit.name}"] = float(undecided(roundings))
+            share = float(undecided(roundings))
+            measured[f"{self.name}/undecided/{unit.name}"] = share
+            if share > MOST_UNDECIDED and self.regularization:
+                _log.warning(
+                    "%s: %.0f %% of the roundings of %s were undecided and went to the nearer side:"
+                    " raise %s.iterations or lr",
+                    *(self.name, 100 * share, unit.name, self.key),
+                )
+        return measured
 
     def end(self, bench: Bench) -> None:
         """Let go of the cache."""
@@ -344,6 +361,7 @@ class Reconstruct(Stage):
         errors = torch.stack([reconstruction_error(*pair) for pair in pairs])
         return reconstruction_error(output, batch.target), errors.sum()
 
+    @torch.no_grad()
     def _error(self, bench: Bench) -> float:
         """Return the error of the unit, rounded hard, on some of the samples."""
         assert self._cache is not None
@@ -392,13 +410,25 @@ class Reconstruct(Stage):
         """Return the batch size."""
         return f"{self.key}.batch_size", self.batch_size
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Return the seed of the views, for ``state_dict``."""
-        return {"seed": getattr(self, "_seed", 0)}
+    def plots(self) -> tuple[Plot, ...]:
+        """Return the error of each unit, before and after."""
+        done = [each for each in self._errors_of if len(each) == 2]
+        if not done:
+            return ()
+        curves = {
+            name: [(i + 1.0, errors[which]) for i, errors in enumerate(done)]
+            for which, name in enumerate(("before", "after"))
+        }
+        return (Plot("Error of each unit, in the order of execution", "unit", curves),)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the seed of the views and the errors of units so far, for ``state_dict``."""
+        return {"seed": getattr(self, "_seed", 0), "errors": [list(e) for e in self._errors_of]}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self._seed = int(state["seed"])
+        self._errors_of = [list(each) for each in state.get("errors", [])]
 
 
 def _adaptive(unit: nn.Module) -> list[tuple[QuantizedLayer, AdaptiveWeightQuantizer]]:
