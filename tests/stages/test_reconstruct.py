@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.runs import pipeline
+from hast_lightning.stages import reconstruct
 from hast_lightning.stages.reconstruct import reconstruction_error
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.small_runs import build_module, fit, small
@@ -167,6 +168,28 @@ def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], ther
     assert message.startswith("stages.reconstruction.batch_size=")
     assert message.endswith(there)
     assert "\n" not in message
+
+
+def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16.
+    needed = 16 * 16 * 2 * 2 * 16 * 8 * 8 * 4
+    words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
+    monkeypatch.setattr(reconstruct, "memory_of_machine", lambda: needed - 1)
+    with pytest.raises(ConfigurationError, match=r"^stages\.reconstruction\.samples=16: 256 of "):
+        build_module(small(*words))
+    for enough in (needed, None):
+        monkeypatch.setattr(reconstruct, "memory_of_machine", lambda enough=enough: enough)
+        build_module(small(*words))
+
+
+def test_a_user_says_where_units_end() -> None:
+    words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.ends=[layer2.0.relu2]")
+    module = build_module(small(*words))
+    assert "2 units: conv1 +4, layer3.0.conv1 +2" in module.stages["reconstruction"].found()
+    with pytest.raises(
+        ModelError, match=r"^stages\.reconstruction\.ends=\['fc'\]: no unit may end"
+    ):
+        build_module(small(*words, "stages.reconstruction.ends=[fc]"))
 
 
 def test_it_needs_a_calibrated_student() -> None:
