@@ -75,6 +75,16 @@ def test_no_chart_where_nothing_was_switched_at_these_bits() -> None:
     assert names == ["ablation_digits_w3a3_one-net_w2a2_lsq"]
 
 
+def test_no_chart_where_one_row_knows_of_fewer_switches() -> None:
+    """Those of the stage that made its images, which were loaded."""
+    known = Settings((("promotion", True), ("by_difficulty", True)))
+    loaded = Settings((("promotion", True),))
+    pair = [row("net_w3a3", 3, settings=known), row("net_w3a3", 3, settings=loaded)]
+    assert not any(name.startswith("ablation") for name in plots(pair))
+    off = row("net_w3a3", 3, settings=Settings((("promotion", False),)))
+    assert sum(name.startswith("ablation") for name in plots([*pair, off])) == 1
+
+
 def test_methods_are_bars_with_the_best_first_and_a_matrix_of_bits() -> None:
     figures = plots(summarize(sweep_of_methods()))
     bars, matrix = figures["methods_digits_resnet_w3a3"], figures["matrix_digits_resnet"]

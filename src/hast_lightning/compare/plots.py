@@ -258,11 +258,13 @@ def _ablations(ours: Sequence[Row]) -> dict[tuple[str, str, tuple[int, int], str
     for row in ours:
         if row.settings.switches:
             groups[row.recipe or row.name, row.budget, row.bits, _quantizer(row)].append(row)
-    return {
-        key: group
-        for key, group in groups.items()
-        if len({row.settings.switches for row in group}) > 1
-    }
+    return {key: group for key, group in groups.items() if _is_switched(group)}
+
+
+def _is_switched(rows: Sequence[Row]) -> bool:
+    """Return whether a part is on in one row and off in another: not all rows know of all parts."""
+    found = {switch for row in rows for switch in row.settings.switches}
+    return len({name for name, _ in found}) < len(found)
 
 
 def _quantizer(row: Row) -> str:

@@ -21,7 +21,8 @@ class Settings:
     """Settings and switches that tell a run from the others of its recipe.
 
     Attributes:
-        switches: Those that not all runs have alike, and whether each is on.
+        switches: Those that not all runs have alike, and whether each is on; without those of
+            stages of which it is not known, since the samples were loaded.
         quantizer: Settings of the quantizer, as ``quantizer=lsq``.
         others: All others, as ``kd.weight=20.0``.
     """
@@ -75,12 +76,16 @@ def distinguish(runs: Sequence[FinishedRun]) -> list[Settings]:
 def _by_configuration(found: Sequence[Counted]) -> list[Settings]:
     known = [each for each in found if each.values]
     varied = _varied([each.values for each in known])
-    flipped = _flipped([each.switches for each in known])
+    flipped = _flipped(known)
     short, named = _short_names(varied, least=2), _short_names(flipped, least=1)
     return [
         replace(
             _words(each.values, varied, short),
-            switches=tuple((named[key], each.switches.get(key, False)) for key in flipped),
+            switches=tuple(
+                (named[key], each.switches.get(key, False))
+                for key in flipped
+                if not is_in(key, each.unknown)
+            ),
         )
         if each.values
         else Settings()
@@ -96,10 +101,17 @@ def _varied(configs: Sequence[Flat]) -> list[str]:
     ]
 
 
-def _flipped(configs: Sequence[Mapping[str, bool]]) -> list[str]:
-    """Return the switches that are not alike in all; one that a run does not have is off."""
-    keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({config.get(key, False) for config in configs}) > 1]
+def _flipped(found: Sequence[Counted]) -> list[str]:
+    """Return the switches that are not alike in all; one that a run does not have is off.
+
+    Unless its stage is one of those that nothing is known of: the images were loaded.
+    """
+    keys = dict.fromkeys(key for each in found for key in each.switches)
+    return [
+        key
+        for key in keys
+        if len({e.switches.get(key, False) for e in found if not is_in(key, e.unknown)}) > 1
+    ]
 
 
 def _words(config: Flat, varied: Sequence[str], short: Mapping[str, str]) -> Settings:
