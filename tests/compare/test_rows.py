@@ -92,10 +92,12 @@ def test_a_course_has_the_mean_time_and_score_behind_each_stage_that_was_judged(
     ]
     (row,) = summarize(runs)
     assert row.course == ((80.0, 55.0), (120.0, 91.0))
-    # Runs that judged other stages have no course in common.
+    # A stage that not all runs judged has no point, and the others keep theirs.
     other = dataclasses.replace(runs[1].result, judged=behind_stages(distillation=92.0))
     (row,) = summarize([runs[0], FinishedRun(other)])
-    assert row.course == ()
+    assert row.course == ((120.0, 91.0),)
+    unknown = dataclasses.replace(runs[1].result, judged={})
+    assert [row.course for row in summarize([runs[0], FinishedRun(unknown)])] == [()]
 
 
 def sweep_of_methods() -> list[FinishedRun]:

@@ -155,8 +155,10 @@ def test_a_stage_whose_samples_were_loaded_is_no_ablation() -> None:
     assert words(run(), run(f"{HARDNESS}=false"), loaded(seed=1)) == [
         "by_difficulty",
         "without by_difficulty",
-        "",
+        "samples=loaded",
     ]
+    mixed = words(run(), run(f"{HARDNESS}=false"), loaded(), loaded("sources.bank.load=b"))
+    assert mixed[2:] == ["samples=a.safetensors", "samples=b"]
     # A run without such a stage has none of its parts.
     assert words(run(), run("order=[calibration,distillation]"))[1].startswith("without ")
 

@@ -60,8 +60,8 @@ class Row:
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
         stages: The stages that ``seconds`` hold.
-        course: Seconds since the start and top-1, or agreement, at the end of each stage that left
-            a student to judge; means over the seeds.
+        course: Seconds since the start and top-1, or agreement, at the end of each stage behind
+            which the students of all seeds were judged; means over the seeds.
         without_synthesis: The images were there already, so that the seconds are not of a whole
             run.
         source: Where a published number is from.
@@ -207,12 +207,9 @@ def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _course(results: Sequence[Result]) -> tuple[tuple[float, float], ...]:
-    """Return seconds and score behind each stage that all runs judged in the same order."""
-    judged = {tuple(result.judged) for result in results}
-    if len(judged) != 1:
-        return ()
+    """Return seconds and score behind each stage that all runs judged."""
     points: list[tuple[float, float]] = []
-    for stage in judged.pop():
+    for stage in results[0].judged if results else ():
         scores = [_score_behind(result, stage) for result in results]
         ends = [_seconds_until(result, stage) for result in results]
         if None not in scores and None not in ends:
@@ -221,7 +218,7 @@ def _course(results: Sequence[Result]) -> tuple[tuple[float, float], ...]:
 
 
 def _score_behind(result: Result, stage: str) -> float | None:
-    found = result.judged[stage].get(EVALUATION, {})
+    found = result.judged.get(stage, {}).get(EVALUATION, {})
     return found.get("top1", found.get("agreement"))
 
 

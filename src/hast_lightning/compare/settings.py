@@ -14,6 +14,8 @@ from hast_lightning.compare.runs import FinishedRun
 FACTS = ("model_checksum", "evaluated_images", "agreement_on")
 """What a result says itself of its run, beside its steps: for runs without a configuration and
 for files, of which the configuration has only the path."""
+LOADED = "samples=loaded"
+"""Said of a run that does not say how its samples were made, where others do."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,22 @@ def _by_configuration(found: Sequence[Counted]) -> list[Settings]:
     flipped = _flipped(known)
     short, named = _short_names(varied, least=2), _short_names(flipped, least=1)
     return [
-        replace(
-            _words(each.values, varied, short),
-            switches=tuple(
-                (named[key], each.switches.get(key, False))
-                for key in flipped
-                if not is_in(key, each.unknown)
-            ),
-        )
+        _with_switches(_words(each.values, varied, short), each, named)
         if each.values
         else Settings()
         for each in found
     ]
+
+
+def _with_switches(words: Settings, run: Counted, named: Mapping[str, str]) -> Settings:
+    """Add the switches of ``named`` that are known of a run, and that others are not."""
+    known = [key for key in named if not is_in(key, run.unknown)]
+    loaded = () if len(known) == len(named) else (LOADED,)
+    return replace(
+        words,
+        switches=tuple((named[key], run.switches.get(key, False)) for key in known),
+        others=(*words.others, *loaded),
+    )
 
 
 def _varied(configs: Sequence[Flat]) -> list[str]:
@@ -183,7 +189,10 @@ def _with_samples(runs: Sequence[FinishedRun], found: Sequence[Settings]) -> lis
         place for place, seeds in loaded.items() if any(len(names) > 1 for names in seeds.values())
     }
     return [
-        replace(settings, others=(*settings.others, f"samples={_samples(run)}"))
+        replace(
+            settings,
+            others=(*(w for w in settings.others if w != LOADED), f"samples={_samples(run)}"),
+        )
         if _place(run, settings) in mixed
         else settings
         for run, settings in zip(runs, found, strict=True)
