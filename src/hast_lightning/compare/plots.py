@@ -221,8 +221,8 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
         if row.course:
             # The evaluation, which comes last, takes time and changes nothing.
             course = (*row.course, (row.seconds.mean, row.score.mean))
-            line = {"marker": ".", "linewidth": 1, "linestyle": ":" if loaded else "-"}
-            axes.plot(*zip(*course, strict=True), color=colour, **line)
+            line = ".:" if loaded else ".-"
+            axes.plot(*zip(*course, strict=True), line, color=colour, linewidth=1)
         axes.errorbar(
             row.seconds.mean,
             row.score.mean,
