@@ -187,7 +187,7 @@ class Reconstruct(Stage):
         """Refuse more samples than the memory of this machine holds what units take in of."""
         example = example_inputs(1, bench.teacher.pretrained.input_shape)
         teacher = bench.teacher.graph_module
-        unit, size = largest_unit(teacher, self._units, _placed(bench, (example,))[0])
+        unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
         count = self.views * min(self.samples, bench.sources[self.source].most or self.samples)
         needed, there = count * size, memory_of_machine()
         if there is not None and needed > there:
