@@ -188,6 +188,7 @@ class AtBatchNorms(Term):
     """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
     several_outputs = True
+    by_sample = False
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the BatchNorms, of all networks that teach together.
