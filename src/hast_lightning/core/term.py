@@ -21,6 +21,8 @@ class Term(Part, ABC):
     Attributes:
         title: What curves are called.
         parts: Names of the parts of which the term is the sum, where it gives several.
+        by_sample: The loss is a mean over samples, by their weights where they have some, so that
+            a student step may take the batch apart.
     """
 
     weight: float = 1.0
@@ -32,6 +34,7 @@ class Term(Part, ABC):
 
     title: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
+    by_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_range("weight", self.weight, 0)

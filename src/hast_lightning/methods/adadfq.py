@@ -90,6 +90,7 @@ class EntropyMargins(Term):
     """Largest relative entropy that costs nothing (lambda_u)."""
 
     title = "Margins of the entropy of the difference"
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
