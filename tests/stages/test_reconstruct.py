@@ -166,7 +166,7 @@ def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], ther
         build_module(small(*RECONSTRUCT, "quantizer=lsq", *words))
     message = str(caught.value)
     assert message.startswith("stages.reconstruction.batch_size=")
-    assert message.endswith(there)
+    assert message.endswith(f"{there}: lower it")
     assert "\n" not in message
 
 

@@ -179,7 +179,7 @@ def require_batch(
         times = f" in views={views}" if views > 1 else ""
         raise ConfigurationError(
             f"{key}.batch_size={batch_size}: a batch has more than the {there} samples{times} "
-            f"that there are{of}"
+            f"that there are{of}: lower it"
         )
 
 
