@@ -18,7 +18,7 @@ from hast_lightning.config import Config
 from tests.composition import options
 from tests.small_calls import INPUT
 
-CIFAR, IMAGENET = "recommended", "hast_imagenet_adam"
+CIFAR, IMAGENET = "recommended", "recommended_imagenet"
 
 
 class ReachedError(Exception):
@@ -88,13 +88,8 @@ def test_size_and_channels_decide(
         ((1, 8, 8), None, "digits_w3a3"),
         ((1, 8, 8), 2, "digits_w2a2"),
         ((3, 32, 32), None, "cifar10_resnet20_w4a4_recommended"),
-        ((3, 32, 32), 2, "cifar10_resnet20_w3a3_recommended"),
         ((3, 32, 32), 3, "cifar10_resnet20_w3a3_recommended"),
         ((3, 32, 32), 8, "cifar10_resnet20_w8a8_recommended"),
-        ((3, 224, 224), None, "mobilenetv1_x025_w8a8_recommended"),
-        ((3, 224, 224), 7, "mobilenetv1_x025_w8a8_recommended"),
-        ((3, 224, 224), 6, "mobilenetv1_x025_w6a6_recommended"),
-        ((3, 224, 224), 4, "mobilenetv1_x025_w4a4_recommended"),
     ],
 )
 def test_what_is_chosen_is_the_recommended_recipe(
@@ -115,6 +110,29 @@ def test_what_is_chosen_is_the_recommended_recipe(
     }
     assert planned[-1].stages["distillation"].learning_rate.policy == "cosine"  # type: ignore[attr-defined]
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("bits", "order"),
+    [
+        (None, ["synthesis", "calibration", "correction"]),
+        (7, ["synthesis", "calibration", "correction"]),
+        (6, ["synthesis", "calibration", "correction", "reconstruction"]),
+        (4, ["synthesis", "calibration", "correction", "reconstruction"]),
+    ],
+)
+def test_a_large_network_is_corrected_and_at_few_bits_rebuilt(
+    planned: list[Config], bits: int | None, order: list[str]
+) -> None:
+    assert taken(planned, classifier(3), bits, input_shape=224) == (IMAGENET, "evening_imagenet")
+    assert planned[-1].order == order
+    assert planned[-1].trainer.channels_last
+
+
+@pytest.mark.parametrize("bits", [2, "w2a4"])
+def test_two_bits_are_rebuilt_unit_by_unit(planned: list[Config], bits: Any) -> None:
+    assert taken(planned, classifier(3), bits, input_shape=32) == ("reconstruct", "quick")
+    assert planned[-1].quantizer.weight_bits == 2
 
 
 def bits_as_words(bits: int | None) -> list[str]:
@@ -232,11 +250,11 @@ def test_another_quantizer_is_not_given_what_the_usual_one_needs(
 @pytest.mark.parametrize(
     ("bits", "overrides", "faster"),
     [
-        (None, "quantizer.bits=2", True),
-        (None, {"quantizer": {"weight_bits": 2}}, True),
+        (None, "quantizer.bits=3", True),
+        (None, {"quantizer": {"weight_bits": 3}}, True),
         (3, "quantizer.bits=4", False),
         (4, "quantizer.weight_bits=3", True),
-        (2, "quantizer.activation_bits=8", True),
+        (3, "quantizer.activation_bits=8", True),
         ("w3a8", "seed=1", True),
         ({"0": 3, "*": 4}, "seed=1", False),
     ],

@@ -92,7 +92,7 @@ class Call:
         )
         model = composed([*changes, *self.of_network, "data=none", *overrides]).model
         pretrained = self._pretrained(model)
-        choice = choose(pretrained.input_shape, **missing)
+        choice = choose(pretrained.input_shape, self._weight_bits(), **missing)
         options = {**choice.named, **self.options}
         own_quantizer = self._names("quantizer") or self._names("ranges")
         settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
