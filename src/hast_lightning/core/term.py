@@ -21,6 +21,7 @@ class Term(Part, ABC):
     Attributes:
         title: What curves are called.
         parts: Names of the parts of which the term is the sum, where it gives several.
+        needs: What the term wants to see, where that is the same for every network.
     """
 
     weight: float = 1.0
@@ -32,6 +33,7 @@ class Term(Part, ABC):
 
     title: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
         require_range("weight", self.weight, 0)
@@ -51,7 +53,7 @@ class Term(Part, ABC):
         Raises:
             ModelError: the networks do not have what the term is about.
         """
-        return Needs()
+        return self.needs
 
     def finished(self, batch: Batch) -> None:
         """Be told of the samples that a source has finished, where ``Needs.finished`` asks."""

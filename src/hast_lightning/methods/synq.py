@@ -93,14 +93,11 @@ class MaskedCrossEntropy(Term):
     """Difficulty ``1 - p_y`` from which on a sample is left out (the paper's tau)."""
 
     title = "Cross-entropy of the student, without difficult samples"
+    needs = Needs(student=(), labels="hard")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("threshold", self.threshold, 0, 1, open_minimum=True)
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits and hard labels."""
-        return Needs(student=(), labels="hard")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
