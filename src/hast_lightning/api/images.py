@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hast_lightning.data.given import as_tensor, network_input
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 from hast_lightning.export.description import Description
 from hast_lightning.runs.prediction import Picture, picture_batches, sample_files
 
@@ -72,7 +72,7 @@ def _with_batch(images: Any) -> Any:
         try:
             return torch.stack(parts)
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise DataError(f"{ORIGIN}: a list of images that are no batch: {reason}") from error
     return images[None] if _dimensions(images) == 3 else images
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hast_lightning.config import DataConfig
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 from hast_lightning.files.pictures import Fitting, open_picture, refuse_loops
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     try:
         dataset = ImageFolder(str(path), transform, loader=open_picture, allow_empty=True)
     except (FileNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"data.path={path}: {reason}; expected {LAYOUT}") from error
+        raise DataError(f"data.path={path}: {first_line(error)}; expected {LAYOUT}") from error
     if len(dataset.classes) != network.num_classes:
         raise DataError(
             f"data.path={path} has {len(dataset.classes)} class folders, the network "
