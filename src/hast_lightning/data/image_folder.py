@@ -37,11 +37,6 @@ class ImageFolderData:
         self._dataset = dataset
         self._batch_size = batch_size
 
-    @property
-    def num_images(self) -> int:
-        """Images in all."""
-        return len(self._dataset)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalized images (B, C, H, W), float32, and labels (B,), int64.
 
