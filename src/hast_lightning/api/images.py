@@ -38,7 +38,7 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
     if not len(numbers):
         raise DataError(f"{ORIGIN}: there are no images")
     for part in torch.split(numbers, BATCH_SIZE):  # normalized, bytes take four times as much
-        yield network_input(part, wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
+        yield network_input(part, wanted, ORIGIN)
 
 
 def _pictures(images: Any, wanted: Description) -> Sequence[Picture] | None:
