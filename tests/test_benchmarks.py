@@ -179,8 +179,9 @@ def test_a_recipe_for_imagenet_is_measured_at_224_pixels(stage: str) -> None:
 
 
 def test_a_whole_run_says_seconds_of_its_stages_and_its_memory() -> None:
-    few = ("images=4", "image_batch=4", "image_steps=1", "unit_steps=1", "calibration_steps=1")
-    words = tuple(f"schedule.{word}" for word in few)
+    few = ("images", "image_batch", "unit_batch")
+    once = ("image_steps", "unit_steps", "calibration_steps")
+    words = (*(f"schedule.{word}=4" for word in few), *(f"schedule.{word}=1" for word in once))
     judged = ("safeguard.images=4", "safeguard.iterations=1")
     found = whole_runs.measure(
         whole_runs.Task("resnet20_cifar10", "reconstruct", 1, (*words, *judged))

@@ -52,6 +52,7 @@ REFUSED: dict[str, list[Any]] = {
     "schedule.student_steps": [-1],
     "schedule.student_batch": [0],
     "schedule.unit_steps": [0],
+    "schedule.unit_batch": [0],
     "schedule.learning_rate": ["plateau"],
     "method.certainty": ["certain"],
     "model.front_end.sample_rate": [-1, 500, 10**6],

@@ -42,6 +42,12 @@ ARGUMENTS = (
     "schedule.student_batch=8",
 )
 
+REBUILT = (
+    *("method=reconstruct", "quantizer=lsq", "schedule.unit_steps=8"),
+    *("stages.correction.samples=16", "stages.reconstruction.samples=16"),
+    "stages.reconstruction.batch_size=8",
+)
+
 
 def train_and_keep() -> None:
     """A run, in one of its processes, that leaves what this process has when training is over."""
@@ -211,14 +217,21 @@ def test_the_same_effective_batch_gives_the_same_accuracy_within_noise(tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("budget", "logged"),
-    [("schedule.student_steps=12", 5), ("schedule.calibration_steps=40", 9)],
-    ids=["synthesis", "calibration"],
+    ("words", "logged"),
+    [
+        (("schedule.student_steps=12",), 5),
+        (("schedule.calibration_steps=40",), 9),
+        # Six steps make images, three calibrate and correct; a unit has eight.
+        (REBUILT, 21),
+    ],
+    ids=["synthesis", "calibration", "reconstruction"],
 )
-def test_two_killed_processes_go_on_bit_for_bit(tmp_path: Path, budget: str, logged: int) -> None:
+def test_two_killed_processes_go_on_bit_for_bit(
+    tmp_path: Path, words: tuple[str, ...], logged: int
+) -> None:
     from tests.test_resume import assert_same_run, steps_logged
 
-    arguments = (*ARGUMENTS, "callbacks.checkpoint_every_n_steps=2", budget)
+    arguments = (*ARGUMENTS, "callbacks.checkpoint_every_n_steps=2", *words)
     finish(begin(tmp_path, *arguments, "hydra.run.dir=whole"))
     killed = begin(tmp_path, *arguments, "hydra.run.dir=killed")
     while steps_logged(tmp_path / "killed") < logged:

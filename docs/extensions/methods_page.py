@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +17,7 @@ from configuration_reference import (
     part_anchor,
     parts_of,
 )
-from hast_lightning.compare.published import published
+from hast_lightning.compare.published import all_published
 from hast_lightning.compare.rows import Row, summarize
 from hast_lightning.compare.runs import collect
 from hast_lightning.config import config_folder
@@ -34,6 +35,8 @@ CERTAINTIES = {
 NEVER_SHOWN = ("kind", "load", "enabled")
 NOT_COMPARED = ("do_no_harm",)
 """Studies whose runs are meant to fail."""
+HEADER = "| network | W/A | top-1 | agreement | published | budget, quantizer, settings | study |"
+"""Of what was measured."""
 NETWORK, BUDGET = "model=resnet20_cifar10", "schedule=released"
 """What settings are shown for: the authors' own budget, on a network that most methods know."""
 
@@ -83,7 +86,7 @@ def _sections(found: dict[str, DictConfig], heads: dict[str, Head]) -> Iterator[
         for fact in ("Expect", "Takes"):
             if fact in facts:
                 yield f"*{fact}:* {escaped(facts[fact])}\n"
-        yield from _results(measured().get(name, []))
+        yield from _results(name)
         yield from _parts(config)
 
 
@@ -99,34 +102,59 @@ def measured() -> dict[str, list[tuple[str, Row]]]:
     return found
 
 
-def _results(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
-    """A table of what was measured, beside what the paper of the same name says."""
-    shown = [(study, row) for study, row in rows if row.score]
-    if not shown:
-        return
-    papers: dict[tuple[str, tuple[int, int], str], list[str]] = defaultdict(list)
-    for row in published([row for _, row in shown]):
-        name, _, qualified = row.method.partition(", ")
-        text = f"{row.top1} ({'; '.join(filter(None, (qualified, row.source)))})"
-        papers[row.model, row.bits, name.lower()].append(text)
-    yield "| network | W/A | top-1 | agreement | published | budget, quantizer, settings | study |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for study, row in shown:
-        # Once: it is of the method as published, whatever our rows switch off.
-        paper = papers.pop((row.model, row.bits, row.method), [])
-        about = (row.budget, row.quantizer, str(row.settings))
-        cells = (
-            row.model,
-            Widths(*row.bits).short,
-            _number(row.top1),
-            _number(row.agreement),
-            ", ".join(paper),
-            escaped(", ".join(filter(None, about))),
-            # A folder of experiments/, in words that a narrow column can break.
-            study.replace("_", " "),
-        )
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+def _results(name: str) -> Iterator[str]:
+    """A table of what was measured, beside what papers say; below it what they say of the rest."""
+    papers = _papers(name)
+    measurements = [(study, row) for study, row in measured().get(name, []) if row.score]
+    lines = [_line(study, row, papers) for study, row in measurements]
+    if lines:
+        yield HEADER
+        yield f"|{' --- |' * (HEADER.count('|') - 1)}"
+        yield from (*lines, "")
+    if papers:
+        yield f"*Published, not measured here:* {escaped(_listed(papers))}.\n"
+
+
+def _line(study: str, row: Row, papers: Papers) -> str:
+    # Taken, since it stands once: it is of the method as published, whatever rows switch off.
+    paper = papers.pop((row.model, row.bits), {})
+    about = (row.budget, row.quantizer, str(row.settings))
+    cells = (
+        row.model,
+        Widths(*row.bits).short,
+        _number(row.top1),
+        _number(row.agreement),
+        ", ".join(f"{top1} ({told})" for told, top1 in paper.items()),
+        escaped(", ".join(filter(None, about))),
+        # A folder of experiments/, in words that a narrow column can break.
+        study.replace("_", " "),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+Papers = dict[tuple[str, tuple[int, int]], dict[str, str]]
+"""Published top-1 by network and bits, then by what the paper is and what it says of the number."""
+
+
+def _papers(method: str) -> Papers:
+    """What papers say of a method, and of what they made of it: ``ARC + AIT`` of ``ait``."""
+    found: Papers = defaultdict(dict)
+    for row in all_published():
+        # A method in the style of another has its numbers, under its name.
+        if method.removesuffix("_style") in re.findall(r"\w+", row.method.lower()):
+            label = re.sub(rf"^{method}\b[ ,(]*", "", row.method, flags=re.I).rstrip(")")
+            told = "; ".join(filter(None, (label, row.source)))
+            found[row.model, row.bits][told] = str(row.top1)
+    return found
+
+
+def _listed(papers: Papers) -> str:
+    """Return the numbers of each paper in a row, with label and source behind them."""
+    by_paper: dict[str, list[str]] = defaultdict(list)
+    for (model, bits), paper in papers.items():
+        for told, top1 in paper.items():
+            by_paper[told].append(f"{model} {Widths(*bits).short} {top1}")
+    return "; ".join(f"{', '.join(numbers)} ({told})" for told, numbers in by_paper.items())
 
 
 def _number(found: object) -> str:
@@ -159,11 +187,11 @@ def _settings(node: DictConfig, unsaid: tuple[str, ...]) -> str:
 
 
 def _computations(found: dict[str, DictConfig]) -> Iterator[str]:
-    """What each term, transform and hook of any method computes, once."""
+    """What each part of any method computes, once."""
     used = {
         (group, str(node.kind)) for config in found.values() for _, group, node in parts_of(config)
     }
-    for group in ("term", "transform", "hook"):
+    for group in ("source", "stage", "term", "transform", "hook"):
         names = sorted(name for of, name in used if of == group)
         if names:
             yield f"\n## What {group}s compute\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,32 @@ __all__ = ["browser"]
 pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods at two bit widths, one without a known time."""
-    folder = tmp_path_factory.mktemp("compared")
-    for number, (method, bits, top1, seconds) in enumerate(
-        [("hast", 3, 90.0, 120.0), ("synq", 3, 100.0, 9.5), ("gdfq", 4, 9.35, None)]
-    ):
+Shown = tuple[str, str, tuple[int, int], float, float | None]
+"""Of a run: network, method, bits, top-1, seconds."""
+RUNS: tuple[Shown, ...] = (
+    ("digits_resnet", "hast", (3, 3), 90.0, 120.0),
+    ("digits_resnet", "synq", (3, 3), 100.0, 9.5),
+    ("digits_resnet", "gdfq", (4, 4), 9.35, None),
+)
+"""Three methods at two bit widths, one without a known time."""
+AWKWARD: tuple[Shown, ...] = (
+    ("9net", "2stage", (4, 8), 90.0, 1.0),
+    ("10net", "plain", (4, 4), 90.0, 2.0),
+    ("net", "10parts", (10, 4), 90.0, 3.0),
+    ("7", "1st", (4, 10), 90.0, 4.0),
+)
+"""Names that begin with digits, one of which is a number, and pairs of bits that begin alike."""
+
+
+def written(folder: Path, runs: Sequence[Shown]) -> Path:
+    for number, (model, method, bits, top1, seconds) in enumerate(runs):
         dataclasses.replace(
             make_result((98.5, 61.25, top1)),
-            recipe=f"{method}_digits_resnet_w{bits}a{bits}",
+            recipe=f"{method}_{model}_w{bits[0]}a{bits[1]}",
+            model=model,
             method=method,
-            weight_bits=bits,
-            activation_bits=bits,
+            weight_bits=bits[0],
+            activation_bits=bits[1],
             seconds_by_stage={} if seconds is None else {"distillation": seconds},
         ).write(folder / "outputs" / str(number) / "result.json")
     words = ("command=compare", "runs=outputs", "compare.plots=[png]", "compare.formats=[html]")
@@ -38,11 +52,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "comparison" / "comparison.html"
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("compared"), RUNS)
+
+
 def column(browser: webdriver.Chrome, name: str) -> list[str]:
     names = [header.text for header in browser.find_elements(By.CSS_SELECTOR, "th")]
     place = next(number for number, text in enumerate(names, 1) if text.startswith(name))
     cells = browser.find_elements(By.CSS_SELECTOR, f"tbody tr td:nth-child({place})")
     return [cell.text for cell in cells]
+
+
+def click(browser: webdriver.Chrome, name: str) -> None:
+    button = browser.find_element(By.XPATH, f"//th/button[starts-with(., '{name}')]")
+    browser.execute_script("arguments[0].click()", button)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -55,13 +79,27 @@ def test_rows_are_sorted_by_the_column_that_is_clicked(
         ("seconds", ["120", "9.5", "-"]),
         ("method", ["synq", "hast", "gdfq"]),
     ):
-        button = browser.find_element(By.XPATH, f"//th/button[starts-with(., '{name}')]")
-        browser.execute_script("arguments[0].click()", button)
+        click(browser, name)
         assert column(browser, name) == falling
-        browser.execute_script("arguments[0].click()", button)
+        click(browser, name)
         known = [cell for cell in falling if cell != "-"]
         assert column(browser, name) == [*reversed(known), *falling[len(known) :]]
     assert len(browser.find_elements(By.CSS_SELECTOR, "th[aria-sort]")) == 1
+
+
+def test_pairs_are_sorted_by_both_numbers_and_names_that_begin_with_digits_as_text(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    show(browser, written(tmp_path, AWKWARD), WIDTHS[0])
+    for name, falling in (
+        ("W/A", ["10/4", "4/10", "4/8", "4/4"]),
+        ("method", ["plain", "2stage", "1st", "10parts"]),
+        ("model", ["net", "9net", "7", "10net"]),
+    ):
+        click(browser, name)
+        assert column(browser, name) == falling
+        click(browser, name)
+        assert column(browser, name) == falling[::-1]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

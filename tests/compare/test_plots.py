@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="the extra plots is not installed")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hast_lightning.compare.plots import plots
+from hast_lightning.compare.plots import HOLLOW, plots
 from hast_lightning.compare.published import beside, published
 from hast_lightning.compare.rows import Row, Spread, summarize
 from hast_lightning.compare.runs import FinishedRun
@@ -75,6 +75,16 @@ def test_no_chart_where_nothing_was_switched_at_these_bits() -> None:
     assert names == ["ablation_digits_w3a3_one-net_w2a2_lsq"]
 
 
+def test_no_chart_where_one_row_knows_of_fewer_switches() -> None:
+    """Those of the stage that made its images, which were loaded."""
+    known = Settings((("promotion", True), ("by_difficulty", True)))
+    loaded = Settings((("promotion", True),))
+    pair = [row("net_w3a3", 3, settings=known), row("net_w3a3", 3, settings=loaded)]
+    assert not any(name.startswith("ablation") for name in plots(pair))
+    off = row("net_w3a3", 3, settings=Settings((("promotion", False),)))
+    assert sum(name.startswith("ablation") for name in plots([*pair, off])) == 1
+
+
 def test_methods_are_bars_with_the_best_first_and_a_matrix_of_bits() -> None:
     figures = plots(summarize(sweep_of_methods()))
     bars, matrix = figures["methods_digits_resnet_w3a3"], figures["matrix_digits_resnet"]
@@ -98,6 +108,11 @@ def test_a_line_goes_from_stage_to_stage() -> None:
     (figure,) = [f for name, f in plots(summarize(runs)).items() if name.startswith("seconds")]
     courses = [line for line in figure.axes[0].lines if line.get_marker() == "."]
     assert [line.get_xydata().tolist() for line in courses] == 2 * [[[10, 50], [40, 90], [45, 90]]]
+    # A single point is drawn, too.
+    del found["calibration"]
+    (figure,) = [f for name, f in plots(summarize(runs)).items() if name.startswith("seconds")]
+    courses = [line for line in figure.axes[0].lines if line.get_marker() == "."]
+    assert [line.get_xydata().tolist() for line in courses] == 2 * [[[40, 90], [45, 90]]]
 
 
 def test_a_cell_of_the_matrix_has_its_deviation() -> None:
@@ -163,10 +178,20 @@ def test_papers_are_beside_ours_and_named_as_such() -> None:
     assert "HAST, published" in shown and "full precision, 93.00 %" in shown
 
 
-def test_a_time_without_a_synthesis_is_marked() -> None:
-    figure = plots([row("net_w3a3", 3), row("other_w3a3", 3)])["seconds_resnet20_cifar10"]
-    assert "net †" in labels(figure)
-    assert "† without a synthesis" in figure.axes[0].get_xlabel()
+def test_a_time_without_a_synthesis_is_hollow_and_the_legend_says_why() -> None:
+    loaded = dataclasses.replace(row("net_w3a3", 3), course=((5.0, 50.0), (9.0, 90.0)))
+    whole = dataclasses.replace(loaded, recipe="other_w3a3", without_synthesis=False)
+    figure = plots([loaded, whole])["seconds_resnet20_cifar10"]
+    assert {"net †", "other", HOLLOW} <= set(labels(figure))
+    of_net, of_other = figure.axes[0].containers
+    assert of_net.lines[0].get_markerfacecolor() == "white"
+    assert of_other.lines[0].get_markerfacecolor() == "C1"
+    courses = [line for line in figure.axes[0].lines if line.get_marker() == "."]
+    assert [line.get_linestyle() for line in courses] == [":", "-"]
+    whole_runs = [whole, dataclasses.replace(whole, recipe="third_w3a3")]
+    assert not any(
+        "hollow" in text for text in labels(plots(whole_runs)["seconds_resnet20_cifar10"])
+    )
 
 
 def test_a_legend_says_only_what_differs() -> None:
@@ -177,7 +202,7 @@ def test_a_legend_says_only_what_differs() -> None:
     drawn = plots(rows)
     shown = labels(drawn["bits_resnet20_cifar10"])[1:]
     assert shown == ["promotion", "without promotion"]
-    seconds = labels(drawn["seconds_resnet20_cifar10"])[1:]
+    seconds = labels(drawn["seconds_resnet20_cifar10"])[2:]
     assert seconds[0] == "W3A3, promotion †"
     assert len(set(seconds)) == 4
 

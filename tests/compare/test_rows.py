@@ -14,7 +14,6 @@ from hast_lightning.compare.published import beside, published
 from hast_lightning.compare.rows import (
     Row,
     Spread,
-    agreement_of_ranks,
     best,
     spread,
     summarize,
@@ -93,10 +92,12 @@ def test_a_course_has_the_mean_time_and_score_behind_each_stage_that_was_judged(
     ]
     (row,) = summarize(runs)
     assert row.course == ((80.0, 55.0), (120.0, 91.0))
-    # Runs that judged other stages have no course in common.
+    # A stage that not all runs judged has no point, and the others keep theirs.
     other = dataclasses.replace(runs[1].result, judged=behind_stages(distillation=92.0))
     (row,) = summarize([runs[0], FinishedRun(other)])
-    assert row.course == ()
+    assert row.course == ((120.0, 91.0),)
+    unknown = dataclasses.replace(runs[1].result, judged={})
+    assert [row.course for row in summarize([runs[0], FinishedRun(unknown)])] == [()]
 
 
 def sweep_of_methods() -> list[FinishedRun]:
@@ -191,43 +192,6 @@ def test_rows_without_labels_are_ranked_by_the_error_on_images_of_nobodys() -> N
     assert "**0.25**" in line
     (written, _) = csv.DictReader(io.StringIO(as_csv(rows)))
     assert written["error_mean"] == "0.5"
-
-
-def test_errors_of_another_judge_are_ranked_apart() -> None:
-    def by(judge: int, name: str, error: float, top1: float | None = None) -> FinishedRun:
-        run = judged(name, error, top1)
-        return FinishedRun(dataclasses.replace(run.result, judge_version=judge))
-
-    assert best(summarize([by(0, "old", 0.2), by(2, "new", 0.4)])) == set()
-    (first,) = best(summarize([by(2, "better", 0.2), by(2, "new", 0.4)]))
-    assert first.name == "better"
-    # Of several judges the latest says how well the error ranks.
-    errors = (0.1, 0.2, 0.3, 0.4)
-    former = [by(0, f"old{n}", error, 50.0 + n) for n, error in enumerate(errors)]
-    latest = [by(2, f"new{n}", error, 90.0 - n) for n, error in enumerate(errors)]
-    ((correlation, count),) = agreement_of_ranks(summarize([*latest, *former])).values()
-    assert (correlation, count) == (pytest.approx(1.0), 4)
-
-
-def test_how_far_an_order_without_labels_is_to_be_trusted_is_what_the_study_found() -> None:
-    (note,) = notes(summarize([judged("easy", 0.5), judged("hard", 0.25)]))
-    found = agreement_of_ranks(summarize(collect([ROOT / "experiments/methods_cifar10_resnet20"])))
-    assert len(found) == 2
-    for (_, bits), (correlation, _) in found.items():
-        assert f"{correlation:.2f} at {bits}" in note
-
-
-def test_how_well_the_error_ranks_is_said_where_there_are_labels_to_tell() -> None:
-    errors, top1 = (0.1, 0.2, 0.3, 0.4), (90.0, 80.0, 85.0, 70.0)
-    rows = summarize(
-        judged(f"r{number}", error, top)
-        for number, (error, top) in enumerate(zip(errors, top1, strict=True))
-    )
-    (note,) = notes(rows)
-    # Ranks 1, 3, 2, 4 against 1, 2, 3, 4: 1 - 6 * 2 / (4 * 15).
-    assert "ranks 4 rows of digits_resnet at W3A4" in note
-    assert "rank correlation of 0.80" in note
-    assert notes(rows[:3]) == []
 
 
 def test_the_best_of_ours_is_the_best_of_its_bits() -> None:

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hast_lightning.compare.counted import NAMED_BY, NOT_SETTINGS
 from hast_lightning.compare.rows import summarize
-from hast_lightning.compare.runs import FinishedRun
+from hast_lightning.compare.runs import FinishedRun, collect
 from hast_lightning.compare.settings import distinguish
 from hast_lightning.config import to_object
-from tests.compare.test_rows import result
+from tests.compare.test_rows import ROOT, result
 from tests.composition import composed_raw
 
 HARDNESS = "stages.synthesis.terms.hard_cross_entropy.by_difficulty"
@@ -141,6 +141,37 @@ def test_a_stage_that_did_no_steps_has_no_settings() -> None:
         ),
     ]
     assert words(*runs) == ["", ""]
+
+
+def test_a_stage_whose_samples_were_loaded_is_no_ablation() -> None:
+    """Its parts are not off: whoever made the images may have had them."""
+    steps = {"calibration": 1, "distillation": 1}
+    loaded = functools.partial(run, "sources.bank.load=a.safetensors", steps_by_stage=steps)
+    (row,) = summarize([run(), loaded(seed=1)])
+    assert (str(row.settings), row.seeds) == ("", (0, 1))
+    assert words(run(), loaded()) == ["samples=own", "samples=a.safetensors"]
+    # What both say, and what runs with images of their own do.
+    assert words(run(), loaded(f"{PROMOTION}=false")) == ["promotion", "without promotion"]
+    assert words(run(), run(f"{HARDNESS}=false"), loaded(seed=1)) == [
+        "by_difficulty",
+        "without by_difficulty",
+        "samples=loaded",
+    ]
+    mixed = words(run(), run(f"{HARDNESS}=false"), loaded(), loaded("sources.bank.load=b"))
+    assert mixed[2:] == ["samples=a.safetensors", "samples=b"]
+    # A run without such a stage has none of its parts.
+    assert words(run(), run("order=[calibration,distillation]"))[1].startswith("without ")
+
+
+def test_rows_of_the_methods_study_name_no_ablation_that_was_not_run() -> None:
+    found = summarize(collect([ROOT / "experiments/methods_cifar10_resnet20"]))
+    switched = {word for row in found for word, _ in row.settings.switches}
+    assert switched == {"alignment", "promotion"}
+    assert {str(row.settings) for row in found if row.method == "reconstruct"} == {
+        "",
+        "quantizer=lsq",
+        "quantizer=mse",
+    }
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ BUDGET = (
     "schedule.student_steps=2",
     "schedule.student_batch=4",
     "schedule.unit_steps=1",
+    "schedule.unit_batch=4",
     "safeguard.images=8",
     "safeguard.iterations=2",
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -42,7 +44,7 @@ def test_a_residual_block_is_one_unit_and_single_layers_are_units_of_their_own()
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("resnet18", 10), ("mobilenet_v2", 26)],
+    [("resnet18", 10), ("mobilenet_v2", 20)],
 )
 def test_units_together_are_the_network(name: str, expected: int) -> None:
     network = traced(getattr(torchvision.models, name)())
@@ -63,6 +65,34 @@ def test_units_together_are_the_network(name: str, expected: int) -> None:
 def test_a_depthwise_layer_is_in_one_unit_with_the_pointwise_one_behind_it() -> None:
     units = find_units(traced(torchvision.models.mobilenet_v2()))
     assert units[1].layers == ("features.1.conv.0.0", "features.1.conv.1")
+
+
+def test_an_inverted_residual_is_one_unit_with_and_without_a_skip() -> None:
+    network = traced(torchvision.models.mobilenet_v2())
+    blocks = [unit.layers for unit in find_units(network)]
+    for number in (2, 3):
+        prefix = f"features.{number}.conv"
+        assert (f"{prefix}.0.0", f"{prefix}.1.0", f"{prefix}.2") in blocks
+
+
+def test_units_end_where_a_user_has_them_end() -> None:
+    network = traced(torchvision.models.resnet18())
+    ends = ["layer1.1.relu-2", "layer[34].1.relu-2"]
+    units = find_units(network, ends=[end.replace("-2", "") for end in ends])
+    assert [unit.layers[0] for unit in units] == ["conv1", "layer2.0.conv1", "layer4.0.conv1", "fc"]
+    assert sum(len(unit.layers) for unit in units) == 21
+    with torch.no_grad():
+        value = images = torch.randn(2, 3, 32, 32)
+        for unit in units:
+            value = extract(network, unit)(value)
+        assert torch.equal(value, network(images))
+
+
+@pytest.mark.parametrize("end", ["layer1.0.conv1", "layer9*"])
+def test_a_place_where_no_unit_may_end_is_refused(end: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(end)) as caught:
+        find_units(traced(torchvision.models.resnet18()), ends=[end])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_unit_shares_its_layers_with_the_network_and_has_no_others() -> None:

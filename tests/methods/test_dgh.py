@@ -198,6 +198,16 @@ def test_a_rate_falls_after_too_many_steps_without_a_lower_loss_and_only_that_on
     assert optimizer.param_groups[0]["lr"] == 16
 
 
+@pytest.mark.parametrize(("steps", "waits"), [(500, 10), (1000, 20), (200, 4), (3, 0)])
+def test_a_plateau_is_a_fiftieth_of_the_iterations_where_nothing_else_is_set(
+    steps: int, waits: int
+) -> None:
+    assert ImageSet(iterations=steps).patience == waits
+    assert ImageSet(iterations=steps, patience=7).patience == 7
+    _, source, _, _ = built(f"schedule.image_steps={steps}")
+    assert source.patience == waits
+
+
 def test_the_range_of_logits_is_its_mean_over_images() -> None:
     logits = torch.tensor([[1.0, 4.0, -2.0], [0.0, 0.5, 0.25]])
     seen = Seen(Batch(torch.zeros(2, 1)), Trace(logits, {}), None, Progress("synthesis", 1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +18,9 @@ from hast_lightning.methods.genie import (
     swinging,
 )
 from hast_lightning.models.zoo import load
+from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
+from hast_lightning.quantization.power_ranges import PowerRanges
+from hast_lightning.quantization.search import SHRINK_FACTORS, least_squares
 from hast_lightning.records.result import Result
 from hast_lightning.sources.latent_bank import LatentBank
 from hast_lightning.stages.reconstruct import Reconstruct
@@ -38,6 +42,29 @@ def test_constants_are_those_of_the_released_code() -> None:
     assert (learned.iterations, learned.batch_size, learned.samples) == (20_000, 32, 1024)
     assert (learned.drop, learned.mix, learned.regularization) == (0.5, 0.5, 1.0)
     assert (learned.lr, learned.step_lr) == (1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "symmetric", "bits"),
+    [("lsq", True, {3}), ("power", False, {4, 8})],
+)
+def test_how_weights_start_is_the_quantizers(
+    quantizer: str, symmetric: bool, bits: set[int]
+) -> None:
+    """As the head of the method says: only one of the two has the authors' ranges and ends."""
+    config = small("method=genie", f"quantizer={quantizer}")
+    student = build_module(config).student
+    found = [m for m in student.modules() if isinstance(m, AdaptiveWeightQuantizer)]
+    assert {each.grid.symmetric for each in found} == {symmetric}
+    assert {each.bits for each in found} == bits
+    assert {float(each.relative_scale.detach().max()) for each in found} == {1.0}
+    if quantizer == "power":
+        ranges = config.quantizer.ranges
+        assert isinstance(ranges, PowerRanges)
+        assert (ranges.candidates, ranges.power) == (100, 2.4)
+    else:
+        assert {each.find for each in found} == {least_squares}
+        assert len(SHRINK_FACTORS) == 17
 
 
 def test_deviations_are_those_of_plain_python() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +15,22 @@ from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.methods.ris import DISTURBANCES, Robustness, inconsistency
+from hast_lightning.models.ensemble import teacher_of, with_teachers
 from hast_lightning.models.teacher import FrozenTeacher
 from tests.small_runs import build_module, fit, small
 
 
-def teacher() -> FrozenTeacher:
-    torch.manual_seed(0)
+def pretrained(seed: int = 0, width: int = 4) -> PretrainedNetwork:
+    torch.manual_seed(seed)
     network = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 5)),
+        *(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 5)),
     ).eval()
-    return FrozenTeacher(PretrainedNetwork(network, "any", (1, 8, 8), 5, (0.5,), (0.5,), ""))
+    return PretrainedNetwork(network, "any", (1, 8, 8), 5, (0.5,), (0.5,), "")
+
+
+def teacher() -> FrozenTeacher:
+    return FrozenTeacher(pretrained())
 
 
 def seen(network: FrozenTeacher, term: Robustness, images: Tensor) -> Seen:
@@ -80,9 +88,10 @@ def test_the_whole_term_is_that_of_plain_torch() -> None:
                 cosine = (features * changed).sum(1) / features.norm(dim=1) / changed.norm(dim=1)
                 expected.append(1 - cosine)
                 expected.append((logits.softmax(1) - answers.softmax(1)).abs().sum(1))
+            allowed = [*term.of_noise[0, kind], *term.of_noise[0, 4]]
             excess = [
                 (each - 0.5 * noise).clamp_min(0).mean()
-                for each, noise in zip(expected, term.of_noise, strict=True)
+                for each, noise in zip(expected, allowed, strict=True)
             ]
         torch.testing.assert_close(found, torch.stack(excess), atol=1e-5, rtol=1e-4)
     assert kinds == {0, 1, 2, 3}
@@ -109,7 +118,71 @@ def test_the_threshold_is_what_noise_images_show_and_follows_no_seed() -> None:
         assert torch.equal(torch.get_rng_state(), state)
         found.append(term.of_noise)
     assert torch.equal(found[0], found[1])
-    assert found[0].shape == (4,) and (found[0][2:] > 0).all()
+    assert found[0].shape == (1, 5, 2) and (found[0] > 0).all()
+
+
+def test_each_kind_of_disturbance_has_the_threshold_of_many_of_its_own() -> None:
+    """It is close to the mean of many other draws of that kind, on other noise images."""
+    torch.manual_seed(0)
+    network, term = teacher(), Robustness(image_noise=0.3, weight_noise=0.1)
+    term.bind(network, network)
+    images, plain = torch.randn(64, 1, 8, 8), network.pretrained.network
+    with torch.no_grad():
+        features, logits = plain_answers(plain, images)
+        for kind, disturb in enumerate(DISTURBANCES):
+            found = []
+            for _ in range(16):
+                others = plain_answers(plain, disturb(images, 0.3))
+                found.append(inconsistency(features, others[0], logits, others[1]).mean(dim=1))
+            expected = torch.stack(found).mean(dim=0)
+            torch.testing.assert_close(term.of_noise[0, kind], expected, rtol=0.35, atol=0)
+    # Unlike kinds are far from each other, so that one's threshold is none for the others.
+    assert term.of_noise[0, :4, 0].max() > 3 * term.of_noise[0, :4, 0].min()
+
+
+def test_the_streams_of_all_devices_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+
+    @contextmanager
+    def fork(devices: Any = None) -> Iterator[None]:
+        forked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    network = teacher()
+    Robustness().bind(network, network)
+    assert forked == [[0, 1]]
+
+
+# -- several teachers ---------------------------------------------------------------------
+
+
+def loss_of(network: FrozenTeacher, images: Tensor) -> Tensor:
+    term = Robustness(threshold=0.5)
+    shown = seen(network, term, images)
+    torch.manual_seed(3)
+    return term(shown)
+
+
+def test_each_of_several_teachers_is_compared_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal teachers are one, and of different ones it is the mean."""
+
+    def louder(self: Robustness, member: int) -> dict[str, Tensor]:
+        weights = self._graphs[member].named_parameters()
+        return {name: 1.3 * weight for name, weight in weights}
+
+    # The same for all, since each teacher draws noise of its own.
+    monkeypatch.setattr(Robustness, "_other_weights", louder)
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    own, other = pretrained(), pretrained(seed=1, width=6)
+    alone = loss_of(FrozenTeacher(own), images)
+    assert (alone > 0).sum() >= 3
+    twins = teacher_of(with_teachers(own, {"twin": own}))
+    torch.testing.assert_close(loss_of(twins, images), alone)
+    both = teacher_of(with_teachers(own, {"other": other}))
+    expected = (alone + loss_of(FrozenTeacher(other), images)) / 2
+    torch.testing.assert_close(loss_of(both, images), expected)
 
 
 def test_changes_below_the_threshold_cost_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,39 +18,45 @@ from hast_lightning.methods.texq import (
     LayeredBNS,
     first_deep_layer,
 )
+from hast_lightning.models.ensemble import teacher_of, with_teachers
 from hast_lightning.models.teacher import FrozenTeacher
-from hast_lightning.terms.bns import BNS
+from hast_lightning.terms.bns import BNS, AtBatchNorms
 from tests.composition import composed
 from tests.small_runs import build_module, fit, small
 
 LAYERS = 6
 
 
-def teacher() -> FrozenTeacher:
-    torch.manual_seed(0)
+def network(layers: int = LAYERS, seed: int = 0) -> PretrainedNetwork:
+    torch.manual_seed(seed)
     blocks: list[nn.Module] = []
-    for index in range(LAYERS):
+    for index in range(layers):
         norm = nn.BatchNorm2d(4)
         nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
         nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
         blocks += [nn.Conv2d(4 if index else 1, 4, 3, padding=1), norm, nn.ReLU()]
-    network = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
-    return FrozenTeacher(PretrainedNetwork(network, "any", (1, 8, 8), 5, (0.5,), (0.5,), ""))
+    made = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
+    return PretrainedNetwork(made, "any", (1, 8, 8), 5, (0.5,), (0.5,), "")
 
 
-def measured(term: BNS, images: Tensor) -> tuple[Seen, list[tuple[Tensor, ...]]]:
+def seen_by(term: AtBatchNorms, teacher: FrozenTeacher, images: Tensor) -> Seen:
+    needs = term.bind(teacher, teacher)
+    trace = teacher.trace(images, needs.teacher, unfolded=needs.batch_norms)
+    return Seen(Batch(images), trace, None, Progress("synthesis", 1, 1))
+
+
+def measured(term: AtBatchNorms, images: Tensor) -> tuple[Seen, list[tuple[Tensor, ...]]]:
     """What the term sees of images, and what each BatchNorm has and expects, by plain means."""
-    network = teacher()
-    needs = term.bind(network, network)
-    trace = network.trace(images, needs.teacher, unfolded=needs.batch_norms)
-    norms = [m for m in network.graph_module.modules() if isinstance(m, nn.BatchNorm2d)]
+    teacher = FrozenTeacher(network())
+    seen = seen_by(term, teacher, images)
+    trace = seen.teacher
+    norms = [m for m in teacher.graph_module.modules() if isinstance(m, nn.BatchNorm2d)]
     found = []
-    for node, norm in zip(needs.teacher, norms, strict=True):
-        values = trace.values[node]
+    for values, norm in zip(trace.values.values(), norms, strict=True):
         assert norm.running_mean is not None and norm.running_var is not None
         statistics = values.mean((0, 2, 3)), values.var((0, 2, 3), correction=0)
         found.append((*statistics, norm.running_mean, norm.running_var))
-    return Seen(Batch(images), trace, None, Progress("synthesis", 1, 1)), found
+    return seen, found
 
 
 @pytest.mark.parametrize(("layers", "place"), [(1, 0), (2, 0), (6, 2), (20, 9), (21, 9), (53, 25)])
@@ -99,12 +107,48 @@ def test_the_centers_themselves_are_at_no_distance() -> None:
     assert float(term(seen)) == pytest.approx(0, abs=1e-9)
 
 
+# -- several teachers ---------------------------------------------------------------------
+
+
+def center_loss(teacher: FrozenTeacher, centers: Tensor, images: Tensor) -> float:
+    term = CenterStatistics(by_images=False)
+    term.fed = True
+    seen = seen_by(term, teacher, images)
+    term.measure(centers)
+    return float(term(seen))
+
+
+def layered_loss(teacher: FrozenTeacher, centers: Tensor, images: Tensor) -> float:
+    term = LayeredBNS()
+    return float(term(seen_by(term, teacher, images)))
+
+
+@pytest.mark.parametrize("loss", [center_loss, layered_loss])
+def test_each_of_several_teachers_has_shallow_and_deep_layers_of_its_own(
+    loss: Callable[[FrozenTeacher, Tensor, Tensor], float],
+) -> None:
+    """Two equal teachers are one, and of different ones it is the mean."""
+    seeded = torch.Generator().manual_seed(1)
+    centers, images = torch.randn(2, 6, 1, 8, 8, generator=seeded)
+    centers *= 2
+    own, other = network(), network(layers=9, seed=1)
+    alone = loss(FrozenTeacher(own), centers, images)
+    twins = teacher_of(with_teachers(own, {"twin": own}))
+    assert loss(twins, centers, images) == pytest.approx(alone, rel=1e-5)
+    both = teacher_of(with_teachers(own, {"other": other}))
+    expected = (alone + loss(FrozenTeacher(other), centers, images)) / 2
+    assert loss(both, centers, images) == pytest.approx(expected, rel=1e-5)
+
+
+# -- the source and the stage -------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("classes", "most", "batch"), [(10, 256, 10), (10, 4, 2), (7, 3, 1)])
 def test_there_is_a_center_for_each_class(classes: int, most: int, batch: int) -> None:
     torch.manual_seed(0)
     source = ClassCenters(batch_size=most, iterations=2)
-    network = PretrainedNetwork(nn.Identity(), "any", (1, 4, 4), classes, (0.5,), (0.5,), "")
-    source.build(Site(network))
+    pretrained = PretrainedNetwork(nn.Identity(), "any", (1, 4, 4), classes, (0.5,), (0.5,), "")
+    source.build(Site(pretrained))
     assert (source.batch_size, source.steps_to_fill) == (batch, 2 * classes // batch)
     optimizers = source.optimizers()
     for _ in range(source.steps_to_fill):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.graph.tracing import trace
+from hast_lightning.quantization import correction
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.correction import (
     correct_biases,
@@ -201,3 +202,17 @@ def test_the_mean_error_is_less_without_a_sample(norm_behind: bool) -> None:
 def test_statistics_leave_a_student_that_does_not_quantize_as_it_is() -> None:
     float_student = teacher()
     assert correct_by_statistics(float_student, teacher()) == 0
+
+
+def test_moments_of_two_processes_are_those_of_all_their_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = torch.randn(8, 3, 4, 4), 2 * torch.randn(8, 3, 4, 4) + 5
+    own = [part.transpose(0, 1).flatten(1) for part in parts]
+    everything = torch.cat(own, dim=1)
+    mean, var = everything.mean(1), everything.var(1, correction=0)
+    # What the other process would say: its mean, and how far its values are from that of all.
+    others = iter([own[1].mean(1), (own[1] - mean[:, None]).square().mean(1)])
+    monkeypatch.setattr(correction, "averaged", lambda mine: (mine + next(others)) / 2)
+    found = correction.channel_moments(parts[0])
+    torch.testing.assert_close(found, (mean, var))

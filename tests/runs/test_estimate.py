@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hast_lightning.runs.estimate import Cost, cost_table, estimate, few_steps, readable_time
+from hast_lightning.runs.estimate import (
+    Cost,
+    Timed,
+    cost_table,
+    estimate,
+    few_steps,
+    readable_time,
+    whole,
+)
 from tests.command_line import TINY, call, undisturbed_torch
 from tests.composition import composed
 
@@ -43,6 +51,24 @@ def test_a_run_that_would_be_refused_is_refused(tmp_path: Path) -> None:
     network = (*words, "model.pretrained=false", "model.input_size=32", "data=none")
     line = call(*TINY, *network, folder=tmp_path).refusal()
     assert "BatchNorm" in line
+
+
+def test_what_a_unit_prepares_once_is_not_counted_for_each_of_its_steps() -> None:
+    # Two units of three steps; the first step of each prepares for 9 seconds.
+    timed = [Timed(10, True), Timed(1, False), Timed(1, False)] * 2
+    assert whole(timed, 2 * 400) == 800 + 2 * 9
+    assert whole(timed, 6) == 24
+    # Every step is a layer of its own.
+    assert whole([Timed(2, True), Timed(4, True)], 10) == 30
+
+
+def test_units_are_told_apart_where_a_network_is_rebuilt() -> None:
+    words = (*PLANNED, "method=reconstruct", "schedule.unit_steps=100")
+    config = composed(*words)
+    with undisturbed_torch():
+        cost = estimate(config, composed(*words, *few_steps(config)), Console(file=io.StringIO()))
+    assert cost.steps["reconstruction"] == 5 * 100
+    assert cost.seconds["reconstruction"] > 0
 
 
 @pytest.mark.parametrize(

@@ -119,22 +119,10 @@ def test_the_rate_of_roundings_falls_and_nothing_drives_them() -> None:
 def test_blocks_come_closer_to_the_float_network() -> None:
     words = ("stages.reconstruction.iterations=25", "stages.reconstruction.lr=0.05")
     module = build_module(small(*EDA_DM, *words, "quantizer.activation_bits=4"), loaded())
-    stage, gained = module.stages["reconstruction"], list[tuple[float, float]]()
-    leave = stage._leave  # type: ignore[operator,union-attr]
-
-    def watch(bench: object, unit: object) -> None:
-        leave(bench, unit)
-        measured = stage._measured
-        gained.append((_of(measured, "before"), _of(measured, "after")))  # type: ignore[arg-type]
-
-    vars(stage)["_leave"] = watch
     fit(module)
-    before, after = (sum(column) for column in zip(*gained, strict=True))
+    (plot,) = module.stages["reconstruction"].plots()
+    before, after = (sum(error for _, error in curve) for curve in plot.curves.values())
     assert after < before
-
-
-def _of(measured: dict[str, float], word: str) -> float:
-    return next(value for name, value in measured.items() if f"error_{word}" in name)
 
 
 @pytest.mark.parametrize("kind", ["extract"])

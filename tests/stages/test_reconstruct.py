@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.runs import pipeline
+from hast_lightning.stages import reconstruct
 from hast_lightning.stages.reconstruct import reconstruction_error
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.small_runs import build_module, fit, small
@@ -66,18 +71,12 @@ def test_units_come_closer_to_the_teacher() -> None:
         )
     )
     images = torch.randn(32, *module.teacher.pretrained.input_shape)
-    gained = []
-    stage = module.stages["reconstruction"]
-    leave = stage._leave  # type: ignore[operator,union-attr]
-
-    def watch(bench: object, unit: object) -> None:
-        leave(bench, unit)
-        measured = stage._measured  # type: ignore[union-attr]
-        before, after = measured.values()  # type: ignore[union-attr,operator]
-        gained.append(after < before)
-
-    vars(stage)["_leave"] = watch
     fit(module)
+    (plot,) = module.stages["reconstruction"].plots()
+    before, after = plot.curves.values()
+    units = find_units(module.teacher.graph_module)
+    assert [x for x, _ in before] == [i + 1 for i, _ in enumerate(units)]
+    gained = [b > a for (_, b), (_, a) in zip(before, after, strict=True)]
     assert sum(gained) >= len(gained) - 1
     assert module.student(images).isfinite().all()
 
@@ -91,7 +90,9 @@ def test_learned_rounding_ends_on_the_grid() -> None:
         assert torch.equal(layer.weight, quantizer.rounded(layer.weight)), name
 
 
-def test_what_was_left_undecided_is_said_of_every_unit() -> None:
+def test_what_was_left_undecided_is_said_of_every_unit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     found: dict[str, float] = {}
 
     class Listening(Callback):
@@ -108,6 +109,20 @@ def test_what_was_left_undecided_is_said_of_every_unit() -> None:
     assert list(found) == [f"reconstruction/undecided/{unit.name}" for unit in units]
     # Four iterations decide next to nothing.
     assert all(0.1 < value < 0.5 for value in found.values())
+    warnings = [r.getMessage() for r in caplog.records if "undecided" in r.getMessage()]
+    assert len(warnings) == len(units)
+    assert all("raise stages.reconstruction.iterations" in line for line in warnings)
+
+
+def test_every_unit_is_logged_whatever_the_interval(tmp_path: Path) -> None:
+    words = (*RECONSTRUCT, "quantizer=lsq", "trainer.log_every_n_steps=1000")
+    config = small(*words)
+    pipeline.run(config, tmp_path / "run", "command")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    names = [name for name in rows[0] if "/error_after/" in name]
+    assert len(names) == 5
+    assert all(len([row for row in rows if row[name]]) == 1 for name in names)
+    assert "Error of each unit" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,51 @@ def test_units_with_nothing_to_learn_are_passed_by() -> None:
     assert torch.equal(module.student.get_submodule("layer1.0.conv1").weight, before)
     with pytest.raises(ConfigurationError, match="all weights are left in floating point"):
         build_module(small(*ROUNDING, "quantizer.weight_bits=32"))
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (("stages.reconstruction.samples=7",), "7 samples that there are"),
+        (
+            ("stages.reconstruction.views=2", "stages.reconstruction.samples=3"),
+            "3 samples in views=2 that there are",
+        ),
+        (
+            ("stages.reconstruction.batch_size=99", "stages.reconstruction.samples=99"),
+            "samples that there are, as many as bank has",
+        ),
+    ],
+)
+def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], there: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build_module(small(*RECONSTRUCT, "quantizer=lsq", *words))
+    message = str(caught.value)
+    assert message.startswith("stages.reconstruction.batch_size=")
+    assert message.endswith(f"{there}: lower it")
+    assert "\n" not in message
+
+
+def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16.
+    needed = 16 * 16 * 2 * 2 * 16 * 8 * 8 * 4
+    words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
+    monkeypatch.setattr(reconstruct, "memory_of_machine", lambda: needed - 1)
+    with pytest.raises(ConfigurationError, match=r"^stages\.reconstruction\.samples=16: 256 of "):
+        build_module(small(*words))
+    for enough in (needed, None):
+        monkeypatch.setattr(reconstruct, "memory_of_machine", lambda enough=enough: enough)
+        build_module(small(*words))
+
+
+def test_a_user_says_where_units_end() -> None:
+    words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.ends=[layer2.0.relu2]")
+    module = build_module(small(*words))
+    assert "2 units: conv1 +4, layer3.0.conv1 +2" in module.stages["reconstruction"].found()
+    with pytest.raises(
+        ModelError, match=r"^stages\.reconstruction\.ends=\['fc'\]: no unit may end"
+    ):
+        build_module(small(*words, "stages.reconstruction.ends=[fc]"))
 
 
 def test_it_needs_a_calibrated_student() -> None:

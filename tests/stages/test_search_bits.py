@@ -119,11 +119,47 @@ def test_there_are_no_bits_to_choose_of_weights_in_floating_point() -> None:
         build_module(small(*MIXED, "quantizer.weight_bits=32"))
 
 
-def test_layers_that_were_set_apart_keep_their_bits() -> None:
-    module = searched("quantizer.first_and_last_8bit=true")
-    bits = list(bits_of(module).values())
-    assert bits[0] == bits[-1] == 8
-    assert "search/sensitivity/linear" not in module.found_files()["search_frontier.csv"]
+def measured_layers(module: ZeroShotQuantization) -> list[str]:
+    """The layers whose sensitivities the table of the run has."""
+    text = module.found_files()["search_sensitivities.csv"]
+    return list(dict.fromkeys(row["layer"] for row in csv.DictReader(io.StringIO(text))))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_first_and_the_last_layer_keep_their_eight_bits(bits: int) -> None:
+    budget = ("stages.search.budget=mean_bits", "stages.search.limit=6")
+    words = ("quantizer.first_and_last_8bit=true", f"quantizer.weight_bits={bits}")
+    module = searched(*words, *budget)
+    found = bits_of(module)
+    names = list(found)
+    assert found[names[0]] == found[names[-1]] == 8
+    assert measured_layers(module) == names[1:-1]
+    assert min(found.values()) < 8
+
+
+def test_bits_that_are_set_for_most_layers_are_not_searched(plain: ZeroShotQuantization) -> None:
+    names = list(bits_of(plain))
+    overrides = ",".join(f"{{layers: {name}, weight_bits: 4}}" for name in names[2:])
+    budget = ("stages.search.budget=mean_bits", "stages.search.limit=5")
+    module = searched(f"quantizer.overrides=[{overrides}]", *budget)
+    assert measured_layers(module) == names[:2]
+    assert {bits_of(module)[name] for name in names[2:]} == {4}
+
+
+def test_there_are_no_bits_to_choose_where_all_are_set() -> None:
+    words = "quantizer.overrides=[{layers: '*', weight_bits: 4}]"
+    with pytest.raises(ConfigurationError, match=r"^order: search .* sets for every layer$"):
+        build_module(small(*MIXED, words))
+
+
+def test_every_layer_is_logged_whatever_the_interval(tmp_path: Path) -> None:
+    config = small(*MIXED, "trainer.log_every_n_steps=1000", "order=[synthesis,search]")
+    pipeline.run(config, tmp_path / "run", "command")
+    metrics = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    columns = [name for name in metrics[0] if name.startswith("search/sensitivity/")]
+    table = list(csv.DictReader((tmp_path / "run" / "search_sensitivities.csv").open()))
+    assert len(columns) == len({row["layer"] for row in table}) > 3
+    assert all(any(row[name] for row in metrics) for name in columns)
 
 
 def test_the_bits_are_a_quantizers_overrides(plain: ZeroShotQuantization) -> None:

@@ -52,11 +52,14 @@ img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: blo
 SORTING = """
 const body = document.querySelector('tbody');
 const headers = [...document.querySelectorAll('th')];
-const value = (row, column) => {
-  const text = row.cells[column].textContent, number = parseFloat(text);
-  return Number.isNaN(number) ? (text === '-' ? null : text.toLowerCase()) : number;
+// "85.35 ± 1.11" and "120†" are one number, "4/8" two.
+const numeric = text => /^-?[\\d.]+([/]\\d+| ± [\\d.]+|†)?$/.test(text);
+const keys = texts => {
+  const numbers = texts.every(text => text === '-' || numeric(text));
+  return texts.map(text => text === '-' ? null
+    : numbers ? text.split('/').map(parseFloat) : [text.toLowerCase()]);
 };
-const order = (a, b) => typeof a === typeof b ? (a > b) - (a < b) : typeof a === 'number' ? -1 : 1;
+const order = (a, b) => (a[0] > b[0]) - (a[0] < b[0]) || (a[1] > b[1]) - (a[1] < b[1]);
 headers.forEach((header, column) => {
   const button = document.createElement('button');
   button.textContent = header.textContent;
@@ -65,7 +68,8 @@ headers.forEach((header, column) => {
     const sign = header.ariaSort === 'descending' ? 1 : -1;
     headers.forEach(other => other.removeAttribute('aria-sort'));
     header.ariaSort = sign > 0 ? 'ascending' : 'descending';
-    const rows = [...body.rows].map(row => [value(row, column), row]);
+    const found = keys([...body.rows].map(row => row.cells[column].textContent));
+    const rows = [...body.rows].map((row, place) => [found[place], row]);
     // What has no value stands last, whichever way the rest is sorted.
     rows.sort(([a], [b]) => (a === null) - (b === null) || sign * order(a, b));
     body.append(...rows.map(([, row]) => row));

@@ -51,10 +51,13 @@ class Counted:
         values: Settings by dotted key; a part's kind by the key of the part, and the option of a
             group by the name of the group.
         switches: By their place in ``stages``.
+        unknown: Stages that did not run since their samples were loaded. Whoever made these may
+            have had other settings, so that none of such a stage counts, nor that it is missing.
     """
 
     values: Flat
     switches: Mapping[str, bool]
+    unknown: tuple[str, ...] = ()
 
 
 def counted(run: FinishedRun) -> Counted:
@@ -83,7 +86,12 @@ def counted(run: FinishedRun) -> Counted:
         if option is not None:
             values[group] = option
     found = {place: on for place, on in switches(config).items() if is_in(place, list(ran))}
-    return Counted(values, found)
+    unknown = tuple(
+        name
+        for name, stage in config.ordered.items()
+        if name not in ran and any(config.sources[source].load for source in stage.improves)
+    )
+    return Counted(values, found, unknown)
 
 
 def _used(config: Config, ran: Mapping[str, Stage]) -> dict[str, Any]:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER: dict[str, Any] = {"color": "0.6", "linewidth": 1, "markersize": 4, "alpha": 0.9}
+HOLLOW = (
+    f"{WITHOUT_SYNTHESIS}, hollow: images were loaded, and the time of making them is not included"
+)
+"""Of rows whose seconds cannot be read against those of the others."""
 PAPER_MARKERS = "sDv^<>ph*X"
 OUR_MARKERS = "os^Dv"
 """Each for as many rows as there are colours."""
@@ -208,15 +212,17 @@ def _bits(row: Row) -> str:
 def _against_seconds(ours: Sequence[Row]) -> Figure:
     figure, axes = _figure(7.2, 4.2)
     names = _distinct(ours, [_without_bits(row) for row in ours], with_bits=True)
+    if any(row.without_synthesis for row in ours):
+        axes.plot([], [], " ", label=HOLLOW)
     for number, (row, name) in enumerate(zip(ours, names, strict=True)):
         if row.seconds is None or row.score is None:
             continue
-        mark = f" {WITHOUT_SYNTHESIS}" if row.without_synthesis else ""
-        colour = f"C{number % 10}"
-        if len(row.course) > 1:
+        colour, loaded = f"C{number % 10}", row.without_synthesis
+        if row.course:
             # The evaluation, which comes last, takes time and changes nothing.
             course = (*row.course, (row.seconds.mean, row.score.mean))
-            axes.plot(*zip(*course, strict=True), color=colour, marker=".", linewidth=1)
+            line = ".:" if loaded else ".-"
+            axes.plot(*zip(*course, strict=True), line, color=colour, linewidth=1)
         axes.errorbar(
             row.seconds.mean,
             row.score.mean,
@@ -224,16 +230,15 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
             _bar(row.seconds),
             marker=OUR_MARKERS[number // 10 % len(OUR_MARKERS)],
             color=colour,
+            markerfacecolor="white" if loaded else colour,
             linestyle="none",
             capsize=3,
-            label=name + mark,
+            label=f"{name} {WITHOUT_SYNTHESIS}" if loaded else name,
         )
     _teacher_line(axes, ours, horizontal=True)
     axes.set(ylabel=_measure(ours[0]), title=ours[0].model)
-    marked = any(row.without_synthesis for row in ours)
-    note = f" ({WITHOUT_SYNTHESIS} without a synthesis)" if marked else ""
-    lines = "; a line goes from stage to stage" if any(len(row.course) > 1 for row in ours) else ""
-    axes.set_xlabel(f"wall-clock time of a run, seconds{lines}{note}")
+    lines = "; a line goes from stage to stage" if any(row.course for row in ours) else ""
+    axes.set_xlabel(f"wall-clock time of a run, seconds{lines}")
     axes.set_xlim(left=0)
     _legend_below(figure)
     return figure
@@ -258,11 +263,13 @@ def _ablations(ours: Sequence[Row]) -> dict[tuple[str, str, tuple[int, int], str
     for row in ours:
         if row.settings.switches:
             groups[row.recipe or row.name, row.budget, row.bits, _quantizer(row)].append(row)
-    return {
-        key: group
-        for key, group in groups.items()
-        if len({row.settings.switches for row in group}) > 1
-    }
+    return {key: group for key, group in groups.items() if _is_switched(group)}
+
+
+def _is_switched(rows: Sequence[Row]) -> bool:
+    """Return whether a part is on in one row and off in another: not all rows know of all parts."""
+    found = {switch for row in rows for switch in row.settings.switches}
+    return len({name for name, _ in found}) < len(found)
 
 
 def _quantizer(row: Row) -> str:

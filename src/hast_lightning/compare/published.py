@@ -22,9 +22,13 @@ def published(rows: Sequence[Row]) -> list[Row]:
     models = {row.model for row in rows}
     wanted = {(row.model, row.bits) for row in rows}
     wanted |= {(model, FULL_PRECISION) for model in models}
+    return [row for row in all_published() if (row.model, row.bits) in wanted]
+
+
+def all_published() -> list[Row]:
+    """Return what papers report, for all networks and bit widths."""
     text = (resources.files(__package__) / PUBLISHED_FILE).read_text(encoding="utf-8")
-    found = map(_published_row, csv.DictReader(io.StringIO(text)))
-    return [row for row in found if (row.model, row.bits) in wanted]
+    return [_published_row(line) for line in csv.DictReader(io.StringIO(text))]
 
 
 def beside(ours: Sequence[Row], papers: Sequence[Row]) -> list[Row]:

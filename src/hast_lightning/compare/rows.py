@@ -54,13 +54,14 @@ class Row:
         agreement: With the teacher.
         error: Of the logits after the last step relative to their spread, on images that no run
             trained on and no method made; without labels.
-        judge: Version of those images; rows are ranked by ``error`` among those of the same.
+        judge: Version of those images, the latest of the runs, whose errors ``error`` is of; rows
+            are ranked by it among those of the same.
         images: Images that it was all measured on.
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
         stages: The stages that ``seconds`` hold.
-        course: Seconds since the start and top-1, or agreement, at the end of each stage that left
-            a student to judge; means over the seeds.
+        course: Seconds since the start and top-1, or agreement, at the end of each stage behind
+            which the students of all seeds were judged; means over the seeds.
         without_synthesis: The images were there already, so that the seconds are not of a whole
             run.
         source: Where a published number is from.
@@ -153,6 +154,7 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
     counted = _first_of_each_seed(runs)
     results = [run.result for run in counted]
     first = results[0]
+    judge = max(result.judge_version for result in results)
     stages = _most_stages(results)
     timed = [run for run in counted if stages and set(run.result.seconds_by_stage) == set(stages)]
     config = counted[0].config
@@ -169,8 +171,9 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
         calibrated=spread([result.calibrated_top1 for result in results]),
         top1=spread([result.quantized_top1 for result in results]),
         agreement=spread([result.teacher_agreement for result in results]),
-        error=spread([result.error_without_labels for result in results]),
-        judge=first.judge_version,
+        # Errors of former judges are on other images, and so no seeds of the same number.
+        error=spread(r.error_without_labels for r in results if r.judge_version == judge),
+        judge=judge,
         images=first.evaluated_images,
         measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
         seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
@@ -204,12 +207,9 @@ def _most_stages(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _course(results: Sequence[Result]) -> tuple[tuple[float, float], ...]:
-    """Return seconds and score behind each stage that all runs judged in the same order."""
-    judged = {tuple(result.judged) for result in results}
-    if len(judged) != 1:
-        return ()
+    """Return seconds and score behind each stage that all runs judged."""
     points: list[tuple[float, float]] = []
-    for stage in judged.pop():
+    for stage in results[0].judged if results else ():
         scores = [_score_behind(result, stage) for result in results]
         ends = [_seconds_until(result, stage) for result in results]
         if None not in scores and None not in ends:
@@ -218,7 +218,7 @@ def _course(results: Sequence[Result]) -> tuple[tuple[float, float], ...]:
 
 
 def _score_behind(result: Result, stage: str) -> float | None:
-    found = result.judged[stage].get(EVALUATION, {})
+    found = result.judged.get(stage, {}).get(EVALUATION, {})
     return found.get("top1", found.get("agreement"))
 
 
@@ -281,24 +281,62 @@ def best(rows: Sequence[Row]) -> set[Row]:
     }
 
 
-def agreement_of_ranks(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
+@dataclass(frozen=True)
+class Ranks:
+    """How well the error without labels ranks rows as top-1 does.
+
+    Attributes:
+        correlation: Spearman's of the negative error with top-1, over all rows.
+        rows: Their number; several may be settings of one method.
+        of_methods: The same over the row of each method with the best top-1; none where they are
+            fewer than four.
+        methods: Their number.
+        judge: Version of the images that the error is on.
+    """
+
+    correlation: float
+    rows: int
+    of_methods: float | None
+    methods: int
+    judge: int
+
+    def __str__(self) -> str:
+        text = f"{self.correlation:.2f} over {self.rows} rows of {self.methods} methods"
+        if self.methods < self.rows and self.of_methods is not None:
+            text += f", {self.of_methods:.2f} over the best row of each"
+        return f"{text}, on images of judge {self.judge}"
+
+
+def agreement_of_ranks(rows: Sequence[Row]) -> dict[tuple[str, str], Ranks]:
     """Return how well the error without labels ranks as top-1 does, by network and bits.
 
-    Spearman's rank correlation of the negative error with top-1, and the number of rows: four at
-    least, of the same weights, images and judge. Of several judges that of the latest.
+    Over four rows at least, of the same weights, images and judge: of several judges those of the
+    latest, then the most.
     """
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.seeds and row.top1 is not None and row.error is not None:
+            groups[row.judge, row.model, row.bits, row.measured_on].append(row)
+    enough = [group for group in groups.values() if len(group) >= FEWEST_TO_RANK]
+    return {
+        (group[0].model, Widths(*group[0].bits).short): _ranks(group)
+        for group in sorted(enough, key=lambda group: (group[0].judge, len(group)))
+    }
+
+
+def _ranks(rows: Sequence[Row]) -> Ranks:
+    pairs = [(-row.error.mean, row.top1.mean) for row in rows if row.error and row.top1]
+    named = zip(rows, pairs, strict=True)
+    # The last of a method is its best.
+    best = {
+        row.method or row.name: pair for row, pair in sorted(named, key=lambda each: each[1][1])
+    }
+    of_methods = _correlation([*best.values()]) if len(best) >= FEWEST_TO_RANK else None
+    return Ranks(_correlation(pairs), len(rows), of_methods, len(best), rows[0].judge)
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float:
     import torch
     from torchmetrics.functional import spearman_corrcoef
 
-    Place = tuple[int, str, str, tuple[str, ...]]
-    groups: dict[Place, list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        if row.seeds and row.top1 is not None and row.error is not None:
-            bits = f"W{row.bits[0]}A{row.bits[1]}"
-            pair = (-row.error.mean, row.top1.mean)
-            groups[row.judge, row.model, bits, row.measured_on].append(pair)
-    return {
-        (model, bits): (float(spearman_corrcoef(*torch.tensor(pairs).T)), len(pairs))
-        for (_, model, bits, _), pairs in sorted(groups.items())
-        if len(pairs) >= FEWEST_TO_RANK
-    }
+    return float(spearman_corrcoef(*torch.tensor(pairs).T))

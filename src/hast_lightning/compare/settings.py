@@ -14,6 +14,8 @@ from hast_lightning.compare.runs import FinishedRun
 FACTS = ("model_checksum", "evaluated_images", "agreement_on")
 """What a result says itself of its run, beside its steps: for runs without a configuration and
 for files, of which the configuration has only the path."""
+LOADED = "samples=loaded"
+"""Said of a run that does not say how its samples were made, where others do."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Settings:
     """Settings and switches that tell a run from the others of its recipe.
 
     Attributes:
-        switches: Those that not all runs have alike, and whether each is on.
+        switches: Those that not all runs have alike, and whether each is on; without those of
+            stages of which it is not known, since the samples were loaded.
         quantizer: Settings of the quantizer, as ``quantizer=lsq``.
         others: All others, as ``kd.weight=20.0``.
     """
@@ -75,17 +78,25 @@ def distinguish(runs: Sequence[FinishedRun]) -> list[Settings]:
 def _by_configuration(found: Sequence[Counted]) -> list[Settings]:
     known = [each for each in found if each.values]
     varied = _varied([each.values for each in known])
-    flipped = _flipped([each.switches for each in known])
+    flipped = _flipped(known)
     short, named = _short_names(varied, least=2), _short_names(flipped, least=1)
     return [
-        replace(
-            _words(each.values, varied, short),
-            switches=tuple((named[key], each.switches.get(key, False)) for key in flipped),
-        )
+        _with_switches(_words(each.values, varied, short), each, named)
         if each.values
         else Settings()
         for each in found
     ]
+
+
+def _with_switches(words: Settings, run: Counted, named: Mapping[str, str]) -> Settings:
+    """Add the switches of ``named`` that are known of a run, and that others are not."""
+    known = [key for key in named if not is_in(key, run.unknown)]
+    loaded = () if len(known) == len(named) else (LOADED,)
+    return replace(
+        words,
+        switches=tuple((named[key], run.switches.get(key, False)) for key in known),
+        others=(*words.others, *loaded),
+    )
 
 
 def _varied(configs: Sequence[Flat]) -> list[str]:
@@ -96,10 +107,17 @@ def _varied(configs: Sequence[Flat]) -> list[str]:
     ]
 
 
-def _flipped(configs: Sequence[Mapping[str, bool]]) -> list[str]:
-    """Return the switches that are not alike in all; one that a run does not have is off."""
-    keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({config.get(key, False) for config in configs}) > 1]
+def _flipped(found: Sequence[Counted]) -> list[str]:
+    """Return the switches that are not alike in all; one that a run does not have is off.
+
+    Unless its stage is one of those that nothing is known of: the images were loaded.
+    """
+    keys = dict.fromkeys(key for each in found for key in each.switches)
+    return [
+        key
+        for key in keys
+        if len({e.switches.get(key, False) for e in found if not is_in(key, e.unknown)}) > 1
+    ]
 
 
 def _words(config: Flat, varied: Sequence[str], short: Mapping[str, str]) -> Settings:
@@ -171,7 +189,10 @@ def _with_samples(runs: Sequence[FinishedRun], found: Sequence[Settings]) -> lis
         place for place, seeds in loaded.items() if any(len(names) > 1 for names in seeds.values())
     }
     return [
-        replace(settings, others=(*settings.others, f"samples={_samples(run)}"))
+        replace(
+            settings,
+            others=(*(w for w in settings.others if w != LOADED), f"samples={_samples(run)}"),
+        )
         if _place(run, settings) in mixed
         else settings
         for run, settings in zip(runs, found, strict=True)

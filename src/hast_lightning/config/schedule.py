@@ -32,6 +32,8 @@ class ScheduleConfig:
     """Samples of a student step."""
     unit_steps: int | None = None
     """Steps that rebuild each unit of the student."""
+    unit_batch: int | None = None
+    """Samples of a step that rebuilds a unit."""
     learning_rate: str | None = None
     """How the student's learning rate moves: ``constant``, ``multistep`` or ``cosine``."""
 
@@ -41,7 +43,7 @@ class ScheduleConfig:
         least = {"student_steps": 0}
         for name in (
             *("images", "image_batch", "image_steps", "generator_steps", "calibration_steps"),
-            *("student_steps", "student_batch", "unit_steps"),
+            *("student_steps", "student_batch", "unit_steps", "unit_batch"),
         ):
             if getattr(self, name) is not None:
                 require_range(f"schedule.{name}", getattr(self, name), least.get(name, 1))

@@ -106,9 +106,11 @@ class TrainerConfig:
     """torch.compile the teacher's and the student's passes."""
     micro_batch: int | None = None
     """Images of a student step that go through the networks at once; the gradients of the parts
-    are accumulated to those of the whole batch. None: all."""
+    are accumulated to those of the whole batch. None: all. Refused where a term of the student is
+    no mean over samples."""
     halve_on_out_of_memory: bool = False
-    """Halve the micro-batch where a student step does not fit into memory, and go on."""
+    """Halve the micro-batch where a student step does not fit into memory, and go on; where a term
+    of the student is no mean over samples the run ends."""
     threads: int | None = None
     """CPU threads of torch; none: torch's own choice."""
     log_every_n_steps: int = 10

@@ -62,6 +62,11 @@ class Source(Part, ABC):
         """
         self.site = site
 
+    @property
+    def most(self) -> int | None:
+        """Return how many samples there are to train on; none: as many as are asked for."""
+        return None
+
     @abstractmethod
     def sample(self, count: int) -> Batch:
         """Return ``count`` samples to train on, detached."""

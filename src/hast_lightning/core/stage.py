@@ -94,12 +94,15 @@ class Outcome:
         answers: What the networks said in a student step to the batch ("") and to what
             transforms by gradient made of it, by their mark.
         batch: What the next step may use, detached.
+        milestone: It finished something that other steps do not, such as a layer: its scalars are
+            logged whatever the interval.
     """
 
     scalars: dict[str, Tensor | float] = field(default_factory=dict)
     parts: dict[str, tuple[Sequence[str], Tensor]] = field(default_factory=dict)
     answers: dict[str, list[Answers]] = field(default_factory=dict)
     batch: Batch | None = None
+    milestone: bool = False
 
 
 class Plot(NamedTuple):
@@ -182,6 +185,10 @@ class Stage(Part, ABC):
     def student_steps(self, done: int) -> int:
         """Return how many of its first ``done`` steps train the student."""
         return done if self.trains_student else 0
+
+    def found(self) -> str:
+        """Return what it found in the networks when it was bound, for people to read."""
+        return ""
 
     def files(self) -> Mapping[str, str]:
         """Return texts for the run folder, by the names of their files, once there are some."""

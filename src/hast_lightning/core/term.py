@@ -22,6 +22,8 @@ class Term(Part, ABC):
         title: What curves are called.
         parts: Names of the parts of which the term is the sum, where it gives several.
         needs: What the term wants to see, where that is the same for every network.
+        by_sample: The loss is a mean over samples, by their weights where they have some, so that
+            a student step may take the batch apart.
     """
 
     weight: float = 1.0
@@ -34,6 +36,7 @@ class Term(Part, ABC):
     title: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[Needs] = Needs()
+    by_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_range("weight", self.weight, 0)

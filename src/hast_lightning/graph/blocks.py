@@ -25,12 +25,12 @@ from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import (
     ADDITIONS,
     BATCH_NORMS,
-    CONVOLUTION_LAYERS,
     CONVOLUTIONS,
     IDENTITIES,
     calls,
     is_activation,
     is_depthwise,
+    is_pointwise,
     is_stochastic_depth,
     layer_of,
 )
@@ -73,15 +73,33 @@ def select_taps(graph_module: fx.GraphModule, patterns: Sequence[str] | None) ->
     """
     if patterns is None:
         return find_taps(graph_module) or last_activations(graph_module)
-    names = {
-        node.name: (node.name, str(node.target) if node.op == "call_module" else node.name)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matching = nodes_called(graph_module, pattern)
+        if not matching:
+            raise ModelError(_describe_unmatched(pattern, list(_names(graph_module).values())))
+        chosen |= matching
+    return [node.name for node in graph_module.graph.nodes if node.name in chosen]
+
+
+def nodes_called(graph_module: fx.GraphModule, pattern: str) -> set[str]:
+    """Return the names of the nodes that a shell-style pattern matches.
+
+    Args:
+        graph_module: the network's graph.
+        pattern: of names of nodes, or of dotted names of layers.
+    """
+    names = _names(graph_module).items()
+    return {node for node, layer in names if any(fnmatchcase(n, pattern) for n in (node, layer))}
+
+
+def _names(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Return the dotted name of the layer that each node calls, or else its own, by its name."""
+    return {
+        node.name: str(node.target) if node.op == "call_module" else node.name
         for node in graph_module.graph.nodes
         if node.op.startswith("call_")
     }
-    for pattern in patterns:
-        if not any(_matches(pattern, both) for both in names.values()):
-            raise ModelError(_describe_unmatched(pattern, [both[1] for both in names.values()]))
-    return [name for name, both in names.items() if any(_matches(p, both) for p in patterns)]
 
 
 def require_taps(network: Network, term: str) -> tuple[str, ...]:
@@ -114,10 +132,6 @@ def _say_where(network: Network, taps: Sequence[str]) -> None:
             pretrained.name,
             ", ".join(taps),
         )
-
-
-def _matches(pattern: str, names: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _describe_unmatched(pattern: str, names: Sequence[str]) -> str:
@@ -242,20 +256,12 @@ def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
     ends = set()
     for node in graph_module.graph.nodes:
         layer = layer_of(node, graph_module)
-        if _is_pointwise(layer) and _is_fed_by_depthwise(node, graph_module):
+        if is_pointwise(layer) and _is_fed_by_depthwise(node, graph_module):
             followers = [
                 user for user in node.users if isinstance(layer_of(user, graph_module), BATCH_NORMS)
             ]
             ends.add(followers[0] if followers else node)
     return ends
-
-
-def _is_pointwise(layer: nn.Module | None) -> bool:
-    return (
-        isinstance(layer, CONVOLUTION_LAYERS)
-        and set(layer.kernel_size) == {1}
-        and layer.groups == 1
-    )
 
 
 def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:

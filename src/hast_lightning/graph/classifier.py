@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hast_lightning.core.network import Network, PretrainedNetwork
 from hast_lightning.errors import ModelError
@@ -15,15 +15,26 @@ def classifier_input(network: Network) -> tuple[str, int]:
     Raises:
         ModelError: there is no such layer.
     """
-    graph_module = network.graph_module
+    return last_layer_input(network.graph_module, network.pretrained.name)
+
+
+def last_layer_input(graph_module: fx.GraphModule, name: str) -> tuple[str, int]:
+    """Return the node that the last layer of a graph takes in, and the width of its features.
+
+    Args:
+        graph_module: Of a network, or of one of several that teach together.
+        name: The network's, for messages.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
     for node in reversed(graph_module.graph.nodes):
         layer = layer_of(node, graph_module)
         if isinstance(layer, (nn.Linear, *CONVOLUTION_LAYERS)):
             width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             return node.all_input_nodes[0].name, width
     raise ModelError(
-        f"the network {network.pretrained.name} ends in no linear layer or convolution, whose "
-        "input is looked at"
+        f"the network {name} ends in no linear layer or convolution, whose input is looked at"
     )
 
 

@@ -131,6 +131,15 @@ def is_depthwise(layer: nn.Module | None) -> bool:
     return isinstance(layer, CONVOLUTION_LAYERS) and layer.groups == layer.in_channels > 1
 
 
+def is_pointwise(layer: nn.Module | None) -> bool:
+    """Return whether each place of a convolution's output sees one place, of all channels."""
+    return (
+        isinstance(layer, CONVOLUTION_LAYERS)
+        and set(layer.kernel_size) == {1}
+        and layer.groups == 1
+    )
+
+
 def rearranges(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Return whether ``node`` only passes values on: all, some, reordered, or with zeros."""
     layer = layer_of(node, graph_module)

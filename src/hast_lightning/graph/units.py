@@ -2,7 +2,8 @@
 
 Block reconstruction (BRECQ, Li et al., ICLR 2021) rebuilds a network piece by piece. A piece ends
 where one value alone is still needed: behind the addition of a residual block, or behind a single
-layer outside of blocks. A depthwise layer and the pointwise one behind it are one piece.
+layer outside of blocks. A depthwise layer and the pointwise one behind it are one piece, and so is
+an inverted residual: a pointwise layer, a depthwise one, and the pointwise one behind it.
 
 In a network that denoises other values live on beside it: the embedding of the timestep, and skips
 that wait for their concatenation. There a piece may end all the same, and takes in several values.
@@ -18,6 +19,8 @@ from typing import NamedTuple
 from torch import fx, nn
 
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.blocks import nodes_called
+from hast_lightning.graph.names import names_of
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -27,6 +30,7 @@ from hast_lightning.graph.operations import (
     constants_of,
     is_activation,
     is_depthwise,
+    is_pointwise,
     layer_of,
 )
 from hast_lightning.graph.outputs import is_joint
@@ -35,6 +39,8 @@ from hast_lightning.graph.timesteps import of_timestep_alone
 FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
 """Elsewhere they stand before the layers that they belong to, as in transformers."""
+ENDS_SHOWN = 6
+"""Names that a message shows, at most."""
 
 
 class Unit(NamedTuple):
@@ -64,33 +70,59 @@ class Unit(NamedTuple):
         return self.layers[0] + (f" +{more}" if more else "")
 
 
-def find_units(network: fx.GraphModule, *, timed: bool = False) -> list[Unit]:
+def find_units(
+    network: fx.GraphModule, *, timed: bool = False, ends: Sequence[str] | None = None
+) -> list[Unit]:
     """Return the units of a network, in order of execution, that have layers with weights.
 
     Args:
         network: The float network, BatchNorms unfolded.
         timed: It denoises: embeddings of the timestep and skips may live on beside a unit's end.
+        ends: Patterns of names of nodes, or of the layers that they call: no unit ends but behind
+            these, and at the end of the network; none: each ends as early as it may.
 
     Raises:
-        ModelError: the network takes several inputs, or has no layer with weights.
+        ModelError: the network takes several inputs, or has no layer with weights; no unit may end
+            at one of ``ends``.
     """
+    found = _find(network, timed, None)
+    if ends is None:
+        return found
+    wanted: set[str] = set()
+    for pattern in ends:
+        matching = nodes_called(network, pattern) & {unit.target for unit in found}
+        if not matching:
+            some = ", ".join(names_of(network.graph, [unit.target for unit in found[:ENDS_SHOWN]]))
+            raise ModelError(
+                f"no unit may end at {pattern!r}, where one value alone is needed behind a layer; "
+                f"it may at {some}{', ...' * (len(found) > ENDS_SHOWN)}"
+            )
+        wanted |= matching
+    return _find(network, timed, wanted)
+
+
+def _find(network: fx.GraphModule, timed: bool, wanted: Collection[str] | None) -> list[Unit]:
+    """Return the units, which end as early as they may, or at nodes of these names alone."""
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise ModelError(f"the network takes {len(inputs)} inputs; units are found for one alone")
     result, ends = _result(network), {inputs[0]: None}
     if is_joint(result):
-        units = list(_units_of_several(network, result, ends))
+        units = list(_units_of_several(network, result, ends, wanted))
     else:
         nodes = [node for node in network.graph.nodes if node.op != "output"]
         may_live_on = _MayLiveOn(network) if timed else None
-        units = list(_units_of(network, nodes, result, ends, may_live_on))
+        units = list(_units_of(network, nodes, result, ends, may_live_on, wanted))
     if not units:
         raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
     return units
 
 
 def _units_of_several(
-    network: fx.GraphModule, joint: fx.Node, ends: dict[fx.Node, None]
+    network: fx.GraphModule,
+    joint: fx.Node,
+    ends: dict[fx.Node, None],
+    wanted: Collection[str] | None,
 ) -> Iterator[Unit]:
     """Yield the units of each output in turn, in order of execution; ``ends`` gets their ends."""
     # Such as the size of the input, which maps are enlarged to.
@@ -98,7 +130,7 @@ def _units_of_several(
     for output in [node for node in network.graph.nodes if joint in node.users]:
         needed, _ = _between(ends, output)
         nodes = [node for node in network.graph.nodes if node in needed]
-        yield from _units_of(network, nodes, output, ends, may_live_on)
+        yield from _units_of(network, nodes, output, ends, may_live_on, wanted)
 
 
 def _units_of(
@@ -107,6 +139,7 @@ def _units_of(
     result: fx.Node,
     ends: dict[fx.Node, None],
     may_live_on: _MayLiveOn | None = None,
+    wanted: Collection[str] | None = None,
 ) -> Iterator[Unit]:
     """Yield the units among some nodes.
 
@@ -116,6 +149,7 @@ def _units_of(
         result: What they are for.
         ends: Of units before; those of these are added.
         may_live_on: Tells which values may be needed behind an end beside it; none: no other.
+        wanted: Names of the nodes where a unit may end; none: all.
     """
     layers: list[str] = []
     for node, live in _live_values(nodes, result):
@@ -125,12 +159,26 @@ def _units_of(
         others = live - {node}
         is_end = node in live and not _is_followed(node, network) and node.op != "placeholder"
         is_end = is_end and all(may_live_on and may_live_on(o, node, ends) for o in others)
-        if is_end and layers and not is_depthwise(network.get_submodule(layers[-1])):
+        is_end = is_end and (wanted is None or node.name in wanted)
+        if is_end and layers and not _goes_on(node, layers, network):
             yield _unit(ends, node, layers)
             ends[node], layers = None, []
     if layers:
         yield _unit(ends, result, layers)
         ends[result] = None
+
+
+def _goes_on(node: fx.Node, layers: Sequence[str], network: fx.GraphModule) -> bool:
+    """Return whether a block of these layers goes on behind ``node``.
+
+    A depthwise layer waits for the pointwise one, and a pointwise layer for a depthwise one that
+    takes in what it has expanded.
+    """
+    *before, last = (network.get_submodule(name) for name in layers)
+    if is_depthwise(last):
+        return True
+    takers = [layer_of(user, network) for user in node.users]
+    return not before and is_pointwise(last) and any(is_depthwise(each) for each in takers)
 
 
 def _unit(ends: Collection[fx.Node], target: fx.Node, layers: Sequence[str]) -> Unit:

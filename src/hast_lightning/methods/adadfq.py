@@ -87,6 +87,7 @@ class EntropyMargins(Term):
 
     title = "Margins of the entropy of the difference"
     needs = Needs(student=())
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,6 +31,8 @@ WHITE = 255.0
 """The largest pixel."""
 BLUR = 1.25
 """Standard deviation of the 3 x 3 Gaussian, in pixels."""
+WAITS = 50
+"""Plateaus that the iterations of a batch have room for."""
 EPSILON = 1e-6
 """What is added to the set's variances before their root is taken."""
 BETTER = 1 - 1e-4
@@ -55,9 +57,9 @@ class ImageSet(ImageBank):
     random, one draw for a batch. In the end they are blurred and cropped in the centre. They have
     no labels, and none is finished before the last step. Ranks have a set each, of their share.
 
-    Source: Sony's Model Compression Toolkit, as released: RAdam at 16, halved on plateaus, a 3 x 3
-    Gaussian, 32 pixels more than 224. Noise of deviation 1 as a start, and the same share of other
-    sizes, are ours.
+    Source: Sony's Model Compression Toolkit, as released: RAdam at 16, halved on plateaus of a
+    fiftieth of the iterations, a 3 x 3 Gaussian, 32 pixels more than 224. Noise of deviation 1 as a
+    start, and the same share of other sizes, are ours.
     """
 
     size: int = 1024
@@ -68,8 +70,9 @@ class ImageSet(ImageBank):
     """Optimizer steps that each batch of images gets."""
     lr: float = 16.0
     """Learning rate of RAdam, in pixels from 0 to 255."""
-    patience: int = 10
-    """Steps of a batch without a lower loss after which its rate falls."""
+    patience: int | None = None  # type: ignore[assignment]  # a number once it is checked
+    """Steps of a batch without a lower loss after which its rate falls; null: a fiftieth of
+    ``iterations``."""
     factor: float = 0.5
     """What the rate is then multiplied by."""
     extra: float = 1 / 7
@@ -86,6 +89,8 @@ class ImageSet(ImageBank):
     pixel_std: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
+        if self.patience is None:
+            self.patience = self.iterations // WAITS
         super().__post_init__()
         require_range("extra", self.extra, 0, 1)
 
@@ -207,6 +212,7 @@ class ImageSet(ImageBank):
             self.lowest[number], self.waited[number] = loss, 0
         else:
             self.waited[number] += 1
+        assert self.patience is not None
         if self.waited[number] > self.patience:
             group["lr"] = max(self.factor * group["lr"], self.min_lr)
             self.lowest[number], self.waited[number] = torch.inf, 0

@@ -101,6 +101,7 @@ class CenterDistance(Term):
     """Distance from which on nothing is pushed; of vectors of length 1 at most 2."""
 
     title = "Distance of the centers of two generators"
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,6 +192,7 @@ class MaskedKL(KL):
     """Largest width of the span; widths are uniform from 0."""
 
     title = "Distillation loss on masked samples (KL)"
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -128,6 +128,7 @@ class ClassMargin(Term):
 
     title = "Margins to the class means"
     parts = ("lower", "upper")
+    by_sample = False
     sums: ClassVar[Tensor]
     counts: ClassVar[Tensor]
 

@@ -40,7 +40,8 @@ class FilteredCrossEntropy(Term):
     Where it is not, against its two likeliest classes, in the shares of their probabilities, times
     ``beta``. Each is a mean over its own samples, zero where there are none. The teacher is sure of
     a sample whose entropy is at most ``t`` times ``log(classes)``; ``t`` falls in a straight line
-    from ``upper`` to ``lower`` with the steps. Labels of the batch are not looked at.
+    from ``upper`` to ``lower`` with the steps. Labels of the batch are not looked at. The means are
+    those of the whole batch, which a student step does not take apart then.
 
     Source: PLF (Fan et al., CVPR 2024); there ``t`` falls with the epochs.
     """
@@ -54,6 +55,7 @@ class FilteredCrossEntropy(Term):
 
     title = "Cross-entropy of filtered pseudo-labels"
     parts = ("reliable", "others")
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,6 +70,7 @@ class PatchEntropy(Term):
     """Count the pairs of a patch with itself, as the released code does."""
 
     title = "Patch similarity entropy"
+    by_sample = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

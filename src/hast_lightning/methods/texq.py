@@ -6,8 +6,8 @@ textures, which TexQ is named after, is not public and not here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar, TypeVar
 
 import torch
 from omegaconf import MISSING
@@ -28,6 +28,7 @@ from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages.synthesize import Synthesize, require_source
 from hast_lightning.terms.bns import AtBatchNorms, BatchNormStatistics, channel_statistics
 
+T = TypeVar("T")
 AT_ONCE = 64
 """Centers that go through the teacher together."""
 
@@ -35,6 +36,11 @@ AT_ONCE = 64
 def first_deep_layer(layers: int) -> int:
     """Return the place of the first BatchNorm that counts as deep, of so many."""
     return max((layers + 2) // 2 - 2, 0)
+
+
+def deep(layers: Sequence[T]) -> Sequence[T]:
+    """Return those of one network's BatchNorms that count as deep."""
+    return layers[first_deep_layer(len(layers)) :]
 
 
 def layer_loss(layer: BatchNormStatistics) -> Tensor:
@@ -47,7 +53,8 @@ class LayeredBNS(AtBatchNorms):
     """Batch-norm statistics loss that counts deep layers more than shallow ones.
 
     ``mean over layers of w_l [MSE(mean, running_mean) + MSE(var, running_var)]``; a layer is deep
-    from the place ``(L + 2) // 2 - 2`` of L on, counted from 0.
+    from the place ``(L + 2) // 2 - 2`` of L on, counted from 0. Where several networks teach, each
+    has its own halves, and the loss is the mean of theirs.
 
     Source: TexQ (Chen et al., NeurIPS 2023) as SynQ's code has it. That it is a mean and not a sum
     is as in ``bns``.
@@ -67,7 +74,12 @@ class LayeredBNS(AtBatchNorms):
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
-        losses = torch.stack([layer_loss(layer) for layer in self.statistics(seen)])
+        found = [self._of_one(layers) for layers in self.by_member(self.statistics(seen))]
+        return torch.stack(found).mean()
+
+    def _of_one(self, layers: Sequence[BatchNormStatistics]) -> Tensor:
+        """Return the scalar loss of one network."""
+        losses = torch.stack([layer_loss(layer) for layer in layers])
         weights = torch.full_like(losses, self.deep)
         weights[: first_deep_layer(len(losses))] = self.shallow
         return (weights * losses).mean()
@@ -78,8 +90,9 @@ class CenterStatistics(AtBatchNorms):
     """Deep layers' statistics towards those that the centers of the classes have.
 
     ``sum over deep layers of [MSE(mean, center mean) + MSE(var, center var)] / (L N)`` for N images
-    and L BatchNorms. The centers' statistics are those of all centers together: the mean of means,
-    the variance within and between. The stage ``synthesize_near_centers`` measures them.
+    and L BatchNorms; where several networks teach, the mean over them. The centers' statistics are
+    those of all centers together: the mean of means, the variance within and between. The stage
+    ``synthesize_near_centers`` measures them.
 
     Source: SynQ's code (Kim et al., ICLR 2025) of TexQ's second stage. There the first batch of
     centers enters the variance unweighted; here all enter alike.
@@ -101,11 +114,14 @@ class CenterStatistics(AtBatchNorms):
         # In a tuple, so that the teacher is not registered here.
         self._teacher, self._needs = (teacher,), needs
         layers = [layer for _, (layer,) in self._layers if isinstance(layer, BATCH_NORMS)]
-        sizes = [layer.num_features for layer in layers]
-        self._sizes = sizes[first_deep_layer(len(sizes)) :]
+        self._sizes = self._of_deep([layer.num_features for layer in layers])
         for name in ("means", "variances"):
             self.register_buffer(name, torch.zeros(sum(self._sizes)))
         return needs
+
+    def _of_deep(self, layers: Sequence[T]) -> list[T]:
+        """Return what there is of each deep BatchNorm of each network that teaches."""
+        return [each for member in self.by_member(layers) for each in deep(member)]
 
     @torch.no_grad()
     def measure(self, centers: Tensor) -> None:
@@ -114,8 +130,7 @@ class CenterStatistics(AtBatchNorms):
         for images in torch.split(centers, AT_ONCE):
             trace = self._teacher[0].trace(images, self._needs.teacher, unfolded=True)
             found = [channel_statistics(trace.values[node]) for node, _ in self._layers]
-            deep = found[-len(self._sizes) :]
-            mean, variance = (torch.cat(each) for each in zip(*deep, strict=True))
+            mean, variance = map(torch.cat, zip(*self._of_deep(found), strict=True))
             means.append(mean)
             variances.append(variance)
             shares.append(len(images) / len(centers))
@@ -134,16 +149,18 @@ class CenterStatistics(AtBatchNorms):
             raise ConfigurationError(
                 f"the term {self.kind} needs the stage synthesize_near_centers, which measures them"
             )
-        statistics = self.statistics(seen)
+        images = len(seen.batch.inputs) if self.by_images else 1
         centers = zip(
             *(torch.split(x, self._sizes) for x in (self.means, self.variances)), strict=True
         )
-        losses = [
-            layer_loss(BatchNormStatistics(layer.mean, layer.var, *center))
-            for layer, center in zip(statistics[-len(self._sizes) :], centers, strict=True)
-        ]
-        images = len(seen.batch.inputs) if self.by_images else 1
-        return torch.stack(losses).sum() / (len(statistics) * images)
+        losses = []
+        for layers in self.by_member(self.statistics(seen)):
+            distances = [
+                layer_loss(BatchNormStatistics(layer.mean, layer.var, *next(centers)))
+                for layer in deep(layers)
+            ]
+            losses.append(torch.stack(distances).sum() / (len(layers) * images))
+        return torch.stack(losses).mean()
 
 
 @part("source", "class_centers")

@@ -46,6 +46,7 @@ class BNSPerImage(AtBatchNorms):
     """
 
     title = "BatchNorm means and deviations per image"
+    by_sample = True
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""

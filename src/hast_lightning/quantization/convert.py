@@ -66,7 +66,7 @@ def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:
     plan = plan_bits(student, nodes, settings)
     _refuse_nothing(student, nodes, plan, settings)
     _warn_of_attention(student, settings)
-    _quantize_weights(student, settings, plan.weights)
+    _quantize_weights(student, settings, plan)
     _insert_activation_quantizers(student, settings, plan.activations)
     student.graph.lint()
     student.recompile()
@@ -173,11 +173,9 @@ def _attribute(student: fx.GraphModule, name: str) -> object:
     return getattr(student.get_submodule(owner), attribute)
 
 
-def _quantize_weights(
-    student: fx.GraphModule, settings: QuantizerConfig, bits: Mapping[str, int]
-) -> None:
+def _quantize_weights(student: fx.GraphModule, settings: QuantizerConfig, plan: BitPlan) -> None:
     """Replace convolutions and linear layers."""
-    for name, bits_of_layer in bits.items():
+    for name, bits_of_layer in plan.weights.items():
         layer = student.get_submodule(name)
         quantizer: WeightQuantizer = (
             BinaryWeightQuantizer()
@@ -186,7 +184,9 @@ def _quantize_weights(
                 settings.ranges, bits_of_layer, output_first(layer), settings
             )
         )
-        student.set_submodule(name, QUANTIZED[type(layer)].from_float(layer, quantizer))
+        quantized = QUANTIZED[type(layer)].from_float(layer, quantizer)
+        quantized.bits_are_set = name in plan.chosen
+        student.set_submodule(name, quantized)
 
 
 def _insert_activation_quantizers(

@@ -44,11 +44,12 @@ _MEAN_KEEPING = (
 def channel_moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel of ``values`` (N, C, ...), float32.
 
-    With several processes, the means over their inputs of both.
+    With several processes, those of all their inputs, of which each has as many.
     """
     rows = values.detach().float().transpose(0, 1).flatten(1)
-    var, mean = torch.var_mean(rows, dim=1, correction=0)
-    return averaged(mean), averaged(var)
+    var, own = torch.var_mean(rows, dim=1, correction=0)
+    mean = averaged(own)
+    return mean, averaged(var + (own - mean).square())
 
 
 class _Watch(fx.Interpreter):

@@ -163,10 +163,12 @@ class QuantizedLayer(MadeWeight):
     Attributes:
         weight: (out_channels, in_channels / groups, ...), also of a transposed convolution, which
             ``torch.nn`` holds the other way round.
+        bits_are_set: Its bits were set for it alone, and are not to be searched.
     """
 
     weight: Tensor
     weight_quantizer: WeightQuantizer
+    bits_are_set: bool = False
 
     @classmethod
     def from_float(cls, layer: nn.Module, quantizer: WeightQuantizer) -> Self:

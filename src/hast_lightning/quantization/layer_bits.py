@@ -23,11 +23,13 @@ MOST_NAMES = 6
 class BitPlan(NamedTuple):
     """Bits of each layer's weights by its dotted name, and of each quantized node's value.
 
-    What stays in floating point is in neither.
+    What stays in floating point is in neither. Bits of the weights of some layers were ``chosen``
+    for them: by an override, or since they are the first or the last.
     """
 
     weights: dict[str, int]
     activations: dict[fx.Node, int]
+    chosen: frozenset[str] = frozenset()
 
 
 def plan_bits(
@@ -53,10 +55,13 @@ def plan_bits(
     usual = settings.widths
     weights = dict.fromkeys(names, usual.weights)
     inputs = dict.fromkeys(names, usual.activations)
+    chosen: set[str] = set()
     for entry in entries:
         for name in _matching(entry, names):
             weights[name] = entry.weight_bits or entry.bits or weights[name]
             inputs[name] = entry.activation_bits or entry.bits or inputs[name]
+            if entry.weight_bits or entry.bits:
+                chosen.add(name)
     taken_in = {node: set(_takers(node, student, nodes)) for node in nodes}
     _refuse_ineffective(settings.overrides, names, taken_in)
     activations = {
@@ -66,6 +71,7 @@ def plan_bits(
     return BitPlan(
         {name: bits for name, bits in weights.items() if bits != FLOAT_BITS},
         {node: bits for node, bits in activations.items() if bits != FLOAT_BITS},
+        frozenset(chosen),
     )
 
 

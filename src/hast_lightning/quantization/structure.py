@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,11 +30,10 @@ from hast_lightning.graph.operations import (
     layer_of,
     rearranges,
 )
+from hast_lightning.graph.shapes import SHAPE, note_shapes
 from hast_lightning.quantization.fake_quant import ActivationQuantizer, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
-SHAPE = "shape"
-"""Key of a node's meta data."""
 _AVERAGES = (
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean, "mean"),
@@ -85,20 +83,6 @@ class Call:
         return self.multiplications * FLOAT_BITS**2
 
 
-class _Shapes(fx.Interpreter):
-    """Leaves the shape of every tensor on its node.
-
-    torch's own ``ShapeProp`` does so, too, and imports SymPy for it, which takes half a second.
-    """
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Compute the node's value, and leave its shape."""
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            n.meta[SHAPE] = value.shape
-        return value
-
-
 def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) -> list[Call]:
     """List the calls of a student, in order of execution.
 
@@ -107,8 +91,7 @@ def list_calls(student: fx.GraphModule, taps: Collection[str], image: Tensor) ->
         taps: Names of the nodes at which features are aligned.
         image: (1, C, H, W).
     """
-    with torch.no_grad():
-        _Shapes(student).run(image)
+    note_shapes(student, image)
     found, seen = [], set[fx.Node]()
     names = value_names(student.graph)
     for node in student.graph.nodes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from lightning.pytorch import LightningModule
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +24,7 @@ from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.trainer import require_device
 from hast_lightning.training.bench import PreparedBench
 from hast_lightning.training.callbacks.timing import StageTimer
+from hast_lightning.training.module import ZeroShotQuantization
 
 FEW_STEPS = 3
 """Steps of a stage that are timed, at least."""
@@ -30,13 +33,62 @@ FEW_STEPS = 3
 def few_steps(config: Config) -> list[str]:
     """Return the words that leave a run a few steps of each stage, each as large as before."""
     batch = config.schedule.image_batch
-    words = [f"schedule.images={batch}"] if batch is not None else []
+    # A stage is refused fewer images than its batch has.
+    largest = max((getattr(each, "batch_size", 0) for each in config.ordered.values()), default=0)
+    words = []
+    if batch is not None:
+        batches = max(1, math.ceil(largest / (1 - config.data.holdout) / batch))
+        words = [f"schedule.images={batches * batch}"]
     steps = ("image_steps", "generator_steps", "calibration_steps", "student_steps", "unit_steps")
     return [
         *words,
         *(f"schedule.{name}={FEW_STEPS}" for name in steps),
         *("logger=csv", "callbacks.progress=false", "evaluate=false", "export=none"),
     ]
+
+
+class Timed(NamedTuple):
+    """One step.
+
+    Attributes:
+        seconds: That it took.
+        begins: It is the first of its stage, or of a layer or unit: what is prepared once counts.
+    """
+
+    seconds: float
+    begins: bool
+
+
+class StepTimer(StageTimer):
+    """Keeps the time of every step.
+
+    Attributes:
+        steps: By name of stage, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[str, list[Timed]] = {}
+        self._begins = True
+
+    def _charge(self, stage: str, seconds: float, pl_module: LightningModule) -> None:
+        super()._charge(stage, seconds, pl_module)
+        begins = self._begins or stage not in self.steps
+        self.steps.setdefault(stage, []).append(Timed(seconds, begins))
+        self._begins = cast("ZeroShotQuantization", pl_module).outcome.milestone
+
+
+def whole(timed: Sequence[Timed], steps: int) -> float:
+    """Return the seconds of a stage of ``steps``, by those of a few.
+
+    What is prepared in the first step of a layer or unit is not done more often where the layer
+    or unit has more steps.
+    """
+    steady = [each.seconds for each in timed if not each.begins]
+    if not steady or steps <= len(timed):
+        return sum(each.seconds for each in timed) / len(timed) * steps
+    usual = sum(steady) / len(steady)
+    return usual * steps + sum(max(each.seconds - usual, 0) for each in timed if each.begins)
 
 
 class Cost(NamedTuple):
@@ -73,20 +125,15 @@ def estimate(config: Config, small: Config, console: Console | None = None) -> C
     with TemporaryDirectory() as place:
         folder = Path(place)
         run = build(small, folder, Origin("", None, versions()))
-        timer = StageTimer()
+        timer = StepTimer()
         fit(run, [], [timer], None)
-        measured = run.module.agenda.stages
         device, memory = device_name(run.module.device), peak_memory_bytes(run.module.device)
         disk = disk_bytes(folder) or 0
         checkpoints = len(list(folder.glob(f"{Path(CHECKPOINT_FILE).stem}*")))
         grown = _bytes(bench) - _bytes(run.module)
         disk += grown * max(checkpoints, config.callbacks.checkpoints_kept)
     steps = dict(bench.agenda.stages)
-    seconds = {
-        stage: timer.seconds[stage] / measured[stage] * count
-        for stage, count in steps.items()
-        if stage in measured
-    }
+    seconds = {s: whole(timer.steps[s], count) for s, count in steps.items() if s in timer.steps}
     cost = Cost(seconds, steps, None if memory is None else memory + max(grown, 0), disk)
     (console or Console()).print(cost_table(config.recipe, device, cost))
     return cost

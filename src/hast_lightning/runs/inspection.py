@@ -145,7 +145,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
     student = convert(pretrained.network, config.quantizer)
     found = list_calls(student, taps, example_inputs(1, pretrained.input_shape))
     size = float_bytes(pretrained.network)
-    lengths, misfit = _steps_by_stage(config, pretrained)
+    lengths, misfit, of_stages = _steps_by_stage(config, pretrained)
     teacher, learner = teacher_of(pretrained), Learner(student, pretrained)
     names = {node.name: name for node, name in value_names(graph_module.graph).items()}
     places = [names[tap] for tap in taps]
@@ -173,18 +173,22 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
             *_describe_statistics(graph_module),
             *_describe_layers(found),
             _describe_taps(places, ends=ends),
+            *of_stages,
             *_describe_method(config, misfit),
         ),
     )
 
 
-def _steps_by_stage(config: Config, pretrained: PretrainedNetwork) -> tuple[dict[str, int], str]:
-    """Return the steps of each stage, or none and why a run would be refused."""
+def _steps_by_stage(
+    config: Config, pretrained: PretrainedNetwork
+) -> tuple[dict[str, int], str, list[str]]:
+    """Return the steps of each stage, or none and why a run would be refused; what stages found."""
     try:
         bench = PreparedBench(config, pretrained, build_sources(config, pretrained))
     except UserError as error:
-        return {}, " ".join(str(error).split())
-    return bench.agenda.stages, ""
+        return {}, " ".join(str(error).split()), []
+    found = {name: stage.found() for name, stage in bench.stages.items()}
+    return bench.agenda.stages, "", [f"{name}: {text}" for name, text in found.items() if text]
 
 
 def _stages(

@@ -155,6 +155,11 @@ class ImageBank(TrainedSource):
         return Batch(images, None if self.label_kind == "none" else labels)
 
     @property
+    def most(self) -> int:
+        """Return the images that are not held out."""
+        return self.trainable_count
+
+    @property
     def steps_to_fill(self) -> int:
         """Return the optimizer steps after which every image of the bank was made once."""
         batches = self.count // (self.batch_size * self.processes)

@@ -210,6 +210,11 @@ class OwnImages(Source):
         self.labels.copy_(state["labels"])
         self.set_extra_state(state["counters"])
 
+    @property
+    def most(self) -> int:
+        """Return the pictures of this process that are not held out."""
+        return len(self._share)
+
     def sample(self, count: int) -> Batch:
         """Return images (count, C, H, W) and predicted labels, in shuffled epochs.
 

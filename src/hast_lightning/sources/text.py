@@ -70,6 +70,11 @@ class Texts(Source):
     def make(self, count: int, generator: torch.Generator) -> Tensor:
         """Return texts (count, length), int64, on the device of ``generator``."""
 
+    @property
+    def most(self) -> int | None:
+        """Return the texts that are made; what a file has is not known before it is read."""
+        return None if self.load else self.size
+
     def sample(self, count: int) -> Batch:
         """Return the next texts (count, length) of an order that is drawn anew where it ends."""
         texts, left = self._all(), self.order

@@ -95,6 +95,7 @@ class Distill(Stage):
         needs = bind_terms(
             terms, bench.teacher, bench.learner, bench.sources[self.source], f"{self.key}.terms"
         )
+        self._whole = self._require_whole(terms, bench.micro_batch)
         self._needs: Needs = needs._replace(student=needs.student or ())
         self._terms, self._transforms = terms, transforms
         if self.hook is not None:
@@ -102,6 +103,21 @@ class Distill(Stage):
         # Registered, so that what they hold moves to the device and into checkpoints.
         hooks = [] if self.hook is None else [self.hook]
         self._parts = nn.ModuleList([*terms.values(), *transforms.values(), *hooks])
+
+    def _require_whole(self, terms: Mapping[str, Term], micro_batch: int | None) -> bool:
+        """Return whether a term looks at the batch as a whole.
+
+        Raises:
+            ConfigurationError: one does, and batches are to be taken apart.
+        """
+        whole = [name for name, term in terms.items() if not term.by_sample]
+        if whole and micro_batch is not None and micro_batch < self.batch_size:
+            raise ConfigurationError(
+                f"trainer.micro_batch={micro_batch}: the loss of {self.key}.terms.{whole[0]}, "
+                f"{terms[whole[0]].kind}, is no mean over samples, so that those of parts do not "
+                f"add up to it; leave it out and lower {self.key}.batch_size={self.batch_size}"
+            )
+        return bool(whole)
 
     def length(self, bench: Bench) -> int:
         """Return the steps."""
@@ -154,10 +170,11 @@ class Distill(Stage):
     ) -> Outcome:
         """Gather the gradients of the whole batch, by as many samples as there is room for.
 
-        Every term of the loss is a mean over samples, so the parts add up to the whole.
+        Where every term of the loss is a mean over samples, the parts add up to the whole; else the
+        batch stays whole.
         """
         count = len(batch.inputs)
-        size = min(bench.micro_batch or count, count)
+        size = count if self._whole else min(bench.micro_batch or count, count)
         outcome = Outcome()
         stepper.zero_grad()
         try:
@@ -166,7 +183,7 @@ class Distill(Stage):
                     share = _share(some, batch)
                     self._backward_all(bench, some, share, stepper, progress, outcome)
         except torch.OutOfMemoryError:
-            if not bench.halve_on_out_of_memory or size == 1:
+            if not bench.halve_on_out_of_memory or self._whole or size == 1:
                 raise
             bench.micro_batch = (size + 1) // 2
             _log.warning("out of memory with %d images: going on with %d", size, bench.micro_batch)
@@ -231,7 +248,9 @@ class Distill(Stage):
             outcome.parts[key] = (names, before + share * summands)
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the micro-batch."""
+        """Return the micro-batch, or the batch where a term looks at the whole of it."""
+        if self._whole:
+            return f"{self.key}.batch_size", self.batch_size
         return "trainer.micro_batch", bench.micro_batch or self.batch_size
 
 

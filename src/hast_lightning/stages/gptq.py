@@ -114,7 +114,8 @@ class GPTQ(Stage):
         round_layer(layer, hessian, self.damping, self.block_size)
         errors = [_error(former - each, hessian) for each in (before, layer.weight.detach())]
         kinds = zip(("error_nearest", "error"), errors, strict=True)
-        return Outcome({f"{self.name}/{kind}/{name}": error for kind, error in kinds})
+        scalars = {f"{self.name}/{kind}/{name}": error for kind, error in kinds}
+        return Outcome(dict(scalars), milestone=True)
 
     def end(self, bench: Bench) -> None:
         """Let go of what was kept."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import MISSING
@@ -18,11 +19,11 @@ from torch import Tensor, fx, nn, optim
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
-from hast_lightning.core.network import MODALITIES
+from hast_lightning.core.network import MODALITIES, example_inputs
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
 from hast_lightning.core.transform import Transform
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
 from hast_lightning.graph.tracing import expose
 from hast_lightning.graph.units import Unit, extract, find_units
@@ -40,33 +41,24 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.learned import step_parameters
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.loss import active_transforms, transformed
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.synthesize import require_batch, require_source
+from hast_lightning.stages.unit_values import (
+    CHUNK,
+    Cached,
+    UnitValues,
+    Values,
+    largest_unit,
+    memory_of_machine,
+)
 
 _log = logging.getLogger(__name__)
 
 TRAINS = ("weights", "rounding")
-CHUNK = 128
-"""Samples that go through a unit at once while its inputs and targets are cached."""
 WARM_SHARE = 0.2
 """Share of the iterations before weights are driven to an integer (BRECQ, QDrop, GENIE)."""
 FIRST_B, LAST_B = 20.0, 2.0
-
-
-Values = tuple[Tensor, ...]
-
-
-class _Cache(NamedTuple):
-    """What one unit is rebuilt from, on the CPU.
-
-    Attributes:
-        floating: What the teacher's unit takes in, (N, ...) each.
-        quantized: What the student's unit takes in, behind all units before it, (N, ...) each.
-        target: What the teacher's unit puts out, (N, ...).
-    """
-
-    floating: Values
-    quantized: Values
-    target: Tensor
+MOST_UNDECIDED = 0.01
+"""Share of learned roundings that may be left undecided without a word."""
 
 
 class _Drawn(NamedTuple):
@@ -97,6 +89,9 @@ class Reconstruct(Stage):
     """Times that each sample is used, each time changed by the transforms anew."""
     transforms: dict[str, Transform] = field(default_factory=dict)
     """What changes the samples, once before the first unit."""
+    ends: list[str] | None = None
+    """Names or patterns of the layers behind which a unit ends, as ``model.taps`` has them; null:
+    behind every block, and every single layer outside of blocks."""
     iterations: int = 20000
     """Steps for each unit."""
     batch_size: int = 32
@@ -142,8 +137,9 @@ class Reconstruct(Stage):
         require_range("regularization", self.regularization, 0)
         require_range("layer_weight", self.layer_weight, 0)
         self._at = -1
-        self._cache: _Cache | None = None
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._values: UnitValues | None = None
+        self._cached: Cached | None = None
+        self._errors_of: list[list[float]] = []
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -162,7 +158,13 @@ class Reconstruct(Stage):
                 f"order: {self.name} rebuilds the student, which no stage before it calibrates"
             )
         timed = bench.teacher.pretrained.denoises
-        self._units = tuple(find_units(bench.teacher.graph_module, timed=timed))
+        try:
+            units = find_units(bench.teacher.graph_module, timed=timed, ends=self.ends)
+        except ModelError as error:
+            of_ends = f"{self.key}.ends={self.ends}: " if self.ends is not None else ""
+            raise ModelError(f"{of_ends}{error}") from error
+        self._units = tuple(units)
+        self._require_memory(bench)
         layers = [layer for _, layer in quantized_layers(bench.student)]
         adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)
         if self.trains == "rounding" and not layers:
@@ -175,14 +177,33 @@ class Reconstruct(Stage):
             raise ConfigurationError(
                 f"{self.key}.trains={self.trains} needs rounding@quantizer.rounding={wanted}"
             )
+        require_batch(bench, self.source, self.samples, self.batch_size, self.key, self.views)
         self._transforms = active_transforms(self.transforms)
         for transform in self._transforms.values():
             transform.bind(bench.teacher, bench.learner)
         self._parts = nn.ModuleList(self._transforms.values())
 
+    def _require_memory(self, bench: Bench) -> None:
+        """Refuse more samples than the memory of this machine holds what units take in of."""
+        example = example_inputs(1, bench.teacher.pretrained.input_shape)
+        teacher = bench.teacher.graph_module
+        unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
+        count = self.views * min(self.samples, bench.sources[self.source].most or self.samples)
+        needed, there = count * size, memory_of_machine()
+        if there is not None and needed > there:
+            raise ConfigurationError(
+                f"{self.key}.samples={self.samples}: {count} of what {unit.name} takes in and puts "
+                f"out are {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB of "
+                "memory: lower it, or views"
+            )
+
     def length(self, bench: Bench) -> int:
         """Return the iterations of all units together."""
         return len(self._units) * self.iterations
+
+    def found(self) -> str:
+        """Return the names of the units."""
+        return f"{len(self._units)} units: {', '.join(unit.name for unit in self._units)}"
 
     def begin(self, bench: Bench) -> None:
         """Draw the seed that views are made by, which a resumed run finds again."""
@@ -194,7 +215,7 @@ class Reconstruct(Stage):
         unit = self._units[number]
         if self._at != number:
             self._enter(bench, number)
-        assert self._cache is not None
+        assert self._cached is not None
         student = self._student_unit
         stepper = bench.stepper(f"{self.key}.unit", lambda: self._optimizers(student))
         for name, optimizer in stepper.optimizers.items():
@@ -220,35 +241,22 @@ class Reconstruct(Stage):
         }
         if of_layers is not None:
             scalars[f"{self.name}/error_of_layers"] = of_layers.detach()
-        if iteration + 1 == self.iterations:
-            self._leave(bench, unit)
-            scalars |= self._measured
-        return Outcome(scalars)
+        is_last = iteration + 1 == self.iterations
+        if is_last:
+            scalars |= self._leave(bench, unit)
+        return Outcome(scalars, milestone=is_last)
 
     # -- One unit after the other ---------------------------------------------------------
 
     def _enter(self, bench: Bench, number: int) -> None:
-        """Cache what a unit is rebuilt from, and let its parameters alone train.
-
-        After a resume, all units before it are gone through again.
-        """
+        """Cache what a unit is rebuilt from, and let its parameters alone train."""
         teacher, student = bench.teacher.graph_module, bench.student
         student.requires_grad_(False)
-        if self._cache is not None and self._at == number - 1:
-            output = self._through(bench, self._student_unit, self._cache.quantized)
-            self._keep(number - 1, self._cache.target, output)
-        else:
-            inputs = self._inputs(bench)
-            self._kept = {self._units[0].source: (inputs, inputs)}
-            for i, unit in enumerate(self._units[:number]):
-                floating, quantized = self._taken_in(unit)
-                of_teacher = self._through(bench, extract(teacher, unit), floating)
-                output = self._through(bench, extract(student, unit), quantized)
-                self._keep(i, of_teacher, output)
+        if self._values is None:
+            placed, inputs = partial(_placed, bench), partial(self._inputs, bench)
+            self._values = UnitValues(self._units, teacher, student, placed, inputs)
+        self._cached, self._at = self._values.of(number), number
         unit = self._units[number]
-        floating, quantized = self._taken_in(unit)
-        target = self._through(bench, extract(teacher, unit), floating)
-        self._cache, self._at = _Cache(floating, quantized, target), number
         # Not registered: the layers are the student's.
         vars(self)["_student_unit"] = extract(student, unit)
         units = (extract(teacher, unit), self._student_unit)
@@ -256,40 +264,38 @@ class Reconstruct(Stage):
         for group in self._groups(self._student_unit).values():
             for parameter in group:
                 parameter.requires_grad_(True)
-        with torch.no_grad():
-            self._before = self._error(bench)
+        if len(self._errors_of) == number:
+            # Else the run is resumed, and the unit has trained since.
+            self._errors_of.append([self._error(bench)])
 
-    def _taken_in(self, unit: Unit) -> tuple[Values, Values]:
-        """Return what the teacher's unit takes in, and what the student's does."""
-        floating, quantized = zip(*(self._kept[name] for name in unit.sources), strict=True)
-        return floating, quantized
-
-    def _keep(self, number: int, floating: Tensor, quantized: Tensor) -> None:
-        """Keep what a unit of both networks puts out, and of others what is still needed."""
-        self._kept[self._units[number].target] = (floating, quantized)
-        needed = {name for unit in self._units[number + 1 :] for name in unit.sources}
-        self._kept = {name: values for name, values in self._kept.items() if name in needed}
-
-    def _leave(self, bench: Bench, unit: Unit) -> None:
-        """Round hard, and say what was gained."""
+    def _leave(self, bench: Bench, unit: Unit) -> dict[str, float]:
+        """Round hard, and return what was gained."""
         adaptive = _adaptive(self._student_unit)
         for layer, quantizer in adaptive:
             quantizer.settled(layer.weight)
         bench.student.requires_grad_(True)
         bench.release(f"{self.key}.unit")
-        with torch.no_grad():
-            after = self._error(bench)
-        self._measured = {
-            f"{self.name}/error_before/{unit.name}": self._before,
+        self._errors_of[-1].append(self._error(bench))
+        before, after = self._errors_of[-1]
+        measured = {
+            f"{self.name}/error_before/{unit.name}": before,
             f"{self.name}/error_after/{unit.name}": after,
         }
         if adaptive:
             roundings = torch.cat([quantizer.v.detach().flatten() for _, quantizer in adaptive])
-            self._measured[f"{self.name}/undecided/{unit.name}"] = float(undecided(roundings))
+            share = float(undecided(roundings))
+            measured[f"{self.name}/undecided/{unit.name}"] = share
+            if share > MOST_UNDECIDED and self.regularization:
+                _log.warning(
+                    "%s: %.0f %% of the roundings of %s were undecided and went to the nearer side:"
+                    " raise %s.iterations or lr",
+                    *(self.name, 100 * share, unit.name, self.key),
+                )
+        return measured
 
     def end(self, bench: Bench) -> None:
         """Let go of the cache."""
-        self._cache, self._at, self._kept = None, -1, {}
+        self._values, self._cached, self._at = None, None, -1
 
     def _inputs(self, bench: Bench) -> Tensor:
         """Return the samples, each in as many views as are wanted, on the CPU."""
@@ -306,22 +312,15 @@ class Reconstruct(Stage):
             ]
         return torch.cat(views)
 
-    @torch.no_grad()
-    def _through(self, bench: Bench, unit: fx.GraphModule, inputs: Values) -> Tensor:
-        """Return what a unit puts out, on the CPU."""
-        device = next(bench.student.parameters()).device
-        parts = zip(*(torch.split(each, CHUNK) for each in inputs), strict=True)
-        return torch.cat([unit(*_placed(bench, part, device)).cpu() for part in parts])
-
     def _batch(self, bench: Bench) -> _Drawn:
         """Draw inputs, mixed of both networks', and their targets."""
-        assert self._cache is not None
-        device = next(bench.student.parameters()).device
-        count = len(self._cache.target)
+        assert self._cached is not None
+        device = _device(bench)
+        count = len(self._cached.target)
         index = torch.randint(count, (min(self.batch_size, count),))
         floating, quantized = (
             tuple(each[index].to(device) for each in values)
-            for values in (self._cache.floating, self._cache.quantized)
+            for values in (self._cached.floating, self._cached.quantized)
         )
         if self.mix < 1:
             # Tokens are the same for both networks.
@@ -329,8 +328,8 @@ class Reconstruct(Stage):
                 torch.where(torch.rand_like(q) < self.mix, q, f) if q.is_floating_point() else q
                 for q, f in zip(quantized, floating, strict=True)
             )
-        mixed = _placed(bench, quantized, device)
-        return _Drawn(mixed, floating, self._cache.target[index].to(device))
+        mixed = _placed(bench, quantized)
+        return _Drawn(mixed, floating, self._cached.target[index].to(device))
 
     def _errors(self, batch: _Drawn) -> tuple[Tensor, Tensor | None]:
         """Return the error of the unit, and of its layers but the last where these count."""
@@ -344,14 +343,14 @@ class Reconstruct(Stage):
         errors = torch.stack([reconstruction_error(*pair) for pair in pairs])
         return reconstruction_error(output, batch.target), errors.sum()
 
+    @torch.no_grad()
     def _error(self, bench: Bench) -> float:
         """Return the error of the unit, rounded hard, on some of the samples."""
-        assert self._cache is not None
-        device = next(bench.student.parameters()).device
+        assert self._cached is not None
         some = slice(0, CHUNK)
-        inputs = tuple(each[some] for each in self._cache.quantized)
-        output = self._student_unit(*_placed(bench, inputs, device))
-        return float(reconstruction_error(output, self._cache.target[some].to(device)))
+        inputs = tuple(each[some] for each in self._cached.quantized)
+        output = self._student_unit(*_placed(bench, inputs))
+        return float(reconstruction_error(output, self._cached.target[some].to(_device(bench))))
 
     # -- What trains ----------------------------------------------------------------------
 
@@ -392,13 +391,25 @@ class Reconstruct(Stage):
         """Return the batch size."""
         return f"{self.key}.batch_size", self.batch_size
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Return the seed of the views, for ``state_dict``."""
-        return {"seed": getattr(self, "_seed", 0)}
+    def plots(self) -> tuple[Plot, ...]:
+        """Return the error of each unit, before and after."""
+        done = [each for each in self._errors_of if len(each) == 2]
+        if not done:
+            return ()
+        curves = {
+            name: [(i + 1.0, errors[which]) for i, errors in enumerate(done)]
+            for which, name in enumerate(("before", "after"))
+        }
+        return (Plot("Error of each unit, in the order of execution", "unit", curves),)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the seed of the views and the errors of units so far, for ``state_dict``."""
+        return {"seed": getattr(self, "_seed", 0), "errors": [list(e) for e in self._errors_of]}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self._seed = int(state["seed"])
+        self._errors_of = [list(each) for each in state.get("errors", [])]
 
 
 def _adaptive(unit: nn.Module) -> list[tuple[QuantizedLayer, AdaptiveWeightQuantizer]]:
@@ -407,9 +418,13 @@ def _adaptive(unit: nn.Module) -> list[tuple[QuantizedLayer, AdaptiveWeightQuant
     return [(layer, q) for layer, q in found if isinstance(q, AdaptiveWeightQuantizer)]
 
 
-def _placed(bench: Bench, values: Values, device: torch.device) -> Values:
+def _placed(bench: Bench, values: Values) -> Values:
     """Return values on the device, in the memory format of the run."""
-    return tuple(bench.layout(each.to(device)) for each in values)
+    return tuple(bench.layout(each.to(_device(bench))) for each in values)
+
+
+def _device(bench: Bench) -> torch.device:
+    return next(bench.student.parameters()).device
 
 
 def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:

@@ -93,9 +93,9 @@ class _Costs(NamedTuple):
 class SearchBits(Stage):
     """Chooses the bits of each layer's weights within a budget, and goes on with them.
 
-    Layers whose bits ``quantizer.overrides`` or ``first_and_last_8bit`` set apart from the others
-    keep them. Source: ZeroQ (Cai et al., CVPR 2020); HAWQ-V2 (Dong et al., NeurIPS 2020) for the
-    second-order estimate; the idea of SEAM (Tang et al., ACM MM 2023) for the margin.
+    Layers whose bits ``quantizer.overrides`` or ``first_and_last_8bit`` set keep them. Source:
+    ZeroQ (Cai et al., CVPR 2020); HAWQ-V2 (Dong et al., NeurIPS 2020) for the second-order
+    estimate; the idea of SEAM (Tang et al., ACM MM 2023) for the margin.
     """
 
     source: str = MISSING
@@ -172,7 +172,12 @@ class SearchBits(Stage):
                 f"{FLOAT_BITS} leaves in floating point"
             )
         self._before = {name: layer.weight_quantizer.bits for name, layer in layers.items()}
-        self._names = _of_the_usual_bits(self._before)
+        self._names = [name for name, layer in layers.items() if not layer.bits_are_set]
+        if not self._names:
+            raise ConfigurationError(
+                f"order: {self.name} chooses bits of weights, which quantizer.overrides sets for "
+                "every layer"
+            )
         self._widths = [
             tuple(sorted(b for b in set(self.widths) if b >= self._least(layers[name])))
             for name in self._names
@@ -208,6 +213,12 @@ class SearchBits(Stage):
                 f"{BUDGETS[self.budget]}"
             )
         return _Costs(searched, fixed, limit - fixed, per_unit)
+
+    def found(self) -> str:
+        """Return how many layers are searched, and within which budget."""
+        limit = (self._costs.limit + self._costs.fixed) / self._costs.per_unit
+        searched = f"bits of {len(self._names)} of {len(self._before)} layers"
+        return f"{searched} within {limit:.10g} {BUDGETS[self.budget]}"
 
     def length(self, bench: Bench) -> int:
         """Return a step for each layer, those of the search, and one to choose."""
@@ -261,7 +272,7 @@ class SearchBits(Stage):
         else:
             losses = [self._loss(probe, {name: bits}) for bits in widths]
         self._losses = [*self._losses[:index], losses]
-        return Outcome({f"{self.name}/sensitivity/{name}": losses[0]})
+        return Outcome({f"{self.name}/sensitivity/{name}": losses[0]}, milestone=True)
 
     def _options(self) -> list[Options]:
         rows = zip(self._widths, self._costs.layers, self._losses, strict=True)
@@ -337,10 +348,14 @@ class SearchBits(Stage):
     # -- What is left of it -----------------------------------------------------------------------
 
     def files(self) -> dict[str, str]:
-        """Return the bits as YAML, and the frontier as a table."""
+        """Return the bits as YAML; the frontier, and what each layer does, as tables."""
         if not self._policy:
             return {}
-        return {f"{self.name}_bits.yaml": self._yaml(), f"{self.name}_frontier.csv": self._table()}
+        return {
+            f"{self.name}_bits.yaml": self._yaml(),
+            f"{self.name}_frontier.csv": self._table(),
+            f"{self.name}_sensitivities.csv": self._sensitivities(),
+        }
 
     def _yaml(self) -> str:
         overrides = [{"layers": n, "weight_bits": b} for n, b in self._policy.items()]
@@ -363,6 +378,15 @@ class SearchBits(Stage):
                 loss = predicted(self._options(), policy.bits)
                 row = [name, f"{self._spent(policy):.10g}", f"{loss:.6g}", f"{measured:.6g}"]
                 writer.writerow([*row, *policy.bits])
+        return text.getvalue()
+
+    def _sensitivities(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["layer", "weight_bits", self.measure])
+        for name, options in zip(self._names, self._options(), strict=True):
+            for bits, loss in zip(options.bits, options.losses, strict=True):
+                writer.writerow([name, bits, f"{loss:.6g}"])
         return text.getvalue()
 
     def plots(self) -> tuple[Plot, ...]:
@@ -407,13 +431,6 @@ class SearchBits(Stage):
 
 
 _ALL = range(MIN_BITS, MAX_BITS + 1)
-
-
-def _of_the_usual_bits(bits: Mapping[str, int]) -> list[str]:
-    """Return the layers that have the bits that most have."""
-    widths = list(bits.values())
-    usual = max(dict.fromkeys(widths), key=widths.count)
-    return [name for name, width in bits.items() if width == usual]
 
 
 def _operations_per_bit(bench: Bench) -> dict[str, int]:

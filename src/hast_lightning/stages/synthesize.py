@@ -164,6 +164,25 @@ def require_source(bench: Bench, name: str, key: str) -> None:
         )
 
 
+def require_batch(
+    bench: Bench, name: str, samples: int, batch_size: int, key: str, views: int = 1
+) -> None:
+    """Refuse fewer samples than a batch has.
+
+    Raises:
+        ConfigurationError: the source has too few, or too few are asked for.
+    """
+    most = bench.sources[name].most
+    there = samples if most is None else min(samples, most)
+    if there * views < batch_size:
+        of = "" if most is None or samples <= most else f", as many as {name} has"
+        times = f" in views={views}" if views > 1 else ""
+        raise ConfigurationError(
+            f"{key}.batch_size={batch_size}: a batch has more than the {there} samples{times} "
+            f"that there are{of}: lower it"
+        )
+
+
 @contextmanager
 def still(student: nn.Module, needs: Needs) -> Iterator[None]:
     """Keep gradients away from the student's parameters while it is only looked at."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs
 
+T = TypeVar("T")
 EPSILON = 1e-6
 """What is added to variances before their root is taken."""
 SMALLEST_VARIANCE = 1e-3
@@ -187,6 +188,7 @@ class AtBatchNorms(Term):
     """Base class: a term that looks at what the teacher's BatchNorms take in."""
 
     several_outputs = True
+    by_sample = False
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Find the BatchNorms, of all networks that teach together.
@@ -210,6 +212,14 @@ class AtBatchNorms(Term):
                 f"statistics, which the term {self.kind} matches synthetic images to"
             )
         return Needs(teacher=tuple(node for node, _ in self._layers), batch_norms=True)
+
+    def by_member(self, layers: Iterable[T]) -> list[list[T]]:
+        """Return what there is of each BatchNorm, apart for each network that teaches.
+
+        Networks without BatchNorms are left out.
+        """
+        remaining = iter(layers)
+        return [list(islice(remaining, count)) for count in self._counts]
 
     def inputs(self, seen: Seen) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield what each BatchNorm takes in, (N, C, ...), with its running mean and variance."""
@@ -266,15 +276,14 @@ class BNS(AtBatchNorms):
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss; where several networks teach, the mean of theirs."""
-        layers = iter(self.statistics(seen))
         losses = [
             batch_norm_statistics_loss(
-                list(islice(layers, count)),
+                layers,
                 self.mean_weight,
                 self.variance_weight,
                 deviations=self.spread == "deviation",
                 relative=self.relative,
             )
-            for count in self._counts
+            for layers in self.by_member(self.statistics(seen))
         ]
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()

@@ -43,6 +43,7 @@ class RawOutputs(Term):
     """The one of several outputs that is compared; null: all."""
 
     title = "Error of the outputs"
+    by_sample = False
     several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:

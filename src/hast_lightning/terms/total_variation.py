@@ -57,6 +57,7 @@ class TotalVariation(Term):
     """What differences along diagonals are multiplied by."""
 
     title = "total variation"
+    by_sample = False
     several_outputs = True
     goal: ClassVar[Tensor]
 

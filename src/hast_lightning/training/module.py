@@ -133,7 +133,8 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
     def _log_scalars(self) -> None:
         """Log everything that was measured, at the run's own counter; no other place logs."""
         outcome, every = self.outcome, self.config.trainer.log_every_n_steps
-        if not (outcome.scalars and self.agenda.is_logged(self.iteration, every)):
+        logged = outcome.milestone or self.agenda.is_logged(self.iteration, every)
+        if not (outcome.scalars and logged):
             return
         scalars = {name: float(value) for name, value in outcome.scalars.items()}
         for name, (parts, values) in outcome.parts.items():

@@ -46,8 +46,11 @@ class StageTimer(Callback):
             # stage ends would their time be charged to the wrong stage.
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._mark
+        self._charge(stage, now - self._mark, pl_module)
         self._mark = now
+
+    def _charge(self, stage: str, seconds: float, pl_module: LightningModule) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds so far, for the checkpoint."""
