@@ -92,6 +92,16 @@ def _load_yaml(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls 
     return copy.deepcopy(_parsed[key])
 
 
+@pytest.fixture
+def undisturbed_torch() -> Iterator[None]:
+    """Set back what a run in this process sets for all of it."""
+    # Only here, since it imports torch and the package, which many tests do without.
+    from tests import command_line
+
+    with command_line.undisturbed_torch():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _recipes_of_its_own() -> Iterator[None]:
     """Forget the recipes that a test made known by naming them."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -17,11 +19,15 @@ from torch.utils.data import DataLoader
 
 from hast_lightning.config import Config, to_object
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.data.ticker import StepTicker
 from hast_lightning.models import zoo
 from hast_lightning.runs.assembly import EXPECTED_WARNINGS, build_sources
 from hast_lightning.runtime.trainer import build_trainer
+from hast_lightning.stages.distill import Distill
+from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, numbered
 from hast_lightning.training.module import ZeroShotQuantization
+from tests.checkpoints import content, differences
 from tests.command_line import TINY
 from tests.composition import composed_raw
 
@@ -104,3 +110,39 @@ def fit(
         trainer.fit(
             module, DataLoader(ticker, batch_size=None), ckpt_path=checkpoint, weights_only=True
         )
+
+
+def diverge_at_the_second_student_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let that step spoil a weight."""
+    step = Distill.step
+
+    def diverge(self: Distill, bench: Bench, index: int) -> Outcome:
+        if index == 1:
+            with torch.no_grad():
+                next(bench.student.parameters()).fill_(float("nan"))
+        return step(self, bench, index)
+
+    monkeypatch.setattr(Distill, "step", diverge)
+
+
+def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> None:
+    """Run with a checkpoint behind every iteration, and once more from each of them.
+
+    Args:
+        config: Of the run.
+        folder: Where the checkpoints go.
+        at: Iterations to go on from; none: all of them.
+    """
+    last = folder / "last.ckpt"
+    module = build_module(config)
+    fit(module, [LastCheckpoint(last, every_n_steps=1, kept=100)])
+    expected, total = content(last), module.agenda.iterations
+    assert expected["iteration"] == total
+    for iteration in at or range(1, total):
+        begun = folder / "begun.ckpt"
+        shutil.copy(numbered(last, total - iteration), begun)
+        resumed = build_module(config)
+        fit(resumed, [LastCheckpoint(folder / "end.ckpt", every_n_steps=1)], checkpoint=begun)
+        assert resumed.iteration == total
+        different = differences(expected, content(folder / "end.ckpt"))
+        assert not different, (iteration, different)

@@ -294,7 +294,10 @@ TERMS = "stages.distillation.terms"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=resnet20_cifar10"], "model.checkpoint is not set: resnet20_cifar10 has no"),
+        (
+            ["model=resnet20_cifar10"],
+            "model.checkpoint is not set: resnet20_cifar10 has no weights",
+        ),
         (["model.provider=cifar_resnet", "model.checkpoint=x"], "model.depth=None must be 6n"),
         (["model=resnet20_cifar10", "model.depth=21"], "model.depth=21 must be 6n"),
         (["model=resnet20_cifar10", "model.depth=2"], "model.depth=2 must be 6n"),
@@ -309,13 +312,13 @@ TERMS = "stages.distillation.terms"
         ),
         (
             [f"{TERMS}.kd.weight=0", f"{TERMS}.alignment.enabled=false"],
-            "stages.distillation.terms: none has a weight",
+            "stages.distillation.terms: none has a weight, so that nothing would be learned",
         ),
         (
             [f"{TERMS}.kd.weight=0", f"~{TERMS}.alignment"],
             "stages.distillation.terms: none has a weight",
         ),
-        (["order=[]"], "order=[] names no stage"),
+        (["order=[]"], "order=[] names no stage: nothing would be done"),
         (["order=[synthesis,synthesis]"], "order=['synthesis', 'synthesis'] names a stage twice"),
         (
             ["order=[synthesis,distilation]"],
@@ -323,14 +326,14 @@ TERMS = "stages.distillation.terms"
             "synthesis, calibration, distillation",
         ),
         (["~stages.distillation"], "order: 'distillation' is no stage of this method; it has:"),
-        (["evaluate=false"], "evaluate=false with export.formats: every file is compared"),
+        (["evaluate=false"], "evaluate=false with export.formats: every file is compared with the"),
         (
             ["source@sources.bank=images", "sources.bank.load=x"],
             "sources.bank.load=x: own pictures are read from path",
         ),
         (
             ["source@sources.bank=images", "sources.bank.path=p/a", "data=npz", "data.path=p"],
-            "sources.bank.path=p/a and data.path=p overlap",
+            "sources.bank.path=p/a and data.path=p overlap: the result would be measured",
         ),
         ([f"~term@{TERMS}.alignment"], f"{TERMS}.alignment has no part"),
         (["quantizer=deploy", "quantizer.include_zero=false"], "quantizer.include_zero=false: the"),

@@ -23,8 +23,7 @@ from hast_lightning.safeguard.reference import reference_images
 from tests.command_line import TINY, call
 from tests.diffusion import SHAPE, SMALL, TIMESTEPS, WORDS, loaded, network
 from tests.real_data import diffusion_folder
-from tests.small_runs import build_module, small
-from tests.training.test_resuming import assert_same_end_from_everywhere
+from tests.small_runs import assert_same_end_from_everywhere, build_module, small
 
 EDA_DM = ("method=eda_dm_style", "quantizer=power", *WORDS, *SMALL)
 

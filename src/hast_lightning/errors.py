@@ -45,3 +45,8 @@ class LostProcessError(UserError):
 
 class DivergenceError(UserError):
     """A loss became NaN or infinite during training."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or of what it is where it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

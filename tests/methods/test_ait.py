@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader
 
-from hast_lightning.data.ticker import StepTicker
 from hast_lightning.methods.ait import (
     GradientInundation,
     find_multiplier,
@@ -25,8 +21,6 @@ from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.learned import parameter_groups
 from hast_lightning.quantization.settings import QuantizerConfig
-from hast_lightning.runs.assembly import EXPECTED_WARNINGS
-from hast_lightning.runtime.trainer import build_trainer
 from hast_lightning.stages.alternate import Alternate
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.small_calls import digits_network
@@ -378,29 +372,3 @@ def test_the_student_learns_from_answers_alone_and_without_decay() -> None:
         assert "cross_entropy" not in list(terms.values())[-1]
         distillation = getattr(config.stages[stage], "distillation", config.stages[stage])
         assert distillation.optimizer.weight_decay == 0
-
-
-def run_until(module: ZeroShotQuantization, stop: int, checkpoint: Path | None = None) -> Any:
-    trainer, start = build_trainer(module.config.trainer), 0
-    if checkpoint is not None:
-        start = int(torch.load(checkpoint, weights_only=True)["iteration"])
-    with warnings.catch_warnings():
-        for pattern in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", pattern)
-        loader = DataLoader(StepTicker(start, stop), batch_size=None)
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    return trainer
-
-
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_student(tmp_path: Path) -> None:
-    config = small("method=ait", "stages.alternation.distillation.hook.first_steps=2")
-    whole = build_module(config)
-    fit(whole)
-    run_until(build_module(config), 3).save_checkpoint(tmp_path / "last.ckpt")
-    resumed = build_module(config)
-    run_until(resumed, resumed.agenda.iterations, tmp_path / "last.ckpt")
-    assert int(hook_of(resumed).steps) == 3
-    found = resumed.state_dict()
-    for name, value in whole.state_dict().items():
-        if isinstance(value, Tensor):
-            assert torch.equal(value, found[name]), name

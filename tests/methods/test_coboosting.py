@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hast_lightning.core.source import Site
@@ -14,10 +15,10 @@ from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.methods.coboosting import Boost, HardPool, PixelGenerator, turn
 from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.models.zoo import load
-from tests.checkpoints import content, differences
+from tests.checkpoints import content
 from tests.composition import composed
 from tests.features import loaded
-from tests.small_runs import Saved, build_module, fit, small
+from tests.small_runs import assert_same_end_from_everywhere, build_module, fit, small
 
 OTHER = ("+model@teachers.untrained=digits", "teachers.untrained.pretrained=false")
 FEW = (
@@ -236,32 +237,25 @@ def test_the_student_sees_moved_images_only_and_rates_follow_the_epochs() -> Non
     module = build_module(config)
     rates = []
 
-    class Rates(Saved):
+    class Rates(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_, **__):  # type: ignore[no-untyped-def]
             scalars = pl_module.outcome.scalars
             if "distillation/learning_rate" in scalars:
                 rates.append(scalars["distillation/learning_rate"])
                 assert list(pl_module.outcome.answers) == [""]
 
-    fit(module, [Rates(0, Path())])
+    fit(module, [Rates()])
     cosine = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 1, 1, 2, 2, 2)]
     assert rates == pytest.approx(cosine)
 
 
 def test_it_is_resumed_in_every_phase_to_the_same_end(tmp_path: Path) -> None:
     config = small(*FEW, *OTHER)
-    whole = build_module(config)
-    total = whole.agenda.iterations
+    total = build_module(config).agenda.iterations
     # In the middle of synthesis, between weighing steps, and behind the first student step.
-    places = [total - 15 + done for done in (1, 11, 13)]
-    saved = [Saved(at, tmp_path / f"{at}.ckpt") for at in (*places, total)]
-    fit(whole, saved)
-    expected = content(tmp_path / f"{total}.ckpt")
-    assert "teacher.weights" in expected["state_dict"]
-    for at in places:
-        resumed, end = build_module(config), tmp_path / "end.ckpt"
-        fit(resumed, [Saved(total, end)], checkpoint=tmp_path / f"{at}.ckpt")
-        assert differences(expected, content(end)) == [], at
+    at = [total - 15 + done for done in (1, 11, 13)]
+    assert_same_end_from_everywhere(config, tmp_path, *at)
+    assert "teacher.weights" in content(tmp_path / "last.ckpt")["state_dict"]
 
 
 def test_a_network_that_teaches_alone_trains_its_student() -> None:

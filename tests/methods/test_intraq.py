@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from hast_lightning.core.batch import Batch, Progress, Seen, Trace
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.data.ticker import StepTicker
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.classifier import classifier_input
 from hast_lightning.methods.intraq import (
@@ -23,8 +19,6 @@ from hast_lightning.methods.intraq import (
     soft_target_loss,
 )
 from hast_lightning.models.teacher import FrozenTeacher
-from hast_lightning.runs.assembly import EXPECTED_WARNINGS
-from hast_lightning.runtime.trainer import build_trainer
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.training.module import ZeroShotQuantization
@@ -286,39 +280,6 @@ def test_means_do_not_move_with_the_images_under_way() -> None:
     stage.step = step  # type: ignore[assignment, method-assign]
     fit(module)
     assert counts == [0, 0, 32, 32, 32, 64]
-
-
-def run_until(module: ZeroShotQuantization, stop: int, checkpoint: Path | None = None) -> object:
-    trainer = build_trainer(module.config.trainer)
-    start = 0
-    if checkpoint is not None:
-        start = int(torch.load(checkpoint, weights_only=True)["iteration"])
-    with warnings.catch_warnings():
-        for pattern in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", pattern)
-        loader = DataLoader(StepTicker(start, stop), batch_size=None)
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    return trainer
-
-
-@pytest.mark.parametrize("stop", [2, 4, 7])
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_means_and_student(
-    tmp_path: Path, stop: int
-) -> None:
-    """In the first batch, in the second, and behind synthesis."""
-    config = small("method=intraq", "stages.synthesis.terms.soft_target.lowest=0.1")
-    whole = build_module(config)
-    fit(whole)
-    killed = build_module(config)
-    trainer = run_until(killed, stop)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")  # type: ignore[attr-defined]
-    resumed = build_module(config)
-    run_until(resumed, resumed.agenda.iterations, tmp_path / "last.ckpt")
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert any("sums" in name for name in expected)
-    for name, value in expected.items():
-        if isinstance(value, Tensor):
-            assert torch.equal(value, found[name]), name
 
 
 def test_a_generator_which_finishes_no_image_is_refused_by_name() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.methods.sardfq import AttentionPrior, attention_priors, patch_attention
-from tests.small_runs import Saved, build_module, fit, small
+from tests.small_runs import assert_same_end_from_everywhere, small
 from tests.transformers import WORDS, images, teacher
 
 
@@ -51,9 +51,4 @@ def test_the_upper_half_counts_by_depth_against_the_same_priors() -> None:
 
 def test_a_run_is_resumed_with_the_same_numbers(tmp_path: Path) -> None:
     words = ("method=sardfq_style", "quantizer=transformer", *WORDS)
-    whole = build_module(small(*words))
-    fit(whole, [Saved(3, tmp_path / "at.ckpt")])
-    resumed = build_module(small(*words))
-    fit(resumed, checkpoint=tmp_path / "at.ckpt")
-    for name, value in whole.student.state_dict().items():
-        assert torch.equal(value, resumed.student.state_dict()[name]), name
+    assert_same_end_from_everywhere(small(*words), tmp_path, 3)

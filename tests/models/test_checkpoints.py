@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import os
 import pickle
 import random
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from hast_lightning.models.checkpoints import (
 from hast_lightning.models.resnet import CifarResNet
 from hast_lightning.models.unpickling import read_tensors_beside_objects
 from hast_lightning.models.weight_choice import find_weights
+from tests.malicious import Payload
 
 Saver = Callable[[Any, Path], None]
 
@@ -140,16 +140,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(read_state_dict, tmp_path / "none.pth")
     assert "does not exist" in refusal(read_metadata, tmp_path / "none.safetensors")
     assert "is a folder" in refusal(load_weights, network(), tmp_path)
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.path),))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

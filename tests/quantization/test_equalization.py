@@ -10,12 +10,8 @@ from torch import Tensor, nn
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.tracing import fold_batch_norms, trace
-from hast_lightning.quantization.equalization import (
-    channel_factors,
-    equalize,
-    equalized,
-    find_pairs,
-)
+from hast_lightning.quantization.equalization import equalize, equalized, find_pairs
+from hast_lightning.quantization.norm_factors import channel_factors
 from tests.small_runs import build_module, small
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))

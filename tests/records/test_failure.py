@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.records.failure import FAILURE_FILE, Failure, how_it_ended, read_failure
-from hast_lightning.stages.distill import Distill
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
 from tests.command_line import TINY, call
+from tests.small_runs import diverge_at_the_second_student_step
 
 FAILURE = Failure("distillation", 2, 3, 9, "why", "DivergenceError", "last.ckpt", 0)
 
@@ -22,15 +21,7 @@ FAILURE = Failure("distillation", 2, 3, 9, "why", "DivergenceError", "last.ckpt"
 def test_a_diverged_run_says_where_and_keeps_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Distill.step
-
-    def diverge(self: Distill, bench: Bench, index: int) -> Outcome:
-        if index == 1:
-            with torch.no_grad():
-                next(bench.student.parameters()).fill_(float("nan"))
-        return step(self, bench, index)
-
-    monkeypatch.setattr(Distill, "step", diverge)
+    diverge_at_the_second_student_step(monkeypatch)
     arguments = (*TINY, "callbacks.checkpoint_every_n_steps=1", "hydra.run.dir=run")
     refusal = call(*arguments, folder=tmp_path).refusal()
     failure = read_failure(tmp_path / "run")

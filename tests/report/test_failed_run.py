@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.errors import ExportError
 from hast_lightning.records.failure import FAILURE_FILE
 from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
 from hast_lightning.report import page
 from hast_lightning.runs import exporting
-from hast_lightning.stages.distill import Distill
 from tests.command_line import TINY, call
 from tests.report.pages import Page
+from tests.small_runs import diverge_at_the_second_student_step
 
 RUN = (*TINY, "trainer.threads=1", "hydra.run.dir=run")
 
@@ -24,15 +22,7 @@ RUN = (*TINY, "trainer.threads=1", "hydra.run.dir=run")
 @pytest.fixture
 def diverges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second student step spoils a weight."""
-    step = Distill.step
-
-    def diverge(self: Distill, bench: Bench, index: int) -> Outcome:
-        if index == 1:
-            with torch.no_grad():
-                next(bench.student.parameters()).fill_(float("nan"))
-        return step(self, bench, index)
-
-    monkeypatch.setattr(Distill, "step", diverge)
+    diverge_at_the_second_student_step(monkeypatch)
 
 
 @pytest.mark.usefixtures("diverges")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,7 @@ ALL = "export.formats=[program,onnx,packed]"
 FILES = {"packed": "student.safetensors", "onnx": "student.onnx", "program": "student.pt2"}
 
 
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 def config(*overrides: str) -> Config:

@@ -301,6 +301,10 @@ def test_an_alternating_run_is_measured_once_its_bank_is_full(tmp_path: Path) ->
             r"sources\.bank: .* finished after 3 synthesis steps.* have 2",
         ),
         (
+            ["order=[calibration,distillation]"],
+            r"sources\.bank: .* finished after 3 synthesis steps.* have 0",
+        ),
+        (
             [*NO_DATA, "stages.synthesis.steps=5"],
             r"data=none measures on the last samples of sources\.bank, which takes 6 synthesis",
         ),

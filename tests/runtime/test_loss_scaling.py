@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from hast_lightning.errors import DivergenceError
 from hast_lightning.runtime.loss_scaling import LEAST_SCALE, LossScaling
 from hast_lightning.stages.distill import spoil_gradients
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import undisturbed_torch
 from tests.small_runs import build_module, fit, small
 
 HALF = "trainer.precision=16-mixed"
@@ -25,10 +23,7 @@ INITIAL_SCALE = 2.0**16
 LOW_SCALE = 2.0**8
 
 
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 class Watch(Callback):

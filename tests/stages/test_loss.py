@@ -36,9 +36,6 @@ class Fixed(Term):
     needs: Any = Needs()  # noqa: RUF009  # a tuple
     value: Any = 1.0
 
-    def bind(self, teacher: Any, student: Any) -> Needs:
-        return self.needs
-
     def forward(self, seen: Seen) -> Tensor:
         return torch.tensor(self.value) + 0 * seen.teacher.logits.sum()
 

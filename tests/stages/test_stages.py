@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hast_lightning.core.batch import Batch, Needs, Seen
-from hast_lightning.core.network import Network
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError, DivergenceError
 from hast_lightning.sources.generator import ConditionalGenerator
@@ -23,14 +21,9 @@ from hast_lightning.stages.alternate import Alternate
 from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.terms.cross_entropy import CrossEntropy
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import undisturbed_torch
 from tests.small_runs import ALTERNATING, GENERATOR, OWN_CALIBRATION, build_module, fit, small
 
-
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 NO_TERMS = (
@@ -162,8 +155,7 @@ class Disagreement(Term):
 
     kind = "disagreement"
 
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        return Needs(student=())
+    needs = Needs(student=())
 
     def forward(self, seen: Seen) -> Tensor:
         assert seen.student is not None

@@ -12,8 +12,8 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.stages.weigh_teachers import WeighTeachers, sign_step, weight_gradient
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.checkpoints import content, differences
-from tests.small_runs import Saved, build_module, fit, small
+from tests.checkpoints import content
+from tests.small_runs import assert_same_end_from_everywhere, build_module, fit, small
 
 WEIGHED = (
     "+stage@stages.weighing=weigh_teachers",
@@ -85,17 +85,10 @@ def test_a_size_of_0_leaves_the_weights_equal() -> None:
 
 def test_a_resumed_run_has_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     config = small("method=hast", *UNTRAINED, *WEIGHED[:-1], "order=[weighing]")
-    whole = build_module(config)
-    at = whole.agenda.iterations - 2
-    saved, last = Saved(at, tmp_path / "at.ckpt"), tmp_path / "last.ckpt"
-    fit(whole, [saved, Saved(at + 2, last)])
-    kept = content(tmp_path / "at.ckpt")["state_dict"]
+    assert_same_end_from_everywhere(config, tmp_path, build_module(config).agenda.iterations - 2)
+    kept = content(tmp_path / "begun.ckpt")["state_dict"]
     teachers = [key for key in kept if key.startswith("teacher.")]
     assert teachers == ["teacher.weights"] and kept["teacher.weights"].tolist() != [0.5, 0.5]
-    resumed = build_module(config)
-    fit(resumed, [Saved(at + 2, tmp_path / "end.ckpt")], checkpoint=tmp_path / "at.ckpt")
-    assert weights_of(resumed) == weights_of(whole)
-    assert differences(content(last), content(tmp_path / "end.ckpt")) == []
 
 
 def test_a_network_that_teaches_alone_has_nothing_to_weigh() -> None:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,10 +48,7 @@ from tests.small_runs import (
 NO_DIFFICULTY = "stages.synthesis.terms.hard_cross_entropy.by_difficulty=false"
 
 
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 def fitted(*overrides: str, callbacks: tuple[Callback, ...] = ()) -> ZeroShotQuantization:

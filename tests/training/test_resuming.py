@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,47 +20,21 @@ from hast_lightning.core.transform import Transform
 from hast_lightning.stages.calibrate import Calibrate
 from hast_lightning.stages.distill import Distill
 from hast_lightning.stages.synthesize import Synthesize
-from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, numbered
-from tests.checkpoints import content, differences
-from tests.command_line import undisturbed_torch
+from hast_lightning.training.callbacks.checkpoint import LastCheckpoint
+from tests.checkpoints import content
 from tests.small_methods import METHODS, small_method
 from tests.small_runs import (
     ALTERNATING,
     ALTERNATING_BANK,
     GENERATOR,
     OWN_CALIBRATION,
+    assert_same_end_from_everywhere,
     build_module,
     fit,
     small,
 )
 
-
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
-
-
-def assert_same_end_from_everywhere(config: Config, folder: Path, *at: int) -> None:
-    """Run with a checkpoint behind every iteration, and once more from each of them.
-
-    Args:
-        config: Of the run.
-        folder: Where the checkpoints go.
-        at: Iterations to go on from; none: all of them.
-    """
-    last = folder / "last.ckpt"
-    module = build_module(config)
-    fit(module, [LastCheckpoint(last, every_n_steps=1, kept=100)])
-    expected, total = content(last), module.agenda.iterations
-    assert expected["iteration"] == total
-    for iteration in at or range(1, total):
-        begun = folder / "begun.ckpt"
-        shutil.copy(numbered(last, total - iteration), begun)
-        resumed = build_module(config)
-        fit(resumed, [LastCheckpoint(folder / "end.ckpt", every_n_steps=1)], checkpoint=begun)
-        assert resumed.iteration == total
-        assert differences(expected, content(folder / "end.ckpt")) == [], iteration
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 RECONSTRUCT = (
@@ -89,6 +61,8 @@ SEARCH = (
     "stages.search.kept=1",
     "stages.correction.samples=16",
 )
+INTRAQ = ("method=intraq", "stages.synthesis.terms.soft_target.lowest=0.1")
+AIT = ("method=ait", "stages.alternation.distillation.hook.first_steps=2")
 PLACES = (
     "+term@stages.distillation.terms.places=adaptive_attention",
     "stages.distillation.terms.places.interval=1",
@@ -111,6 +85,9 @@ PLACES = (
         (("method=dqdg_style",), (2, 3, 4)),
         (("method=hast_near_grid",), (9, 10)),
         (PLACES, (9, 10)),
+        # In the first batch, in the second, and behind synthesis.
+        (INTRAQ, (2, 4, 7)),
+        (AIT, (3,)),
         pytest.param(ALTERNATING_BANK, (), marks=pytest.mark.slow),
     ],
     ids=[
@@ -127,6 +104,8 @@ PLACES = (
         "dqdg_style",
         "hast_near_grid",
         "places",
+        "intraq",
+        "ait",
         "alternating_bank",
     ],
 )

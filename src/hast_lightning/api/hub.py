@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 
 FILE = "student.safetensors"
 """The packed checkpoint of a repository."""
@@ -35,7 +35,7 @@ def download(repository: str, revision: str | None) -> Path:
     except Exception as error:
         raise ConfigurationError(
             f"{repository} is neither a file or folder here nor a repository that can be read: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -51,10 +51,6 @@ def upload(folder: Path, repository: str, *, private: bool, token: str | None) -
         interface.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:
         raise ConfigurationError(
-            f"{repository} cannot be uploaded to: {_first_line(error)}"
+            f"{repository} cannot be uploaded to: {first_line(error)}"
         ) from error
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hast_lightning.data.given import as_tensor, network_input
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 from hast_lightning.export.description import Description
 from hast_lightning.runs.prediction import Picture, picture_batches, sample_files
 
@@ -38,7 +38,7 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
     if not len(numbers):
         raise DataError(f"{ORIGIN}: there are no images")
     for part in torch.split(numbers, BATCH_SIZE):  # normalized, bytes take four times as much
-        yield network_input(part, wanted.input_shape, wanted.mean, wanted.std, ORIGIN)
+        yield network_input(part, wanted, ORIGIN)
 
 
 def _pictures(images: Any, wanted: Description) -> Sequence[Picture] | None:
@@ -72,7 +72,7 @@ def _with_batch(images: Any) -> Any:
         try:
             return torch.stack(parts)
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise DataError(f"{ORIGIN}: a list of images that are no batch: {reason}") from error
     return images[None] if _dimensions(images) == 3 else images
 

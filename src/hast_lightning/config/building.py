@@ -25,7 +25,7 @@ from hast_lightning.config.unknown import (
     no_such_part,
 )
 from hast_lightning.core.part import group_of, part_class, parts
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 
 ROOMS = ("sources", "terms", "transforms", "stages", "quantization", "methods")
 """Rooms of the package that parts are in; every module there is imported."""
@@ -77,7 +77,7 @@ def _stored(name: str, schema: type, group: str | None = None) -> ConfigNode:
         node = OmegaConf.structured(schema)
     except OmegaConfBaseException as error:
         raise ConfigurationError(
-            f"{group}={name}: {error.full_key}: {str(error).splitlines()[0]}"
+            f"{group}={name}: {error.full_key}: {first_line(error)}"
         ) from error
     return ConfigNode(f"{name}.yaml", node, group, package=None, provider=None)
 
@@ -187,10 +187,10 @@ def _get(node: Any, name: Any, key: str) -> Any:
     try:
         return node[name]
     except InterpolationToMissingValueError as error:
-        missing = str(error).splitlines()[0].rpartition(": ")[2]
+        missing = first_line(error).rpartition(": ")[2]
         raise ConfigurationError(f"{missing} is not set") from error
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise ConfigurationError(f"{key}: {first_line(error)}") from error
 
 
 def _refuse_added_keys(node: DictConfig, schema: Any, key: str) -> None:

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 
 TARGET = "_target_"
 NAME = re.compile(r"[\w.]+")
@@ -78,7 +78,7 @@ def _made(entry: Any, key: str, kind: type) -> Any:
         try:
             entry = instantiate(dict(entry))
         except InstantiationException as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise ConfigurationError(f"{key}: {entry[TARGET]}: {reason}") from error
     if not isinstance(entry, kind):
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from hast_lightning.config.folder import config_folder
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 
 MODULES = "modules"
 OTHER_FOLDERS = ("hydra.searchpath", "--config-dir", "-cd")
@@ -31,7 +31,7 @@ def named_modules(words: Iterable[str]) -> list[str]:
     try:
         value = OverridesParser.create().parse_override(word).value()
     except HydraException as error:
-        raise ConfigurationError(f"{word}: {str(error).splitlines()[0]}") from error
+        raise ConfigurationError(f"{word}: {first_line(error)}") from error
     named = [value] if isinstance(value, str) else value
     if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
         raise ConfigurationError(f"{word} is no list of modules, such as modules=[package.module]")

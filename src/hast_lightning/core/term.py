@@ -21,6 +21,7 @@ class Term(Part, ABC):
     Attributes:
         title: What curves are called.
         parts: Names of the parts of which the term is the sum, where it gives several.
+        needs: What the term wants to see, where that is the same for every network.
         by_sample: The loss is a mean over samples, by their weights where they have some, so that
             a student step may take the batch apart.
     """
@@ -34,6 +35,7 @@ class Term(Part, ABC):
 
     title: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Needs] = Needs()
     by_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Term(Part, ABC):
         Raises:
             ModelError: the networks do not have what the term is about.
         """
-        return Needs()
+        return self.needs
 
     def finished(self, batch: Batch) -> None:
         """Be told of the samples that a source has finished, where ``Needs.finished`` asks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +51,6 @@ class EvaluationData:
     std: tuple[float, ...]
     batch_size: int
     white: int = 255
-
-    @property
-    def num_images(self) -> int:
-        """N, the number of images."""
-        return len(self.labels)
-
-    def __len__(self) -> int:
-        """Return the number of batches, as a ``DataLoader`` does."""
-        return math.ceil(self.num_images / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized float32 images (B, C, H, W) and int64 labels (B,), in order."""

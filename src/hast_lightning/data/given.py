@@ -90,28 +90,20 @@ class GivenData:
         network = self._network
         empty = True
         for pair in _in_batches(_without_trace(self._given), network):
-            images = network_input(pair[0], network.input_shape, network.mean, network.std, "data")
+            images = network_input(pair[0], network, "data")
             yield images, _labels(pair[1], len(images), network.num_classes)
             empty = False
         if empty:
             raise DataError("data holds no images; at least one is needed, at every pass")
 
 
-def network_input(
-    images: Any,
-    shape: tuple[int, int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    origin: str,
-) -> Tensor:
+def network_input(images: Any, network: TakesImages, origin: str) -> Tensor:
     """Images as the network takes them, on the CPU.
 
     Args:
         images: (N, C, H, W). Of type uint8 they are pixels from 0 to 255, which are normalized;
             of a floating type they are normalized already.
-        shape: (C, H, W) that the network takes.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
+        network: What they are for.
         origin: What they were given as, for errors.
 
     Returns:
@@ -120,7 +112,7 @@ def network_input(
     Raises:
         DataError: the type or the shape is another, or a value is NaN or infinite.
     """
-    tensor = as_tensor(images, origin)
+    tensor, shape = as_tensor(images, origin), network.input_shape
     if tuple(tensor.shape[1:]) != tuple(shape):
         expected = ", ".join(map(str, shape))
         raise DataError(
@@ -128,7 +120,8 @@ def network_input(
         )
     if tensor.dtype == torch.uint8:
         centre, spread = (
-            torch.tensor(values).view(-1, *(1,) * (len(shape) - 1)) for values in (mean, std)
+            torch.tensor(values).view(-1, *(1,) * (len(shape) - 1))
+            for values in (network.mean, network.std)
         )
         return (tensor.float() / WHITE - centre) / spread
     if not tensor.is_floating_point():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hast_lightning.config import DataConfig
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 from hast_lightning.files.pictures import Fitting, open_picture, refuse_loops
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ class ImageFolderData:
     def __init__(self, dataset: ImageFolder, batch_size: int) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
-
-    @property
-    def num_images(self) -> int:
-        """Images in all."""
-        return len(self._dataset)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalized images (B, C, H, W), float32, and labels (B,), int64.
@@ -92,8 +87,7 @@ def load_image_folder(config: DataConfig, network: PretrainedNetwork) -> ImageFo
     try:
         dataset = ImageFolder(str(path), transform, loader=open_picture, allow_empty=True)
     except (FileNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"data.path={path}: {reason}; expected {LAYOUT}") from error
+        raise DataError(f"data.path={path}: {first_line(error)}; expected {LAYOUT}") from error
     if len(dataset.classes) != network.num_classes:
         raise DataError(
             f"data.path={path} has {len(dataset.classes)} class folders, the network "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +34,6 @@ class TextData:
 
     texts: Tensor
     batch_size: int
-
-    @property
-    def num_images(self) -> int:
-        """N, the number of texts."""
-        return len(self.texts)
-
-    def __len__(self) -> int:
-        """Return the number of batches, as a ``DataLoader`` does."""
-        return math.ceil(len(self.texts) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield tokens (B, length), with any behind the end, and what follows each, or -1."""

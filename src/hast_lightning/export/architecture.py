@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.export.frozen import (
     FROZEN,
     FrozenActivation,
@@ -76,8 +76,7 @@ def build(description: Any) -> fx.GraphModule:
         raise
     # Whatever a constructor or the graph raises about arguments of the wrong kind or number.
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise ModelError(f"its architecture is damaged: {reason}") from error
+        raise ModelError(f"its architecture is damaged: {first_line(error)}") from error
 
 
 def _build(description: Mapping[str, Any]) -> fx.GraphModule:

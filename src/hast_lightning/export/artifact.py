@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.core.outputs import Outputs, is_container, named_leaves, structure_of
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.export.description import Description
 from hast_lightning.export.onnx_file import read_onnx, write_onnx
 from hast_lightning.export.packed import read_packed, write_packed
@@ -130,7 +130,7 @@ def _checked(network: Network, description: Description, path: Path) -> Network:
             with torch.no_grad():
                 logits = network(images)
         except Exception as error:  # whatever an engine raises about a graph that does not fit
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(f"{path} fails on images of {_shape(images)}: {reason}") from error
         if not _fits(logits, images, description):
             raise ModelError(

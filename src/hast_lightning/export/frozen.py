@@ -17,7 +17,7 @@ from hast_lightning.errors import ModelError
 from hast_lightning.graph.arguments import arguments_of
 from hast_lightning.graph.heads import restore_head
 from hast_lightning.graph.names import value_names
-from hast_lightning.graph.operations import is_stochastic_depth, layer_of
+from hast_lightning.graph.operations import IDENTITIES, is_stochastic_depth, layer_of
 from hast_lightning.quantization.fake_quant import (
     QUANTIZED,
     ActivationQuantizer,
@@ -36,9 +36,7 @@ from hast_lightning.quantization.ranges import spread_groups
 
 WEIGHT = "quantized_weight"
 """Name of a frozen layer's weights among its children."""
-NO_OPERATION_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-)
+NO_OPERATION_LAYERS = (*IDENTITIES, nn.AlphaDropout)
 """Regularization, of which evaluation mode leaves nothing."""
 
 

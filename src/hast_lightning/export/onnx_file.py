@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.config import DEFAULT_OPSET
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.folding import fold_into_scales
 from hast_lightning.export.onnx_graph import (
@@ -103,7 +103,7 @@ def open_session(path: Path) -> tuple[Callable[..., dict[str, Tensor]], dict[str
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds, which have no public base class
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"{path} is damaged or not for this onnxruntime: {reason}") from error
     names, outputs = (
         [each.name for each in some] for some in (session.get_inputs(), session.get_outputs())

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.config import DEFAULT_OPSET
 from hast_lightning.core.outputs import is_container, named_leaves
-from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.errors import ConfigurationError, ModelError, first_line
 from hast_lightning.export.frozen import FrozenActivation, FrozenWeight
 from hast_lightning.export.program import export_program
 from hast_lightning.export.timed_inputs import PICTURES, TIMESTEPS
@@ -127,8 +127,8 @@ def _translate(
                 program, (), dynamo=True, opset_version=opset, verbose=False
             )
     except Exception as error:  # of an operation that it does not know, among others
-        lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
-        raise ModelError(f"torch.onnx cannot translate the network: {lines[0]}") from error
+        reason = first_line(error.__cause__ or error)
+        raise ModelError(f"torch.onnx cannot translate the network: {reason}") from error
     assert translated is not None
     model: onnx.ModelProto = translated.model_proto
     _require_opset(model, opset)

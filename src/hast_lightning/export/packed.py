@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, fx, nn
 
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.export import architecture
 from hast_lightning.export.description import METADATA_KEY, Description, compact_json
 from hast_lightning.export.frozen import WEIGHT, frozen_layers
@@ -131,7 +131,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return dict(file.metadata() or {}), tensors
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"{path} is damaged or no safetensors file: {reason}") from error
 
 

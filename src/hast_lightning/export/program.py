@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from hast_lightning.core.outputs import Outputs, named_leaves
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.program_archive import clean_copy
 from hast_lightning.export.timed_inputs import inputs_in_files, with_one_input, with_two_inputs
@@ -37,8 +37,7 @@ def export_program(network: nn.Module, input_shape: tuple[int, int, int]) -> Exp
         with torch.no_grad():
             return torch.export.export(network, inputs, dynamic_shapes=sizes)
     except Exception as error:  # whatever the network's code raises when it meets fake tensors
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"torch.export cannot take the network: {reason}") from error
+        raise ModelError(f"torch.export cannot take the network: {first_line(error)}") from error
 
 
 class _PlainContainers(nn.Module):
@@ -87,6 +86,6 @@ def read_program(path: Path) -> tuple[Callable[[Tensor], Any], Description]:
         program = torch.export.load(copy)
         network: nn.Module = program.module()
     except Exception as error:  # damaged content ends in nearly any kind of exception there
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"{path} is damaged or of another version of torch: {reason}") from error
     return with_one_input(network, description), description

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 from hast_lightning.files.archives import require_bounded
 from hast_lightning.files.pixels import as_shown
 
@@ -58,7 +58,7 @@ def read_arrays(path: Path, names: tuple[str, ...], origin: str) -> tuple[NDArra
         raise
     # Damaged archives raise a dozen types, from zlib's to MemoryError; each means the same here.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if "Object arrays" in reason:
             reason = "it holds Python objects, which are refused since loading them can run code"
         raise DataError(f"{origin} cannot be read: {reason}") from error
@@ -216,8 +216,7 @@ def open_picture(path: str | Path, mode: str = "RGB") -> Picture:
         raise
     # Pillow's readers raise a dozen types where a file is damaged in an odd way.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is not a readable picture: {reason}") from error
+        raise DataError(f"{path} is not a readable picture: {first_line(error)}") from error
 
 
 def shown_picture(picture: Picture, mode: str, origin: str) -> Picture:
@@ -231,7 +230,7 @@ def shown_picture(picture: Picture, mode: str, origin: str) -> Picture:
         return as_shown(picture, mode)
     # Pillow reads a file only now, and raises a dozen types where it is damaged.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{origin}: a picture of mode {picture.mode} cannot be read: {reason}"
         ) from error

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hast_lightning.errors import DataError
+from hast_lightning.errors import DataError, first_line
 
 FORMAT_VERSION = "1"
 
@@ -60,7 +60,7 @@ def read_tensors(
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{key}={path}: not a readable safetensors file, perhaps truncated ({reason})"
         ) from error

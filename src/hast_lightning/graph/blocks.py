@@ -23,8 +23,10 @@ from torch.nn.modules.conv import _ConvNd
 from hast_lightning.core.network import Network
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import (
+    ADDITIONS,
     BATCH_NORMS,
     CONVOLUTIONS,
+    IDENTITIES,
     calls,
     is_activation,
     is_depthwise,
@@ -37,9 +39,7 @@ _log = logging.getLogger(__name__)
 _told: WeakSet[nn.Module] = WeakSet()
 """Networks that it was said of, once each, that they have no blocks."""
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _POOLS_TO_VECTORS = (
     *(nn.Flatten, nn.Linear, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
@@ -202,7 +202,7 @@ def _residual_bodies(graph_module: fx.GraphModule) -> set[fx.Node]:
     ancestors = _ancestors(graph_module.graph)
     bodies = set()
     for node in graph_module.graph.nodes:
-        operands = _operands(node) if calls(node, _ADDITIONS) else []
+        operands = _operands(node) if calls(node, ADDITIONS) else []
         if len(operands) != 2:
             continue
         left, right = ({operand} | ancestors[operand] for operand in operands)
@@ -247,7 +247,7 @@ def _skip_identities(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
 
 def _is_identity(node: fx.Node, layer: nn.Module | None) -> bool:
     """Whether a node does nothing in evaluation mode."""
-    dropped = isinstance(layer, _IDENTITIES) or is_stochastic_depth(node, layer)
+    dropped = isinstance(layer, IDENTITIES) or is_stochastic_depth(node, layer)
     return dropped or calls(node, _IDENTITY_FUNCTIONS)
 
 

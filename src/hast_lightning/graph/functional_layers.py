@@ -17,7 +17,12 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from hast_lightning.graph.operations import BATCH_NORMS, CONVOLUTION_LAYERS, TRANSPOSED_LAYERS
+from hast_lightning.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTION_LAYERS,
+    TRANSPOSED_LAYERS,
+    constants_of,
+)
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
@@ -55,7 +60,7 @@ def functions_to_layers(graph_module: fx.GraphModule, images: Tensor) -> bool:
         Whether anything was changed.
     """
     asserted = _erase_assertions(graph_module.graph)
-    constants = _constants(graph_module.graph)
+    constants = constants_of(graph_module.graph.nodes)
     layers = _find_layers(graph_module, constants, images)
     places = _Places(graph_module)
     for node, layer in layers.items():
@@ -83,17 +88,6 @@ def _erase_assertions(graph: fx.Graph) -> bool:
         if not node.users and node.target in _SIDES_OF_ASSERTIONS:
             graph.erase_node(node)
     return bool(assertions)
-
-
-def _constants(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value depends on parameters and buffers alone."""
-    constants: set[fx.Node] = set()
-    for node in graph.nodes:
-        sources = node.all_input_nodes
-        computed = node.op.startswith("call_") and sources and constants.issuperset(sources)
-        if node.op == "get_attr" or computed:
-            constants.add(node)
-    return constants
 
 
 def _erase_unused(graph: fx.Graph, constants: set[fx.Node]) -> None:

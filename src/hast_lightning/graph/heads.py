@@ -28,20 +28,13 @@ _LEAST_LOGARITHM = -88.0
 _TOLERANCE = 1e-5
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, 1)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, 1)
-
-
-_HEADS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
-    "sigmoid": torch.sigmoid,
-    "logsigmoid": F.logsigmoid,
+_HEADS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
+    "softmax": (torch.softmax, (1,)),
+    "log_softmax": (torch.log_softmax, (1,)),
+    "sigmoid": (torch.sigmoid, ()),
+    "logsigmoid": (F.logsigmoid, ()),
 }
+"""Functions and their arguments behind the logits."""
 HEADS = (LOGITS, NEXT_TOKENS, *_HEADS)
 """All that a network may put out that has classes."""
 
@@ -132,11 +125,15 @@ def put_classes_second(network: fx.GraphModule) -> None:
 
     So its positions are those of a map. :func:`restore_head` gives them back as they were.
     """
+    _transpose(network)
+    network.meta[_KEY] = NEXT_TOKENS
+
+
+def _transpose(network: fx.GraphModule) -> None:
     output = network.graph.output_node()
     with network.graph.inserting_before(output):
         output.args = (network.graph.call_method("transpose", (output.args[0], 1, 2)),)
     network.recompile()
-    network.meta[_KEY] = NEXT_TOKENS
 
 
 def _erase_unused(graph: fx.Graph, node: object) -> None:
@@ -156,16 +153,13 @@ def restore_head(network: nn.Module) -> nn.Module:
     if head == SEVERAL:
         return separate(network)
     del network.meta[_KEY]
-    output = network.graph.output_node()
     if head == NEXT_TOKENS:
-        with network.graph.inserting_before(output):
-            output.args = (network.graph.call_method("transpose", (output.args[0], 1, 2)),)
-        network.recompile()
+        _transpose(network)
         return network
-    arguments = (output.args[0], 1) if head in ("softmax", "log_softmax") else (output.args[0],)
-    function = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}.get(head, _HEADS[head])
+    output = network.graph.output_node()
+    function, arguments = _HEADS[head]
     with network.graph.inserting_before(output):
-        output.args = (network.graph.call_function(function, arguments),)
+        output.args = (network.graph.call_function(function, (output.args[0], *arguments)),)
     network.graph.lint()
     network.recompile()
     return network
@@ -209,8 +203,9 @@ def _find(
     for node, value in recorder.values.items():
         if node is network.graph.output_node().args[0]:
             break
-        for head, function in _HEADS.items():
-            if torch.allclose(function(value.flatten(1)), outputs, _TOLERANCE, _TOLERANCE / 10):
+        for head, (function, arguments) in _HEADS.items():
+            made = function(value.flatten(1), *arguments)
+            if torch.allclose(made, outputs, _TOLERANCE, _TOLERANCE / 10):
                 return head, node, value.dim()
     return None
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hast_lightning.graph.operations import (
+    ADDITIONS,
     BATCH_NORMS,
     CONVOLUTION_LAYERS,
     TRANSPOSED_LAYERS,
@@ -24,7 +25,6 @@ _OPERATORS = {
 }
 
 _NEEDING_INPUTS = (*CONVOLUTION_LAYERS, *TRANSPOSED_LAYERS, nn.Linear, *BATCH_NORMS)
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def overwrites(node: fx.Node, graph_module: fx.GraphModule) -> bool:
@@ -118,7 +118,7 @@ def _is_usual(node: fx.Node, network: fx.GraphModule) -> bool:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or len(source.users) > 1:
         return False
-    return isinstance(layer_of(source, network), _NEEDING_INPUTS) or calls(source, _SUMS)
+    return isinstance(layer_of(source, network), _NEEDING_INPUTS) or calls(source, ADDITIONS)
 
 
 def requires_copies(network: fx.GraphModule, images: Tensor) -> bool:

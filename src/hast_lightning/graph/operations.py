@@ -7,7 +7,7 @@ a method of a tensor (by its name).
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
@@ -70,11 +70,14 @@ LAYERS_WITH_PRODUCTS = (
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack)
 
+# What does nothing in evaluation mode.
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 # What puts out nothing but values that it takes in (and zeros): values on a grid stay on it.
 REARRANGING_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    *(*IDENTITIES, nn.AlphaDropout),
     *(nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
@@ -169,6 +172,17 @@ def is_constant(node: fx.Node) -> bool:
     sources = node.all_input_nodes
     made = node.op.startswith("call_") and bool(sources) and all(map(is_constant, sources))
     return node.op == "get_attr" or made
+
+
+def constants_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the constants (:func:`is_constant`) among nodes in order of execution."""
+    constants: set[fx.Node] = set()
+    for node in nodes:
+        sources = node.all_input_nodes
+        computed = node.op.startswith("call_") and sources and constants.issuperset(sources)
+        if node.op == "get_attr" or computed:
+            constants.add(node)
+    return constants
 
 
 def values_of(graph: fx.Graph) -> dict[fx.Node, None]:

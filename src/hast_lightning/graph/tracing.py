@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.graph.heads import copy_head
 from hast_lightning.graph.in_place import overwrites
 from hast_lightning.graph.operations import (
@@ -154,7 +154,7 @@ def trace_with(tracer: PlaceTracer, network: nn.Module) -> fx.GraphModule:
         graph.lint()
         return fx.GraphModule(tracer.root, graph, name)
     except Exception as error:  # whatever the network's own code raises when it meets proxies
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if "does not support item assignment" in reason:
             reason = (
                 "a graph cannot hold an assignment into a part of a tensor (x[...] = y); "

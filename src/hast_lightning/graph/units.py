@@ -27,6 +27,7 @@ from hast_lightning.graph.operations import (
     CONVOLUTION_LAYERS,
     LAYERS_WITH_PRODUCTS,
     calls,
+    constants_of,
     is_activation,
     is_depthwise,
     is_pointwise,
@@ -234,15 +235,11 @@ def _live_values(
         for node in nodes
     }
     last_use[result] = len(nodes)
-    constant: set[fx.Node] = set()
-    for node in nodes:
-        sources = node.all_input_nodes
-        if node.op == "get_attr" or (sources and constant.issuperset(sources)):
-            constant.add(node)
+    constants = constants_of(nodes)
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):
         live = {each for each in live if last_use[each] > i}
-        if node not in constant:
+        if node not in constants:
             live.add(node)
         yield node, live
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
@@ -59,14 +58,11 @@ class DifferenceEntropy(Term):
     """What the difference of the logits is divided by."""
 
     title = "Distillation loss (entropy of the difference)"
+    needs = Needs(student=())
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("temperature", self.temperature, 0, open_minimum=True)
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits."""
-        return Needs(student=())
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss, which is negative."""
@@ -90,6 +86,7 @@ class EntropyMargins(Term):
     """Largest relative entropy that costs nothing (lambda_u)."""
 
     title = "Margins of the entropy of the difference"
+    needs = Needs(student=())
     by_sample = False
 
     def __post_init__(self) -> None:
@@ -98,10 +95,6 @@ class EntropyMargins(Term):
         require_range("upper", self.upper, 0, 1)
         if self.lower > self.upper:
             raise ConfigurationError(f"lower={self.lower} must not exceed upper={self.upper}")
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits."""
-        return Needs(student=())
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
@@ -118,10 +111,7 @@ class DisagreementCrossEntropy(Term):
     """
 
     title = "Cross-entropy of the difference"
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits and labels of either kind."""
-        return Needs(student=(), labels="some")
+    needs = Needs(student=(), labels="some")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
@@ -137,10 +127,7 @@ class AgreementCrossEntropy(Term):
     """
 
     title = "Cross-entropy of the sum"
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits and labels of either kind."""
-        return Needs(student=(), labels="some")
+    needs = Needs(student=(), labels="some")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""

@@ -20,7 +20,7 @@ from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.graph.operations import CONVOLUTIONS, calls, layer_of
 from hast_lightning.graph.tracing import expose
 from hast_lightning.terms.cross_entropy import difficulty
@@ -93,14 +93,11 @@ class MaskedCrossEntropy(Term):
     """Difficulty ``1 - p_y`` from which on a sample is left out (the paper's tau)."""
 
     title = "Cross-entropy of the student, without difficult samples"
+    needs = Needs(student=(), labels="hard")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("threshold", self.threshold, 0, 1, open_minimum=True)
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits and hard labels."""
-        return Needs(student=(), labels="hard")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
@@ -288,7 +285,7 @@ class GradCAM(Term):
         try:
             tail.score_gradient(values)
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [repr(error)])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"the term grad_cam finds no gradient of the logits of {name} by {tail.value}: "
                 f"{reason}"

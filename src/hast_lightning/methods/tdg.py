@@ -46,14 +46,11 @@ class GaussianMargin(Term):
     """Discrepancy of logits at which a push has 0.61 of its strength."""
 
     title = "Discrepancy within a Gaussian margin"
+    needs = Needs(student=())
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("width", self.width, 0, open_minimum=True)
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits."""
-        return Needs(student=())
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss, which is not positive."""

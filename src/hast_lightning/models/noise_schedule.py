@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.diffusion import cosine_alpha_bar, linear_alpha_bar
-from hast_lightning.errors import DataError, ModelError
+from hast_lightning.errors import DataError, ModelError, first_line
 
 BUILT = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 OWN = ("alpha_bar", "alphas_cumprod")
@@ -61,7 +61,7 @@ def _of_file(path: Path, origin: str) -> Tensor:
             held = [name for name in OWN if name in file.keys()]  # noqa: SIM118
             tensor: Tensor | None = file.get_tensor(held[0]) if held else None
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{origin}: not a readable safetensors file ({reason})") from error
     if tensor is None:
         raise DataError(f"{origin}: holds no {' or '.join(OWN)}")

@@ -18,6 +18,7 @@ from hast_lightning.core.network import (
 from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.constants import fix_constants
+from hast_lightning.graph.operations import CONVOLUTION_LAYERS
 from hast_lightning.graph.outputs import outputs_of_graph, puts_out_several
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.checkpoints import checksum
@@ -28,6 +29,14 @@ from hast_lightning.models.timed import TRIED, TimedNetwork, puts_out_noise, tim
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+COLOURS = 3
+
+
+def channels_taken(network: nn.Module) -> int:
+    """Return the channels that the first convolution takes; without one those of a photograph."""
+    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
+    first = next(convolutions, None)
+    return COLOURS if first is None else first.in_channels
 
 
 def describe(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.graph.outputs import MAPS_DIMENSIONS, as_one, only_tensor
 from hast_lightning.graph.tracing import innermost_place
 
@@ -75,7 +75,7 @@ def _called(network: nn.Module, inputs: Tensor, called: str, what: str) -> Any:
         # Some networks normalize their input in place.
         return network(inputs.clone())
     except Exception as error:  # whatever a network's own code raises
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = first_line(error)
         place = innermost_place(error.__traceback__)
         raise ModelError(
             f"the network {called} fails on {what} (model.input_size), at {place}: {reason}"

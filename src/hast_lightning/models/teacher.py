@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -11,7 +12,6 @@ from torch.fx import GraphModule
 from hast_lightning.core.batch import Trace
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.graph.network import Passes
-from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, trace
 
 
@@ -21,13 +21,11 @@ def batch_norms_are_new(graph_module: GraphModule) -> bool:
     Such a network was never trained, or its weights were not loaded; images that are matched to
     these statistics say nothing about its data.
     """
-    layers = [graph_module.get_submodule(name) for _, name in batch_norm_inputs(graph_module)]
-    means = [layer.running_mean for layer in layers if isinstance(layer, BATCH_NORMS)]
-    variances = [layer.running_var for layer in layers if isinstance(layer, BATCH_NORMS)]
-    if not layers:
-        return False
-    return all(mean is not None and not mean.any() for mean in means) and all(
-        var is not None and bool((var == 1).all()) for var in variances
+    layers: list[Any] = [
+        graph_module.get_submodule(name) for _, name in batch_norm_inputs(graph_module)
+    ]
+    return bool(layers) and all(
+        not layer.running_mean.any() and bool((layer.running_var == 1).all()) for layer in layers
     )
 
 

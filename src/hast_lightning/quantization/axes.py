@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor, fx
 
 from hast_lightning.core.part import Part
 from hast_lightning.quantization.fake_quant import ActivationQuantizer, WeightQuantizer
 from hast_lightning.quantization.ranges import Grid
+
+Quantizer = TypeVar("Quantizer", bound=ActivationQuantizer)
 
 
 class QuantizerSettings(Protocol):
@@ -54,7 +56,10 @@ class Ranges(Part, ABC):
 
     def activation_quantizer(self, bits: int, settings: QuantizerSettings) -> ActivationQuantizer:
         """Return a quantizer of one activation tensor."""
-        return ActivationQuantizer(
+        return self._as_set(ActivationQuantizer, bits, settings)
+
+    def _as_set(self, kind: type[Quantizer], bits: int, settings: QuantizerSettings) -> Quantizer:
+        return kind(
             bits,
             gradient=settings.gradient,
             momentum=settings.momentum,

@@ -9,7 +9,6 @@ quantize stays as it is, bit for bit.
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hast_lightning.graph.operations import (
+    ADDITIONS,
     BATCH_NORMS,
+    IDENTITIES,
     TRANSPOSED_LAYERS,
     calls,
     is_rectifier,
@@ -33,7 +34,6 @@ from hast_lightning.runtime.ranks import averaged
 SMALLEST_VARIANCE = 1e-12
 """A channel that varies less in the teacher says nothing of how much it should in the student."""
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _AVERAGING_LAYERS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _MEAN_KEEPING = (
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
@@ -255,13 +255,13 @@ def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told])
     if not known or len(known) < len(node.all_input_nodes):
         return None
     first = known[0]
-    if calls(node, _SUMS) and len(known) == 2:
+    if calls(node, ADDITIONS) and len(known) == 2:
         return _Told(known[0].mean + known[1].mean)
     if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
         return _Told(rectified_mean(first.mean, first.deviation, 6.0))
     if is_rectifier(node, network):
         return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]
-    if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+    if isinstance(layer, IDENTITIES):
         return first
     if isinstance(layer, (*_AVERAGING_LAYERS, nn.Flatten)) or calls(node, _MEAN_KEEPING):
         return _Told(first.mean)

@@ -29,6 +29,7 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONVOLUTION_LAYERS,
+    IDENTITIES,
     BatchNorm,
     calls,
     is_depthwise,
@@ -36,7 +37,7 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.tracing import batch_norm_affine, trace
-from hast_lightning.quantization.norm_factors import find_norm_pairs, spread
+from hast_lightning.quantization.norm_factors import channel_factors, find_norm_pairs, spread
 
 ROUNDS = 100
 SETTLED = 1e-4
@@ -45,7 +46,7 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """Kinds of layers that are scaled; others, such as transposed convolutions, end what commutes."""
 _KINDS = (*CONVOLUTION_LAYERS, nn.Linear)
 _PASSING_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten),
+    *(*IDENTITIES, nn.Flatten),
     *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
@@ -109,12 +110,6 @@ def equalize(pairs: list[Pair]) -> None:
             moved = max(moved, float(factors.log().abs().max()))
         if moved < SETTLED:
             return
-
-
-def channel_factors(out_ranges: Tensor, in_ranges: Tensor) -> Tensor:
-    """Return ``sqrt(out_ranges / in_ranges)``, (channels,); 1 where either is zero."""
-    usable = (out_ranges > 0) & (in_ranges > 0)
-    return torch.where(usable, (out_ranges / in_ranges).sqrt(), torch.ones_like(out_ranges))
 
 
 def find_pairs(network: fx.GraphModule) -> list[Pair]:

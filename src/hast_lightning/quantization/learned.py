@@ -169,13 +169,7 @@ class LSQ(LeastSquares):
 
     def activation_quantizer(self, bits: int, settings: QuantizerSettings) -> ActivationQuantizer:
         """Return a quantizer with a learned step size and offset."""
-        quantizer = LearnedActivationQuantizer(
-            bits,
-            gradient=settings.gradient,
-            momentum=settings.momentum,
-            include_zero=settings.include_zero,
-            find=self.find,
-        )
+        quantizer = self._as_set(LearnedActivationQuantizer, bits, settings)
         quantizer.lr_multiplier = self.lr_multiplier
         return quantizer
 

@@ -86,7 +86,7 @@ def spread(network: fx.GraphModule, pairs: list[NormPair]) -> None:
         norm, layers = layer_of(pair.node, network), [layer_of(t, network) for t in pair.takers]
         assert isinstance(norm, nn.LayerNorm)
         columns = torch.stack([layer.weight.abs().amax(0) for layer in layers])  # type: ignore[union-attr,operator]
-        factors = _factors(norm_widths(norm), columns.amax(0))
+        factors = channel_factors(norm_widths(norm), columns.amax(0))
         for layer in layers:
             layer.weight.mul_(factors)  # type: ignore[union-attr,operator]
         if pair.alone:
@@ -99,7 +99,8 @@ def spread(network: fx.GraphModule, pairs: list[NormPair]) -> None:
     network.recompile()
 
 
-def _factors(out_widths: Tensor, in_widths: Tensor) -> Tensor:
+def channel_factors(out_widths: Tensor, in_widths: Tensor) -> Tensor:
+    """Return ``sqrt(out_widths / in_widths)``, (channels,); 1 where either is zero."""
     usable = (out_widths > 0) & (in_widths > 0)
     return torch.where(usable, (out_widths / in_widths).sqrt(), torch.ones_like(out_widths))
 

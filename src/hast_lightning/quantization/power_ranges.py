@@ -42,10 +42,4 @@ class PowerRanges(Ranges):
         """Return a quantizer whose step size may learn."""
         if not self.learned:
             return super().activation_quantizer(bits, settings)
-        return LearnedActivationQuantizer(
-            bits,
-            gradient=settings.gradient,
-            momentum=settings.momentum,
-            include_zero=settings.include_zero,
-            find=self.find,
-        )
+        return self._as_set(LearnedActivationQuantizer, bits, settings)

@@ -22,6 +22,7 @@ from hast_lightning.graph.names import value_names
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONCATENATIONS,
+    IDENTITIES,
     TRANSPOSED_LAYERS,
     calls,
     is_activation,
@@ -33,7 +34,6 @@ from hast_lightning.graph.shapes import SHAPE, note_shapes
 from hast_lightning.quantization.fake_quant import ActivationQuantizer, weight_bits
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
 
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _AVERAGES = (
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean, "mean"),
@@ -131,7 +131,7 @@ def _only_follower(node: fx.Node, student: fx.GraphModule) -> fx.Node | None:
     if len(node.users) != 1 or isinstance(layer_of(node, student), ActivationQuantizer):
         return None
     (user,) = node.users
-    kinds = (*BATCH_NORMS, *_IDENTITIES, ActivationQuantizer)
+    kinds = (*BATCH_NORMS, *IDENTITIES, ActivationQuantizer)
     belongs = isinstance(layer_of(user, student), kinds)
     belongs = belongs or is_activation(user, student)
     return user if belongs and len(user.all_input_nodes) == 1 else None
@@ -219,7 +219,7 @@ def _operations(chain: list[fx.Node], student: fx.GraphModule) -> Iterator[str]:
             yield "BN"
         elif node.op == "placeholder":
             yield "input"
-        elif not isinstance(layer, (ActivationQuantizer, *_IDENTITIES)):
+        elif not isinstance(layer, (ActivationQuantizer, *IDENTITIES)):
             function = getattr(node.target, "__name__", str(node.target))
             yield function.strip("_") if layer is None else type(layer).__name__
 

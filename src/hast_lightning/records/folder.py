@@ -17,7 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 
 from hast_lightning.config import Config, from_saved, to_object
 from hast_lightning.config.targets import refuse_untyped
-from hast_lightning.errors import ConfigurationError, StorageError
+from hast_lightning.errors import ConfigurationError, StorageError, first_line
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
@@ -177,13 +177,11 @@ def _read_config(folder: Path) -> Config:
     try:
         saved = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"resume: {path} cannot be read: {reason}") from error
+        raise ConfigurationError(f"resume: {path} cannot be read: {first_line(error)}") from error
     try:
         return to_object(from_saved(saved))
     except (ConfigurationError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"resume: {path} cannot be read: {reason}") from error
+        raise ConfigurationError(f"resume: {path} cannot be read: {first_line(error)}") from error
 
 
 def _read_origin(folder: Path) -> Origin:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -58,28 +57,13 @@ class _Layout:
         )
 
 
-def save_grid(
-    path: str | Path,
-    images: Tensor,
-    labels: Tensor,
-    difficulty: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    predictions: Tensor | None = None,
-) -> None:
-    """Write :func:`draw_grid` of the same arguments as a PNG; missing folders are made."""
-    canvas = draw_grid(images, labels, difficulty, mean, std, predictions)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
-
-
 def draw_grid(
     images: Tensor,
     labels: Tensor,
     difficulty: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    predictions: Tensor | None = None,
+    predictions: Tensor,
 ) -> Image.Image:
     """Draw the images as one picture, ordered from easy to hard.
 
@@ -103,12 +87,11 @@ def draw_grid(
     layout = _Layout(len(tiles), *tiles[0].size)
     canvas = Image.new("RGB", layout.size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    _draw_header(draw, len(tiles), predictions is not None)
+    _draw_header(draw, len(tiles))
     for position, index in enumerate(torch.argsort(difficulty.float().cpu(), stable=True).tolist()):
-        predicted = None if predictions is None else int(predictions[index])
         corner = layout.corner(position)
         _draw_tile(canvas, draw, corner, tiles[index], float(difficulty[index]))
-        _draw_caption(draw, corner, tiles[index], int(labels[index]), predicted)
+        _draw_caption(draw, corner, tiles[index], int(labels[index]), int(predictions[index]))
     return canvas
 
 
@@ -124,9 +107,7 @@ def difficulty_color(difficulty: float) -> Color:
     return red, green, blue
 
 
-def _check_shapes(
-    images: Tensor, labels: Tensor, difficulty: Tensor, predictions: Tensor | None
-) -> None:
+def _check_shapes(images: Tensor, labels: Tensor, difficulty: Tensor, predictions: Tensor) -> None:
     if images.dim() != 4 or len(images) == 0 or images.shape[1] not in DRAWN_CHANNELS:
         raise ValueError(f"images must be (N, 1 or 3, H, W) with N > 0, not {tuple(images.shape)}")
     for name, values in (
@@ -134,7 +115,7 @@ def _check_shapes(
         ("difficulty", difficulty),
         ("predictions", predictions),
     ):
-        if values is not None and values.shape != images.shape[:1]:
+        if values.shape != images.shape[:1]:
             raise ValueError(f"{name} must be ({len(images)},), not {tuple(values.shape)}")
 
 
@@ -174,22 +155,21 @@ def _draw_caption(
     corner: tuple[int, int],
     tile: Image.Image,
     label: int,
-    predicted: int | None,
+    predicted: int,
 ) -> None:
     """Draw the label at the left below an image, and a prediction that misses it."""
     left, baseline = corner[0], corner[1] + tile.height + 2 * BORDER + 5
     draw.text((left, baseline), str(label), font=_font(), fill=INK)
-    if predicted is not None and predicted != label:
+    if predicted != label:
         offset = draw.textlength(f"{label} ", font=_font())
         draw.text((left + offset, baseline), f"as {predicted}", font=_font(), fill=WRONG)
 
 
-def _draw_header(draw: ImageDraw.ImageDraw, count: int, with_predictions: bool) -> None:
+def _draw_header(draw: ImageDraw.ImageDraw, count: int) -> None:
     """Draw the title, and below it how to read captions, and the scale of the borders."""
     title = "1 sample" if count == 1 else f"{count} samples"
     draw.text((MARGIN, MARGIN - 6), title, font=_font(TITLE_SIZE), fill=INK)
-    reading = "label, in red the prediction where it differs" if with_predictions else "label"
-    reading = f"{reading}; difficulty d = 1 - p(label)"
+    reading = "label, in red the prediction where it differs; difficulty d = 1 - p(label)"
     line = MARGIN + 26
     draw.text((MARGIN, line), reading, font=_font(), fill=FADED)
     left = MARGIN + draw.textlength(reading, font=_font()) + 24

@@ -13,7 +13,7 @@ from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.report.content import PartLine, StageLines
 from hast_lightning.runs.assembly import Run
-from hast_lightning.tracking.facts import is_on, running_stages
+from hast_lightning.tracking.facts import is_on, parts_of, running_stages
 
 SAID_BESIDE = ("kind", "enabled", "weight", "source", "steps")
 """Settings that have a place of their own."""
@@ -88,18 +88,15 @@ def stage_lines(run: Run) -> tuple[StageLines, ...]:
 
 
 def _part_lines(stage: Stage, key: str) -> Iterator[PartLine]:
-    for field in fields(stage):
-        value = getattr(stage, field.name)
-        for name, part in value.items() if isinstance(value, dict) else ():
-            if isinstance(part, Term | Transform):
-                yield PartLine(
-                    name=_title(part),
-                    about=about(part),
-                    enabled=is_on(part),
-                    weight=_number(part.weight) if isinstance(part, Term) else "",
-                    settings=settings_of(part),
-                    key=f"{key}.{field.name}.{name}",
-                )
+    for place, part in parts_of(stage):
+        yield PartLine(
+            name=_title(part),
+            about=about(part),
+            enabled=is_on(part),
+            weight=_number(part.weight) if isinstance(part, Term) else "",
+            settings=settings_of(part),
+            key=f"{key}.{place}",
+        )
 
 
 def _title(part: Term | Transform) -> str:

@@ -209,17 +209,13 @@ def duration(seconds: float) -> str:
 
 def exports(result: Result | None) -> tuple[dict[str, str], ...]:
     """Return exported files and how they compare with the student, as rows of one table."""
-    found: Any = getattr(result, "exports", None) or []
-    entries = found.items() if isinstance(found, dict) else enumerate(found)
     rows = []
-    for name, entry in entries:
-        named = {"format": str(name)} if isinstance(found, dict) else {}
-        values = entry if isinstance(entry, dict) else {"value": entry}
+    for name, record in ({} if result is None else result.exports).items():
+        values: dict[str, Any] = {**record}
         # Those that matter first: a narrow screen shows no more at once.
         order = [*EXPORT_COLUMNS, *(key for key in values if key not in EXPORT_COLUMNS)]
-        ordered = {key: values[key] for key in order if key in values}
-        cells = {EXPORT_COLUMNS.get(key, key): _cell(key, value) for key, value in ordered.items()}
-        rows.append({**named, **cells})
+        cells = {EXPORT_COLUMNS.get(k, k): _cell(k, values[k]) for k in order if k in values}
+        rows.append({"format": name, **cells})
     return tuple(rows)
 
 

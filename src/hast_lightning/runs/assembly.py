@@ -19,7 +19,6 @@ from hast_lightning.config import Config
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.ensemble import OWN
 from hast_lightning.core.network import TOKENS, PretrainedNetwork
-from hast_lightning.core.outputs import Outputs
 from hast_lightning.core.source import Source, TrainedSource
 from hast_lightning.data.evaluation import EvaluationData, load_evaluation_data
 from hast_lightning.data.given import GivenData
@@ -90,31 +89,21 @@ class Run:
         batches = self._batches()
         if batches is None:
             return None
-        if (values := self.network.values) is not None:
-            return self._evaluate_values((inputs for inputs, _ in batches), values)
-        texts = self.network.modality == TOKENS
-        # A vocabulary squared is too much to look at.
-        counts = None if texts else Confusion(self.network.num_classes).to(self.module.device)
         try:
-            found = evaluate(
-                self.module.teacher,
-                self.module.student,
-                batches,
-                self.network.num_classes,
-                self.module.device,
-                counts,
-            )
+            return self._evaluate_on(batches)
         except DivergenceError as error:
             raise self.module.divergence(str(error), max(self.module.iteration - 1, 0)) from error
+
+    def _evaluate_on(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+        both, device = (self.module.teacher, self.module.student), self.module.device
+        if (values := self.network.values) is not None:
+            return evaluate_values(*both, (inputs for inputs, _ in batches), values, device)
+        texts, classes = self.network.modality == TOKENS, self.network.num_classes
+        # A vocabulary squared is too much to look at.
+        counts = None if texts else Confusion(classes).to(device)
+        found = evaluate(*both, batches, classes, device, counts)
         self.confusion = None if counts is None else counts.compute().cpu()
         return found
-
-    def _evaluate_values(self, batches: Iterable[Tensor], values: Outputs) -> Evaluation:
-        module = self.module
-        try:
-            return evaluate_values(module.teacher, module.student, batches, values, module.device)
-        except DivergenceError as error:
-            raise module.divergence(str(error), max(module.iteration - 1, 0)) from error
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """This rank's share of the batches."""

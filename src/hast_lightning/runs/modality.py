@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 from hast_lightning.config import Config
 from hast_lightning.core.network import DIFFUSION, TOKENS, PretrainedNetwork
 from hast_lightning.core.outputs import Outputs
 from hast_lightning.core.part import Part, group_of, parts
-from hast_lightning.core.stage import Stage
 from hast_lightning.core.term import Term
-from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.tracking.facts import is_on, parts_of
 
 OUTPUT = "output"
 """Setting of a term that can be about one of several outputs."""
@@ -70,18 +68,8 @@ def _used(config: Config) -> Iterator[tuple[str, Part]]:
     """Yield the parts that a run uses, and where they stand; what is inside of a stage first."""
     read = {name for stage in config.ordered.values() for name in stage.reads}
     for name, stage in config.ordered.items():
-        yield from ((f"stages.{name}.{key}", part) for key, part in _inside(stage))
+        yield from ((f"stages.{name}.{key}", part) for key, part in parts_of(stage) if is_on(part))
         yield f"stages.{name}", stage
     for name, source in config.sources.items():
         if name in read:
             yield f"sources.{name}", source
-
-
-def _inside(stage: Stage) -> Iterator[tuple[str, Part]]:
-    """Yield the terms and transforms of a stage that count."""
-    for each in fields(stage):
-        value = getattr(stage, each.name)
-        for name, part in value.items() if isinstance(value, dict) else ():
-            active = isinstance(part, Term) and part.active
-            if active or (isinstance(part, Transform) and part.enabled):
-                yield f"{each.name}.{name}", part

@@ -36,10 +36,9 @@ from hast_lightning.records.folder import (
     was_requeued,
     write_origin,
 )
-from hast_lightning.records.grid import DRAWN_CHANNELS, save_grid
+from hast_lightning.records.grid import DRAWN_CHANNELS
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
-from hast_lightning.records.spectrogram import as_pictures
 from hast_lightning.records.versions import git_commit, versions
 from hast_lightning.report import write_failed_report, write_report
 from hast_lightning.runs.assembly import Run, build, prepare_torch
@@ -67,8 +66,8 @@ from hast_lightning.runtime.trainer import (
 )
 from hast_lightning.safeguard.choice import choose
 from hast_lightning.safeguard.states import StudentStates, forget_states
-from hast_lightning.terms.cross_entropy import difficulty, most_frequent
 from hast_lightning.tracking.loggers import finish_loggers, require_logger, show_media
+from hast_lightning.tracking.media import Samples, sample_pictures
 from hast_lightning.training.callbacks.checkpoint import LastCheckpoint, last_whole_checkpoint
 from hast_lightning.training.callbacks.evaluation import StudentEvaluation
 from hast_lightning.training.callbacks.findings import SaveFindings
@@ -333,18 +332,10 @@ def _save_grid(run: Run) -> None:
         return
     batch = run.module.source.sample(run.config.callbacks.grid_images)
     logits = run.module.teacher(batch.inputs)
-    answers = logits.argmax(dim=1)
-    labels = answers if batch.labels is None else batch.labels
-    shown = as_pictures(batch.inputs, run.network)
-    save_grid(
-        run.folder / GRID_FILE,
-        shown.images,
-        most_frequent(labels),
-        difficulty(logits, labels),
-        shown.mean,
-        shown.std,
-        most_frequent(answers),
-    )
+    labels = logits.argmax(dim=1) if batch.labels is None else batch.labels
+    samples = Samples(batch.inputs, labels, logits)
+    for picture in sample_pictures(samples, run.network).values():
+        picture.save(run.folder / GRID_FILE, format="PNG")
 
 
 def _record_failure(run: Run, error: BaseException) -> Failure:

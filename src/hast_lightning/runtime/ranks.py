@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from hast_lightning.errors import LostProcessError
+from hast_lightning.errors import LostProcessError, first_line
 
 T = TypeVar("T")
 PLACE_IN_SOURCE = re.compile(r"^\[[^]]*\.\w+:\d+\]\s*")
@@ -56,7 +56,7 @@ def answered() -> Iterator[None]:
         raise
     # gloo raises it plain, NCCL its own kinds of it.
     except RuntimeError as error:
-        reason = PLACE_IN_SOURCE.sub("", str(error).splitlines()[0]).split(". ")[0][:200]
+        reason = PLACE_IN_SOURCE.sub("", first_line(error)).split(". ")[0][:200]
         raise LostProcessError(
             f"process {rank()} of {world_size()} lost another one, which ended or did not answer "
             f"for trainer.timeout_minutes ({reason}); resume=<run folder> goes on"

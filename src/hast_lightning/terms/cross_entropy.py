@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 
@@ -94,6 +93,7 @@ class HardCrossEntropy(Term):
     """True: no gradient through the difficulty, as in Co-Boosting (Dai et al., ICLR 2024)."""
 
     title = "Cross-entropy, weighted by difficulty"
+    needs = Needs(labels="hard")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +102,6 @@ class HardCrossEntropy(Term):
     def unused(self) -> Collection[str]:
         """Return the exponent where every sample weighs the same."""
         return () if self.by_difficulty else ("gamma",)
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for hard labels."""
-        return Needs(labels="hard")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss of the teacher's logits."""
@@ -144,10 +140,7 @@ class TeacherCrossEntropy(Term):
     """
 
     title = "Cross-entropy of the teacher"
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for labels of either kind."""
-        return Needs(labels="some")
+    needs = Needs(labels="some")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""
@@ -169,10 +162,7 @@ class CrossEntropy(Term):
     """
 
     title = "Cross-entropy of the student"
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Ask for the student's logits and labels of either kind."""
-        return Needs(student=(), labels="some")
+    needs = Needs(student=(), labels="some")
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""

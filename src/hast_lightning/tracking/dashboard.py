@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from hast_lightning.config import Config, LoggerConfig, config_folder
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 from hast_lightning.tracking.axes import axis_of
 from hast_lightning.tracking.facts import running_stages, switched_parts
 from hast_lightning.tracking.wandb_key import wandb_key_exists
@@ -106,7 +106,7 @@ def save_dashboard(config: LoggerConfig, methods: Callable[[], Mapping[str, Conf
         raise
     # Whatever of requests, GraphQL and wandb's own service goes wrong on the way.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigurationError(f"command=dashboard could not be saved to wandb: {reason}") from (
             error
         )

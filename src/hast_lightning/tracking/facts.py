@@ -85,11 +85,17 @@ def is_on(part: Term | Transform) -> bool:
 def switched_parts(config: Config) -> Iterator[tuple[str, Term | Transform]]:
     """Yield the terms and transforms of the stages that run, with their place in ``stages``."""
     for place, stage in running_stages(config):
-        for field in fields(stage):
-            value = getattr(stage, field.name)
-            for name, part in value.items() if isinstance(value, dict) else ():
-                if isinstance(part, Term | Transform):
-                    yield f"{place}.{field.name}.{name}", part
+        for key, part in parts_of(stage):
+            yield f"{place}.{key}", part
+
+
+def parts_of(stage: Stage) -> Iterator[tuple[str, Term | Transform]]:
+    """Yield the terms and transforms of one stage, with their place in it."""
+    for field in fields(stage):
+        value = getattr(stage, field.name)
+        for name, part in value.items() if isinstance(value, dict) else ():
+            if isinstance(part, Term | Transform):
+                yield f"{field.name}.{name}", part
 
 
 def running_stages(config: Config) -> Iterator[tuple[str, Stage]]:

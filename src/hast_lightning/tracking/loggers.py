@@ -17,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from hast_lightning.config import LoggerConfig
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, first_line
 from hast_lightning.tracking.facts import Description
 from hast_lightning.tracking.media import MediaLogger
 from hast_lightning.tracking.stage_loggers import StageTensorBoardLogger, StageWandbLogger
@@ -174,16 +174,14 @@ def _wandb(
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, **options)
         run = wandb.init(settings=settings, **arguments)
     except wandb.errors.CommError as error:
-        _log.warning("wandb does not let the run online, so it is kept offline: %s", _first(error))
+        _log.warning(
+            "wandb does not let the run online, so it is kept offline: %s", first_line(error)
+        )
         settings = wandb.Settings(**options)
         run = wandb.init(settings=settings, **{**arguments, "mode": "offline"})
     except wandb.errors.UsageError as error:
-        raise ConfigurationError(f"logger=wandb: {_first(error)}") from error
+        raise ConfigurationError(f"logger=wandb: {first_line(error)}") from error
     return StageWandbLogger(run, folder, agenda)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _claim_wandb_id(folder: Path) -> str:

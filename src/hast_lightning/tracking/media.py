@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -132,10 +132,7 @@ def layer_scalars(layers: Sequence[LayerDiagnosis]) -> dict[str, float]:
 
 def layer_rows(layers: Sequence[LayerDiagnosis]) -> list[list[str | int | float | None]]:
     """Return a row of :data:`LAYER_COLUMNS` for every quantized tensor, in order of execution."""
-    return [
-        [layer.name, layer.kind, layer.bits, layer.low, layer.high, layer.scale, layer.error]
-        for layer in layers
-    ]
+    return [list(astuple(layer)) for layer in layers]
 
 
 def layer_markdown(layers: Sequence[LayerDiagnosis]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from hast_lightning.runtime.random_streams import random_streams
 from hast_lightning.tracking.media import Media
 from hast_lightning.training.callbacks.observation import Observation
 from hast_lightning.training.module import ZeroShotQuantization
-from tests.command_line import undisturbed_torch
 from tests.small_runs import (
     ALTERNATING,
     ALTERNATING_BANK,
@@ -24,11 +22,7 @@ from tests.small_runs import (
     small,
 )
 
-
-@pytest.fixture(autouse=True)
-def _undisturbed_torch() -> Iterator[None]:
-    with undisturbed_torch():
-        yield
+pytestmark = pytest.mark.usefixtures("undisturbed_torch")
 
 
 class Gallery(Logger):

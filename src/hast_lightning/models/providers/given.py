@@ -11,15 +11,15 @@ from torch import nn
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PICTURES, PretrainedNetwork
-from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import CONVOLUTION_LAYERS
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.models.pretrained import (
+    COLOURS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    channels_taken,
     describe,
 )
 
-COLOURS = 3
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 COMPILED = "_orig_mod"
 """Name of the module that torch.compile wraps, among the wrapper's children."""
@@ -74,7 +74,7 @@ def accept(
     try:
         own = copy.deepcopy(network).cpu()
     except Exception as error:  # whatever the network's own parts raise
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"the network {config.name} cannot be copied: {reason}") from error
     _unwrap_parts(own)
     return describe(own, config, shape, mean, std)
@@ -106,7 +106,7 @@ def _input_shape(
             "takes: pass (channels, height, width), for example input_shape=(3, 224, 224)"
         )
     if isinstance(shape, int):
-        shape = (_channels(network), shape, shape)
+        shape = (channels_taken(network), shape, shape)
     sizes = tuple(shape)
     if len(sizes) not in (2, 3) or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ModelError(
@@ -122,13 +122,7 @@ def _own_shape(network: nn.Module) -> tuple[int, ...] | None:
     if size := _timm_facts(network).get("input_size"):
         return tuple(size)
     side: Any = getattr(network, "in_size", None)
-    return (_channels(network), *side) if isinstance(side, tuple) else None
-
-
-def _channels(network: nn.Module) -> int:
-    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
-    first = next(convolutions, None)
-    return COLOURS if first is None else first.in_channels
+    return (channels_taken(network), *side) if isinstance(side, tuple) else None
 
 
 def _timm_facts(network: nn.Module) -> dict[str, Any]:

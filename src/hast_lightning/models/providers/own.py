@@ -13,18 +13,17 @@ from torch import nn
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PICTURES, TOKENS, PretrainedNetwork
-from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import CONVOLUTION_LAYERS
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.graph.tracing import innermost_place
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.pretrained import (
+    COLOURS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    channels_taken,
     describe,
 )
 from hast_lightning.models.text_network import describe_text
-
-COLOURS = 3
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
@@ -110,7 +109,7 @@ def _options(function: Callable[..., Any], config: ModelConfig) -> dict[str, int
 
 
 def _failed(config: ModelConfig, error: Exception) -> ModelError:
-    reason = (str(error) or repr(error)).splitlines()[0]
+    reason = first_line(error)
     place = innermost_place(error.__traceback__)
     return ModelError(
         f"model.factory={config.factory} failed at {place}: {type(error).__name__}: {reason}"
@@ -119,8 +118,4 @@ def _failed(config: ModelConfig, error: Exception) -> ModelError:
 
 def _input_channels(network: nn.Module, config: ModelConfig) -> int:
     """The channels of the images: as many as are normalized, or as the first layer takes."""
-    if config.mean is not None:
-        return len(config.mean)
-    convolutions = (layer for layer in network.modules() if isinstance(layer, CONVOLUTION_LAYERS))
-    first = next(convolutions, None)
-    return COLOURS if first is None else first.in_channels
+    return channels_taken(network) if config.mean is None else len(config.mean)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.errors import ModelError
+from hast_lightning.errors import ModelError, first_line
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.providers.refusals import missing_package
 from hast_lightning.models.text_network import describe_text
@@ -91,7 +91,7 @@ def _made(config: ModelConfig) -> Any:
             settings, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:  # whatever the library makes of a file
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"model.config_file={config.config_file}: transformers makes no causal language model "
             f"of it: {reason}"
