@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +101,14 @@ def undisturbed_torch() -> Iterator[None]:
 
     with command_line.undisturbed_torch():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """Have small numbers again, which a run flushes to zero, in the tests behind this one."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True)
