@@ -25,7 +25,12 @@ PLAIN = (
     "stages.synthesis.terms.hard_cross_entropy.weight=10",
 )
 WHITE = ("sources.bank.start=white",)
-IMAGES: dict[str, tuple[str, ...]] = {"both": (), "smooth": PLAIN, "relative": WHITE}
+LESS_CLASS = ("stages.synthesis.terms.hard_cross_entropy.weight=0.01",)
+IMAGES: dict[str, tuple[str, ...]] = {
+    **{"both": (), "smooth": PLAIN, "relative": WHITE},
+    # As method=reconstruct makes them: the class has a tenth of the weight.
+    "less_class": LESS_CLASS,
+}
 """Images by what they have of the two: a start from smooth noise, relative statistics."""
 REBUILT = (
     *("+stage@stages.correction=correct", "stages.correction.source=bank"),
@@ -72,6 +77,7 @@ RUNS = (
     *(("both", width, 0) for width in ("w4a4", "w2a4", "w2a2")),
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
+    *(("less_class", "w3a3", seed) for seed in (0, 1, 2)),
     *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0), ("blocks8_longer", "w2a2", 0)),
     *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
     *(("rebuilt_gently", width, 0) for width in ("w2a4", "w2a2")),
