@@ -41,7 +41,7 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.learned import step_parameters
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.loss import active_transforms, transformed
-from hast_lightning.stages.synthesize import require_batch, require_source
+from hast_lightning.stages.synthesize import require_batch, require_source, samples_there
 from hast_lightning.stages.unit_values import (
     CHUNK,
     Cached,
@@ -58,7 +58,7 @@ WARM_SHARE = 0.2
 """Share of the iterations before weights are driven to an integer (BRECQ, QDrop, GENIE)."""
 FIRST_B, LAST_B = 20.0, 2.0
 MOST_UNDECIDED = 0.01
-"""Share of learned roundings that may be left undecided without a word."""
+"""How far learned roundings may end from 0 and 1 in the mean without a word."""
 
 
 class _Drawn(NamedTuple):
@@ -188,7 +188,7 @@ class Reconstruct(Stage):
         example = example_inputs(1, bench.teacher.pretrained.input_shape)
         teacher = bench.teacher.graph_module
         unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
-        count = self.views * min(self.samples, bench.sources[self.source].most or self.samples)
+        count = self.views * samples_there(bench, self.source, self.samples)
         needed, there = count * size, memory_of_machine()
         if there is not None and needed > there:
             raise ConfigurationError(
@@ -283,13 +283,13 @@ class Reconstruct(Stage):
         }
         if adaptive:
             roundings = torch.cat([quantizer.v.detach().flatten() for _, quantizer in adaptive])
-            share = float(undecided(roundings))
-            measured[f"{self.name}/undecided/{unit.name}"] = share
-            if share > MOST_UNDECIDED and self.regularization:
+            distance = float(undecided(roundings))
+            measured[f"{self.name}/undecided/{unit.name}"] = distance
+            if distance > MOST_UNDECIDED and self.regularization:
                 _log.warning(
-                    "%s: %.0f %% of the roundings of %s were undecided and went to the nearer side:"
-                    " raise %s.iterations or lr",
-                    *(self.name, 100 * share, unit.name, self.key),
+                    "%s: roundings of %s are undecided, in the mean %.2f from the side that they go"
+                    " to: raise %s.iterations or lr",
+                    *(self.name, unit.name, distance, self.key),
                 )
         return measured
 

@@ -164,6 +164,12 @@ def require_source(bench: Bench, name: str, key: str) -> None:
         )
 
 
+def samples_there(bench: Bench, name: str, wanted: int) -> int:
+    """Return how many of the wanted samples a source has to train on."""
+    most = bench.sources[name].most
+    return wanted if most is None else min(wanted, most)
+
+
 def require_batch(
     bench: Bench, name: str, samples: int, batch_size: int, key: str, views: int = 1
 ) -> None:
@@ -172,10 +178,9 @@ def require_batch(
     Raises:
         ConfigurationError: the source has too few, or too few are asked for.
     """
-    most = bench.sources[name].most
-    there = samples if most is None else min(samples, most)
+    there = samples_there(bench, name, samples)
     if there * views < batch_size:
-        of = "" if most is None or samples <= most else f", as many as {name} has"
+        of = f", as many as {name} has" if there < samples else ""
         times = f" in views={views}" if views > 1 else ""
         raise ConfigurationError(
             f"{key}.batch_size={batch_size}: a batch has more than the {there} samples{times} "
