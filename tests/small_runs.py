@@ -55,10 +55,14 @@ ALTERNATING_BANK = (
 GROUPS = ("method", "quantizer", "model")
 
 
+PLAIN = ("trainer.threads=1", "trainer.precision=32-true")
+"""What a run decides by its machine otherwise."""
+
+
 @functools.cache
 def small_raw(*groups: str) -> DictConfig:
     """Compose the same, not checked yet, with choices of groups alone; to be copied."""
-    return composed_raw(*TINY, "quantizer=minmax", "trainer.threads=1", *groups)
+    return composed_raw(*TINY, "quantizer=minmax", *PLAIN, *groups)
 
 
 def small(*overrides: str) -> Config:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
-from hast_lightning.config import TrainerConfig
+from hast_lightning.config import FLOAT32, TrainerConfig
 from hast_lightning.config.surroundings import CONTRADICTIONS
 from hast_lightning.config.targets import made, refuse_untyped, targets_in
 from hast_lightning.errors import ConfigurationError
@@ -151,10 +151,13 @@ def test_every_contradiction_is_an_argument_of_the_trainer() -> None:
 
 
 def test_other_arguments_reach_the_trainer() -> None:
-    options = TrainerConfig(accelerator="cpu", arguments={"detect_anomaly": True})
+    options = TrainerConfig(
+        accelerator="cpu", precision=FLOAT32, arguments={"detect_anomaly": True}
+    )
     assert build_trainer(options)._detect_anomaly
     assert isinstance(
-        build_trainer(TrainerConfig(accelerator="cpu", strategy="ddp")).strategy, RankParallel
+        build_trainer(TrainerConfig(accelerator="cpu", precision=FLOAT32, strategy="ddp")).strategy,
+        RankParallel,
     )
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from hast_lightning.config import TrainerConfig
+from hast_lightning.core.network import PICTURES, TOKENS
 from hast_lightning.records.folder import CONFIG_FILE
 from hast_lightning.runs import pipeline
+from hast_lightning.runs.assembly import prepare_torch
 from hast_lightning.runtime.trainer import fastest_precision
 from tests.small_runs import small
 
@@ -22,9 +24,37 @@ from tests.small_runs import small
 def test_a_cpu_takes_bfloat16_where_it_has_units_for_it(
     units: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     known = {"amx_bf16": False, "avx512_bf16": False, units: True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert fastest_precision(TrainerConfig(accelerator="cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        *(("avx512_core", "32-true"), ("AVX2", "32-true"), ("DEFAULT", "bf16-mixed")),
+        *(("AVX512_CORE_BF16", "bf16-mixed"), ("AVX512_CORE_AMX", "bf16-mixed")),
+    ],
+)
+def test_units_that_onednn_may_not_use_do_not_count(
+    limit: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert fastest_precision(TrainerConfig(accelerator="cpu")) == expected
+
+
+@pytest.mark.parametrize(("modality", "expected"), [(PICTURES, "bf16-mixed"), (TOKENS, "32-true")])
+def test_bfloat16_is_for_pictures_where_nothing_else_is_said(
+    modality: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hast_lightning.runs.assembly.fastest_precision", lambda _: "bf16-mixed")
+    config = small()
+    config.model.modality = modality
+    config.trainer.precision = "auto"
+    prepare_torch(config)
+    assert config.trainer.precision == expected
 
 
 @pytest.mark.parametrize(("units", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -42,6 +72,7 @@ def test_an_older_torch_says_nothing_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -
 def test_a_run_says_what_it_chose_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     words = ("order=[calibration]", "evaluate=false", "export.formats=[]", "trainer.precision=auto")
     pipeline.run(small(*words), tmp_path / "run", "command")

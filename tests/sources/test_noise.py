@@ -30,8 +30,12 @@ def test_held_out_previewed_and_collected_samples_leave_no_trace() -> None:
     held_out = source.held_out(5)
     assert torch.equal(torch.get_rng_state(), stream)
     torch.manual_seed(7)
-    for again in (source.held_out(5), source.preview(5), source.collect(5)):
+    for again in (source.held_out(5), source.preview(5)):
         assert torch.equal(again.inputs, held_out.inputs)
+    collected = source.collect(5)
+    assert torch.equal(source.collect(5).inputs, collected.inputs)
+    # What is trained on is nothing that is held out.
+    assert not torch.equal(collected.inputs, held_out.inputs)
     assert not torch.equal(source.sample(5).inputs, held_out.inputs)
 
 

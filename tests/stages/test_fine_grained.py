@@ -117,7 +117,7 @@ def test_the_rate_of_roundings_falls_and_nothing_drives_them() -> None:
 
 
 def test_blocks_come_closer_to_the_float_network() -> None:
-    words = ("stages.reconstruction.iterations=25", "stages.reconstruction.lr=0.05")
+    words = ("stages.reconstruction.iterations=100", "stages.reconstruction.lr=0.01")
     module = build_module(small(*EDA_DM, *words, "quantizer.activation_bits=4"), loaded())
     fit(module)
     (plot,) = module.stages["reconstruction"].plots()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from hast_lightning.core.batch import Batch
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.runs import pipeline
+from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages import reconstruct
 from hast_lightning.stages.reconstruct import reconstruction_error
 from hast_lightning.training.module import ZeroShotQuantization
@@ -114,6 +117,38 @@ def test_what_was_left_undecided_is_said_of_every_unit(
     assert all("raise stages.reconstruction.iterations" in line for line in warnings)
 
 
+def _errors(*overrides: str) -> list[float]:
+    """Errors of units before and after, with NaN for what the source holds out."""
+    found: list[float] = []
+
+    class Listening(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, module: LightningModule, *args: object
+        ) -> None:
+            assert isinstance(module, ZeroShotQuantization)
+            found.extend(float(v) for k, v in module.outcome.scalars.items() if "/error_" in k)
+
+    fit(build_module(small(*RECONSTRUCT, "quantizer=lsq", *overrides)), [Listening()])
+    assert len(found) == 10
+    return found
+
+
+def test_errors_are_of_samples_that_no_unit_is_rebuilt_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = ImageBank.held_out
+
+    def unlike_any(bank: ImageBank, count: int) -> Batch:
+        batch = held_out(bank, count)
+        return batch._replace(inputs=torch.full_like(batch.inputs, torch.nan))
+
+    monkeypatch.setattr(ImageBank, "held_out", unlike_any)
+    # Drawn for a step they would end the run.
+    assert all(map(math.isnan, _errors("stages.reconstruction.views=2", "data.holdout=0.25")))
+
+
+def test_errors_are_of_the_samples_where_nothing_is_held_out() -> None:
+    assert all(map(math.isfinite, _errors("data.holdout=0")))
+
+
 def test_every_unit_is_logged_whatever_the_interval(tmp_path: Path) -> None:
     words = (*RECONSTRUCT, "quantizer=lsq", "trainer.log_every_n_steps=1000")
     config = small(*words)
@@ -171,11 +206,12 @@ def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], ther
 
 
 def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16.
-    needed = 16 * 16 * 2 * 2 * 16 * 8 * 8 * 4
+    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16 samples
+    # and of the 128 that errors are measured on.
+    needed = (16 * 16 + 128) * 2 * 2 * 16 * 8 * 8 * 4
     words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
     monkeypatch.setattr(reconstruct, "memory_of_machine", lambda: needed - 1)
-    with pytest.raises(ConfigurationError, match=r"^stages\.reconstruction\.samples=16: 256 of "):
+    with pytest.raises(ConfigurationError, match=r"^stages\.reconstruction\.samples=16: 384 of "):
         build_module(small(*words))
     for enough in (needed, None):
         monkeypatch.setattr(reconstruct, "memory_of_machine", lambda enough=enough: enough)

@@ -24,6 +24,7 @@ from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
     AUTO,
     DATA_SOURCES,
+    FLOAT32,
     LOGGERS,
     PRECISIONS,
     CallbacksConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "COMMANDS",
     "DATA_SOURCES",
     "DEFAULT_OPSET",
+    "FLOAT32",
     "FORMATS",
     "LOGGERS",
     "PICTURE_FORMATS",

@@ -48,7 +48,8 @@ CONTRADICTIONS = {
 }
 """Arguments of Lightning's Trainer that contradict the loop of a run, and what to do instead."""
 AUTO = "auto"
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", AUTO)
+FLOAT32 = "32-true"
+PRECISIONS = (FLOAT32, "bf16-mixed", "16-mixed", AUTO)
 
 
 @dataclass
@@ -96,10 +97,11 @@ class TrainerConfig:
     """Machines that work on the run together."""
     timeout_minutes: float = 10.0
     """Minutes that a process waits for the others before the run ends in an error."""
-    precision: str = "32-true"
+    precision: str = AUTO
     """What the networks compute in; ``16-mixed`` scales the losses. Fake quantization, statistics
-    and losses are float32 in any case. ``auto``: ``bf16-mixed`` where the device multiplies it in
-    hardware, else ``32-true``; the run says which, and goes on with it after a resume."""
+    and losses are float32 in any case. ``auto``: ``bf16-mixed`` for pictures where the device
+    multiplies it in hardware, else ``32-true``; the run says which, and goes on with it after a
+    resume."""
     channels_last: bool = False
     """Memory layout of images and features: faster for many networks, the same results."""
     compile: bool = False

@@ -17,6 +17,7 @@ from hast_lightning.core.part import Part
 from hast_lightning.errors import DataError
 
 HELD_OUT_SEED = 20230326
+COLLECTED_SEED = HELD_OUT_SEED + 1
 """Any fixed number: held-out samples must not depend on the seed of the run."""
 
 
@@ -76,7 +77,7 @@ class Source(Part, ABC):
 
         Leaves no trace: neither in the source nor in the random numbers.
         """
-        return self.held_out(count)
+        return self.of_seed(count, COLLECTED_SEED)
 
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` samples that :meth:`sample` never gives, always the same.
@@ -84,9 +85,13 @@ class Source(Part, ABC):
         Raises:
             DataError: there are none yet.
         """
+        return self.of_seed(count, HELD_OUT_SEED)
+
+    def of_seed(self, count: int, seed: int) -> Batch:
+        """Return ``count`` samples that a seed decides; leaves no trace in the random numbers."""
         devices = list(range(torch.cuda.device_count()))
         with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(HELD_OUT_SEED)
+            torch.manual_seed(seed)
             return self.sample(count)
 
     def preview(self, count: int) -> Batch:

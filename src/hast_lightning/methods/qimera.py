@@ -123,6 +123,6 @@ class SuperposedGenerator(ConditionalGenerator):
         labels = torch.randint(self.num_classes, shape, device=device)
         return self.superpose(noise, labels, torch.randn(shape, device=device).softmax(dim=1))
 
-    def held_out(self, count: int) -> Batch:
+    def of_seed(self, count: int, seed: int) -> Batch:
         """Return images of fixed noise and one label each, as of a conditional generator."""
-        return with_one_hot(super().held_out(count), self.num_classes)
+        return with_one_hot(super().of_seed(count, seed), self.num_classes)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from hast_lightning.config import AUTO, CallbacksConfig, Config
+from hast_lightning.config import AUTO, FLOAT32, CallbacksConfig, Config
 from hast_lightning.config.targets import made
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.data.given import GivenData
@@ -60,7 +60,6 @@ from hast_lightning.runs.results import result_of
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.runtime.trainer import (
     build_trainer,
-    fastest_precision,
     is_first_process,
     require_device,
 )
@@ -165,12 +164,12 @@ def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()
 
 def _require_surroundings(config: Config) -> None:
     """Prepare torch, and refuse a device or a logger that is not there."""
+    asked = config.trainer.precision
     prepare_torch(config)
-    if config.trainer.precision == AUTO:
-        # From here on the run has what it chose, so that it goes on with the same elsewhere.
-        config.trainer.precision = fastest_precision(config.trainer)
-        if is_first_process():
-            Console().print(f"trainer.precision=auto: {config.trainer.precision}", markup=False)
+    precision = config.trainer.precision
+    if asked == AUTO and precision != FLOAT32 and is_first_process():
+        line = f"trainer.precision=auto: {precision}; trainer.precision={FLOAT32} turns it off"
+        Console().print(line, markup=False, soft_wrap=True)
     require_device(config.trainer)
     require_logger(config.logger)
 

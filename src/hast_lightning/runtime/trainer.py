@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from hast_lightning.config import TrainerConfig
+from hast_lightning.config import FLOAT32, TrainerConfig
 from hast_lightning.config.unknown import did_you_mean
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.runtime.loss_scaling import PRECISION as FLOAT16
@@ -81,22 +82,26 @@ def _device_type(options: TrainerConfig) -> str:
 
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """What torch calls the instructions of a CPU that multiply bfloat16."""
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Limits of oneDNN below such instructions."""
 
 
 def fastest_precision(options: TrainerConfig) -> str:
     """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
 
-    These are GPUs with bfloat16, and CPUs with AMX or AVX512_BF16; others convert it, which takes
-    longer than it saves.
+    These are GPUs with bfloat16, and CPUs with AMX or AVX512_BF16, unless oneDNN's own variable
+    ``ONEDNN_MAX_CPU_ISA`` forbids those; others convert it, which takes longer than it saves.
     """
     device = _device_type(options)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if device == "cuda":
         units = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     else:
         # Newer than the oldest supported torch.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        units = device == "cpu" and any(capabilities.get(name) for name in BFLOAT16_UNITS)
-    return "bf16-mixed" if units else "32-true"
+        there = any(capabilities.get(name) for name in BFLOAT16_UNITS)
+        units = device == "cpu" and there and limit not in WITHOUT_BFLOAT16
+    return "bf16-mixed" if units else FLOAT32
 
 
 def is_first_process() -> bool:

@@ -16,7 +16,7 @@ from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import part
-from hast_lightning.core.source import HELD_OUT_SEED, Site, TrainedSource
+from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
 from hast_lightning.sources.suitability import image_shape, refuse_maps
@@ -224,14 +224,14 @@ class ConditionalGenerator(TrainedSource):
                 norm.track_running_stats = True
 
     @torch.no_grad()
-    def held_out(self, count: int) -> Batch:
+    def of_seed(self, count: int, seed: int) -> Batch:
         """Return images of fixed noise and labels, made with the running statistics.
 
-        So they depend on the weights and ``count`` alone, and asking for them
+        So they depend on the weights, ``count`` and ``seed`` alone, and asking for them
         leaves no trace: neither in running statistics nor in the random numbers
         of the training. Labels go through the classes in turn.
         """
-        seeded = torch.Generator().manual_seed(HELD_OUT_SEED)
+        seeded = torch.Generator().manual_seed(seed)
         device = self.project.weight.device
         labels = torch.arange(count) % self.num_classes
         noise = torch.randn(count, self.latent_dim, generator=seeded)

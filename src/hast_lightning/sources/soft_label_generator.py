@@ -89,6 +89,6 @@ class SoftLabelGenerator(ConditionalGenerator):
         plain = F.one_hot(batch.targets, self.num_classes).float()
         return batch._replace(targets=torch.where(soft[:, None], self.table[batch.targets], plain))
 
-    def held_out(self, count: int) -> Batch:
+    def of_seed(self, count: int, seed: int) -> Batch:
         """Return images of fixed noise with one-hot labels."""
-        return with_one_hot(super().held_out(count), self.num_classes)
+        return with_one_hot(super().of_seed(count, seed), self.num_classes)

@@ -23,7 +23,7 @@ from hast_lightning.core.network import MODALITIES, example_inputs
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
 from hast_lightning.core.transform import Transform
-from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
 from hast_lightning.graph.tracing import expose
 from hast_lightning.graph.units import Unit, extract, find_units
@@ -188,7 +188,7 @@ class Reconstruct(Stage):
         example = example_inputs(1, bench.teacher.pretrained.input_shape)
         teacher = bench.teacher.graph_module
         unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
-        count = self.views * samples_there(bench, self.source, self.samples)
+        count = self.views * samples_there(bench, self.source, self.samples) + CHUNK
         needed, there = count * size, memory_of_machine()
         if there is not None and needed > there:
             raise ConfigurationError(
@@ -298,10 +298,19 @@ class Reconstruct(Stage):
         self._values, self._cached, self._at = None, None, -1
 
     def _inputs(self, bench: Bench) -> Tensor:
-        """Return the samples, each in as many views as are wanted, on the CPU."""
-        batch = bench.sources[self.source].collect(self.samples)
+        """Return the samples in as many views as are wanted, on the CPU, then those held out.
+
+        Errors before and after are of the latter, where the source holds any out.
+        """
+        source = bench.sources[self.source]
+        batch = source.collect(self.samples)
+        try:
+            others = source.held_out(CHUNK).inputs.cpu()
+        except (ConfigurationError, DataError):
+            others = batch.inputs[:0].cpu()
+        self._held_out = len(others)
         if self.views == 1 and not self._transforms:
-            return batch.inputs.cpu()
+            return torch.cat([batch.inputs.cpu(), others])
         devices = list(range(torch.cuda.device_count()))
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self._seed)
@@ -310,13 +319,13 @@ class Reconstruct(Stage):
                 for _ in range(self.views)
                 for some in batch.split(CHUNK)
             ]
-        return torch.cat(views)
+        return torch.cat([*views, others])
 
     def _batch(self, bench: Bench) -> _Drawn:
         """Draw inputs, mixed of both networks', and their targets."""
         assert self._cached is not None
         device = _device(bench)
-        count = len(self._cached.target)
+        count = len(self._cached.target) - self._held_out
         index = torch.randint(count, (min(self.batch_size, count),))
         floating, quantized = (
             tuple(each[index].to(device) for each in values)
@@ -345,9 +354,9 @@ class Reconstruct(Stage):
 
     @torch.no_grad()
     def _error(self, bench: Bench) -> float:
-        """Return the error of the unit, rounded hard, on some of the samples."""
+        """Return the error of the unit, rounded hard, on samples that it is not rebuilt on."""
         assert self._cached is not None
-        some = slice(0, CHUNK)
+        some = slice(-self._held_out, None) if self._held_out else slice(0, CHUNK)
         inputs = tuple(each[some] for each in self._cached.quantized)
         output = self._student_unit(*_placed(bench, inputs))
         return float(reconstruction_error(output, self._cached.target[some].to(_device(bench))))
