@@ -15,7 +15,7 @@ from experiments.resumable import command, files_in
 HERE = Path(__file__).resolve().parent
 FILES = ("resnet20-12fca82f.th", "cifar10_test_first1017.npz")
 COMMON = (
-    *("method=recommended", "model=resnet20_cifar10", "schedule=quick", "quantizer=lsq"),
+    *("model=resnet20_cifar10", "schedule=quick", "quantizer=lsq"),
     *("schedule.learning_rate=cosine", "model.checkpoint=resnet20-12fca82f.th", "data=npz"),
     *("data.path=cifar10_test_first1017.npz", "trainer.channels_last=true", "trainer.threads=1"),
     *("trainer.precision=auto", "export=none", "report=false", "callbacks.progress=false"),
@@ -25,14 +25,16 @@ PLAIN = (
     "stages.synthesis.terms.hard_cross_entropy.weight=10",
 )
 WHITE = ("sources.bank.start=white",)
-LESS_CLASS = ("stages.synthesis.terms.hard_cross_entropy.weight=0.01",)
+MORE_CLASS = ("stages.synthesis.terms.hard_cross_entropy.weight=0.1",)
+"""As method=recommended had it when most of these runs were made."""
 IMAGES: dict[str, tuple[str, ...]] = {
-    **{"both": (), "smooth": PLAIN, "relative": WHITE},
-    # As method=reconstruct makes them: the class has a tenth of the weight.
-    "less_class": LESS_CLASS,
+    **{"both": MORE_CLASS, "smooth": PLAIN, "relative": (*WHITE, *MORE_CLASS)},
+    # As the method has them now.
+    "less_class": (),
 }
 """Images by what they have of the two: a start from smooth noise, relative statistics."""
 REBUILT = (
+    *MORE_CLASS,
     *("+stage@stages.correction=correct", "stages.correction.source=bank"),
     *("+stage@stages.reconstruction=reconstruct", "stages.reconstruction.source=bank"),
     *("stages.reconstruction.samples=1024", "stages.reconstruction.views=4"),
@@ -54,17 +56,22 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "blocks_longer": (*BLOCKS, "stages.reconstruction.iterations=1000"),
     "blocks_longest": (*BLOCKS, "stages.reconstruction.iterations=2500"),
     "blocks8_longer": (*BLOCKS, "stages.reconstruction.iterations=1000", ENDS),
-    "longer": ("schedule.student_steps=3200",),
-    "ends8": (ENDS,),
+    "longer": (*MORE_CLASS, "schedule.student_steps=3200"),
+    "ends8": (*MORE_CLASS, ENDS),
     "rebuilt8": (*REBUILT, ENDS),
     # HAST's parts behind a reconstruction: without both, and without one.
     "rebuilt_kd": (*REBUILT, *WITHOUT.values()),
     "rebuilt_promotion": (*REBUILT, WITHOUT["alignment"]),
     "rebuilt_alignment": (*REBUILT, WITHOUT["promotion"]),
     # The images, too.
-    "float32": ("trainer.precision=32-true",),
+    "float32": (*MORE_CLASS, "trainer.precision=32-true"),
 }
 """What is done with images that have both, beside the 800 steps of training."""
+UNITS: dict[str, tuple[str, ...]] = {
+    "units_longer": ("schedule.unit_steps=1000",),
+    "units_longest": ("schedule.unit_steps=2500",),
+}
+"""method=reconstruct: the class weighs a hundredth, and ranges are calibrated on the images."""
 WIDTHS = {"w3a3": ("quantizer.bits=3", "quantizer.ranges.lr_multiplier=5")}
 WIDTHS["w4a4"] = ("quantizer.bits=4",)
 WIDTHS["w2a4"] = (
@@ -85,6 +92,7 @@ RUNS = (
     *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
     *(("float32", "w3a3", seed) for seed in (0, 1, 2)),
+    *(("units_longer", "w2a4", 0), ("units_longer", "w2a2", 0), ("units_longest", "w2a2", 0)),
 )
 """Images or what is done with them, width and seed, those that say most first."""
 
@@ -92,7 +100,7 @@ RUNS = (
 CLASS = "stages.synthesis.terms.hard_cross_entropy"
 UNTRAINED: dict[str, tuple[str, ...]] = {
     "former": ("source@sources.bank=image_bank_of_schedule", *PLAIN),
-    "class_0.1": (),
+    "class_0.1": MORE_CLASS,
     "class_0.01": (f"{CLASS}.weight=0.01",),
     "no_class": (f"{CLASS}.enabled=false",),
 }
@@ -106,14 +114,20 @@ FEW = (
 )
 
 
+def words_of(kind: str) -> list[str]:
+    """Return the words that all runs of a kind have."""
+    method = "reconstruct" if kind in UNITS else "recommended"
+    return [f"method={method}", *COMMON, *(IMAGES | TRAINED | UNITS)[kind]]
+
+
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for kind, width, seed in RUNS:
-        words = [*COMMON, *(IMAGES | TRAINED)[kind], *WIDTHS[width], f"seed={seed}"]
+        words = [*words_of(kind), *WIDTHS[width], f"seed={seed}"]
         yield f"{kind}_{width}_seed{seed}", words
     for seed in (0, 1):
         for kind, more in UNTRAINED.items():
-            words = [*COMMON, *FEW, "quantizer.bits=3", *more, f"seed={seed}"]
+            words = ["method=recommended", *COMMON, *FEW, "quantizer.bits=3", *more, f"seed={seed}"]
             yield f"untrained_{kind}_seed{seed}", words
 
 
@@ -122,9 +136,9 @@ def images(name: str) -> tuple[str, list[str]] | None:
     kind, _, seed = name.rsplit("_", 2)
     if kind.startswith("untrained"):
         return None
-    kind = kind if kind in (*IMAGES, "float32") else "both"
-    words = [*COMMON, *(IMAGES | TRAINED)[kind], *WIDTHS["w3a3"]]
-    words += ["order=[synthesis]", "evaluate=false"]
+    kind = "units_longer" if kind in UNITS else kind
+    kind = kind if kind in (*IMAGES, *UNITS, "float32") else "both"
+    words = [*words_of(kind), *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
     return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]
 
 
