@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--variants",
         type=lambda text: text.split(","),
-        default=["default"],
+        default=["float32"],
         help=f"some of {','.join(VARIANTS)}; each is compared with the plain float32 steps",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")

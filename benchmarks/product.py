@@ -40,11 +40,13 @@ from hast_lightning.training.agenda import Agenda
 from hast_lightning.training.module import ZeroShotQuantization
 
 EXPERIMENTS = {"resnet20": "cifar10_resnet20_w3a3_quick", "mobilenet_v2": "mobilenetv2_w3a3"}
+FLOAT32, BF16 = "trainer.precision=32-true", "trainer.precision=bf16-mixed"
 VARIANTS = {
-    "default": [],
-    "channels_last": ["trainer.channels_last=true"],
-    "bf16": ["trainer.precision=bf16-mixed"],
-    "compile": ["trainer.compile=true"],
+    "float32": [FLOAT32],
+    "channels_last": [FLOAT32, "trainer.channels_last=true"],
+    "bf16": [BF16],
+    "compile": [FLOAT32, "trainer.compile=true"],
+    "bf16_compile": [BF16, "trainer.compile=true"],
 }
 CALIBRATED_ON_THE_BANK = [
     "stages.calibration.source=bank",
@@ -74,7 +76,7 @@ class Setting:
     student_batch: int
     synthesis_batch: int
     image_size: int | None = None
-    variant: str = "default"
+    variant: str = "float32"
     clock: Clock = time.perf_counter
 
     def compose(self, *overrides: str) -> Config:

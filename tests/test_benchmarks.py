@@ -118,7 +118,7 @@ def test_plain_reconstruction_is_the_products(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--quick --threads 1 --student-batch 2 --synthesis-batch 4 --image-size 8"
-    main([*options.split(), "--end-to-end", "--variants", "default,bf16"])
+    main([*options.split(), "--end-to-end", "--variants", "float32,bf16"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     table = [dict(zip(header, row, strict=True)) for row in rows]
@@ -131,18 +131,18 @@ def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> 
         "a block, 5 iterations of 256 cached images",
         "end to end",
     ]
-    assert [row["variant"] for row in table] == 6 * ["default"] + 6 * ["bf16"]
+    assert [row["variant"] for row in table] == 6 * ["float32"] + 6 * ["bf16"]
     for row in table:
         assert float(row["ratio"].strip("*")) > 0
         assert re.fullmatch(r"\d+\.\d\d\.\.\d+\.\d\d", row["min..max"])
     by_name = {(row["variant"], row["what"].partition(":")[0]): row for row in table}
     for what in ("student step, images not augmented", "synthesis iteration"):
         exact, rounded = (
-            float(by_name[variant, what]["loss deviates"]) for variant in ("default", "bf16")
+            float(by_name[variant, what]["loss deviates"]) for variant in ("float32", "bf16")
         )
         assert exact < TOLERANCE < rounded
-        assert by_name["default", what]["product's share"].endswith("%")
-    assert by_name["default", "student step"]["goal"] == "0.60"
+        assert by_name["float32", what]["product's share"].endswith("%")
+    assert by_name["float32", "student step"]["goal"] == "0.60"
 
 
 @pytest.mark.parametrize("arguments", ["--variants fast", "--repeats 0", "--network vgg16"])

@@ -206,8 +206,8 @@ def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], ther
 
 
 def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16 samples
-    # and of the 128 that errors are measured on.
+    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16
+    # samples and of the 128 that errors are measured on.
     needed = (16 * 16 + 128) * 2 * 2 * 16 * 8 * 8 * 4
     words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
     monkeypatch.setattr(reconstruct, "memory_of_machine", lambda: needed - 1)

@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.leaves import leaves
+from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import ConfigurationError, DataError
@@ -28,7 +30,7 @@ from hast_lightning.runtime.ranks import gathered
 
 FILE_KIND = "image-bank"
 COUNTERS = ("iteration", "position", "filled", "available", "cursor")
-STARTS = ("white", "smooth")
+STARTS = ("white", "smooth", "leaves")
 FALLS = ("plateau", "cosine")
 FRESH_PLATEAU: dict[str, float] = {
     "best": float("inf"),
@@ -66,8 +68,9 @@ class ImageBank(TrainedSource):
     min_lr: float = 1e-4
     """The rate does not fall below this."""
     start: str = "white"
-    """Noise that pictures start from: ``white`` as released, or ``smooth``, whose amplitude falls
-    with the frequency as that of photographs does (ours)."""
+    """What pictures start from: ``white`` noise as released, ``smooth`` noise, whose amplitude
+    falls with the frequency as that of photographs does, or ``leaves`` that cover one another,
+    which have edges, too (both ours)."""
     falls: str = "plateau"
     """How the rate falls: on a ``plateau`` as released, or as a ``cosine`` to zero over the
     iterations of a batch, whatever the loss does."""
@@ -148,7 +151,11 @@ class ImageBank(TrainedSource):
         return images, labels
 
     def _noise(self, white: Tensor) -> Tensor:
-        return self.site.pretrained.noise_of(white, smooth=self.start == "smooth")
+        network = self.site.pretrained
+        if self.start == "leaves" and network.modality != FEATURES:
+            count, *shape = white.shape
+            return leaves(count, shape).to(white)
+        return network.noise_of(white, smooth=self.start != "white")
 
     def _labeled(self, images: Tensor, labels: Tensor) -> Batch:
         """Return a batch, without labels where a network has no answer for a whole image."""
