@@ -30,6 +30,7 @@ from hast_lightning.records.folder import (
     REPORT_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
+    Origin,
 )
 from hast_lightning.records.result import Result
 from hast_lightning.runs import assembly, pipeline
@@ -533,3 +534,16 @@ def test_the_ablation_is_one_multirun(tmp_path: Path) -> None:
     # The first synthesis step is the same whatever the student does later.
     assert len(first_losses[True]) == len(first_losses[False]) == 1
     assert first_losses[True] != first_losses[False]
+
+
+@pytest.mark.parametrize(
+    ("steps", "warned"), [("schedule.student_steps=0", True), ("schedule.student_steps=1", False)]
+)
+def test_a_budget_without_training_is_said(
+    steps: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small(steps)
+    assembly.build(config, tmp_path, Origin("", None, {}))
+    found = [r.getMessage() for r in caplog.records if "has no steps" in r.getMessage()]
+    assert bool(found) == warned
+    assert all("stages.distillation: the student is calibrated alone" in line for line in found)

@@ -190,6 +190,7 @@ def build(
         raise ConfigurationError(
             f"order={config.order}: none of these stages has a step, so nothing would be done"
         )
+    _warn_of_idle_training(module, config)
     _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
     return Run(config, folder, origin, network, evaluation_data, module)
 
@@ -205,6 +206,17 @@ def _warn_of_new_networks(config: Config, network: PretrainedNetwork) -> None:
                 "was it trained, and were its weights loaded?",
                 each.name,
             )
+
+
+def _warn_of_idle_training(module: ZeroShotQuantization, config: Config) -> None:
+    """Warn of a method that trains, and whose budget has no steps for it."""
+    trains = {name for name, stage in module.stages.items() if stage.trains_student}
+    if trains and not trains & set(module.agenda.stages):
+        _log.warning(
+            "schedule=%s has no steps for %s: the student is calibrated alone, and "
+            "method=without_training would correct it, too",
+            *(config.schedule.name, " and ".join(f"stages.{name}" for name in sorted(trains))),
+        )
 
 
 def _require_samples(
