@@ -86,7 +86,10 @@ METHODS["smooth_trained"] = (
     *("stages.correction.samples=64", "stages.again.samples=64"),
     "order=[calibration,correction,distillation,again]",
 )
+# The same on images that start from leaves, which were drawn in place of noise.
+METHODS["leaves_trained"] = (*METHODS["smooth_trained"], "sources.bank.start=leaves")
 RUNS = (
+    *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
     *(("lite0", "smooth_ends_at_8", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
@@ -114,9 +117,9 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 def images(name: str) -> tuple[str, list[str]]:
     """Return the run that makes the images of another."""
     network, method = name.split("_")[:2]
-    smooth = method == "smooth"
-    words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *(SMOOTH if smooth else former.IMAGES)]
-    return f"bank_{network}{'_smooth' * smooth}", words
+    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, "sources.bank.start=leaves")}
+    words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
+    return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 
 
 if __name__ == "__main__":
