@@ -109,14 +109,23 @@ def test_margins_leave_images_and_their_gradients_as_a_coin_does() -> None:
     assert torch.equal(torch.rand(()), behind)
 
 
+def test_a_coin_is_drawn_behind_noise_and_labels() -> None:
+    """So results that were made with it repeat."""
+    made = generator(share=0.5)
+    torch.manual_seed(5)
+    torch.randn(64, made.latent_dim), torch.randint(10, (64,))
+    expected = torch.rand(64) < 0.5
+    torch.manual_seed(5)
+    targets = made.sample(64).targets
+    assert targets is not None and torch.equal(targets.max(dim=1).values < 1, expected)
+
+
 def test_a_file_and_a_checkpoint_do_not_hold_the_teacher() -> None:
     assert generator(chosen_by="margin").state_dict().keys() == generator().state_dict().keys()
 
 
 def test_a_network_of_one_class_is_refused() -> None:
-    with pytest.raises(
-        ConfigurationError, match="the network any has one class"
-    ):
+    with pytest.raises(ConfigurationError, match="the network any has one class"):
         generator(1)
 
 
