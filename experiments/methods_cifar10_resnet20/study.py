@@ -45,7 +45,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "texq_style": ("method=texq_style", BANK, HALF),
     "noise": ("method=noise", BANK),
     "tdg_style": ("method=tdg_style", SMALL, HALF),
-    "dynadfq_style": ("method=dynadfq_style", SMALL, HALF),
+    # A coin chose the hard images when it was run; now their margin does.
+    "dynadfq_style": ("method=dynadfq_style", SMALL, HALF, "sources.generator.chosen_by=coin"),
+    "dynadfq_margin": ("method=dynadfq_style", SMALL, HALF),
     "ris_style": ("method=ris_style", SMALL, HALF),
     "genie": ("method=genie", REBUILT, HALF),
     "dgh": ("method=dgh", REBUILT, HALF),

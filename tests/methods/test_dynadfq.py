@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Batch
 from tests.composition import composed
-from tests.small_runs import build_module, fit, small
+from tests.small_runs import assert_same_end_from_everywhere, build_module, fit, small
 
 
 def test_easy_images_are_mixed_and_hard_ones_are_not() -> None:
@@ -24,9 +26,10 @@ def test_easy_images_are_mixed_and_hard_ones_are_not() -> None:
     assert found.targets[4:, :4].sum(1).allclose(torch.ones(4))
 
 
-def test_labels_name_similar_classes_for_half_of_the_images() -> None:
+def test_labels_name_similar_classes_for_the_half_of_the_images_that_is_hard() -> None:
     config = composed("method=dynadfq_style")
-    assert (config.sources["generator"].similar, config.sources["generator"].share) == (True, 0.5)
+    source = config.sources["generator"]
+    assert (source.similar, source.share, source.chosen_by) == (True, 0.5, "margin")
     assert config.method.certainty == "ours"
 
 
@@ -34,3 +37,8 @@ def test_generator_and_student_take_turns() -> None:
     module = build_module(small("method=dynadfq_style", "quantizer=minmax"))
     fit(module)
     assert {"synthesis/cross_entropy", "distillation/cross_entropy"} <= set(module.outcome.scalars)
+
+
+def test_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
+    config = small("method=dynadfq_style", "quantizer=minmax")
+    assert_same_end_from_everywhere(config, tmp_path, 3)
