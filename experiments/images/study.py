@@ -30,11 +30,8 @@ FEW = ("stages.reconstruction.samples=192", "stages.correction.samples=192")
 ORDER = ("synthesis", "calibration", "correction")
 IMAGES: dict[str, tuple[str, ...]] = {
     "noise": ("method=reconstruct", "source@sources.bank=noise"),
-    # A bank of one step that changes next to nothing: pictures of leaves as they are drawn.
-    "drawn": (
-        *("method=reconstruct", "sources.bank.start=leaves", "schedule.image_steps=1"),
-        "sources.bank.lr=1e-9",
-    ),
+    # Pictures of leaves as they are drawn.
+    "drawn": ("method=reconstruct", "source@sources.bank=noise", "sources.bank.start=leaves"),
     "statistics": ("method=reconstruct", BANK, f"{BNS}.relative=false", f"{CLASS}.enabled=false"),
     "hast": ("method=reconstruct", BANK, f"{BNS}.relative=false", f"{CLASS}.weight=10"),
     "smooth": ("method=reconstruct",),
@@ -75,7 +72,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for seed in (0, 1, 2):
         for kind, words in IMAGES.items():
-            first = ORDER[1:] if kind == "noise" else ORDER
+            first = ORDER[1:] if kind in ("noise", "drawn") else ORDER
             views = () if words[0] == "method=reconstruct" else CHANGED
             changed = [word.format("reconstruction") for word in views]
             common = [*words, *COMMON, f"seed={seed}"]

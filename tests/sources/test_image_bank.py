@@ -17,7 +17,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.files import tensors as tensor_files
-from hast_lightning.sources import image_bank
+from hast_lightning.sources import starts
 from hast_lightning.sources.image_bank import ImageBank
 
 SHAPE = (1, 4, 4)
@@ -87,7 +87,7 @@ def test_pictures_start_from_leaves_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = torch.rand(4, 3, 16, 16)
-    monkeypatch.setattr(image_bank, "leaves", lambda count, shape: drawn[:count])
+    monkeypatch.setattr(starts, "leaves", lambda count, shape: drawn[:count])
     bank = make_bank(shape=(3, 16, 16), start="leaves", batch_size=4, size=4)
     assert torch.equal(bank.active.detach(), drawn)
 

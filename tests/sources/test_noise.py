@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from hast_lightning.core.leaves import leaves
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Site
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.sources.noise import Noise
 
 
-def noise() -> Noise:
+def noise(start: str = "white") -> Noise:
     network = PretrainedNetwork(nn.Identity(), "any", (1, 4, 6), 3, (0.5,), (0.5,), "")
-    source = Noise()
+    source = Noise(start=start)
     source.build(Site(network))
     return source
 
@@ -41,3 +44,16 @@ def test_held_out_previewed_and_collected_samples_leave_no_trace() -> None:
 
 def test_it_leaves_nothing_in_a_checkpoint() -> None:
     assert not noise().state_dict()
+
+
+def test_pictures_are_drawn_anew_for_every_batch_where_that_is_asked_for() -> None:
+    source = noise(start="leaves")
+    first, second = source.sample(3).inputs, source.sample(3).inputs
+    assert first.shape == (3, 1, 4, 6) and not torch.equal(first, second)
+    torch.manual_seed(0)
+    torch.randn(3, 1, 4, 6)
+    expected = leaves(3, (1, 4, 6))
+    torch.manual_seed(0)
+    assert torch.equal(source.sample(3).inputs, expected)
+    with pytest.raises(ConfigurationError, match=r"start=.pink. is not one of"):
+        noise(start="pink")

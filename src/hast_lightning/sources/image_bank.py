@@ -19,18 +19,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
-from hast_lightning.core.leaves import leaves
-from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.files.tensors import read_tensors, write_tensors
 from hast_lightning.graph.outputs import puts_out_maps
 from hast_lightning.runtime.ranks import gathered
+from hast_lightning.sources.starts import STARTS, started
 
 FILE_KIND = "image-bank"
 COUNTERS = ("iteration", "position", "filled", "available", "cursor")
-STARTS = ("white", "smooth", "leaves")
 FALLS = ("plateau", "cosine")
 FRESH_PLATEAU: dict[str, float] = {
     "best": float("inf"),
@@ -151,11 +149,7 @@ class ImageBank(TrainedSource):
         return images, labels
 
     def _noise(self, white: Tensor) -> Tensor:
-        network = self.site.pretrained
-        if self.start == "leaves" and network.modality != FEATURES:
-            count, *shape = white.shape
-            return leaves(count, shape).to(white)
-        return network.noise_of(white, smooth=self.start != "white")
+        return started(self.site.pretrained, white, self.start)
 
     def _labeled(self, images: Tensor, labels: Tensor) -> Batch:
         """Return a batch, without labels where a network has no answer for a whole image."""

@@ -1,4 +1,4 @@
-"""Gaussian noise: the lower end of every comparison of sources."""
+"""Noise, and pictures that are drawn like it: what needs no synthesis."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from hast_lightning.core.batch import Batch
+from hast_lightning.core.checks import require_choice
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, Source
+from hast_lightning.sources.starts import STARTS, started
 from hast_lightning.sources.suitability import refuse_maps
 
 
 @part("source", "noise")
 class Noise(Source):
-    """Inputs drawn from N(0, 1), whose labels are drawn uniformly: what needs no synthesis.
+    """Inputs drawn from N(0, 1), whose labels are drawn uniformly: the lower end of comparisons.
 
     For a network with several outputs there are no labels.
 
@@ -23,8 +25,14 @@ class Noise(Source):
     expects.
     """
 
+    start: str = "white"
+    """``white``; ``smooth`` noise, or pictures of ``leaves``, anew for every batch (both ours)."""
+
     place: ClassVar[Tensor]
     several_outputs = True
+
+    def __post_init__(self) -> None:
+        require_choice("start", self.start, STARTS)
 
     def build(self, site: Site) -> None:
         """Remember the device that samples are drawn on."""
@@ -38,7 +46,8 @@ class Noise(Source):
         """Return fresh noise (count, ...) and labels (count,), if there are classes."""
         device = self.place.device
         network = self.site.pretrained
-        noise = network.noise_of(torch.randn(count, *network.input_shape, device=device))
+        white = torch.randn(count, *network.input_shape, device=device)
+        noise = started(network, white, self.start)
         inputs = network.inputs_of(noise)
         if self.label_kind == "none":
             return Batch(inputs)

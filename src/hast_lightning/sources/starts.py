@@ -1,0 +1,24 @@
+"""What pictures start from before anything is optimized."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hast_lightning.core.leaves import leaves
+from hast_lightning.core.network import FEATURES, PretrainedNetwork
+
+STARTS = ("white", "smooth", "leaves")
+
+
+def started(network: PretrainedNetwork, white: Tensor, start: str) -> Tensor:
+    """Return what samples of a network start from, with mean 0 and deviation 1, more or less.
+
+    Args:
+        network: Where it takes features their own noise takes the place of every start.
+        white: Standard normal, (N, C, H, W).
+        start: One of :data:`STARTS`.
+    """
+    if start == "leaves" and network.modality != FEATURES:
+        count, *shape = white.shape
+        return leaves(count, shape).to(white)
+    return network.noise_of(white, smooth=start != "white")
