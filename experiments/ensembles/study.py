@@ -1,4 +1,4 @@
-"""Five clients teach one quantized student together: equal weights against searched ones.
+"""Five clients teach one student together: equal weights against searched ones.
 
 ``python -m experiments.ensembles.study run`` trains the clients and goes through the runs that have
 no result yet; ``... table`` prints what they say.
@@ -19,25 +19,41 @@ HERE = Path(__file__).resolve().parent
 RESULTS, WEIGHTS = HERE / "results", SCRATCH / "ensembles_weights"
 SEEDS = (0, 1, 2)
 FACTORY = "experiments.do_no_harm.networks:plain"
-COMMON = (
+QUANTIZED = (
     *("method=coboosting_style", "quantizer=lsq", "data=digits", "schedule=released"),
     *("schedule.image_steps=100", "sources.bank.size=256", "sources.bank.batch_size=256"),
-    *("sources.pool.size=1280", "sources.pool.batch_size=32"),
+)
+FLOAT = ("method=coboosting", "data=digits", "schedule=released")
+SHORT = ("sources.pool.size=1280", "sources.pool.batch_size=32")
+COMMON = (
     *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none"),
 )
 BITS = "quantizer.bits=4"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "searched_w4a4": (BITS,),
+    "searched_w4a4": (*QUANTIZED, *SHORT, *COMMON, BITS),
     "untrained_w4a4": (
-        *(BITS, "+stage@stages.weighing=weigh_teachers", "stages.weighing.source=bank"),
+        *(
+            *QUANTIZED,
+            *SHORT,
+            *COMMON,
+            BITS,
+            "+stage@stages.weighing=weigh_teachers",
+            "stages.weighing.source=bank",
+        ),
         *("stages.weighing.batch_size=64", "stages.weighing.steps=100"),
         "order=[synthesis,calibration,weighing]",
     ),
-    "matched_w4a4": (BITS, "stages.boosting.synthesis.terms.bns.weight=1"),
+    "matched_w4a4": (
+        *(*QUANTIZED, *SHORT, *COMMON, BITS, "stages.boosting.synthesis.terms.bns.weight=1"),
+    ),
+    "float": (*FLOAT, *SHORT, *COMMON),
+    "float_matched": (*FLOAT, *SHORT, *COMMON, "stages.boosting.synthesis.terms.bns.weight=1"),
+    "float_released": (*FLOAT, *COMMON),
 }
 """What differs. ``untrained`` has a sixth teacher of random weights, searches weights on
-the bank, and trains no student. ``matched`` has hard samples that match all BatchNorms."""
+the bank, and trains no student. ``matched`` has hard samples that match all BatchNorms. ``float``
+trains a new student in floating point, ``float_released`` on as many samples as released."""
 
 
 def network(key: str, seed: int, client: int) -> list[str]:
@@ -87,7 +103,7 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             own = ["model=own", *network("model", seed, largest(seed))]
             others = list(teachers(seed, largest(seed)))
             others += list(untrained()) if variant.startswith("untrained") else []
-            yield f"{variant}_seed{seed}", [*own, *others, *COMMON, *words, f"seed={seed}"]
+            yield f"{variant}_seed{seed}", [*own, *others, *words, f"seed={seed}"]
 
 
 def _row(name: str, values: list[float]) -> None:

@@ -143,12 +143,14 @@ class ScheduledModule(Protocol):
     Attributes:
         iteration: Iterations done.
         ranges_frozen: Whether the student is calibrated.
+        float_student: Whether it is a new network in floating point.
         agenda: The stages.
         outcome: What the last step measured and kept.
     """
 
     iteration: int
     ranges_frozen: bool
+    float_student: bool
     agenda: Agenda
     outcome: Outcome
 
