@@ -64,7 +64,7 @@ def test_floating_point_is_32_however_it_is_spelled(spelled: int | None) -> None
 @pytest.mark.parametrize("both", [{"bits": 32}, {"weight_bits": None, "activation_bits": 32}])
 def test_both_in_floating_point_quantize_nothing_but_single_layers(both: dict[str, Any]) -> None:
     nothing = QuantizerConfig(**both, overrides=[LayerBits("a", 32)])
-    assert nothing.floating and nothing.name == "nothing quantized"
+    assert nothing.floating and not nothing.mixed and nothing.name == "nothing quantized"
     assert {"ranges", "rounding", "placement", "overrides"} <= set(nothing.unused())
     one_layer = QuantizerConfig(**both, overrides=[LayerBits("a", 4)])
     assert one_layer.mixed and not (one_layer.floating or one_layer.unused())

@@ -170,7 +170,8 @@ class QuantizerConfig:
     @property
     def mixed(self) -> bool:
         """Return whether single layers may have other bits."""
-        return (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
+        others = (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
+        return others and not self.floating
 
     @property
     def name(self) -> str:
