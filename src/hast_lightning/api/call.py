@@ -180,7 +180,8 @@ class Call:
 def _says_bits(method: str) -> bool:
     """Return whether a method itself says how many bits there are, as one of new students does."""
     file = config_folder() / "method" / f"{method}.yaml"
-    return file.is_file() and "weight_bits" in (OmegaConf.load(file).get("quantizer") or {})
+    said: Any = OmegaConf.load(file) if file.is_file() else {}
+    return "weight_bits" in (said.get("quantizer") or {})
 
 
 def recipe_name(recipe: Recipe | None) -> str | None:
