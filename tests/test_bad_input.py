@@ -96,6 +96,28 @@ def test_bits_out_of_range(refused_unread: Refuse, kind: str, least: int, bits: 
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            (),
+            " is nothing to quantize, and the stage calibration, calibrate, is for a student that ",
+        ),
+        (("method=reconstruct",), " is nothing to quantize, and the stage calibration, calibrate"),
+        (("method=coboosting", "quantizer=deploy"), " leaves nothing to quantizer.placement=integ"),
+        (
+            ("method=coboosting", "quantizer.equalize=true"),
+            " leaves nothing to quantizer.equalize=",
+        ),
+        (("method=coboosting", "trainer.devices=2"), ": the BatchNorms of a new student learn in "),
+    ],
+)
+def test_nothing_quantized(refused_unread: Refuse, words: tuple[str, ...], told: str) -> None:
+    line = refused_unread(*words, "quantizer.bits=32")
+    both = "quantizer.weight_bits=32 quantizer.activation_bits=32: both in floating point"
+    assert line.startswith(f"{both}{told}")
+
+
 ROOT = (
     "the root has: artifact, callbacks, command, compare, data, evaluate, export, images, logger, "
     "method, model, modules, order, predictions, quantizer, recipe, report, resume, runs, "

@@ -1,4 +1,4 @@
-"""Five clients teach one quantized student together: equal weights against searched ones.
+"""Five clients teach one student together: equal weights against searched ones.
 
 ``python -m experiments.ensembles.study run`` trains the clients and goes through the runs that have
 no result yet; ``... table`` prints what they say.
@@ -20,24 +20,27 @@ RESULTS, WEIGHTS = HERE / "results", SCRATCH / "ensembles_weights"
 SEEDS = (0, 1, 2)
 FACTORY = "experiments.do_no_harm.networks:plain"
 COMMON = (
-    *("method=coboosting_style", "quantizer=lsq", "data=digits", "schedule=released"),
-    *("schedule.image_steps=100", "sources.bank.size=256", "sources.bank.batch_size=256"),
-    *("sources.pool.size=1280", "sources.pool.batch_size=32"),
+    *("data=digits", "schedule=released", "sources.pool.size=1280", "sources.pool.batch_size=32"),
     *("safeguard.images=64", "safeguard.iterations=50", "trainer=cpu", "trainer.threads=1"),
     *("callbacks.progress=false", "report=false", "export=none"),
 )
-BITS = "quantizer.bits=4"
+QUANTIZED = (
+    *("method=coboosting_style", "quantizer=lsq", "quantizer.bits=4", "schedule.image_steps=100"),
+    *("sources.bank.size=256", "sources.bank.batch_size=256"),
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "searched_w4a4": (BITS,),
+    "searched_w4a4": QUANTIZED,
     "untrained_w4a4": (
-        *(BITS, "+stage@stages.weighing=weigh_teachers", "stages.weighing.source=bank"),
+        *(*QUANTIZED, "+stage@stages.weighing=weigh_teachers", "stages.weighing.source=bank"),
         *("stages.weighing.batch_size=64", "stages.weighing.steps=100"),
         "order=[synthesis,calibration,weighing]",
     ),
-    "matched_w4a4": (BITS, "stages.boosting.synthesis.terms.bns.weight=1"),
+    "matched_w4a4": (*QUANTIZED, "stages.boosting.synthesis.terms.bns.weight=1"),
+    "float": ("method=coboosting",),
 }
 """What differs. ``untrained`` has a sixth teacher of random weights, searches weights on
-the bank, and trains no student. ``matched`` has hard samples that match all BatchNorms."""
+the bank, and trains no student. ``matched`` has hard samples that match all BatchNorms.
+``float`` trains a new student in floating point."""
 
 
 def network(key: str, seed: int, client: int) -> list[str]:
@@ -120,8 +123,11 @@ def table() -> None:
     _row("equal ensemble", [each["equal_top1"] for each in clients])
     for variant in VARIANTS:
         for name, key in MEASURES.items():
-            if key == "teacher_top1" or not variant.startswith("untrained"):
-                _row(f"{variant}: {name}", [each[key] for each in _results(variant)])
+            values = [each[key] for each in _results(variant)]
+            # A new student was nothing before, and one that is not trained is nothing after.
+            trained = not variant.startswith("untrained")
+            if None not in values and (trained or key == "teacher_top1"):
+                _row(f"{variant}: {name}", values)
     for variant in VARIANTS:
         for seed, each in zip(SEEDS, _results(variant), strict=False):
             weights = {t["model"]: round(t["weight"], 2) for t in each["teachers"].values()}

@@ -60,6 +60,19 @@ def test_modules_teach_together_and_the_result_names_them(tmp_path: Path) -> Non
     assert "Teaches, too: odd" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+def test_they_teach_a_new_network_in_floating_point() -> None:
+    few = ["sources.pool.size=16", "sources.pool.batch_size=8", "sources.pool.iterations=1"]
+    made = quantize(
+        digits_network(), method="coboosting", teachers=[untrained()], overrides=few, **INPUT
+    )
+    assert made.result is not None
+    assert (set(made.bits.values()), made.activation_bits) == ({32}, {})
+    assert (made.result.bits, list(made.result.teachers)) == ("float", ["model", "teacher1"])
+    found = inspect("digits", method="coboosting")
+    assert "student: a new network in floating point, drawn afresh by seed 0" in found.notes
+    assert (found.quantizer, found.refusal) == ("nothing quantized", "")
+
+
 def test_a_list_is_numbered_and_inspection_shows_who_teaches() -> None:
     found = inspect(digits_network(), 4, teachers=[untrained(), digits_network()], **INPUT)
     (line,) = [note for note in found.notes if note.startswith("teachers: ")]

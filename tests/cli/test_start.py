@@ -38,6 +38,7 @@ def run(code: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str
         ("quantizer=deploy", "trainer.accelerator=mps"),
         ("quantizer=deploy", "quantizer.bits=4"),
         ("quantizer.activation_bits=null",),
+        ("method=coboosting",),
         ("quantizer.weight_bits=32", "quantizer.activation_bits=8"),
         ("+experiment=digits_w4a32",),
         ("+experiment=digits_w2a2",),

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.methods.coboosting import Boost, HardPool, PixelGenerator, turn
 from hast_lightning.models.ensemble import EnsembleTeacher
 from hast_lightning.models.zoo import load
+from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
+from hast_lightning.runs import pipeline
 from tests.checkpoints import content
 from tests.composition import composed
 from tests.features import loaded
@@ -28,8 +30,15 @@ FEW = (
 )
 
 
-def test_constants_are_those_of_the_released_code() -> None:
-    config = composed("method=coboosting_style", "schedule=released")
+FLOAT = (
+    "method=coboosting",
+    *("sources.pool.size=24", "sources.pool.batch_size=8", "sources.pool.iterations=2"),
+)
+
+
+@pytest.mark.parametrize("method", ["coboosting", "coboosting_style"])
+def test_constants_are_those_of_the_released_code(method: str) -> None:
+    config = composed(f"method={method}", "schedule=released")
     pool, boosting = config.sources["pool"], config.stages["boosting"]
     assert isinstance(pool, HardPool) and isinstance(boosting, Boost)
     assert (pool.size, pool.batch_size, pool.iterations) == (25_600, 128, 30)
@@ -47,6 +56,7 @@ def test_constants_are_those_of_the_released_code() -> None:
     rates = learned.optimizer
     assert (rates.name, rates.lr, rates.momentum, rates.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
     assert (rates.clip_norm, learned.learning_rate.policy) == (10, "cosine")
+    assert rates.nesterov == (method == "coboosting_style")
     assert (boosting.weighing.lr, boosting.weighing.decay) == (0.01, 0.99)
 
 
@@ -278,3 +288,78 @@ def test_a_network_that_teaches_alone_trains_its_student() -> None:
 def test_phases_that_do_not_fit_are_refused(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         build_module(small(*FEW, *OTHER, *words))
+
+
+# -- a new student in floating point ------------------------------------------------------
+
+
+def statistics(student: nn.Module) -> list[Tensor]:
+    """Running mean and variance of every BatchNorm."""
+    found = student.state_dict().items()
+    return [value.clone() for name, value in found if "running" in name]
+
+
+def test_a_new_student_learns_its_batch_norms_in_its_own_steps_alone() -> None:
+    module = build_module(small(*FLOAT, *OTHER))
+    assert not quantized_layers(module.student) and not activation_quantizers(module.student)
+    seen = [statistics(module.student)]
+    moved: list[tuple[str, bool]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_, **__):  # type: ignore[no-untyped-def]
+            stage = module.stages["boosting"]
+            assert isinstance(stage, Boost)
+            assert not any(each.training for each in module.student.modules())
+            now = statistics(module.student)
+            changed = [not torch.equal(*pair) for pair in zip(now, seen[-1], strict=True)]
+            assert any(changed) == all(changed)
+            moved.append((stage._phase, all(changed)))
+            seen.append(now)
+
+    fit(module, [Watch()])
+    assert len(moved) == 3 * 2 + 9
+    assert all(changed == (phase == "distillation") for phase, changed in moved)
+    counts = [v for n, v in module.student.state_dict().items() if n.endswith("batches_tracked")]
+    assert counts and all(int(value) == 6 for value in counts)
+
+
+def test_a_new_student_begins_with_weights_of_the_seed_and_no_teachers() -> None:
+    first, other = (build_module(small(*FLOAT, *OTHER, f"seed={seed}")) for seed in (0, 1))
+    alone = build_module(small(*FLOAT))
+    weights = [dict(m.student.named_parameters())["conv1.weight"] for m in (first, alone, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], first.teacher.graph_module.conv1.weight)
+
+
+def test_a_new_student_is_resumed_in_every_phase_to_the_same_end(tmp_path: Path) -> None:
+    # In the middle of synthesis, between weighing steps, and behind the first student step.
+    assert_same_end_from_everywhere(small(*FLOAT, *OTHER), tmp_path, 1, 11, 13)
+    assert any("running_var" in name for name in content(tmp_path / "last.ckpt")["state_dict"])
+
+
+def test_the_result_of_a_new_student_has_nothing_before_and_files_that_agree(
+    tmp_path: Path,
+) -> None:
+    formats = "export.formats=[packed,onnx,program]"
+    config = small(*FLOAT, *OTHER, formats)
+    result = pipeline.run(config, tmp_path / "run", "typed")
+    assert result is not None
+    assert (result.weight_bits, result.activation_bits, result.bits) == (32, 32, "float")
+    assert result.quantized_bytes == result.teacher_bytes
+    assert result.calibrated_top1 is result.calibrated_agreement is None
+    # Nothing that was there before its training can be handed back.
+    assert list(result.judged) == ["boosting"] and result.kept_stage == "boosting"
+    assert result.kept_top1 == result.quantized_top1
+    for record in result.exports.values():
+        assert (record["agreement"], record["images"]) == (100, result.evaluated_images)
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "A new network in floating point, trained from scratch." in report
+    assert "Rounding" not in report
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "A new network like digits_resnet, trained in floating point without data." in card
+
+
+def test_a_quantized_student_is_told_what_it_lacks() -> None:
+    told = "which no stage before it calibrates, .*coboosting_style; quantizer.bits=32 trains a new"
+    with pytest.raises(ConfigurationError, match=told):
+        build_module(small(*FLOAT, "quantizer.bits=4"))

@@ -62,12 +62,12 @@ def test_floating_point_is_32_however_it_is_spelled(spelled: int | None) -> None
 
 
 @pytest.mark.parametrize("both", [{"bits": 32}, {"weight_bits": None, "activation_bits": 32}])
-def test_both_in_floating_point_are_refused_but_for_single_layers(both: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"^quantizer\.weight_bits=32 .* nothing to quantize"
-    ):
-        QuantizerConfig(**both, overrides=[LayerBits("a", 32)])
-    assert QuantizerConfig(**both, overrides=[LayerBits("a", 8)]).mixed
+def test_both_in_floating_point_quantize_nothing_but_single_layers(both: dict[str, Any]) -> None:
+    nothing = QuantizerConfig(**both, overrides=[LayerBits("a", 32)])
+    assert nothing.floating and not nothing.mixed and nothing.name == "nothing quantized"
+    assert {"ranges", "rounding", "placement", "overrides"} <= set(nothing.unused())
+    one_layer = QuantizerConfig(**both, overrides=[LayerBits("a", 4)])
+    assert one_layer.mixed and not (one_layer.floating or one_layer.unused())
 
 
 def test_ends_of_8_bits_are_mixed_only_where_the_others_have_fewer() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,11 @@ def test_without_ranges_nothing_is_called_calibrated() -> None:
     result = replace(make_result((98.5, 61.25, 96.754)), activation_bits=32)
     assert [row[0] for row in rows(result)] == ["full precision", "before training", "trained"]
     assert "W3, activations in float" in str(results_table(result).caption)
+
+
+def test_a_new_network_is_compared_with_no_earlier_self() -> None:
+    result = replace(make_result((98.5, None, 96.754)), weight_bits=32, activation_bits=32)
+    assert rows(result)[1:] == [["trained from scratch", "96.75", "97.12", "32/32", ANY]]
 
 
 def test_mixed_bits_are_said_below() -> None:

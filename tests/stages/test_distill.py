@@ -91,3 +91,24 @@ def test_a_whole_batch_is_not_halved_where_memory_is_short(monkeypatch: pytest.M
     with pytest.raises(MemoryLimitError, match=message):
         fit(module)
     assert module.micro_batch is None
+
+
+FLOAT = (
+    *("quantizer.bits=32", "stages.calibration.terms.bns.enabled=false"),
+    "order=[synthesis,distillation]",
+)
+
+
+def test_a_new_student_is_trained_by_any_method_without_its_calibration() -> None:
+    module = build_module(small(*FLOAT))
+    fit(module)
+    found = module.student.state_dict()
+    assert any(bool(value.any()) for name, value in found.items() if name.endswith("running_mean"))
+
+
+def test_a_new_student_learns_from_whole_batches_and_has_no_hook_of_integers() -> None:
+    whole = r"^trainer\.micro_batch=2: BatchNorms of a new student learn from whole batches"
+    with pytest.raises(ConfigurationError, match=whole):
+        build_module(small(*FLOAT, "trainer.micro_batch=2"))
+    with pytest.raises(ConfigurationError, match="hook=gradient_inundation is for a student that"):
+        build_module(small(*FLOAT, "+hook@stages.distillation.hook=gradient_inundation"))

@@ -32,6 +32,8 @@ def test_momentum_is_nesterovs_where_there_is_any() -> None:
 
     assert (group(0.9)["nesterov"], group(0.9)["momentum"]) == (True, 0.9)
     assert group(0.0)["nesterov"] is False
+    plain = Optimizer("sgd", nesterov=False).build([{"params": [nn.Parameter(torch.ones(1))]}])
+    assert (plain.param_groups[0]["nesterov"], plain.param_groups[0]["momentum"]) == (False, 0.9)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from hast_lightning.api.arguments import Bits, InputShape, is_handed_over
@@ -16,6 +17,7 @@ from hast_lightning.api.teachers import taught_together
 from hast_lightning.config import (
     Config,
     ModelConfig,
+    config_folder,
     refuse_two_ways_of_bits,
     refuse_typed_recipe,
 )
@@ -97,7 +99,9 @@ class Call:
         own_quantizer = self._names("quantizer") or self._names("ranges")
         settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
         bits = [
-            f"quantizer.{kind}_bits={choice.measured.bits}" for kind in ("weight", "activation")
+            f"quantizer.{kind}_bits={choice.measured.bits}"
+            for kind in ("weight", "activation")
+            if not _says_bits(options.get("method") or self._value("method"))
         ]
         config = self._composed(options, [*bits, *settings])
         return Plan(config, self._together(config, pretrained), options, settings, choice)
@@ -160,13 +164,24 @@ class Call:
     def _together(self, config: Config, pretrained: PretrainedNetwork) -> PretrainedNetwork:
         return taught_together(pretrained, config.teachers, self.teachers)
 
-    def _weight_bits(self) -> int | None:
-        """The bits of weights that are asked for, which decide between recipes."""
+    def _value(self, key: str) -> str:
+        """Return what the call sets a key to in words; empty where it does not."""
         texts = [*self.changes, *self.of_run, *self.overrides]
         values = {key_of(text): text.partition("=")[2].strip() for text in texts}
+        return values.get(key, "")
+
+    def _weight_bits(self) -> int | None:
+        """The bits of weights that are asked for, which decide between recipes."""
         # As in the group: a number for both goes before that for weights.
-        wanted = (values.get(f"quantizer.{name}", "") for name in ("bits", "weight_bits"))
+        wanted = (self._value(f"quantizer.{name}") for name in ("bits", "weight_bits"))
         return next((int(value) for value in wanted if value.isdecimal()), None)
+
+
+def _says_bits(method: str) -> bool:
+    """Return whether a method itself says how many bits there are, as one of new students does."""
+    file = config_folder() / "method" / f"{method}.yaml"
+    said: Any = OmegaConf.load(file) if file.is_file() else {}
+    return "weight_bits" in (said.get("quantizer") or {})
 
 
 def recipe_name(recipe: Recipe | None) -> str | None:

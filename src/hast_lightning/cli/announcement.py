@@ -128,7 +128,9 @@ def _in_words(bits: str, named: Mapping[str, str], settings: Mapping[str, Any]) 
 
 def _settings(named: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the quantizer that the files name."""
-    return {**_quantizer(_group(named, recipe, "quantizer")), **(recipe.get("quantizer") or {})}
+    method = _yaml(f"method/{_group(named, recipe, 'method')}")
+    chosen = _quantizer(_group(named, recipe, "quantizer"))
+    return {**chosen, **(method.get("quantizer") or {}), **(recipe.get("quantizer") or {})}
 
 
 def _quantizer(option: str) -> dict[str, Any]:

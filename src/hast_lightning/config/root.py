@@ -107,6 +107,7 @@ class Config:
         self._check_overlap()
         self._check_prediction()
         self._check_tokens()
+        self._check_float_student()
 
     @property
     def ordered(self) -> dict[str, Stage]:
@@ -204,6 +205,30 @@ class Config:
             raise ConfigurationError(
                 "quantizer.equalize=true with model.modality=tokens: it is made for convolutions "
                 "behind each other"
+            )
+
+    def _check_float_student(self) -> None:
+        """Refuse what a new student in floating point has no use for, before work begins."""
+        if not self.quantizer.floating:
+            return
+        both = "quantizer.weight_bits=32 quantizer.activation_bits=32: both in floating point"
+        for name, stage in self.ordered.items():
+            if not stage.float_student:
+                raise ConfigurationError(
+                    f"{both} is nothing to quantize, and the stage {name}, {stage.kind}, is for a "
+                    "student that is quantized; give one of them 2 to 8 bits, or train a new "
+                    "network, as method=coboosting does"
+                )
+        if self.quantizer.placement.kind == "integer" or self.quantizer.equalize:
+            asked = "equalize=true" if self.quantizer.equalize else "placement=integer"
+            raise ConfigurationError(
+                f"{both} leaves nothing to quantizer.{asked}; choose quantizer=minmax"
+            )
+        if (count := self.trainer.devices * self.trainer.num_nodes) > 1:
+            raise ConfigurationError(
+                f"{both}: the BatchNorms of a new student learn in one process; "
+                f"trainer.devices={self.trainer.devices} "
+                f"trainer.num_nodes={self.trainer.num_nodes} are {count}"
             )
 
     def _check_overlap(self) -> None:

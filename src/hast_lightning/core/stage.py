@@ -49,7 +49,9 @@ class Bench(Protocol):
         student: The student itself, whose parameters train.
         micro_batch: Samples that go through the networks at once in a student step; none: all.
         halve_on_out_of_memory: Lower ``micro_batch`` where memory is too small, and go on.
-        ranges_frozen: The student is calibrated; while stages are bound: it will be by then.
+        ranges_frozen: The student is calibrated; while stages are bound: it will be by then. One
+            in floating point has nothing to calibrate.
+        float_student: The student is a new network in floating point, whose BatchNorms learn.
     """
 
     teacher: Network
@@ -60,6 +62,7 @@ class Bench(Protocol):
     micro_batch: int | None
     halve_on_out_of_memory: bool
     ranges_frozen: bool
+    float_student: bool
 
     def stepper(self, name: str, make: Callable[[], Mapping[str, Optimizer]]) -> Stepper:
         """Return the optimizers of that name, made when they are first asked for."""
@@ -128,6 +131,7 @@ class Stage(Part, ABC):
         key: Where it stands in the configuration, for messages; the name of its optimizers.
         calibrates: The student's ranges are frozen when it ends.
         trains_student: Its steps change the student's parameters.
+        float_student: It knows what to do with a student that is a new network in floating point.
     """
 
     modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES, TOKENS)
@@ -136,6 +140,7 @@ class Stage(Part, ABC):
     key: ClassVar[str] = ""
     calibrates: ClassVar[bool] = False
     trains_student: ClassVar[bool] = False
+    float_student: ClassVar[bool] = False
 
     def place(self, name: str, key: str) -> None:
         """Tell the stage what it is called and where it stands in the configuration."""
@@ -205,7 +210,13 @@ class Stage(Part, ABC):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Hook(Part, ABC):
-    """Acts between the backward pass of a student step and the step itself."""
+    """Acts between the backward pass of a student step and the step itself.
+
+    Attributes:
+        float_student: It is for a student that is a new network in floating point, too.
+    """
+
+    float_student: ClassVar[bool] = False
 
     def bind(self, bench: Bench) -> None:
         """Check that it fits the networks, before anything is computed."""

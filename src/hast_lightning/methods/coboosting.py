@@ -323,7 +323,7 @@ class Boost(Stage):
     teachers' steps falls with them.
 
     Source: Co-Boosting (Dai et al., ICLR 2024), released code. There the student is a new network
-    in floating point that trains its BatchNorms.
+    in floating point that trains its BatchNorms, as here where nothing is quantized.
     """
 
     synthesis: Synthesize = MISSING
@@ -334,6 +334,7 @@ class Boost(Stage):
     """Trains the student; its own ``steps`` and ``batch_size`` do not count."""
 
     trains_student = True
+    float_student = True
 
     def unused(self) -> Collection[str]:
         """Return what follows from the pool."""
@@ -364,6 +365,11 @@ class Boost(Stage):
         Raises:
             UserError: something does not fit together.
         """
+        if not bench.ranges_frozen:
+            raise ConfigurationError(
+                f"order: {self.key} trains the student, which no stage before it calibrates, as in "
+                "method=coboosting_style; quantizer.bits=32 trains a new one in floating point"
+            )
         phases = {name: getattr(self, name) for name in ("synthesis", *self._others)}
         for name, stage in phases.items():
             stage.place(name, f"{self.key}.{name}")

@@ -172,6 +172,8 @@ class Refine(Synthesize):
     distance from each image, in the direction of :func:`neighbors`; convolutions do not swing.
     """
 
+    float_student = False
+
     iterations: int = 500
     """Steps for each batch."""
     lr: float = 1.0e-5

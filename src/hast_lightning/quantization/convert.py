@@ -1,4 +1,4 @@
-"""From a pretrained network to its fake-quantized student."""
+"""From a pretrained network to its student: fake-quantized, or a new one in floating point."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.graph.afresh import drawn_afresh
 from hast_lightning.graph.attention_nodes import find_attentions
 from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
@@ -31,6 +32,15 @@ from hast_lightning.quantization.size import UNTIED
 _log = logging.getLogger(__name__)
 
 QUANTIZERS_ATTRIBUTE = "activation_quantizers"
+
+
+def student_of(network: nn.Module, settings: QuantizerConfig, seed: int) -> fx.GraphModule:
+    """Return the student of a network: converted, or a new one like it where nothing is quantized.
+
+    Raises:
+        UserError: the network cannot be quantized, or drawn afresh.
+    """
+    return drawn_afresh(network, seed) if settings.floating else convert(network, settings)
 
 
 def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING
@@ -53,7 +53,8 @@ class QuantizerConfig:
     """Fake quantization of the student."""
 
     bits: int | None = None
-    """Bits of weights and activations alike, in place of the two below."""
+    """Bits of weights and activations alike, in place of the two below. 32 quantizes nothing: the
+    student is then a new network in floating point, whose weights are drawn afresh."""
     weight_bits: int | None = 3
     """Bits of the weights of convolutions and linear layers, 2 to 8; 32 leaves them in floating
     point, and so does null, which is 32 from then on. 1 is a sign and one magnitude per channel,
@@ -144,12 +145,6 @@ class QuantizerConfig:
             if getattr(self, name) is None:
                 setattr(self, name, FLOAT_BITS)
             _require_bits(f"quantizer.{name}", getattr(self, name), LEAST.get(name, MIN_BITS))
-        if set(self.widths) == {FLOAT_BITS} and not any(map(_quantizes, self.overrides)):
-            raise ConfigurationError(
-                f"quantizer.weight_bits={FLOAT_BITS} quantizer.activation_bits={FLOAT_BITS}: both "
-                "in floating point is nothing to quantize; give one of them 2 to 8 bits"
-            )
-
         if BINARY in self._weight_widths and self.rounding.kind != "nearest":
             raise ConfigurationError(
                 f"quantizer.weight_bits=1 with rounding={self.rounding.kind}: a sign is not "
@@ -164,13 +159,25 @@ class QuantizerConfig:
         return Widths(self.weight_bits, self.activation_bits)
 
     @property
+    def floating(self) -> bool:
+        """Return whether nothing is quantized, so that the student is a new network."""
+        return set(self.widths) == {FLOAT_BITS} and not any(map(_quantizes, self.overrides))
+
+    def unused(self) -> Collection[str]:
+        """Return all settings where nothing is quantized."""
+        return [each.name for each in fields(self)] if self.floating else ()
+
+    @property
     def mixed(self) -> bool:
         """Return whether single layers may have other bits."""
-        return (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
+        others = (self.first_and_last_8bit and self.widths.unlike_8) or bool(self.overrides)
+        return others and not self.floating
 
     @property
     def name(self) -> str:
         """Return what reports call the quantizer: its ranges, and what differs from the papers."""
+        if self.floating:
+            return "nothing quantized"
         others = [
             axis.kind
             for axis, usual in ((self.rounding, "nearest"), (self.placement, "simulated"))

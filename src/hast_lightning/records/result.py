@@ -87,7 +87,8 @@ class Result:
     teacher_top1: float | None
     """Top-1 accuracy of the full-precision network."""
     calibrated_top1: float | None
-    """Top-1 accuracy of the student before its first step: calibrated ranges, untouched weights."""
+    """Top-1 accuracy of the student before its first step: calibrated ranges, untouched weights;
+    none of one whose weights are drawn afresh."""
     quantized_top1: float | None
     """Top-1 accuracy of the quantized student after its last step: the result of the run."""
     teacher_agreement: float | None

@@ -61,8 +61,9 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     The names hold for every recipe; the recipe itself is in the title.
     """
     names = ("calibrated ranges only", "calibrated and trained")
+    from_scratch = result.weight_bits == result.activation_bits == FLOAT_BITS and not result.mixed
     if result.activation_bits == FLOAT_BITS:
-        names = ("before training", "trained")
+        names = ("before training", "trained from scratch" if from_scratch else "trained")
     bits = f"{result.weight_bits}/{result.activation_bits}"
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
     float_size = readable_size(result.teacher_bytes)
@@ -77,7 +78,9 @@ def headline(result: Result) -> tuple[HeadlineRow, ...]:
     last = "" if result.handed_back_earlier else "bold"
     rows = [
         HeadlineRow("", *full),
-        HeadlineRow("", names[0], before, agreed_before, bits, size, _first_error(result)),
+        # A network of new weights is nothing to compare with.
+        *[HeadlineRow("", names[0], before, agreed_before, bits, size, _first_error(result))]
+        * (not from_scratch),
         HeadlineRow(last, names[1], after, agreed_after, bits, size, result.output_error),
     ]
     if result.handed_back_earlier:

@@ -60,17 +60,21 @@ def facts_of(run: Run) -> tuple[Fact, ...]:
     weights = [weight_bits(m) for m in student.modules() if isinstance(m, QUANTIZABLE)]
     activations = [quantizer.bits for quantizer in activation_quantizers(student)]
     quantizer = config.quantizer
-    return (
-        Fact("Method", _method(config)),
-        Fact("Network", f"{network.name}, {parameters:,} parameters"),
-        Fact("Input", input_in_words(network)),
-        _output(network),
+    axes = (
         Fact("Weights", f"{widths(weights)}, {len(weights)} layers"),
         Fact("Activations", _activations(activations)),
         Fact("Ranges", _part(quantizer.ranges)),
         Fact("Rounding", f"{_part(quantizer.rounding)} {_gradient(config)}"),
         Fact("Placement", _part(quantizer.placement)),
         *(Fact("Exception", text) for text in _exceptions(config)),
+    )
+    new = Fact("Student", "A new network in floating point, trained from scratch.")
+    return (
+        Fact("Method", _method(config)),
+        Fact("Network", f"{network.name}, {parameters:,} parameters"),
+        Fact("Input", input_in_words(network)),
+        _output(network),
+        *((new,) if quantizer.floating else axes),
         *(Fact(f"Source {name}", _part(config.sources[name])) for name in run.module.sources),
         Fact("Evaluation", _evaluation(run)),
     )

@@ -24,7 +24,7 @@ from hast_lightning.graph.tracing import trace
 from hast_lightning.models.ensemble import teacher_of
 from hast_lightning.models.teacher import FrozenTeacher, batch_norms_are_new
 from hast_lightning.models.zoo import load_all
-from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.convert import student_of
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import Call, list_calls, value_bits
 from hast_lightning.records.results_table import readable_size
@@ -142,7 +142,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
     """
     graph_module = trace(pretrained.network)
     taps = select_taps(graph_module, config.model.taps)
-    student = convert(pretrained.network, config.quantizer)
+    student = student_of(pretrained.network, config.quantizer, config.seed)
     found = list_calls(student, taps, example_inputs(1, pretrained.input_shape))
     size = float_bytes(pretrained.network)
     lengths, misfit, of_stages = _steps_by_stage(config, pretrained)
@@ -170,6 +170,7 @@ def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:
         notes=(
             *_describe_network(pretrained, config),
             *_describe_teachers(pretrained),
+            *_describe_student(config),
             *_describe_statistics(graph_module),
             *_describe_layers(found),
             _describe_taps(places, ends=ends),
@@ -280,6 +281,11 @@ def _describe_teachers(pretrained: PretrainedNetwork) -> Iterator[str]:
             f"teachers: {len(others) + 1}, of equal weight at first: {OWN} ({pretrained.name}, of "
             f"which the student is made), {', '.join(others)}"
         )
+
+
+def _describe_student(config: Config) -> Iterator[str]:
+    if config.quantizer.floating:
+        yield f"student: a new network in floating point, drawn afresh by seed {config.seed}"
 
 
 def _describe_statistics(graph_module: fx.GraphModule) -> Iterator[str]:

@@ -16,7 +16,7 @@ from hast_lightning.errors import UserError
 from hast_lightning.graph.network import Learner
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load as load_network
-from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.convert import student_of
 from hast_lightning.runs.modality import one_output_alone
 from hast_lightning.tracking.facts import is_on, switched_parts
 
@@ -60,7 +60,8 @@ def show_methods(
     """
     pretrained = load_network(config.model)
     teacher = FrozenTeacher(pretrained)
-    learner = Learner(convert(pretrained.network, config.quantizer), pretrained)
+    student = student_of(pretrained.network, config.quantizer, config.seed)
+    learner = Learner(student, pretrained)
     listed = []
     for name, composed in sorted(methods.items(), key=lambda m: (m[1].method.year, m[0])):
         needs, misfit = _needs(composed, teacher, learner)

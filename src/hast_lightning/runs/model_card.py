@@ -23,12 +23,18 @@ def model_card(description: Description, result: Result | None, license_name: st
         result: Of the run that made it; none: a card without numbers.
         license_name: Of the full-precision weights; none: unknown.
     """
-    name = f"{description.network} {bits_of(description.quantizer)}"
+    bits = bits_of(description.quantizer)
+    name = f"{description.network} {bits}"
+    made = (
+        f"The network {description.network}, quantized without any of the data it was trained on."
+    )
+    if bits == str(Widths(FLOAT_BITS, FLOAT_BITS)):
+        made = f"A new network like {description.network}, trained in floating point without data."
     head = ["---", "library_name: hast-lightning", "tags: [quantization, zero-shot-quantization]"]
     head += [f"license: {license_name}"] if license_name else []
     lines = [*head, "---", "", f"# {name}", ""]
     lines += [
-        f"The network {description.network}, quantized without any of the data it was trained on.",
+        made,
         "",
         "| | |",
         "| --- | --- |",

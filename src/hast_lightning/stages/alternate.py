@@ -33,6 +33,7 @@ class Alternate(Stage):
     """The student step; its own ``steps`` do not count."""
 
     trains_student = True
+    float_student = True
     several_outputs = True
 
     def __post_init__(self) -> None:

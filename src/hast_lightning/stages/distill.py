@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import field
 
 import torch
@@ -41,7 +42,8 @@ class Distill(Stage):
     """Trains the student on batches of a source, and on what transforms by gradient make of them.
 
     One backward pass gives both the gradient of the inputs, which such a transform is made from,
-    and the first half of the parameters' gradients.
+    and the first half of the parameters' gradients. A new student in floating point is in training
+    mode meanwhile, so that its BatchNorms learn their statistics; those of others are constants.
     """
 
     source: str = MISSING
@@ -60,6 +62,7 @@ class Distill(Stage):
     """What acts between the backward pass and the step; null: nothing."""
 
     trains_student = True
+    float_student = True
     several_outputs = True
 
     def __post_init__(self) -> None:
@@ -95,27 +98,37 @@ class Distill(Stage):
         needs = bind_terms(
             terms, bench.teacher, bench.learner, bench.sources[self.source], f"{self.key}.terms"
         )
-        self._whole = self._require_whole(terms, bench.micro_batch)
+        self._whole = self._require_whole(terms, bench)
         self._needs: Needs = needs._replace(student=needs.student or ())
         self._terms, self._transforms = terms, transforms
         if self.hook is not None:
+            if bench.float_student and not self.hook.float_student:
+                raise ConfigurationError(
+                    f"{self.key}.hook={self.hook.kind} is for a student that is quantized"
+                )
             self.hook.bind(bench)
         # Registered, so that what they hold moves to the device and into checkpoints.
         hooks = [] if self.hook is None else [self.hook]
         self._parts = nn.ModuleList([*terms.values(), *transforms.values(), *hooks])
 
-    def _require_whole(self, terms: Mapping[str, Term], micro_batch: int | None) -> bool:
-        """Return whether a term looks at the batch as a whole.
+    def _require_whole(self, terms: Mapping[str, Term], bench: Bench) -> bool:
+        """Return whether a term, or a BatchNorm that learns, looks at the batch as a whole.
 
         Raises:
             ConfigurationError: one does, and batches are to be taken apart.
         """
-        whole = [name for name, term in terms.items() if not term.by_sample]
-        if whole and micro_batch is not None and micro_batch < self.batch_size:
+        whole = [
+            f"the loss of {self.key}.terms.{name}, {term.kind}, is no mean over samples, so that "
+            "those of parts do not add up to it"
+            for name, term in terms.items()
+            if not term.by_sample
+        ]
+        if bench.float_student:
+            whole.append("BatchNorms of a new student learn from whole batches")
+        if whole and bench.micro_batch is not None and bench.micro_batch < self.batch_size:
             raise ConfigurationError(
-                f"trainer.micro_batch={micro_batch}: the loss of {self.key}.terms.{whole[0]}, "
-                f"{terms[whole[0]].kind}, is no mean over samples, so that those of parts do not "
-                f"add up to it; leave it out and lower {self.key}.batch_size={self.batch_size}"
+                f"trainer.micro_batch={bench.micro_batch}: {whole[0]}; leave it out and lower "
+                f"{self.key}.batch_size={self.batch_size}"
             )
         return bool(whole)
 
@@ -178,7 +191,7 @@ class Distill(Stage):
         outcome = Outcome()
         stepper.zero_grad()
         try:
-            with held_weights(bench.student):
+            with held_weights(bench.student), _learning(bench):
                 for some in batch.split(size):
                     share = _share(some, batch)
                     self._backward_all(bench, some, share, stepper, progress, outcome)
@@ -252,6 +265,16 @@ class Distill(Stage):
         if self._whole:
             return f"{self.key}.batch_size", self.batch_size
         return "trainer.micro_batch", bench.micro_batch or self.batch_size
+
+
+@contextmanager
+def _learning(bench: Bench) -> Iterator[None]:
+    """Have BatchNorms of a new student normalize by the batch, and learn what they will need."""
+    bench.student.train(bench.float_student)
+    try:
+        yield
+    finally:
+        bench.student.eval()
 
 
 def _share(some: Batch, batch: Batch) -> float:

@@ -18,11 +18,13 @@ class Optimizer:
     """SGD, Adam or AdamW over the student's parameters."""
 
     name: str = "sgd"
-    """``sgd`` (with Nesterov momentum), ``adam`` or ``adamw``."""
+    """``sgd``, ``adam`` or ``adamw``."""
     lr: float = 1e-5
     """Learning rate, before the schedule multiplies it."""
     momentum: float = 0.9
-    """Nesterov momentum (sgd only)."""
+    """Momentum (sgd only)."""
+    nesterov: bool = True
+    """Momentum looks ahead, after Nesterov (sgd only)."""
     weight_decay: float = 1e-4
     """Weight decay of everything but learned step sizes."""
     clip_norm: float | None = None
@@ -38,7 +40,7 @@ class Optimizer:
 
     def unused(self) -> Collection[str]:
         """Return the settings that the optimizer of that name does not have."""
-        return () if self.name == "sgd" else ("momentum",)
+        return () if self.name == "sgd" else ("momentum", "nesterov")
 
     def build(self, groups: list[dict[str, Any]]) -> optim.Optimizer:
         """Return an optimizer of groups of parameters; what a group sets is its own."""
@@ -47,7 +49,7 @@ class Optimizer:
                 groups,
                 lr=self.lr,
                 momentum=self.momentum,
-                nesterov=self.momentum > 0,
+                nesterov=self.nesterov and self.momentum > 0,
                 weight_decay=self.weight_decay,
             )
         kind = optim.Adam if self.name == "adam" else optim.AdamW

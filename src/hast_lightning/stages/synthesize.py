@@ -41,6 +41,7 @@ class Synthesize(Stage):
     transforms: dict[str, Transform] = field(default_factory=dict)
     """What changes the samples before the networks see them."""
 
+    float_student = True
     several_outputs = True
 
     def __post_init__(self) -> None:

@@ -66,6 +66,8 @@ class WeighTeachers(Stage):
     decay: float = 0.99
     """What the size is multiplied by after each step."""
 
+    float_student = True
+
     def __post_init__(self) -> None:
         require_range("steps", self.steps, 0)
         require_range("batch_size", self.batch_size, 1)

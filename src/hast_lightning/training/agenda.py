@@ -132,9 +132,9 @@ class Agenda:
         return sum(steps for leg, steps in self.done(iterations) if source in leg.improves)
 
     def calibrated(self, iterations: int) -> bool:
-        """Return whether the student's ranges are frozen."""
-        done = list(self.done(iterations))
-        return any(leg.calibrates and steps == leg.total for leg, steps in done)
+        """Return whether the student's ranges are frozen, or none of the stages finds any."""
+        done = [(leg, steps) for leg, steps in self.done(iterations) if leg.calibrates]
+        return not done or any(steps == leg.total for leg, steps in done)
 
 
 class ScheduledModule(Protocol):
@@ -143,12 +143,14 @@ class ScheduledModule(Protocol):
     Attributes:
         iteration: Iterations done.
         ranges_frozen: Whether the student is calibrated.
+        float_student: Whether it is a new network in floating point.
         agenda: The stages.
         outcome: What the last step measured and kept.
     """
 
     iteration: int
     ranges_frozen: bool
+    float_student: bool
     agenda: Agenda
     outcome: Outcome
 

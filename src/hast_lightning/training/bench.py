@@ -18,7 +18,7 @@ from hast_lightning.core.source import Source
 from hast_lightning.core.stage import Bench, Stage
 from hast_lightning.graph.network import Learner
 from hast_lightning.models.ensemble import teacher_of
-from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.convert import student_of
 from hast_lightning.quantization.equalization import equalized
 from hast_lightning.training.agenda import Agenda
 
@@ -29,13 +29,14 @@ class PreparedBench(nn.Module):
     Args:
         config: A checked configuration.
         pretrained: The full-precision network; it becomes the teacher, with those that teach
-            together with it, and, converted, the student.
+            together with it, and the student is made of it.
         sources: Where batches come from, by name, built.
 
     Attributes:
         sources: By name.
         stages: Those that run, by name and in their order; copies, bound to the networks.
-        ranges_frozen: The student is calibrated.
+        ranges_frozen: The student is calibrated, or has nothing to calibrate.
+        float_student: It is a new network in floating point.
 
     Raises:
         UserError: the network cannot be quantized, or parts do not fit together.
@@ -49,7 +50,8 @@ class PreparedBench(nn.Module):
         if config.quantizer.equalize:
             # Of both networks, so that their inner values can be compared.
             pretrained = equalized(pretrained)
-        self.student = convert(pretrained.network, config.quantizer)
+        self.float_student = config.quantizer.floating
+        self.student = student_of(pretrained.network, config.quantizer, config.seed)
         self.learner = Learner(self.student, pretrained)
         self.teacher = teacher_of(pretrained)
         self.micro_batch = config.trainer.micro_batch
@@ -68,11 +70,11 @@ class PreparedBench(nn.Module):
         if config.trainer.compile:
             self.teacher.compile_passes()
             self.learner.passes.compiled = True
-        self.ranges_frozen = False
+        self.ranges_frozen = self.float_student
 
     def _bind(self) -> None:
         """Bind the stages in their order."""
-        self.ranges_frozen = False
+        self.ranges_frozen = self.float_student
         for name, stage in self.stages.items():
             stage.place(name, f"stages.{name}")
             stage.bind(self.bench)

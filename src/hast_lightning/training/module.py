@@ -42,13 +42,14 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
 
     It is the bench that stages work at (:class:`hast_lightning.core.stage.Bench`): it has the
     networks, the sources and the named optimizers. Student and teacher stay in evaluation mode
-    throughout; sources and the student's parameters are all that trains. Checkpoints hold all
+    throughout (a new student in floating point but for its own steps); sources and the student's
+    parameters are all that trains. Checkpoints hold all
     that changes in a run, on every rank, and not the teacher.
 
     Args:
         config: A checked configuration.
-        pretrained: The full-precision network; it becomes the teacher and, converted, the
-            student.
+        pretrained: The full-precision network; it becomes the teacher, and the student is made of
+            it.
         sources: Where batches come from, by name, built.
 
     Attributes:

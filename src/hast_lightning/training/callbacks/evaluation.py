@@ -29,7 +29,8 @@ class StudentEvaluation(Callback):
             up: without others there is agreement, and no accuracy.
 
     Attributes:
-        calibrated: The student with calibrated ranges and the teacher's weights.
+        calibrated: The student with calibrated ranges and the teacher's weights; none of one that
+            begins with new weights.
         best: The highest top-1 of the evaluations on the way; none without them or labels.
     """
 
@@ -53,7 +54,8 @@ class StudentEvaluation(Callback):
         module = cast("ScheduledModule", pl_module)
         if not module.ranges_frozen:
             return
-        if not self._seen_frozen:
+        # A new student was never calibrated: before its first step it knows nothing.
+        if not self._seen_frozen and not module.float_student:
             self._seen_frozen = True
             self.calibrated = self._evaluate()
             if self.calibrated is not None:
