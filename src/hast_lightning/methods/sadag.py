@@ -27,6 +27,7 @@ from hast_lightning.quantization.fake_quant import ActivationMode, set_activatio
 from hast_lightning.sources.image_bank import FRESH_PLATEAU
 from hast_lightning.sources.latent_bank import LatentBank
 from hast_lightning.stages.loss import see, weighted_loss
+from hast_lightning.stages.reading import require_calibrated
 from hast_lightning.stages.synthesize import Synthesize, still
 
 
@@ -222,10 +223,7 @@ class Refine(Synthesize):
                 f"{self.key}.source={self.source}: {self.kind} needs the latents that a "
                 "kept_latent_bank has of images of its own run"
             )
-        if not bench.ranges_frozen:
-            raise ConfigurationError(
-                f"order: {self.name} looks at the student, which no stage before it calibrates"
-            )
+        require_calibrated(bench, self.name, "looks at")
         self._node, width = classifier_input(bench.learner)
         student = tuple(dict.fromkeys([*(self._needs.student or ()), self._node]))
         self._needs = self._needs._replace(student=student)

@@ -25,7 +25,8 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import BATCH_NORMS
 from hast_lightning.runtime.ranks import rank
 from hast_lightning.sources.image_bank import ImageBank
-from hast_lightning.stages.synthesize import Synthesize, require_source
+from hast_lightning.stages.reading import require_source
+from hast_lightning.stages.synthesize import Synthesize
 from hast_lightning.terms.bns import AtBatchNorms, BatchNormStatistics, channel_statistics
 
 T = TypeVar("T")

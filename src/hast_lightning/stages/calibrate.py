@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import field
 
 import torch
-from omegaconf import MISSING
 
 from hast_lightning.core.batch import Progress
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import MODALITIES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import TrainedSource
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.quantization.fake_quant import (
@@ -23,11 +22,12 @@ from hast_lightning.quantization.fake_quant import (
     set_activation_mode,
 )
 from hast_lightning.stages.loss import active_terms
-from hast_lightning.stages.synthesize import Synthesize, require_source
+from hast_lightning.stages.reading import ReadingStage, require_source
+from hast_lightning.stages.synthesize import Synthesize
 
 
 @part("stage", "calibrate")
-class Calibrate(Stage):
+class Calibrate(ReadingStage):
     """Lets the student's activation ranges observe batches; they are frozen when it ends.
 
     A student whose activations stay in floating point has none: the stage is then one empty step,
@@ -37,8 +37,6 @@ class Calibrate(Stage):
     on the images of a generator that is trained meanwhile, and GDFQ warms its generator up so.
     """
 
-    source: str = MISSING
-    """Name of the source that is observed."""
     steps: int = 800
     """Steps, each of one batch."""
     batch_size: int = 16
@@ -56,11 +54,6 @@ class Calibrate(Stage):
         require_range("steps", self.steps, 1)
         require_range("batch_size", self.batch_size, 1)
         self._observes, self._idle = True, False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
 
     @property
     def improves(self) -> tuple[str, ...]:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from omegaconf import MISSING
-
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Stage
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.quantization.correction import (
     correct_biases,
     correct_by_statistics,
     reestimate_batch_norms,
 )
 from hast_lightning.quantization.fake_quant import held_weights
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.reading import ReadingStage, require_calibrated, require_source
 
 BY = ("samples", "statistics")
 
 
 @part("stage", "correct")
-class Correct(Stage):
+class Correct(ReadingStage):
     """Corrects BatchNorm statistics and biases of the student, from both networks' values.
 
     It takes a pass of both networks and no gradient: seconds. Source of bias correction: Nagel et
     al., ICCV 2019, section 4.2; BatchNorm statistics by difference are ours.
     """
 
-    source: str = MISSING
-    """Name of the source whose samples both networks see."""
     samples: int = 512
     """Samples that statistics are measured on, all at once."""
     by: str = "samples"
@@ -47,11 +42,6 @@ class Correct(Stage):
         require_range("samples", self.samples, 2)
         require_choice("by", self.by, BY)
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
-
     def bind(self, bench: Bench) -> None:
         """Check the source, and that the student is calibrated by then.
 
@@ -59,10 +49,7 @@ class Correct(Stage):
             ConfigurationError: one of the two is not so.
         """
         require_source(bench, self.source, self.key)
-        if not bench.ranges_frozen:
-            raise ConfigurationError(
-                f"order: {self.name} corrects the student, which no stage before it calibrates"
-            )
+        require_calibrated(bench, self.name, "corrects")
 
     def length(self, bench: Bench) -> int:
         """Return the one step."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from hast_lightning.core.batch import Answers, Batch, Needs, Progress
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Hook, Outcome, Stage, Stepper
+from hast_lightning.core.stage import Bench, Hook, Outcome, Stepper
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
@@ -32,13 +32,13 @@ from hast_lightning.stages.loss import (
     weighted_loss,
 )
 from hast_lightning.stages.optimizer import Optimizer
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.reading import ReadingStage, require_calibrated, require_source
 
 _log = logging.getLogger(__name__)
 
 
 @part("stage", "distill")
-class Distill(Stage):
+class Distill(ReadingStage):
     """Trains the student on batches of a source, and on what transforms by gradient make of them.
 
     One backward pass gives both the gradient of the inputs, which such a transform is made from,
@@ -46,8 +46,6 @@ class Distill(Stage):
     mode meanwhile, so that its BatchNorms learn their statistics; those of others are constants.
     """
 
-    source: str = MISSING
-    """Name of the source that the student learns from."""
     steps: int = 29400
     """Student steps; 0: none."""
     batch_size: int = 64
@@ -72,11 +70,6 @@ class Distill(Stage):
             raise ConfigurationError("terms: none has a weight, so that nothing would be learned")
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
-
-    @property
     def all_terms(self) -> Mapping[str, Mapping[str, Term]]:
         """Return the terms that count."""
         return {self.name: active_terms(self.terms)}
@@ -88,10 +81,7 @@ class Distill(Stage):
             UserError: something does not fit together.
         """
         require_source(bench, self.source, self.key)
-        if not bench.ranges_frozen:
-            raise ConfigurationError(
-                f"order: {self.key} trains the student, which no stage before it calibrates"
-            )
+        require_calibrated(bench, self.key, "trains")
         terms, transforms = active_terms(self.terms), active_transforms(self.transforms)
         for transform in transforms.values():
             transform.bind(bench.teacher, bench.learner)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, fx
 
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.fake_quant import QuantizedLayer
 from hast_lightning.quantization.gptq import (
@@ -20,7 +19,7 @@ from hast_lightning.quantization.gptq import (
     round_layer,
 )
 from hast_lightning.runtime.ranks import averaged
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.reading import ReadingStage, require_calibrated, require_source
 
 
 class _Place(NamedTuple):
@@ -31,7 +30,7 @@ class _Place(NamedTuple):
 
 
 @part("stage", "gptq")
-class GPTQ(Stage):
+class GPTQ(ReadingStage):
     """Rounds the weights of one layer a step, in their order, by what the layer takes in (GPTQ).
 
     Inputs are those of the student, whose layers before are rounded already. A layer that is called
@@ -41,8 +40,6 @@ class GPTQ(Stage):
     Source: Frantar et al., ICLR 2023; convolutions with unfolded inputs are ours.
     """
 
-    source: str = MISSING
-    """Name of the source whose samples the layers see."""
     samples: int = 128
     """Samples of the source, as many as there are at most."""
     batch_size: int = 8
@@ -61,11 +58,6 @@ class GPTQ(Stage):
         require_range("damping", self.damping, 0, 100, open_minimum=True)
         self._at, self._values = 0, list[dict[fx.Node, Any]]()
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
-
     def bind(self, bench: Bench) -> None:
         """Find the layers, and check the source and the quantizer.
 
@@ -73,10 +65,7 @@ class GPTQ(Stage):
             ConfigurationError: there is no such source, or a layer cannot be rounded so.
         """
         require_source(bench, self.source, self.key)
-        if not bench.ranges_frozen:
-            raise ConfigurationError(
-                f"order: {self.name} rounds the student, which no stage before it calibrates"
-            )
+        require_calibrated(bench, self.name, "rounds")
         self._places = _places(bench.student)
         for _, name in self._places:
             layer = bench.student.get_submodule(name)

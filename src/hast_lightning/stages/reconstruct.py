@@ -14,14 +14,13 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, fx, nn, optim
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
 from hast_lightning.core.network import MODALITIES, example_inputs
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
+from hast_lightning.core.stage import Bench, Outcome, Plot
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
 from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
@@ -41,7 +40,13 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.learned import step_parameters
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.loss import active_transforms, transformed
-from hast_lightning.stages.synthesize import require_batch, require_source, samples_there
+from hast_lightning.stages.reading import (
+    ReadingStage,
+    require_batch,
+    require_calibrated,
+    require_source,
+    samples_there,
+)
 from hast_lightning.stages.unit_values import (
     CHUNK,
     Cached,
@@ -70,7 +75,7 @@ class _Drawn(NamedTuple):
 
 
 @part("stage", "reconstruct")
-class Reconstruct(Stage):
+class Reconstruct(ReadingStage):
     """Rebuilds the student unit by unit, so that each puts out what the teacher's unit does.
 
     Targets are the teacher's outputs for its own inputs; the student's unit sees inputs that are
@@ -81,8 +86,6 @@ class Reconstruct(Stage):
     train, with BatchNorm scales and shifts, is ours.
     """
 
-    source: str = MISSING
-    """Name of the source that the student is rebuilt on."""
     samples: int = 1024
     """Samples of the source, as many as there are at most."""
     views: int = 1
@@ -141,11 +144,6 @@ class Reconstruct(Stage):
         self._cached: Cached | None = None
         self._errors_of: list[list[float]] = []
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
-
     def bind(self, bench: Bench) -> None:
         """Find the units, and check the source and the quantizer.
 
@@ -153,10 +151,7 @@ class Reconstruct(Stage):
             UserError: there is no such source, no unit, or nothing that could be learned.
         """
         require_source(bench, self.source, self.key)
-        if not bench.ranges_frozen:
-            raise ConfigurationError(
-                f"order: {self.name} rebuilds the student, which no stage before it calibrates"
-            )
+        require_calibrated(bench, self.name, "rebuilds")
         timed = bench.teacher.pretrained.denoises
         try:
             units = find_units(bench.teacher.graph_module, timed=timed, ends=self.ends)

@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
-from omegaconf import MISSING
 from torch import Tensor, fx
 
 from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.network import example_inputs
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Plot, Stage
+from hast_lightning.core.stage import Bench, Outcome, Plot
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import is_depthwise
 from hast_lightning.quantization.allocation import (
@@ -54,7 +53,7 @@ from hast_lightning.quantization.settings import MAX_BITS, MIN_BITS
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import list_calls
 from hast_lightning.runtime.ranks import averaged
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.reading import ReadingStage, require_source
 
 MEASURES: Mapping[str, Measure] = {
     "kl": divergence,
@@ -90,7 +89,7 @@ class _Costs(NamedTuple):
 
 
 @part("stage", "search_bits")
-class SearchBits(Stage):
+class SearchBits(ReadingStage):
     """Chooses the bits of each layer's weights within a budget, and goes on with them.
 
     Layers whose bits ``quantizer.overrides`` or ``first_and_last_8bit`` set keep them. Source:
@@ -98,8 +97,6 @@ class SearchBits(Stage):
     estimate; the idea of SEAM (Tang et al., ACM MM 2023) for the margin.
     """
 
-    source: str = MISSING
-    """Name of the source whose samples the network sees."""
     samples: int = 128
     """Samples that sensitivities are measured on."""
     measure: str = "kl"
@@ -153,11 +150,6 @@ class SearchBits(Stage):
         self._policy: dict[str, int] = {}
         self._probe: Probe | None = None
         self._fisher: list[Tensor] = []
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
 
     def bind(self, bench: Bench) -> None:
         """Check the source and the budget, and find the layers whose bits are searched.

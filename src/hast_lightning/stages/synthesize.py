@@ -26,6 +26,7 @@ from hast_lightning.stages.loss import (
     transformed,
     weighted_loss,
 )
+from hast_lightning.stages.reading import require_source
 
 
 @part("stage", "synthesize")
@@ -151,42 +152,6 @@ def trained_source(bench: Bench, name: str, key: str) -> tuple[TrainedSource]:
             "the stage out of order"
         )
     return (source,)
-
-
-def require_source(bench: Bench, name: str, key: str) -> None:
-    """Refuse the name of a source that there is not.
-
-    Raises:
-        ConfigurationError: there is none of that name.
-    """
-    if name not in bench.sources:
-        raise ConfigurationError(
-            f"{key}.source={name} is no source; there are: {', '.join(bench.sources) or 'none'}"
-        )
-
-
-def samples_there(bench: Bench, name: str, wanted: int) -> int:
-    """Return how many of the wanted samples a source has to train on."""
-    most = bench.sources[name].most
-    return wanted if most is None else min(wanted, most)
-
-
-def require_batch(
-    bench: Bench, name: str, samples: int, batch_size: int, key: str, views: int = 1
-) -> None:
-    """Refuse fewer samples than a batch has.
-
-    Raises:
-        ConfigurationError: the source has too few, or too few are asked for.
-    """
-    there = samples_there(bench, name, samples)
-    if there * views < batch_size:
-        of = f", as many as {name} has" if there < samples else ""
-        times = f" in views={views}" if views > 1 else ""
-        raise ConfigurationError(
-            f"{key}.batch_size={batch_size}: a batch has more than the {there} samples{times} "
-            f"that there are{of}: lower it"
-        )
 
 
 @contextmanager

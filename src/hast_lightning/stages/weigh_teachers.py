@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,10 +10,10 @@ from hast_lightning.core.batch import Batch
 from hast_lightning.core.checks import MAX_RATE, require_range
 from hast_lightning.core.ensemble import Ensemble, mixture
 from hast_lightning.core.part import part
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.runtime.ranks import averaged
-from hast_lightning.stages.synthesize import require_source
+from hast_lightning.stages.reading import ReadingStage, require_source
 
 
 def sign_step(weights: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -48,15 +47,13 @@ def weight_gradient(answers: Tensor, targets: Tensor, weights: Tensor) -> tuple[
 
 
 @part("stage", "weigh_teachers")
-class WeighTeachers(Stage):
+class WeighTeachers(ReadingStage):
     """Moves the weights of several teachers so that together they give samples their labels.
 
     Each step is ``w <- clip(w - lr * decay^i * sign(dCE/dw), 0, 1)`` on one batch. Source:
     Co-Boosting (Dai et al., ICLR 2024), where i counts the passes over all samples; here the steps.
     """
 
-    source: str = MISSING
-    """Name of the source whose samples the teachers answer."""
     steps: int = 100
     """Steps, each of one batch."""
     batch_size: int = 128
@@ -73,11 +70,6 @@ class WeighTeachers(Stage):
         require_range("batch_size", self.batch_size, 1)
         require_range("lr", self.lr, 0, MAX_RATE)
         require_range("decay", self.decay, 0, 1, open_minimum=True)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Return the name of the source."""
-        return (self.source,)
 
     def bind(self, bench: Bench) -> None:
         """Check the source and the teachers.
