@@ -60,7 +60,7 @@ TRAINING = (
     *("+stage@stages.distillation=distill", "stages.distillation.source=bank"),
     *("+term@stages.distillation.terms.kd=kl", "stages.distillation.terms.kd.temperature=20"),
     *("stages.distillation.terms.kd.reduction=batchmean", "stages.distillation.terms.kd.weight=1"),
-    "stages.distillation.optimizer={name: adam, lr: 1e-3}",
+    "stages.distillation.optimizer={name: adam, lr: 1e-4}",
     *("stages.distillation.learning_rate={policy: cosine}", "stages.distillation.batch_size=64"),
     *("stages.distillation.steps=200", *(word.format("distillation") for word in CHANGED)),
 )

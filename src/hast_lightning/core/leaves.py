@@ -10,8 +10,11 @@ from torch import Tensor
 
 LEAVES = 150
 """Leaves of a picture, of which the last ones lie on top."""
-RADII = (0.04, 0.6)
-"""Smallest and largest radius, in halves of a side; how often one occurs falls with its cube."""
+SMALLEST = 4.48
+"""Smallest radius in pixels: smaller leaves would be noise to the first layers."""
+LARGEST = 0.6
+"""Largest radius in halves of the shorter side, and at least three times the smallest; how often
+one occurs falls with its cube."""
 CHROMA = 0.4
 """Deviation of a channel's color from the gray of its leaf, whose own deviation is 1."""
 SHADE = 0.5
@@ -35,7 +38,8 @@ def leaves(count: int, shape: Sequence[int]) -> Tensor:
     channels, height, width = shape
     rows = torch.linspace(-1, 1, height)[:, None]
     columns = torch.linspace(-1, 1, width)[None, :]
-    least, most = (radius**-2 for radius in RADII)
+    smallest = SMALLEST / (min(height, width) / 2)
+    least, most = smallest**-2, max(LARGEST, 3 * smallest) ** -2
     radii = (least + torch.rand(count, LEAVES) * (most - least)) ** -0.5
     places = torch.rand(count, LEAVES, 2) * 2.4 - 1.2
     angles = torch.rand(count, LEAVES) * math.pi
