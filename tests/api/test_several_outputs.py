@@ -71,7 +71,7 @@ def test_errors_of_all_outputs_are_measured_and_told(run: tuple[QuantizedModel, 
     assert result.output_error == pytest.approx(sum(result.output_errors.values()) / 3)
     assert result.teacher_agreement is None and result.kept_agreement is None
     for kinds in result.judged.values():
-        assert set(kinds) == {"reference", "noise", "held_out", "evaluation"}
+        assert set(kinds) == {"reference", "noise", "leaves", "held_out", "evaluation"}
         assert all(set(found) == {"error"} for found in kinds.values())
     assert json.loads((folder / "result.json").read_text())["output_errors"] == result.output_errors
     report = (folder / "report.html").read_text()

@@ -9,6 +9,7 @@ from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load
 from hast_lightning.safeguard import reference
 from hast_lightning.safeguard.reference import (
+    judging_leaves,
     reference_images,
     statistics_distance,
 )
@@ -62,3 +63,14 @@ def test_large_images_are_matched_in_groups_that_fit_into_memory(
     assert before is not None
     assert after is not None
     assert after < before
+
+
+def test_pictures_of_leaves_are_the_same_for_every_run_and_leave_no_trace() -> None:
+    network = load(small().model)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = judging_leaves(network, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.shape == (5, *network.input_shape)
+    torch.manual_seed(4)
+    assert torch.equal(judging_leaves(network, 5), first)

@@ -10,6 +10,7 @@ from hast_lightning.report.content import JudgedStage, JudgedTable
 KINDS = {
     "reference": "reference images",
     "noise": "smooth noise",
+    "leaves": "leaves",
     "held_out": "held-out samples",
     "evaluation": "evaluation",
 }

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from hast_lightning.config.safeguard import REFERENCE, SafeguardConfig
+from hast_lightning.core.network import PICTURES
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.runtime.ranks import gathered_objects
 from hast_lightning.safeguard.closeness import Closeness, closeness
-from hast_lightning.safeguard.reference import judging_noise, reference_images
+from hast_lightning.safeguard.reference import judging_leaves, judging_noise, reference_images
 from hast_lightning.safeguard.states import kept_states
 from hast_lightning.training.evaluation import Evaluation
 from hast_lightning.training.module import ZeroShotQuantization
 
-SMOOTH, HELD_OUT = "noise", "held_out"
-"""Noise whose spectrum is that of natural images; held-out samples. Both are reported only."""
+SMOOTH, LEAVES, HELD_OUT = "noise", "leaves", "held_out"
+"""Noise whose spectrum is that of natural images; pictures of leaves, which have edges, too;
+held-out samples. All are reported only."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
         generator = torch.Generator().manual_seed(1)
         noise = network.inputs_of(judging_noise(network, options.images, generator))
         images[SMOOTH] = noise.to(reference.device)
+    if network.modality == PICTURES:
+        images[LEAVES] = judging_leaves(network, options.images).to(reference.device)
     # A bank may keep none from training, or may not be full.
     with suppress(ConfigurationError, DataError):
         images[HELD_OUT] = module.source.held_out(options.images).inputs

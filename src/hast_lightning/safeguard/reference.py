@@ -13,6 +13,7 @@ from torch.optim import Adam
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.diffusion import Sampler
+from hast_lightning.core.leaves import leaves
 from hast_lightning.core.network import TOKENS, PretrainedNetwork
 from hast_lightning.core.source import HELD_OUT_SEED
 from hast_lightning.errors import ModelError
@@ -39,6 +40,13 @@ def judging_noise(network: PretrainedNetwork, count: int, generator: torch.Gener
         return torch.randint(network.num_classes, shape, generator=generator)
     white = torch.randn(count, *network.input_shape, generator=generator)
     return network.noise_of(white, smooth=True)
+
+
+def judging_leaves(network: PretrainedNetwork, count: int) -> Tensor:
+    """Return pictures of leaves (count, C, H, W), always the same, and matched to no statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(HELD_OUT_SEED)
+        return leaves(count, network.input_shape)
 
 
 def reference_images(teacher: FrozenTeacher, count: int, iterations: int) -> Tensor:
