@@ -78,12 +78,12 @@ def quantize(
     """Quantize a pretrained classifier without any training data.
 
     ``method`` and ``schedule`` are words of the command line: what is done, and at what cost. Where
-    they are not named, HAST is taken in the form that was measured on images of the network's
-    size, at a budget for two CPU cores:
+    they are not named, what did best on images of the network's size is taken, at a budget for
+    two CPU cores:
 
     - 8x8, one channel: ``hast`` and ``demo``, a minute;
-    - 32x32, color: ``recommended`` and ``quick``, minutes;
-    - 224x224, color: ``hast_imagenet_adam`` and ``evening_imagenet``, an evening.
+    - 32x32, color: ``recommended``, at two bits ``reconstruct``, and ``quick``, minutes;
+    - 224x224, color: ``recommended_imagenet`` and ``evening_imagenet``, an evening.
 
     For other images the nearest of them is taken, with a warning that names it. What the papers
     did takes many times as long: ``schedule="released"``, with a method's own name.
