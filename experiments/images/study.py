@@ -32,6 +32,8 @@ IMAGES: dict[str, tuple[str, ...]] = {
     "noise": ("method=reconstruct", "source@sources.bank=noise"),
     # Pictures of leaves as they are drawn.
     "drawn": ("method=reconstruct", "source@sources.bank=noise", "sources.bank.start=leaves"),
+    # As many of them as method=reconstruct has of others: they cost nothing.
+    "drawn_many": ("method=reconstruct", "source@sources.bank=noise", "sources.bank.start=leaves"),
     "statistics": ("method=reconstruct", BANK, f"{BNS}.relative=false", f"{CLASS}.enabled=false"),
     "hast": ("method=reconstruct", BANK, f"{BNS}.relative=false", f"{CLASS}.weight=10"),
     "smooth": ("method=reconstruct",),
@@ -68,23 +70,31 @@ TRAINING = (
 UNITS = ("schedule.unit_steps=100", "stages.reconstruction.views=4", *FEW)
 
 
+MANY = ("stages.reconstruction.samples=1024", "stages.correction.samples=512")
+
+
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for seed in (0, 1, 2):
         for kind, words in IMAGES.items():
-            first = ORDER[1:] if kind in ("noise", "drawn") else ORDER
+            first = ORDER[1:] if kind in ("noise", "drawn", "drawn_many") else ORDER
+            many = MANY if kind == "drawn_many" else ()
             views = () if words[0] == "method=reconstruct" else CHANGED
             changed = [word.format("reconstruction") for word in views]
             common = [*words, *COMMON, f"seed={seed}"]
             units = [*UNITS, *changed, f"order=[{','.join((*first, 'reconstruction'))}]"]
-            yield f"{kind}_units_seed{seed}", [*common, *units]
-            trained = [*TRAINING, FEW[1], f"order=[{','.join((*first, 'distillation'))}]"]
+            yield f"{kind}_units_seed{seed}", [*common, *units, *many]
+            trained = [
+                *TRAINING,
+                *(many[1:] or FEW[1:]),
+                f"order=[{','.join((*first, 'distillation'))}]",
+            ]
             yield f"{kind}_trained_seed{seed}", [*common, *trained]
 
 
 def bank_of(name: str) -> list[str]:
     """Return the word that loads the images that the run by units made."""
-    kind, stage, seed = name.split("_")
+    kind, stage, seed = name.rsplit("_", 2)
     made = Path(f"{kind}_units_{seed}/samples.safetensors")
     return [f"sources.bank.load={made}"] if stage == "trained" and made.exists() else []
 
@@ -95,7 +105,7 @@ def table() -> None:
     for name, _ in runs():
         path = HERE / "results" / name / "result.json"
         if path.exists():
-            kind, last, seed = name.split("_")
+            kind, last, seed = name.rsplit("_", 2)
             stages = json.loads(path.read_text())["judged"].values()
             tops = [f"{stage['evaluation']['top1']:.2f}" for stage in stages]
             *_, end = stages
