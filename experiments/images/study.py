@@ -84,11 +84,8 @@ def runs() -> Iterator[tuple[str, list[str]]]:
             common = [*words, *COMMON, f"seed={seed}"]
             units = [*UNITS, *changed, f"order=[{','.join((*first, 'reconstruction'))}]"]
             yield f"{kind}_units_seed{seed}", [*common, *units, *many]
-            trained = [
-                *TRAINING,
-                *(many[1:] or FEW[1:]),
-                f"order=[{','.join((*first, 'distillation'))}]",
-            ]
+            corrected = many[1:] or FEW[1:]
+            trained = [*TRAINING, *corrected, f"order=[{','.join((*first, 'distillation'))}]"]
             yield f"{kind}_trained_seed{seed}", [*common, *trained]
 
 

@@ -88,7 +88,17 @@ METHODS["smooth_trained"] = (
 )
 # The same on images that start from leaves, which were drawn in place of noise.
 METHODS["leaves_trained"] = (*METHODS["smooth_trained"], "sources.bank.start=leaves")
+# Block by block on leaves as they are drawn: nothing is synthesized.
+METHODS["drawn"] = (
+    *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
+    *("sources.bank.start=leaves", "stages.calibration.batch_size=32"),
+    *("stages.correction.samples=64", "stages.reconstruction.samples=512"),
+    *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
+    "order=[calibration,correction,reconstruction]",
+)
 RUNS = (
+    *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
     *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
@@ -114,9 +124,11 @@ def runs() -> Iterator[tuple[str, list[str]]]:
         yield f"{network}_{method}_w{weights}a{activations}_seed0", words
 
 
-def images(name: str) -> tuple[str, list[str]]:
-    """Return the run that makes the images of another."""
+def images(name: str) -> tuple[str, list[str]] | None:
+    """Return the run that makes the images of another; none where they are drawn."""
     network, method = name.split("_")[:2]
+    if method == "drawn":
+        return None
     kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, "sources.bank.start=leaves")}
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
