@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from hast_lightning.compare.counted import Flat, counted
+from hast_lightning.compare.counted import Counted, counted
 from hast_lightning.compare.former import modern
 from hast_lightning.compare.runs import FinishedRun
 from hast_lightning.config import to_object
@@ -99,12 +99,12 @@ def recorded(path: Path) -> tuple[dict[str, Any], list[str]]:
     return content, [word for word in words if not word.startswith("hydra.")]
 
 
-def settings(result: Result, form: Any, then: Any) -> Flat:
+def settings(result: Result, form: Any, then: Any) -> Counted:
     """What counts of a configuration of today, on the machine of the run that was made."""
     now: Any = OmegaConf.to_container(form, resolve=True)
     if now["trainer"]["precision"] == "auto":  # a run saves what it was there
         now["trainer"]["precision"] = then["trainer"]["precision"]
-    return counted(FinishedRun(result, now)).values
+    return counted(FinishedRun(result, now))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_command_of_today_composes_to_the_run_that_was_made(path: Path) -> Non
         assert len(of_then) > 40  # what trains nothing has the fewest settings
         added = ((), *map(shlex.split, words_since_then(path.parents[2])))
         forms = (composed_raw(*words, *more) for more in added)
-        assert any(of_then == settings(result, form, then) for form in forms)
+        assert any(of_then == settings(result, form, then).values for form in forms)
 
 
 @pytest.mark.parametrize("path", FORMER, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -154,8 +154,8 @@ def test_a_recorded_command_composes_to_the_run_that_was_made(path: Path) -> Non
     if saved.is_file():
         assert config.seed == result["seed"]
         then: Any = modern(OmegaConf.to_container(OmegaConf.load(saved)))  # type: ignore[arg-type]
-        now: Any = OmegaConf.to_container(composed_words, resolve=True)
-        of_then, of_now = (counted(FinishedRun(Result.read(path), each)) for each in (then, now))
+        made = Result.read(path)
+        of_then, of_now = counted(FinishedRun(made, then)), settings(made, composed_words, then)
         assert len(of_then.values) > 60
         assert of_then.values == of_now.values
         assert {k for k, on in of_then.switches.items() if on} == {

@@ -324,6 +324,7 @@ def trained(*overrides: str) -> ZeroShotQuantization:
         "+experiment=cifar10_resnet20_w3a3",
         "data=none",
         "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
         f"model.checkpoint={cifar10_folder() / 'resnet20-12fca82f.th'}",
         "stages.synthesis.steps=1",
         "stages.calibration.steps=1",

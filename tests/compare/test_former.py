@@ -23,6 +23,7 @@ CONFIGS = sorted((ROOT / "experiments").rglob("config.yaml"))
 FIRST = {path.relative_to(ROOT).parts[1]: path for path in reversed(CONFIGS)}
 """A configuration of each study; the others are checked in the slow tests."""
 OF_HAST = [path for path in CONFIGS if "cifar10_resnet20_quantizers" in str(path)]
+TRAINER = ("trainer.channels_last=false", "trainer.precision=32-true")
 CIFAR = ("model.checkpoint=resnet20-12fca82f.th", "data.path=cifar10_test_first1017.npz")
 
 
@@ -66,7 +67,7 @@ def test_a_former_configuration_is_that_of_its_recipe(
     folder: str, overrides: tuple[str, ...]
 ) -> None:
     """Also in the numbers of terms, sources and optimizers: the recipe of the command is there."""
-    recipe = ("+experiment=cifar10_resnet20_w3a3_quick", *CIFAR, "trainer.channels_last=false")
+    recipe = ("+experiment=cifar10_resnet20_w3a3_quick", *CIFAR, *TRAINER)
     now = saved(*recipe, *overrides, "sources.bank.load=bank0/samples.safetensors")
     then = modern(former(path=QUANTIZERS / folder / "config.yaml"))
     found = [counted(FinishedRun(result("r", 0, 90.0), each)) for each in (then, now)]
@@ -92,12 +93,12 @@ def test_turns_with_a_generator_are_a_method_of_today() -> None:
     )
     config = as_config(modern(former(*changes)))
     recipe = ("+experiment=cifar10_resnet20_w3a3_alternating_quick", *CIFAR)
-    now = as_config(saved(*recipe, "trainer.channels_last=false"))
+    now = as_config(saved(*recipe, *TRAINER))
     assert config is not None and now is not None
     assert config.order == now.order == ["calibration", "alternation"]
     found = [
         counted(FinishedRun(result("r", 0, 90.0), each))
-        for each in (modern(former(*changes)), saved(*recipe, "trainer.channels_last=false"))
+        for each in (modern(former(*changes)), saved(*recipe, *TRAINER))
     ]
     assert found[0].values == found[1].values
 

@@ -13,8 +13,8 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.sources.noise import Noise
 
 
-def noise(start: str = "white") -> Noise:
-    network = PretrainedNetwork(nn.Identity(), "any", (1, 4, 6), 3, (0.5,), (0.5,), "")
+def noise(start: str = "white", shape: tuple[int, ...] = (1, 4, 6)) -> Noise:
+    network = PretrainedNetwork(nn.Identity(), "any", shape, 3, (0.5,), (0.5,), "")
     source = Noise(start=start)
     source.build(Site(network))
     return source
@@ -57,3 +57,10 @@ def test_pictures_are_drawn_anew_for_every_batch_where_that_is_asked_for() -> No
     assert torch.equal(source.sample(3).inputs, expected)
     with pytest.raises(ConfigurationError, match=r"start=.pink. is not one of"):
         noise(start="pink")
+
+
+def test_signals_have_no_leaves() -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(5, 2, 24)
+    torch.manual_seed(0)
+    assert torch.equal(noise("leaves", (2, 24)).sample(5).inputs, expected)

@@ -155,7 +155,7 @@ def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> di
         generator = torch.Generator().manual_seed(1)
         noise = network.inputs_of(judging_noise(network, options.images, generator))
         images[SMOOTH] = noise.to(reference.device)
-    if network.modality == PICTURES:
+    if network.modality == PICTURES and len(network.input_shape) == 3:
         images[LEAVES] = judging_leaves(network, options.images).to(reference.device)
     # A bank may keep none from training, or may not be full.
     with suppress(ConfigurationError, DataError):

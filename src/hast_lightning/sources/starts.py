@@ -14,11 +14,11 @@ def started(network: PretrainedNetwork, white: Tensor, start: str) -> Tensor:
     """Return what samples of a network start from, with mean 0 and deviation 1, more or less.
 
     Args:
-        network: Where it takes features their own noise takes the place of every start.
-        white: Standard normal, (N, C, H, W).
+        network: Where it takes features or signals their own noise takes the place of every start.
+        white: Standard normal, (N, C, H, W), or (N, C, L) of signals.
         start: One of :data:`STARTS`.
     """
-    if start == "leaves" and network.modality != FEATURES:
+    if start == "leaves" and network.modality != FEATURES and white.dim() == 4:
         count, *shape = white.shape
         return leaves(count, shape).to(white)
     return network.noise_of(white, smooth=start != "white")
