@@ -11,40 +11,22 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from experiments.mobilenetv1 import build
-from hast_lightning.core.network import PICTURES, PretrainedNetwork
+from experiments.smooth_images.layers import COUNT, MEAN, STD, watched
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.sources.starts import STARTS, started
-from hast_lightning.terms.bns import (
-    BatchNormStatistics,
-    batch_norm_statistics_loss,
-    channel_statistics,
-)
+from hast_lightning.terms.bns import batch_norm_statistics_loss
 
-COUNT = 64
+SHAPE = (3, 224, 224)
 
 if __name__ == "__main__":
-    file = Path(os.environ["IMAGENET"]) / "mobilenetv1_x0.25.pth.tar"
-    saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    network = build().eval()
-    network.load_state_dict({name.removeprefix("module."): v for name, v in saved.items()})
-    found: list[BatchNormStatistics] = []
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.register_forward_pre_hook(
-                lambda norm, inputs: found.append(
-                    BatchNormStatistics(
-                        *channel_statistics(inputs[0]), norm.running_mean, norm.running_var
-                    )
-                )
-            )
-    shape = (3, 224, 224)
-    pretrained = PretrainedNetwork(network, "mobilenetv1", shape, 1000, (0.5,) * 3, (0.5,) * 3, "")
-    assert pretrained.modality == PICTURES
+    network, found = watched(Path(os.environ["IMAGENET"]) / "mobilenetv1_x0.25.pth.tar")
+    pretrained = PretrainedNetwork(
+        network, "mobilenetv1_x0.25", SHAPE, 1000, tuple(MEAN), tuple(STD), checksum=""
+    )
     for start in STARTS:
         torch.manual_seed(0)
         found.clear()
         with torch.no_grad():
-            network(started(pretrained, torch.randn(COUNT, *shape), start))
+            network(started(pretrained, torch.randn(COUNT, *SHAPE), start))
         print(f"{start}: {float(batch_norm_statistics_loss(found, relative=True)):.3f}")

@@ -31,9 +31,8 @@ def photograph(path: Path) -> Tensor:
     return F.normalize(F.center_crop(image, 224).float() / 255, MEAN, STD)
 
 
-if __name__ == "__main__":
-    folder = Path(os.environ["IMAGENET"])
-    file = folder / "mobilenetv1_x0.25.pth.tar"
+def watched(file: Path) -> tuple[nn.Module, list[BatchNormStatistics]]:
+    """Return MobileNetV1 x0.25, and the statistics of its BatchNorms in the order of its passes."""
     saved = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     network = build().eval()
     network.load_state_dict({name.removeprefix("module."): v for name, v in saved.items()})
@@ -47,6 +46,12 @@ if __name__ == "__main__":
                     )
                 )
             )
+    return network, found
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ["IMAGENET"])
+    network, found = watched(folder / "mobilenetv1_x0.25.pth.tar")
     classes = sorted((folder / "val").iterdir())[1 : 2 * COUNT : 2]
     with torch.no_grad():
         network(torch.stack([photograph(next(each.iterdir())) for each in classes]))
