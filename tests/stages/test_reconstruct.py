@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import csv
+import errno
+import logging
 import math
+import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, fx, nn
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.errors import ConfigurationError, ModelError
-from hast_lightning.graph.units import find_units
+from hast_lightning.errors import ConfigurationError, ModelError, StorageError
+from hast_lightning.graph.units import Unit, find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import activation_quantizers, quantized_layers
 from hast_lightning.runs import pipeline
 from hast_lightning.sources.image_bank import ImageBank
-from hast_lightning.stages import reconstruct
+from hast_lightning.stages import room
 from hast_lightning.stages.reconstruct import reconstruction_error
+from hast_lightning.stages.unit_values import largest_unit
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.small_runs import build_module, fit, small
 
@@ -205,17 +212,96 @@ def test_fewer_samples_than_a_batch_has_are_refused(words: tuple[str, ...], ther
     assert "\n" not in message
 
 
-def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16
-    # samples and of the 128 that errors are measured on.
-    needed = (16 * 16 + 128) * 2 * 2 * 16 * 8 * 8 * 4
-    words = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
-    monkeypatch.setattr(reconstruct, "memory_of_machine", lambda: needed - 1)
-    with pytest.raises(ConfigurationError, match=r"^stages\.reconstruction\.samples=16: 384 of "):
-        build_module(small(*words))
-    for enough in (needed, None):
-        monkeypatch.setattr(reconstruct, "memory_of_machine", lambda enough=enough: enough)
-        build_module(small(*words))
+# In and out, 16 maps of 8x8 numbers of 4 bytes each, of both networks, in 16 views of 16 samples
+# and of the 128 that errors are measured on.
+KEPT = (16 * 16 + 128) * 2 * 2 * 16 * 8 * 8 * 4
+MANY = (*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.views=16")
+
+
+def has(monkeypatch: pytest.MonkeyPatch, memory: int | None, free: int = 0) -> None:
+    monkeypatch.setattr(room, "memory_of_machine", lambda: memory)
+    monkeypatch.setattr(room, "free_on_disk", lambda: free)
+
+
+def test_more_than_memory_and_disk_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 2 * KEPT - 2, free=KEPT - 1)
+    with pytest.raises(ConfigurationError) as caught:
+        build_module(small(*MANY))
+    message = str(caught.value)
+    assert message.startswith("stages.reconstruction.samples=16: 384 of what is kept for ")
+    assert message.endswith("lower it, or views")
+    assert "\n" not in message
+    for memory, free in ((2 * KEPT, 0), (None, 0), (1, KEPT)):
+        has(monkeypatch, memory, free)
+        build_module(small(*MANY))
+
+
+def test_values_on_the_disk_rebuild_the_same_student(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_memory = rebuilt("quantizer=lsq", "stages.reconstruction.views=16").student.state_dict()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    has(monkeypatch, 1, free=KEPT)
+    mapped: list[int] = []
+    whole = np.memmap
+    monkeypatch.setattr(
+        np, "memmap", lambda *given, **named: mapped.append(1) or whole(*given, **named)
+    )
+    with caplog.at_level(logging.INFO, logger="hast_lightning"):
+        on_disk = rebuilt("quantizer=lsq", "stages.reconstruction.views=16").student.state_dict()
+    # The samples; what 5 units of the teacher and all but the last of the student's put out.
+    assert len(mapped) == 1 + 5 + 4
+    assert f"kept in {tmp_path}" in caplog.text
+    assert not list(tmp_path.iterdir()), "a file without a name"
+    assert all(torch.equal(value, in_memory[name]) for name, value in on_disk.items())
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageError, match=r"^0\.0 GB of values do not fit into .*No space left"):
+        room.Room(on_disk=True).gathered(2, [torch.zeros(2, 3)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_parts_are_gathered_in_their_order(on_disk: bool, dtype: torch.dtype) -> None:
+    whole = torch.arange(2 * 3 * 5).view(5, 2, 3).to(dtype)
+    found = room.Room(on_disk).gathered(5, iter(torch.split(whole, 2)))
+    assert found.dtype == dtype
+    assert torch.equal(found, whole)
+    none = room.Room(on_disk).gathered(0, [whole[:0]])
+    assert none.shape == (0, 2, 3)
+
+
+def test_what_later_units_take_in_is_kept_meanwhile() -> None:
+    class Joined(nn.Module):
+        """The second of three layers is small, while the first one's output waits for a sum."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 100), nn.Linear(100, 1), nn.Linear(1, 100)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            waits: Tensor = a + self.c(self.b(a))
+            return waits
+
+    teacher = fx.symbolic_trace(Joined())
+    units = [
+        Unit("x", "a", ("a",)),
+        Unit("a", "b", ("b",)),
+        Unit("b", "c", ("c",)),
+        Unit("a", "add", (), ("c",)),
+    ]
+    unit, size = largest_unit(teacher, units, torch.zeros(1, 4))
+    assert (unit.target, size) == ("add", 2 * 4 * (100 + 100 + 100))
+    unit, size = largest_unit(
+        teacher, [*units[:2], Unit("b", "c", ("c",), ("a",))], torch.zeros(1, 4)
+    )
+    assert (unit.target, size) == ("c", 2 * 4 * (1 + 100 + 100))
 
 
 def test_a_user_says_where_units_end() -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -47,14 +48,8 @@ from hast_lightning.stages.reading import (
     require_source,
     samples_there,
 )
-from hast_lightning.stages.unit_values import (
-    CHUNK,
-    Cached,
-    UnitValues,
-    Values,
-    largest_unit,
-    memory_of_machine,
-)
+from hast_lightning.stages.room import Room, room_for
+from hast_lightning.stages.unit_values import CHUNK, Cached, UnitValues, Values, largest_unit
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +154,7 @@ class Reconstruct(ReadingStage):
             of_ends = f"{self.key}.ends={self.ends}: " if self.ends is not None else ""
             raise ModelError(f"{of_ends}{error}") from error
         self._units = tuple(units)
-        self._require_memory(bench)
+        self._kept_in = self._room(bench)
         layers = [layer for _, layer in quantized_layers(bench.student)]
         adaptive = any(isinstance(e.weight_quantizer, AdaptiveWeightQuantizer) for e in layers)
         if self.trains == "rounding" and not layers:
@@ -178,19 +173,19 @@ class Reconstruct(ReadingStage):
             transform.bind(bench.teacher, bench.learner)
         self._parts = nn.ModuleList(self._transforms.values())
 
-    def _require_memory(self, bench: Bench) -> None:
-        """Refuse more samples than the memory of this machine holds what units take in of."""
+    def _room(self, bench: Bench) -> Room:
+        """Return where values are kept, or refuse more samples than there is room for."""
         example = example_inputs(1, bench.teacher.pretrained.input_shape)
         teacher = bench.teacher.graph_module
         unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
         count = self.views * samples_there(bench, self.source, self.samples) + CHUNK
-        needed, there = count * size, memory_of_machine()
-        if there is not None and needed > there:
+        what = f"{count} of what is kept for {unit.name}"
+        try:
+            return room_for(count * size, what)
+        except ConfigurationError as error:
             raise ConfigurationError(
-                f"{self.key}.samples={self.samples}: {count} of what {unit.name} takes in and puts "
-                f"out are {needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB of "
-                "memory: lower it, or views"
-            )
+                f"{self.key}.samples={self.samples}: {error}: lower it, or views"
+            ) from None
 
     def length(self, bench: Bench) -> int:
         """Return the iterations of all units together."""
@@ -249,7 +244,7 @@ class Reconstruct(ReadingStage):
         student.requires_grad_(False)
         if self._values is None:
             placed, inputs = partial(_placed, bench), partial(self._inputs, bench)
-            self._values = UnitValues(self._units, teacher, student, placed, inputs)
+            self._values = UnitValues(self._units, teacher, student, placed, inputs, self._kept_in)
         self._cached, self._at = self._values.of(number), number
         unit = self._units[number]
         # Not registered: the layers are the student's.
@@ -293,7 +288,7 @@ class Reconstruct(ReadingStage):
         self._values, self._cached, self._at = None, None, -1
 
     def _inputs(self, bench: Bench) -> Tensor:
-        """Return the samples in as many views as are wanted, on the CPU, then those held out.
+        """Return the samples in as many views as are wanted, on the host, then those held out.
 
         Errors before and after are of the latter, where the source holds any out.
         """
@@ -304,17 +299,16 @@ class Reconstruct(ReadingStage):
         except (ConfigurationError, DataError):
             others = batch.inputs[:0].cpu()
         self._held_out = len(others)
-        if self.views == 1 and not self._transforms:
-            return torch.cat([batch.inputs.cpu(), others])
         devices = list(range(torch.cuda.device_count()))
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self._seed)
-            views = [
+            views = (
                 transformed(some, self._transforms).inputs.cpu()
                 for _ in range(self.views)
                 for some in batch.split(CHUNK)
-            ]
-        return torch.cat([*views, others])
+            )
+            count = self.views * len(batch.inputs) + len(others)
+            return self._kept_in.gathered(count, chain(views, [others]))
 
     def _batch(self, bench: Bench) -> _Drawn:
         """Draw inputs, mixed of both networks', and their targets."""

@@ -1,9 +1,8 @@
-"""What the units of a network take in and put out, kept on the CPU while the student is rebuilt."""
+"""What the units of a network take in and put out, kept on the host while it is rebuilt."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 
 from hast_lightning.graph.shapes import SHAPE, note_shapes
 from hast_lightning.graph.units import Unit, extract
+from hast_lightning.stages.room import Room
 
 CHUNK = 128
 """Samples that go through a unit at once."""
@@ -20,7 +20,7 @@ Values = tuple[Tensor, ...]
 
 
 class Cached(NamedTuple):
-    """What one unit is rebuilt from, on the CPU.
+    """What one unit is rebuilt from, on the host.
 
     Attributes:
         floating: What the teacher's unit takes in, (N, ...) each.
@@ -41,7 +41,8 @@ class UnitValues:
         teacher: The float network.
         student: Units before the one that is asked for are rebuilt.
         placed: Returns values where the networks are.
-        inputs: Returns the samples (N, ...), always the same, on the CPU.
+        inputs: Returns the samples (N, ...), always the same, on the host.
+        room: Where values are kept.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class UnitValues:
         student: fx.GraphModule,
         placed: Callable[[Values], Values],
         inputs: Callable[[], Tensor],
+        room: Room,
     ) -> None:
         self.units, self.teacher, self.student = units, teacher, student
-        self._placed, self._inputs = placed, inputs
+        self._placed, self._inputs, self._room = placed, inputs, room
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._at = -1
         self._cached: Cached | None = None
@@ -94,17 +96,19 @@ class UnitValues:
 
     @torch.no_grad()
     def _through(self, unit: fx.GraphModule, inputs: Values) -> Tensor:
-        """Return what a unit puts out, on the CPU."""
+        """Return what a unit puts out, on the host."""
         parts = zip(*(torch.split(each, CHUNK) for each in inputs), strict=True)
-        return torch.cat([unit(*self._placed(part)).cpu() for part in parts])
+        outputs = (unit(*self._placed(part)).cpu() for part in parts)
+        return self._room.gathered(len(inputs[0]), outputs)
 
 
 def largest_unit(
     teacher: fx.GraphModule, units: Sequence[Unit], example: Tensor
 ) -> tuple[Unit, int]:
-    """Return the unit of which most is kept, and the bytes of it for one sample.
+    """Return the unit at which most is kept, and the bytes of it for one sample.
 
-    What both networks take in and put out is kept, in float32.
+    What both networks take in and put out there is kept, and what later units take in of units
+    before it, in float32.
 
     Args:
         teacher: The float network.
@@ -114,16 +118,11 @@ def largest_unit(
     note_shapes(teacher, example)
     nodes = {node.name: node for node in teacher.graph.nodes}
 
-    def numbers(unit: Unit) -> int:
-        return sum(math.prod(nodes[n].meta[SHAPE][1:]) for n in (*unit.sources, unit.target))
+    def numbers(number: int) -> int:
+        before = {units[0].source, *(unit.target for unit in units[:number])}
+        later = {name for unit in units[number:] for name in unit.sources}
+        names = (before & later) | {*units[number].sources, units[number].target}
+        return sum(math.prod(nodes[name].meta[SHAPE][1:]) for name in names)
 
-    unit = max(units, key=numbers)
-    return unit, 2 * 4 * numbers(unit)
-
-
-def memory_of_machine() -> int | None:
-    """Return the bytes of memory; none where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
+    number = max(range(len(units)), key=numbers)
+    return units[number], 2 * 4 * numbers(number)
