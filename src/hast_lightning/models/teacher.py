@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from hast_lightning.core.batch import Trace
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.graph.depthwise import keep_depthwise_in_float32
 from hast_lightning.graph.network import Passes
 from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, trace
 
@@ -48,6 +49,8 @@ class FrozenTeacher(nn.Module):
         network = copy.deepcopy(pretrained.network).eval().requires_grad_(False)
         self.graph_module = trace(network)
         self.folded = fold_batch_norms(self.graph_module)
+        for each in (self.graph_module, self.folded):
+            keep_depthwise_in_float32(each)
         graphs = {True: self.graph_module, False: self.folded}
         self._passes = {key: Passes(g, pretrained.outputs) for key, g in graphs.items()}
         self.eval()

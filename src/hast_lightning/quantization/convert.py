@@ -12,6 +12,7 @@ from hast_lightning.core.bits import FLOAT_BITS
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.afresh import drawn_afresh
 from hast_lightning.graph.attention_nodes import find_attentions
+from hast_lightning.graph.depthwise import keep_depthwise_in_float32
 from hast_lightning.graph.operations import (
     LAYERS_WITH_PRODUCTS,
     MATRIX_PRODUCTS,
@@ -40,7 +41,9 @@ def student_of(network: nn.Module, settings: QuantizerConfig, seed: int) -> fx.G
     Raises:
         UserError: the network cannot be quantized, or drawn afresh.
     """
-    return drawn_afresh(network, seed) if settings.floating else convert(network, settings)
+    student = drawn_afresh(network, seed) if settings.floating else convert(network, settings)
+    keep_depthwise_in_float32(student)
+    return student
 
 
 def convert(network: nn.Module, settings: QuantizerConfig) -> fx.GraphModule:

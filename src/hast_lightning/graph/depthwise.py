@@ -1,0 +1,46 @@
+"""Depthwise convolutions that a processor computes in float32 where all else has bfloat16."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hast_lightning.graph.operations import is_depthwise
+
+QUICK_KERNEL = 3
+
+
+def keep_depthwise_in_float32(network: nn.Module) -> None:
+    """Have the depthwise layers that bfloat16 makes slow on a processor compute in float32.
+
+    torch's library for processors has no quick gradients in bfloat16 of depthwise convolutions but
+    those of 3 x 3 without stride or dilation: of a stride of 2 the gradient of the inputs takes ten
+    to a hundred times that in float32. What other devices do, and what is float32 anyway, stays as
+    it is.
+
+    Args:
+        network: Changed in place; its layers stay the objects that they are.
+    """
+    for layer in network.modules():
+        if is_depthwise(layer) and not _is_quick(layer):
+            # An object's own method: a class of its own would be no convolution to those who ask.
+            vars(layer)["_conv_forward"] = MethodType(_in_float32, layer)
+
+
+def _is_quick(layer: Any) -> bool:
+    kernel, places = set(layer.kernel_size), {*layer.stride, *layer.dilation}
+    return kernel == {QUICK_KERNEL} and places == {1}
+
+
+def _in_float32(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    forward = type(layer)._conv_forward
+    if input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        output: Tensor = forward(layer, input, weight, bias)
+        return output
+    with torch.autocast("cpu", enabled=False):
+        values = (None if each is None else each.float() for each in (input, weight, bias))
+        output = forward(layer, *values)
+    return output
