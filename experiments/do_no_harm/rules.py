@@ -9,8 +9,9 @@ less that of the chosen one.
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,20 @@ def by_error(stages: Stages, tolerance: float, images: str = "reference") -> int
     return best if errors[best] < (1 - tolerance) * errors[-1] else len(stages) - 1
 
 
+def by_both(stages: Stages, tolerance: float) -> int:
+    """Choose as :func:`by_error` by the geometric mean of the errors on two kinds of images."""
+    errors = [
+        math.prod(stage[kind]["error"] for kind in BOTH) ** (1 / len(BOTH)) for stage in stages
+    ]
+    return by_error([{"both": {"error": error}} for error in errors], tolerance, "both")
+
+
 def by_agreement(stages: Stages) -> int:
     """Choose the most answers alike, the later of two equal ones."""
     return max(range(len(stages)), key=lambda n: (stages[n]["reference"]["agreement"], n))
 
 
+BOTH = ("reference", "leaves")
 RULES: dict[str, Rule] = {
     "always the last": lambda stages: len(stages) - 1,
     **{
@@ -48,6 +58,18 @@ RULES: dict[str, Rule] = {
 }
 
 
+OF_LEAVES: dict[str, Rule] = {
+    name.format(tolerance): partial(rule, tolerance=tolerance)
+    for tolerance in (0.0, 0.05, 0.1)
+    for name, rule in {
+        "error on the judge's images, tolerance {}": by_error,
+        "error on leaves, tolerance {}": partial(by_error, images="leaves"),
+        "geometric mean of both errors, tolerance {}": by_both,
+    }.items()
+}
+"""Rules that need pictures of leaves, and the present one, over the runs that have these."""
+
+
 def judged() -> Iterator[tuple[str, Stages, list[float]]]:
     """Yield run, what was measured and top-1 behind each stage, of the present judge alone."""
     for path in sorted(EXPERIMENTS.glob("*/results/**/result.json")):
@@ -58,17 +80,24 @@ def judged() -> Iterator[tuple[str, Stages, list[float]]]:
             yield f"{path.parts[-4]}/{path.parent.name}", stages, truth
 
 
-def main() -> None:
+def print_rules(rules: Mapping[str, Rule], runs: Sequence[tuple[str, Stages, list[float]]]) -> None:
     """Print one row a rule."""
-    runs = list(judged())
     print(f"| rule, {len(runs)} runs | mean loss | lost more than 1 | the most |")
     print("| --- | --- | --- | --- |")
-    for name, rule in RULES.items():
+    for name, rule in rules.items():
         losses = [(max(top1) - top1[rule(stages)], run) for run, stages, top1 in runs]
         most, where = max(losses)
         many = sum(loss > 1 for loss, _ in losses)
         mean = statistics.mean(loss for loss, _ in losses)
         print(f"| {name} | {mean:.2f} | {many} | {most:.1f} ({where}) |")
+
+
+def main() -> None:
+    """Print the rules over all runs, and those of leaves over the runs that have them."""
+    runs = list(judged())
+    print_rules(RULES, runs)
+    print()
+    print_rules(OF_LEAVES, [run for run in runs if all("leaves" in stage for stage in run[1])])
 
 
 if __name__ == "__main__":

@@ -12,15 +12,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from experiments.resumable import SCRATCH, command
+from experiments.own_pictures import OWN, REST, split_pictures
+from experiments.resumable import command
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS, DATA = "vit_cifar10.pth", "cifar10_test_first1017.npz"
-OWN, REST = "pictures.npz", "cifar10_test_rest.npz"
-OWN_COUNT = 256
-"""Test pictures that stand for pictures of the user's own; the others are measured on."""
 COMMON = (
     *("model=own", "model.factory=experiments.vision_transformer.vit:ViT", "model.name=vit"),
     *(f"model.checkpoint={WEIGHTS}", "model.input_size=32", "model.mean=[.4914,.4822,.4465]"),
@@ -119,20 +115,10 @@ def bank_of(name: str) -> list[str]:
     return [f"sources.bank.load={made[0]}"] if made and images in MADE else []
 
 
-def split_pictures(folder: Path) -> list[Path]:
-    """Write the pictures of the user's own, without labels, and the others; return both."""
-    SCRATCH.mkdir(exist_ok=True)
-    own, rest = SCRATCH / OWN, SCRATCH / REST
-    with np.load(folder / DATA) as data:
-        np.savez_compressed(own, x=data["x"][:OWN_COUNT])
-        np.savez_compressed(rest, x=data["x"][OWN_COUNT:], y=data["y"][OWN_COUNT:])
-    return [own, rest]
-
-
 def files() -> list[Path]:
     """Return weights and pictures."""
     folder = Path(os.environ["CIFAR10"])
-    return [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN, *split_pictures(folder)]
+    return [Path(os.environ["VIT"]) / WEIGHTS, folder / CNN, *split_pictures(folder / DATA)]
 
 
 def table() -> None:
