@@ -11,7 +11,7 @@ import torch
 
 from hast_lightning.cli import main as cli
 from hast_lightning.records.result import Result
-from hast_lightning.safeguard.choice import Choice, preferred
+from hast_lightning.safeguard.choice import Choice, judging_error, preferred
 from hast_lightning.safeguard.closeness import Closeness
 from hast_lightning.safeguard.states import PATTERN, StudentStates, kept_states, worse_than_noise
 from tests.command_line import TINY, call
@@ -46,6 +46,44 @@ def judged(**errors: float) -> dict[str, dict[str, Closeness]]:
 )
 def test_the_smallest_error_is_preferred(errors: dict[str, float], chosen: str) -> None:
     assert preferred(judged(**errors), 0.1) == chosen
+
+
+def both(**errors: tuple[float, float]) -> dict[str, dict[str, Closeness]]:
+    kinds = ("reference", "leaves")
+    return {
+        stage: {kind: Closeness(error, 50.0) for kind, error in zip(kinds, found, strict=True)}
+        for stage, found in errors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        # A correction behind training fits the reference images better and photographs worse.
+        ({"distillation": (0.58, 0.2), "correction": (0.43, 0.4)}, "distillation"),
+        ({"distillation": (0.58, 0.4), "correction": (0.43, 0.4)}, "correction"),
+        # Units that were rebuilt on leaves fit these alone.
+        ({"correction": (0.2, 0.8), "reconstruction": (0.5, 0.4)}, "correction"),
+        ({"correction": (0.0, 0.8), "reconstruction": (0.5, 0.4)}, "correction"),
+    ],
+)
+def test_both_kinds_of_images_count_alike(
+    errors: dict[str, tuple[float, float]], chosen: str
+) -> None:
+    assert preferred(both(**errors), 0.05) == chosen
+
+
+def test_the_error_is_the_geometric_mean_of_both() -> None:
+    found = both(calibration=(0.1, 0.4))["calibration"]
+    assert judging_error(found) == pytest.approx(0.2)
+    assert judging_error({"reference": found["reference"]}) == pytest.approx(0.1)
+    others = {"noise": Closeness(9.0, 0.0), "held_out": Closeness(9.0, 0.0)}
+    assert judging_error({**found, **others}) == pytest.approx(0.2)
+
+
+def test_the_warning_has_the_errors_that_chose() -> None:
+    judged = both(calibration=(0.1, 0.4), distillation=(0.3, 1.2))
+    assert "error of its logits went from 0.2 to 0.6" in Choice(*judged, judged).warning
 
 
 def test_the_warning_says_what_happened_and_which_keys_help() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hast_lightning.core.checks import require_range
 
 REFERENCE = "reference"
-"""Images that students are judged by: nobody trained on them, and no method made them."""
+"""Images that students are compared on: nobody trained on them, and no method made them."""
 
 
 @dataclass

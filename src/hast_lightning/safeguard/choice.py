@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ from hast_lightning.training.module import ZeroShotQuantization
 
 SMOOTH, LEAVES, HELD_OUT = "noise", "leaves", "held_out"
 """Noise whose spectrum is that of natural images; pictures of leaves, which have edges, too;
-held-out samples. All are reported only."""
+held-out samples."""
+CHOOSING = (REFERENCE, LEAVES)
+"""The choice is made on these: what is fitted to BatchNorm statistics, such as a correction, looks
+better than it is on images that are matched to them, and what is fitted to pictures of leaves on
+such pictures (``experiments/do_no_harm``). The others are reported only."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Choice:
         if self.stage == self.last:
             return ""
         before, after = (self.judged[name][REFERENCE] for name in (self.stage, self.last))
+        errors = [judging_error(self.judged[name]) for name in (self.stage, self.last)]
         agreement, of, advice = "", "outputs", ""
         if before.agreement is not None and after.agreement is not None:
             agreement = (
@@ -57,7 +63,7 @@ class Choice:
             of, advice = "logits", "the images more steps (schedule.image_steps), "
         return (
             f"stage {self.last} made the student worse: on images that nobody trained on the error "
-            f"of its {of} went from {before.error:.3g} to {after.error:.3g}{agreement}; handed "
+            f"of its {of} went from {errors[0]:.3g} to {errors[1]:.3g}{agreement}; handed "
             f"back is the student after stage {self.stage}. Give {advice}stages.{self.last} a "
             "lower learning rate, or leave that stage out of order"
         )
@@ -130,23 +136,30 @@ def _load(module: ZeroShotQuantization, state: Path | Mapping[str, Tensor]) -> N
 def preferred(judged: Mapping[str, Mapping[str, Closeness]], tolerance: float) -> str:
     """Return the stage whose student is to be handed back.
 
-    The last one, but for an earlier one whose error on the reference images is smaller by more
-    than a share of it. Of several such, that with the smallest error.
+    The last one, but for an earlier one whose error is smaller by more than a share of it. Of
+    several such, that with the smallest error.
 
     Args:
         judged: By stage in their order, then by kind of images.
         tolerance: The share.
     """
-    errors = {stage: found[REFERENCE].error for stage, found in judged.items()}
+    errors = {stage: judging_error(found) for stage, found in judged.items()}
     *_, last = errors
     best = min(errors, key=lambda stage: errors[stage])
     return best if errors[best] < (1 - tolerance) * errors[last] else last
 
 
+def judging_error(found: Mapping[str, Closeness]) -> float:
+    """Return the geometric mean of the errors on the kinds of :data:`CHOOSING` that there are."""
+    errors = [found[kind].error for kind in CHOOSING if kind in found]
+    roots = [math.pow(error, 1 / len(errors)) for error in errors]
+    return math.prod(roots)
+
+
 def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> dict[str, Tensor]:
     """Return the images that students are judged by, by kind.
 
-    All are reported; the choice is made on the reference images.
+    All are reported; the choice is made on those of :data:`CHOOSING`.
     """
     reference = reference_images(module.teacher, options.images, options.iterations)
     images = {REFERENCE: reference}
