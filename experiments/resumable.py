@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from experiments.choice import handed_back_now
+
 SCRATCH = Path(__file__).resolve().parents[1] / "scratch"
 Run = tuple[str, Sequence[str]]
 """Name and words of a run."""
@@ -84,15 +86,21 @@ def carry_out(
             bank = Path(made[0], "samples.safetensors")
             load = [f"sources.bank.load={bank}"]
             if not bank.exists():
+                _clear(made[0])
                 _run(*made)
-        if not _has_checkpoint(name):
-            # Before `more` looks for images: what a refused run has left is not to be taken.
-            shutil.rmtree(name, ignore_errors=True)
+        # Before `more` looks for images: what a refused run has left is not to be taken.
+        _clear(name)
         _run(name, [*words, *load, *more(name)])
         if Path(name, "result.json").exists():
             (results / name).mkdir(parents=True, exist_ok=True)
             for kept in ("result.json", "config.yaml"):
                 shutil.copy(Path(name, kept), results / name / kept)
+
+
+def _clear(name: str) -> None:
+    """Remove what a run has left that cannot go on."""
+    if not _has_checkpoint(name):
+        shutil.rmtree(name, ignore_errors=True)
 
 
 def _has_checkpoint(name: str) -> bool:
@@ -117,7 +125,8 @@ def print_stages(study: Path) -> None:
     """Print what each stage of a run left: top-1, agreement, the error without labels."""
     for path in sorted(study.glob("results/*/result.json")):
         result = json.loads(path.read_text())
-        print(f"{path.parent.name}, handed back: {result['kept_stage']}")
+        now = handed_back_now(result)
+        print(f"{path.parent.name}, handed back: {result['kept_stage']}, now: {now}")
         for name, found in result["judged"].items():
             truth, error = found["evaluation"], found["reference"]["error"]
             top1, agreement = truth["top1"], truth["agreement"]

@@ -1,6 +1,6 @@
 """Run small and bad budgets on six networks, and say how often the label-free choice is right.
 
-``python experiments/do_no_harm/study.py run`` goes through the runs that have no result yet, one
+``python -m experiments.do_no_harm.study run`` goes through the runs that have no result yet, one
 after the other; ``... table`` prints what they say. The weights of ResNet-20 and MobileNetV1 are
 named by two variables of the environment, see README.md.
 """
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from experiments.choice import handed_back_now
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -112,7 +114,6 @@ def run_all() -> None:
 
     root = HERE.parents[1]
     os.chdir(root)
-    sys.path.insert(0, str(root))
     for name, words in runs():
         folder = RESULTS / name
         if (folder / "result.json").exists():
@@ -183,7 +184,7 @@ def _row_of_network(network: str) -> str:
     paths = sorted(RESULTS.glob(f"{network}_*/result.json"))
     found = [json.loads(path.read_text()) for path in paths]
     best, last = [max(_top1(f)) for f in found], [_top1(f)[-1] for f in found]
-    kept = [float(f["judged"][f["kept_stage"]]["evaluation"]["top1"]) for f in found]
+    kept = [float(f["judged"][handed_back_now(f)]["evaluation"]["top1"]) for f in found]
     right = [sum(b - x < 0.5 for b, x in zip(best, each, strict=True)) for each in (kept, last)]
     means = " | ".join(f"{_mean(each):.1f}" for each in (kept, last, best))
     return f"| {network} | {len(found)} | {right[0]} | {right[1]} | {means} |"

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.choice import handed_back_now
 from experiments.own_pictures import OWN, REST, split_pictures
 from experiments.resumable import command
 
@@ -123,14 +124,15 @@ def files() -> list[Path]:
 
 def table() -> None:
     """Print one row a run."""
-    print("| pictures | W/A | stages | seed | top-1 | of | agreement | error without labels |")
+    print("| pictures | W/A | stages | seed | top-1 | handed back now | agreement | error |")
     for name, _ in runs():
         path = HERE / "results" / name / "result.json"
         if path.exists():
             r = json.loads(path.read_text())
             images, width, stages, seed = name.split("_")
             error = r["judged"][list(r["judged"])[-1]]["reference"]["error"]
-            cells = f"{r['quantized_top1']:.1f}", f"{r['teacher_top1']:.1f}"
+            now = r["judged"][handed_back_now(r)]["evaluation"]["top1"]
+            cells = f"{r['quantized_top1']:.1f}", f"{now:.1f}"
             more = f"{r['teacher_agreement']:.1f}", f"{error:.4f}"
             print("|", " | ".join([images, width, stages, seed[-1], *cells, *more]), "|")
 

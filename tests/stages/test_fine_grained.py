@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.graph.tracing import trace
-from hast_lightning.graph.units import extract, find_units
+from hast_lightning.graph.units import exposed_layers, extract, find_units
 from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
 from hast_lightning.quantization.fake_quant import quantized_layers
-from hast_lightning.stages.reconstruct import exposed_layers, reconstruction_error
+from hast_lightning.stages.reconstruct import reconstruction_error
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.diffusion import SMALL, WORDS, loaded
 from tests.small_runs import build_module, fit, small

@@ -24,8 +24,9 @@ class SafeguardConfig:
     """Images of its own that students are judged by."""
     iterations: int = 100
     """Steps in which these images are matched to the teacher's BatchNorm statistics."""
-    tolerance: float = 0.05
-    """How much smaller, as a share, the error of an earlier student must be to be preferred."""
+    tolerance: float = 0.0
+    """How much smaller, as a share, the error of an earlier student must be to be preferred; 0: any
+    smaller one is."""
 
     def __post_init__(self) -> None:
         require_range("safeguard.images", self.images, 2)

@@ -35,6 +35,7 @@ from hast_lightning.graph.operations import (
 )
 from hast_lightning.graph.outputs import is_joint
 from hast_lightning.graph.timesteps import of_timestep_alone
+from hast_lightning.graph.tracing import expose
 
 FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
@@ -294,3 +295,33 @@ def _between(
             wanted.add(node)
             pending.extend(node.all_input_nodes)
     return wanted, met
+
+
+def exposed_layers(
+    teacher: fx.GraphModule, student: fx.GraphModule
+) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """Return both units with what their layers but the last put out; none of a single layer.
+
+    Source: EDA-DM (Liu et al., arXiv 2401.04585).
+
+    Args:
+        teacher: A unit of the float network.
+        student: The same unit of the student, whose layers have the same names.
+    """
+    names = [
+        str(node.target)
+        for node in teacher.graph.nodes
+        if isinstance(layer_of(node, teacher), LAYERS_WITH_PRODUCTS)
+    ][:-1]
+    if not names:
+        return None
+    of_teacher, of_student = (
+        expose(unit, [node.name for node in _calls_of(unit, names)]) for unit in (teacher, student)
+    )
+    return of_teacher, of_student
+
+
+def _calls_of(unit: fx.GraphModule, names: Sequence[str]) -> list[fx.Node]:
+    """Return the first calls of layers in their order, as many as there are names."""
+    calls = [n for n in unit.graph.nodes if n.op == "call_module" and n.target in set(names)]
+    return calls[: len(names)]

@@ -332,6 +332,18 @@ def set_activation_mode(network: nn.Module, mode: ActivationMode) -> None:
         quantizer.mode = mode
 
 
+@contextmanager
+def floating_activations(network: nn.Module) -> Iterator[None]:
+    """Leave all activations of a network unquantized inside the context."""
+    modes = {quantizer: quantizer.mode for quantizer in activation_quantizers(network)}
+    set_activation_mode(network, ActivationMode.FLOAT)
+    try:
+        yield
+    finally:
+        for quantizer, mode in modes.items():
+            quantizer.mode = mode
+
+
 @torch.no_grad()
 def freeze_ranges(network: nn.Module) -> None:
     """Fix every activation range to its moving average and quantize with it from now on.

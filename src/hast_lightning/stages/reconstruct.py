@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
 from functools import partial
 from itertools import chain
@@ -24,9 +25,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
-from hast_lightning.graph.operations import LAYERS_WITH_PRODUCTS, layer_of
-from hast_lightning.graph.tracing import expose
-from hast_lightning.graph.units import Unit, extract, find_units
+from hast_lightning.graph.units import Unit, exposed_layers, extract, find_units
 from hast_lightning.quantization.adaround import (
     AdaptiveWeightQuantizer,
     rounding_loss,
@@ -36,6 +35,7 @@ from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
     QuantizedLayer,
     activation_quantizers,
+    floating_activations,
     quantized_layers,
 )
 from hast_lightning.quantization.learned import step_parameters
@@ -53,7 +53,7 @@ from hast_lightning.stages.unit_values import CHUNK, Cached, UnitValues, Values,
 
 _log = logging.getLogger(__name__)
 
-TRAINS = ("weights", "rounding")
+TRAINS = ("weights", "rounding", "steps")
 WARM_SHARE = 0.2
 """Share of the iterations before weights are driven to an integer (BRECQ, QDrop, GENIE)."""
 FIRST_B, LAST_B = 20.0, 2.0
@@ -96,9 +96,11 @@ class Reconstruct(ReadingStage):
     """Samples of a step, on each device."""
     trains: str = "weights"
     """``weights``: weights, biases and BatchNorm scales and shifts; ``rounding``: whether each
-    weight is rounded up or down, which needs ``rounding@quantizer.rounding=adaptive``."""
+    weight is rounded up or down, which needs ``rounding@quantizer.rounding=adaptive``; ``steps``:
+    the step sizes of activations alone (the second pass of BRECQ)."""
     drop: float = 0.5
-    """Share of the activations that pass unquantized while a unit is rebuilt (QDrop)."""
+    """Share of the activations that pass unquantized while a unit is rebuilt (QDrop); 1: all, those
+    of units before it, too (the first pass of BRECQ)."""
     mix: float = 0.5
     """Share of a unit's inputs that are the student's; 1: all (BRECQ)."""
     lr: float = 1.0e-3
@@ -113,6 +115,8 @@ class Reconstruct(ReadingStage):
     """The rate of roundings falls to zero as a cosine, too (EDA-DM)."""
     learns_scales: bool = True
     """The scales of weights learn with their roundings (GENIE); false: they stay (BRECQ)."""
+    exponent: float = 2.0
+    """Exponent of the errors that are minimized; 2.4 in the second pass of BRECQ."""
     layer_weight: float = 0.0
     """Weight of the errors of the layers of a unit but the last, beside that of the unit (w of
     EDA-DM); 0: only what the unit puts out counts."""
@@ -134,6 +138,9 @@ class Reconstruct(ReadingStage):
         require_range("step_lr", self.step_lr, 0, MAX_RATE)
         require_range("regularization", self.regularization, 0)
         require_range("layer_weight", self.layer_weight, 0)
+        require_range("exponent", self.exponent, 1, 10)
+        if self.trains == "steps" and not self.step_lr:
+            raise ConfigurationError("step_lr=0: trains=steps has nothing else to learn")
         self._at = -1
         self._values: UnitValues | None = None
         self._cached: Cached | None = None
@@ -162,7 +169,12 @@ class Reconstruct(ReadingStage):
                 f"{self.key}.trains=rounding, but all weights are left in floating point "
                 f"(quantizer.weight_bits={FLOAT_BITS})"
             )
-        if adaptive != (self.trains == "rounding"):
+        if self.trains == "steps" and not _activation_steps(bench.student):
+            raise ConfigurationError(
+                f"{self.key}.trains=steps needs step sizes of activations that learn: choose "
+                "quantizer=lsq or quantizer=power"
+            )
+        if self.trains != "steps" and adaptive != (self.trains == "rounding"):
             wanted = "adaptive" if self.trains == "rounding" else "nearest"
             raise ConfigurationError(
                 f"{self.key}.trains={self.trains} needs rounding@quantizer.rounding={wanted}"
@@ -212,7 +224,7 @@ class Reconstruct(ReadingStage):
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(name, iteration)
         batch = self._batch(bench)
-        with _rebuilding(student, self.drop):
+        with _rebuilding(student, self.drop, soft=self.trains == "rounding"):
             error, of_layers = self._errors(batch)
             regularization = self._regularization(student, iteration)
             loss = error if of_layers is None else error + self.layer_weight * of_layers
@@ -245,7 +257,8 @@ class Reconstruct(ReadingStage):
         if self._values is None:
             placed, inputs = partial(_placed, bench), partial(self._inputs, bench)
             self._values = UnitValues(self._units, teacher, student, placed, inputs, self._kept_in)
-        self._cached, self._at = self._values.of(number), number
+        with self._activations(student):
+            self._cached, self._at = self._values.of(number), number
         unit = self._units[number]
         # Not registered: the layers are the student's.
         vars(self)["_student_unit"] = extract(student, unit)
@@ -260,7 +273,7 @@ class Reconstruct(ReadingStage):
 
     def _leave(self, bench: Bench, unit: Unit) -> dict[str, float]:
         """Round hard, and return what was gained."""
-        adaptive = _adaptive(self._student_unit)
+        adaptive = _adaptive(self._student_unit) if self.trains == "rounding" else []
         for layer, quantizer in adaptive:
             quantizer.settled(layer.weight)
         bench.student.requires_grad_(True)
@@ -332,14 +345,21 @@ class Reconstruct(ReadingStage):
     def _errors(self, batch: _Drawn) -> tuple[Tensor, Tensor | None]:
         """Return the error of the unit, and of its layers but the last where these count."""
         if self._layers is None:
-            return reconstruction_error(self._student_unit(*batch.mixed), batch.target), None
+            return self._distance(self._student_unit(*batch.mixed), batch.target), None
         of_teacher, of_student = self._layers
         with torch.no_grad():
             _, wanted = of_teacher(*batch.floating)
         output, found = of_student(*batch.mixed)
         pairs = zip(found, wanted, strict=True)
-        errors = torch.stack([reconstruction_error(*pair) for pair in pairs])
-        return reconstruction_error(output, batch.target), errors.sum()
+        errors = torch.stack([self._distance(*pair) for pair in pairs])
+        return self._distance(output, batch.target), errors.sum()
+
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        return reconstruction_error(output, target, self.exponent)
+
+    def _activations(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which activations are quantized, or none where all are dropped."""
+        return floating_activations(network) if self.drop == 1 else nullcontext()
 
     @torch.no_grad()
     def _error(self, bench: Bench) -> float:
@@ -347,13 +367,17 @@ class Reconstruct(ReadingStage):
         assert self._cached is not None
         some = slice(-self._held_out, None) if self._held_out else slice(0, CHUNK)
         inputs = tuple(each[some] for each in self._cached.quantized)
-        output = self._student_unit(*_placed(bench, inputs))
+        with self._activations(self._student_unit):
+            output = self._student_unit(*_placed(bench, inputs))
         return float(reconstruction_error(output, self._cached.target[some].to(_device(bench))))
 
     # -- What trains ----------------------------------------------------------------------
 
     def _groups(self, unit: fx.GraphModule) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that train, by the name of their rate."""
+        if self.trains == "steps":
+            steps = _activation_steps(unit)
+            return {"steps": steps} if steps else {}
         steps = step_parameters(unit)
         adaptive = [quantizer for _, quantizer in _adaptive(unit)]
         scales = [q.relative_scale for q in adaptive] if self.learns_scales else []
@@ -416,6 +440,11 @@ def _adaptive(unit: nn.Module) -> list[tuple[QuantizedLayer, AdaptiveWeightQuant
     return [(layer, q) for layer, q in found if isinstance(q, AdaptiveWeightQuantizer)]
 
 
+def _activation_steps(network: nn.Module) -> list[nn.Parameter]:
+    """Return the learned step sizes and offsets of activations."""
+    return [p for each in activation_quantizers(network) for p in step_parameters(each)]
+
+
 def _placed(bench: Bench, values: Values) -> Values:
     """Return values on the device, in the memory format of the run."""
     return tuple(bench.layout(each.to(_device(bench))) for each in values)
@@ -425,54 +454,27 @@ def _device(bench: Bench) -> torch.device:
     return next(bench.student.parameters()).device
 
 
-def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
-    """Return ``mean over N, H, W of the sum over C of (output - target)^2``, a scalar, float32.
+def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
+    """Return ``mean over N, H, W of the sum over C of |output - target|^p``, a scalar, float32.
 
     Source: BRECQ's released code; GENIE (Jeon et al., CVPR 2023).
 
     Args:
         output: (N, C, ...).
         target: Of the same shape.
+        exponent: p.
     """
-    return (output.float() - target.float()).square().sum(dim=1).mean()
-
-
-def exposed_layers(
-    teacher: fx.GraphModule, student: fx.GraphModule
-) -> tuple[fx.GraphModule, fx.GraphModule] | None:
-    """Return both units with what their layers but the last put out; none of a single layer.
-
-    Source: EDA-DM (Liu et al., arXiv 2401.04585).
-
-    Args:
-        teacher: A unit of the float network.
-        student: The same unit of the student, whose layers have the same names.
-    """
-    names = [
-        str(node.target)
-        for node in teacher.graph.nodes
-        if isinstance(layer_of(node, teacher), LAYERS_WITH_PRODUCTS)
-    ][:-1]
-    if not names:
-        return None
-    of_teacher, of_student = (
-        expose(unit, [node.name for node in _calls_of(unit, names)]) for unit in (teacher, student)
-    )
-    return of_teacher, of_student
-
-
-def _calls_of(unit: fx.GraphModule, names: Sequence[str]) -> list[fx.Node]:
-    """Return the first calls of layers in their order, as many as there are names."""
-    calls = [n for n in unit.graph.nodes if n.op == "call_module" and n.target in set(names)]
-    return calls[: len(names)]
+    distance = output.float() - target.float()
+    powers = distance.square() if exponent == 2 else distance.abs().pow(exponent)
+    return powers.sum(dim=1).mean()
 
 
 class _rebuilding:  # noqa: N801  # used as a function
     """Have a unit's roundings soft and some of its activations unquantized inside of a block."""
 
-    def __init__(self, unit: fx.GraphModule, drop: float) -> None:
+    def __init__(self, unit: fx.GraphModule, drop: float, *, soft: bool) -> None:
         self._activations: list[ActivationQuantizer] = activation_quantizers(unit)
-        self._roundings = [m for m in unit.modules() if isinstance(m, AdaptiveWeightQuantizer)]
+        self._roundings = [quantizer for _, quantizer in _adaptive(unit)] if soft else []
         self._drop = drop
 
     def __enter__(self) -> None:
