@@ -18,9 +18,10 @@ WORDS = {
     "mimiq_style": _TRANSFORMER,
     "sardfq_style": _TRANSFORMER,
     "self_calibration_style": ("quantizer=minmax", *tokens.WORDS),
+    "brecq_style": ("quantizer=lsq",),
     "eda_dm_style": ("quantizer=minmax", *diffusion.WORDS, *diffusion.SMALL),
 }
-"""Of the methods that are for another network than the bundled one."""
+"""Of the methods that are for another network than the bundled one, or for another quantizer."""
 
 
 def small_method(method: str, folder: Path) -> Config:
