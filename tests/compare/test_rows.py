@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from hast_lightning.compare.rows import (
     title,
 )
 from hast_lightning.compare.runs import FinishedRun, collect, unfinished
-from hast_lightning.compare.tables import as_csv, as_html, as_latex, as_markdown
+from hast_lightning.compare.settings import Settings
+from hast_lightning.compare.tables import as_csv, as_html, as_latex, as_markdown, columns
 from hast_lightning.errors import DataError
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.result import Result
@@ -461,4 +463,19 @@ def test_a_single_run_is_a_table_without_bold_or_deviation() -> None:
 def test_a_table_in_html_has_its_header_marked() -> None:
     text = as_html(summarize(RUNS))
     assert text.count('<th scope="col">') == text.splitlines()[2].count("</th>") > 0
-    assert "<td>" not in text.splitlines()[2]
+    assert "<td" not in text.splitlines()[2]
+
+
+def test_only_settings_may_be_wrapped_in_html() -> None:
+    """They are as long as they like, and would push what is measured out of view."""
+    first, *others = summarize(RUNS)
+    rows = [dataclasses.replace(first, settings=Settings(others=("kd.weight=20.0",))), *others]
+    places = [name for name, _ in columns(rows)]
+    assert "settings" in places
+    lines = [line for line in as_html(rows).splitlines() if line.startswith("<tr><td")]
+    assert len(lines) == len(rows)
+    for line in lines:
+        tags = re.findall("<td[^>]*>", line)
+        assert dict(zip(places, tags, strict=True)) == {
+            name: '<td class="words">' if name == "settings" else "<td>" for name in places
+        }

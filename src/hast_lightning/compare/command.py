@@ -30,11 +30,12 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
+body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }}
 div {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: 0.9rem }}
-td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; white-space: nowrap }}
-th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left }}
+td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.5rem; white-space: nowrap }}
+td.words {{ min-width: 9rem; overflow-wrap: anywhere; white-space: normal }}
+th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left; vertical-align: bottom; white-space: normal }}
 th button {{ all: unset; cursor: pointer }}
 th button:focus-visible {{ outline: 2px solid #06c }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -98,17 +99,23 @@ def as_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def as_html(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """Return a ``<table>``, and the notes as a list."""
+    """Return a ``<table>``, and the notes as a list; cells of settings have the class ``words``."""
+    opened = ['<td class="words">' if name == "settings" else "<td>" for name, _ in columns(rows)]
+
+    def line(cells: Iterable[str]) -> str:
+        found = (f"{tag}{cell}</td>" for tag, cell in zip(opened, cells, strict=True))
+        return f"<tr>{''.join(found)}</tr>"
+
     body = _table(
         rows,
         escape=html.escape,
         bold=lambda cell: f"<strong>{cell}</strong>",
-        line=lambda cells: f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>",
+        line=line,
         rule=lambda count: "</thead><tbody>",
     )
     # The first line is the header's.
     first, rest = body.split("\n", 1)
-    first = first.replace("<td>", '<th scope="col">').replace("</td>", "</th>")
+    first = re.sub("<td[^>]*>", '<th scope="col">', first).replace("</td>", "</th>")
     listed = "".join(f"<li>{html.escape(note)}</li>\n" for note in notes)
     table = f"<table>\n<thead>\n{first}\n{rest}</tbody>\n</table>\n"
     return f"{table}<ul>\n{listed}</ul>\n" if listed else table
