@@ -35,7 +35,8 @@ div {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: 0.9rem }}
 td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.5rem; white-space: nowrap }}
 td.words {{ min-width: 9rem; overflow-wrap: anywhere; white-space: normal }}
-th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left; vertical-align: bottom; white-space: normal }}
+th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left; white-space: normal }}
+th {{ vertical-align: bottom }}
 th button {{ all: unset; cursor: pointer }}
 th button:focus-visible {{ outline: 2px solid #06c }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}

@@ -14,17 +14,28 @@ PAPERS = (
 )
 STUDY = "experiments/methods_cifar10_resnet20"
 KNOWN_RANKS = {
-    "W3A3": "0.94 over 20 rows of 13 methods, 0.96 over the best row of each, on images of judge 2",
-    "W4A4": "0.92 over 11 rows of 11 methods, on images of judge 2",
+    STUDY: {
+        "W3A3": "0.95 over 21 rows of 13 methods, 0.96 over the best row of each, on images of "
+        "judge 2",
+        "W4A4": "0.92 over 11 rows of 11 methods, on images of judge 2",
+    },
+    "experiments/methods_mobilenetv1": {
+        "W5A5": "0.94 over 6 rows of 5 methods, 0.90 over the best row of each, on images of "
+        "judge 2",
+    },
 }
-"""Rank correlations with top-1 in :data:`STUDY`, by bits.
+"""Rank correlations with top-1 in studies with labels, by bits.
 
-``command=compare runs=experiments/methods_cifar10_resnet20`` prints them below its table.
+``command=compare runs=<study>`` prints them below its table.
 """
+_NETWORKS = ("ResNet-20 for CIFAR-10", "MobileNetV1 x0.25 for ImageNet")
 UNLABELED = (
-    f"Rows without labels are ranked by '{ERROR}'. Where there were labels, on ResNet-20 for "
-    "CIFAR-10, its rank correlation with top-1 (1: the same order, 0: none) was "
-    + "; ".join(f"at {bits} {ranks}" for bits, ranks in KNOWN_RANKS.items())
+    f"Rows without labels are ranked by '{ERROR}'. Where there were labels, its rank correlation "
+    "with top-1 (1: the same order, 0: none) was "
+    + "; ".join(
+        f"on {network} " + "; ".join(f"at {bits} {ranks}" for bits, ranks in found.items())
+        for network, found in zip(_NETWORKS, KNOWN_RANKS.values(), strict=True)
+    )
     + ". Several rows of a method are its parts or settings. The error favors methods whose images "
     "are made as the judge's own: from smooth noise, with relative statistics. "
     f"{STUDY}/README.md has lower figures of earlier rows."
