@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from benchmarks import whole_runs
+from benchmarks import depthwise, whole_runs
 from benchmarks.__main__ import main
 from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
@@ -197,3 +197,17 @@ def test_every_whole_run_composes() -> None:
     for network, method in whole_runs.METHODS:
         config = composed_by_hydra(*whole_runs.Task(network, method, 1).words)
         assert (config.method.name, config.trainer.precision) == (method, "auto")
+
+
+def test_gradients_of_depthwise_layers_are_computed_in_both_types(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(depthwise, "BATCH", 1)
+    monkeypatch.setattr(depthwise, "PAIRS", 1)
+    for dtype in (torch.bfloat16, torch.float32):
+        of_inputs, of_weights, _ = depthwise.gradients(dtype, 5, 2, 1)()
+        assert of_inputs.dtype == of_weights.dtype == dtype
+        assert of_inputs.shape == (1, 64, 28, 28) and of_weights.shape == (64, 1, 5, 5)
+    depthwise.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if "x" in line and "|" in line]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(depthwise.SHAPES)
