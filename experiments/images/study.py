@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.own_pictures import OWN, REST, split_pictures
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,8 @@ BNS = "stages.synthesis.terms.bns"
 BANK = "source@sources.bank=image_bank_of_schedule"
 FEW = ("stages.reconstruction.samples=192", "stages.correction.samples=192")
 """All that are not held out, of every source."""
+NOT_MADE = ("noise", "drawn", "drawn_many", "own")
+"""Kinds of images without a synthesis."""
 ORDER = ("synthesis", "calibration", "correction")
 IMAGES: dict[str, tuple[str, ...]] = {
     "noise": ("method=reconstruct", "source@sources.bank=noise"),
@@ -43,6 +46,11 @@ IMAGES: dict[str, tuple[str, ...]] = {
         *("+stage@stages.correction=correct", "stages.correction.source=bank"),
         *("stages.reconstruction.trains=weights", "stages.reconstruction.step_lr=1e-3"),
         *("stages.reconstruction.batch_size=64", "stages.calibration.batch_size=64"),
+    ),
+    # Measured on the other test pictures.
+    "own": (
+        *("method=reconstruct", "source@sources.bank=images", f"sources.bank.path={OWN}"),
+        f"data.path={REST}",
     ),
     "dgh": ("method=dgh", "stages.reconstruction.batch_size=64"),
     "generator": (
@@ -77,11 +85,11 @@ def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for seed in (0, 1, 2):
         for kind, words in IMAGES.items():
-            first = ORDER[1:] if kind in ("noise", "drawn", "drawn_many") else ORDER
+            first = ORDER[1:] if kind in NOT_MADE else ORDER
             many = MANY if kind == "drawn_many" else ()
             views = () if words[0] == "method=reconstruct" else CHANGED
             changed = [word.format("reconstruction") for word in views]
-            common = [*words, *COMMON, f"seed={seed}"]
+            common = [*words[:1], *COMMON, *words[1:], f"seed={seed}"]
             units = [*UNITS, *changed, f"order=[{','.join((*first, 'reconstruction'))}]"]
             yield f"{kind}_units_seed{seed}", [*common, *units, *many]
             corrected = many[1:] or FEW[1:]
@@ -94,6 +102,12 @@ def bank_of(name: str) -> list[str]:
     kind, stage, seed = name.rsplit("_", 2)
     made = Path(f"{kind}_units_{seed}/samples.safetensors")
     return [f"sources.bank.load={made}"] if stage == "trained" and made.exists() else []
+
+
+def files() -> list[Path]:
+    """Return the two files, and the second parted in own pictures and others."""
+    given = files_in("CIFAR", *FILES)()
+    return [*given, *split_pictures(given[1])]
 
 
 def table() -> None:
@@ -113,4 +127,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    command(__doc__, HERE, runs, files_in("CIFAR", *FILES), more=bank_of, table=table)
+    command(__doc__, HERE, runs, files, more=bank_of, table=table)
