@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_a_copy_computes_with_its_own_weights() -> None:
         copied[0].bias.zero_()
         assert not copied(torch.ones(1, 4, 8, 8)).any()
         assert network(torch.ones(1, 4, 8, 8)).any()
+
+
+def test_a_network_is_pickled_with_it() -> None:
+    network = nn.Sequential(convolution(stride=2))
+    keep_depthwise_in_float32(network)
+    loaded = pickle.loads(pickle.dumps(network))
+    inputs = torch.randn(2, 4, 8, 8)
+    assert torch.equal(loaded(inputs), network(inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loaded(inputs).dtype == torch.float32
 
 
 def test_both_networks_of_a_run_have_it() -> None:

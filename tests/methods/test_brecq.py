@@ -37,7 +37,7 @@ def test_constants_are_those_of_the_released_code() -> None:
     assert (first.lr, first.regularization, first.exponent) == (1e-3, 0.01, 2)
     assert (first.drop, first.mix, first.learns_scales, first.step_lr) == (1, 1, False, 0)
     assert (second.iterations, second.step_lr, second.exponent) == (5000, 4e-4, 2.4)
-    assert (second.trains, second.drop, second.mix) == ("steps", 0, 1)
+    assert (second.trains, second.drop, second.mix) == ("steps", 0, 0)
 
 
 def test_the_exponent_is_that_of_each_error() -> None:

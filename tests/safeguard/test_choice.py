@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hast_lightning.cli import main as cli
+from hast_lightning.config.safeguard import deciding_error
 from hast_lightning.records.result import Result
-from hast_lightning.safeguard.choice import Choice, judging_error, preferred
+from hast_lightning.safeguard.choice import Choice, errors_of, preferred
 from hast_lightning.safeguard.closeness import Closeness
 from hast_lightning.safeguard.states import PATTERN, StudentStates, kept_states, worse_than_noise
 from tests.command_line import TINY, call
@@ -29,6 +30,7 @@ RUINED = (
 
 
 def judged(**errors: float) -> dict[str, dict[str, Closeness]]:
+    """Errors on reference images alone."""
     return {stage: {"reference": Closeness(error, 50.0)} for stage, error in errors.items()}
 
 
@@ -45,7 +47,7 @@ def judged(**errors: float) -> dict[str, dict[str, Closeness]]:
     ],
 )
 def test_the_smallest_error_is_preferred(errors: dict[str, float], chosen: str) -> None:
-    assert preferred(judged(**errors), 0.1) == chosen
+    assert preferred(errors, 0.1) == chosen
 
 
 def both(**errors: tuple[float, float]) -> dict[str, dict[str, Closeness]]:
@@ -70,20 +72,32 @@ def both(**errors: tuple[float, float]) -> dict[str, dict[str, Closeness]]:
 def test_both_kinds_of_images_count_alike(
     errors: dict[str, tuple[float, float]], chosen: str
 ) -> None:
-    assert preferred(both(**errors), 0.05) == chosen
+    assert preferred(errors_of(both(**errors)), 0.05) == chosen
 
 
 def test_the_error_is_the_geometric_mean_of_both() -> None:
-    found = both(calibration=(0.1, 0.4))["calibration"]
-    assert judging_error(found) == pytest.approx(0.2)
-    assert judging_error({"reference": found["reference"]}) == pytest.approx(0.1)
-    others = {"noise": Closeness(9.0, 0.0), "held_out": Closeness(9.0, 0.0)}
-    assert judging_error({**found, **others}) == pytest.approx(0.2)
+    found = {"reference": 0.1, "leaves": 0.4}
+    assert deciding_error(found) == pytest.approx(0.2)
+    assert deciding_error({"reference": 0.1}) == pytest.approx(0.1)
+    assert deciding_error({**found, "noise": 9.0, "held_out": 9.0}) == pytest.approx(0.2)
 
 
 def test_the_warning_has_the_errors_that_chose() -> None:
     judged = both(calibration=(0.1, 0.4), distillation=(0.3, 1.2))
-    assert "error of its logits went from 0.2 to 0.6" in Choice(*judged, judged).warning
+    assert (
+        "error of its logits went from 0.2 to 0.6; handed back" in Choice(*judged, judged).warning
+    )
+
+
+def test_the_warning_says_agreement_where_that_fell() -> None:
+    for after, said in ((40.0, True), (60.0, False)):
+        judged = {
+            "calibration": {"reference": Closeness(0.1, 50.0)},
+            "distillation": {"reference": Closeness(0.3, after)},
+        }
+        line = Choice(*judged, judged).warning
+        assert ("its agreement with the full-precision network from 50.0 to 40.0 %" in line) == said
+        assert ("agreement" in line) == said
 
 
 def test_the_warning_says_what_happened_and_which_keys_help() -> None:

@@ -228,7 +228,7 @@ def test_more_than_memory_and_disk_hold_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigurationError) as caught:
         build_module(small(*MANY))
     message = str(caught.value)
-    assert message.startswith("stages.reconstruction.samples=16: 384 of what is kept for ")
+    assert message.startswith("stages.reconstruction.samples=16: the values of 384 samples ")
     assert message.endswith("lower it, or views")
     assert "\n" not in message
     for memory, free in ((2 * KEPT, 0), (None, 0), (1, KEPT)):
@@ -274,6 +274,20 @@ def test_parts_are_gathered_in_their_order(on_disk: bool, dtype: torch.dtype) ->
     assert torch.equal(found, whole)
     none = room.Room(on_disk).gathered(0, [whole[:0]])
     assert none.shape == (0, 2, 3)
+    with pytest.raises(ValueError, match="4 of 5 rows were given"):
+        room.Room(on_disk).gathered(5, [whole[:4]])
+
+
+def test_a_container_has_the_memory_that_it_may_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(room, "CONTAINER_LIMIT", limit)
+    whole = room.memory_of_machine()
+    assert whole is not None
+    for text, expected in (("max\n", whole), ("4096\n", 4096), (f"{2 * whole}\n", whole)):
+        limit.write_text(text)
+        assert room.memory_of_machine() == expected
 
 
 def test_what_later_units_take_in_is_kept_meanwhile() -> None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hast_lightning.core.checks import require_range
 
-REFERENCE = "reference"
-"""Images that students are compared on: nobody trained on them, and no method made them."""
+REFERENCE, LEAVES = "reference", "leaves"
+"""Images of the judge's own, which match BatchNorm statistics, and pictures of leaves."""
+DECIDING = (REFERENCE, LEAVES)
+"""Kinds of images that students are chosen by. A correction of statistics looks better than it is
+on images that match statistics, and what learned from leaves does so on leaves
+(``experiments/do_no_harm``)."""
+
+
+def deciding_error(errors: Mapping[str, float]) -> float:
+    """Return the geometric mean of the errors on the kinds of :data:`DECIDING` that there are.
+
+    Args:
+        errors: By kind of images.
+    """
+    found = [errors[kind] for kind in DECIDING if kind in errors]
+    roots = [math.pow(error, 1 / len(found)) for error in found]
+    return math.prod(roots)
 
 
 @dataclass
@@ -21,7 +38,7 @@ class SafeguardConfig:
     """Hand back the student of the stage after which it was closest to the teacher; false: that of
     the last stage, whatever it is."""
     images: int = 128
-    """Images of its own that students are judged by."""
+    """Images of each kind that students are judged by: of its own, and pictures of leaves."""
     iterations: int = 100
     """Steps in which these images are matched to the teacher's BatchNorm statistics."""
     tolerance: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,23 +16,23 @@ QUICK_KERNEL = 3
 def keep_depthwise_in_float32(network: nn.Module) -> None:
     """Have the depthwise layers that bfloat16 makes slow on a processor compute in float32.
 
-    torch's library for processors has no quick gradients in bfloat16 of depthwise convolutions but
-    those of 3 x 3 without stride or dilation: of a stride of 2 the gradient of the inputs takes ten
-    to a hundred times that in float32. What other devices do, and what is float32 anyway, stays as
-    it is.
+    On a processor torch computes bfloat16 gradients quickly only of those of 3 x 3 without stride
+    and dilation. With a stride of 2 they take ten times those in float32
+    (``benchmarks/depthwise.py``). Other devices, and what is float32 anyway, stay as they are.
 
     Args:
         network: Changed in place; its layers stay the objects that they are.
     """
     for layer in network.modules():
         if is_depthwise(layer) and not _is_quick(layer):
-            # An object's own method: a class of its own would be no convolution to those who ask.
-            vars(layer)["_conv_forward"] = MethodType(_in_float32, layer)
+            # An object's own function: a class of its own would be no convolution to those who
+            # ask for the type. A bound method would not survive pickling.
+            vars(layer)["_conv_forward"] = partial(_in_float32, layer)
 
 
 def _is_quick(layer: Any) -> bool:
     kernel, places = set(layer.kernel_size), {*layer.stride, *layer.dilation}
-    return kernel == {QUICK_KERNEL} and places == {1}
+    return len(layer.kernel_size) == 2 and kernel == {QUICK_KERNEL} and places == {1}
 
 
 def _in_float32(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hast_lightning.config.safeguard import DECIDING, deciding_error
 from hast_lightning.records.result import Result
 from hast_lightning.report.content import JudgedStage, JudgedTable
 
+BOTH = "both"
 KINDS = {
+    BOTH: "reference images and leaves",
     "reference": "reference images",
-    "noise": "smooth noise",
     "leaves": "leaves",
+    "noise": "smooth noise",
     "held_out": "held-out samples",
     "evaluation": "evaluation",
 }
@@ -23,15 +26,23 @@ def judged_table(result: Result | None) -> JudgedTable | None:
     """Return the table; none where there was nothing to choose between."""
     if result is None or not result.judged:
         return None
-    found = {kind for by_images in result.judged.values() for kind in by_images}
+    judged = {stage: _with_both(by_images) for stage, by_images in result.judged.items()}
+    found = {kind for by_images in judged.values() for kind in by_images}
     kinds = [kind for kind in KINDS if kind in found]
     rows = tuple(
         JudgedStage(
             stage, stage == result.kept_stage, tuple(_cell(by_images.get(k, {})) for k in kinds)
         )
-        for stage, by_images in result.judged.items()
+        for stage, by_images in judged.items()
     )
     return JudgedTable(tuple(KINDS[kind] for kind in kinds), rows)
+
+
+def _with_both(by_images: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """Add the error that decides where there are several kinds that do."""
+    errors = {kind: by_images[kind]["error"] for kind in DECIDING if kind in by_images}
+    both = {BOTH: {"error": deciding_error(errors)}} if len(errors) > 1 else {}
+    return {**both, **by_images}
 
 
 def _cell(measured: Mapping[str, float]) -> str:

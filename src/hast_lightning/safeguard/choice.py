@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hast_lightning.config.safeguard import REFERENCE, SafeguardConfig
+from hast_lightning.config.safeguard import (
+    LEAVES,
+    REFERENCE,
+    SafeguardConfig,
+    deciding_error,
+)
 from hast_lightning.core.network import PICTURES
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.runtime.ranks import gathered_objects
@@ -22,13 +26,8 @@ from hast_lightning.safeguard.states import kept_states
 from hast_lightning.training.evaluation import Evaluation
 from hast_lightning.training.module import ZeroShotQuantization
 
-SMOOTH, LEAVES, HELD_OUT = "noise", "leaves", "held_out"
-"""Noise whose spectrum is that of natural images; pictures of leaves, which have edges, too;
-held-out samples."""
-CHOOSING = (REFERENCE, LEAVES)
-"""The choice is made on these: what is fitted to BatchNorm statistics, such as a correction, looks
-better than it is on images that are matched to them, and what is fitted to pictures of leaves on
-such pictures (``experiments/do_no_harm``). The others are reported only."""
+SMOOTH, HELD_OUT = "noise", "held_out"
+"""Noise whose spectrum is that of natural images, and held-out samples; they are reported only."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,19 @@ class Choice:
         if self.stage == self.last:
             return ""
         before, after = (self.judged[name][REFERENCE] for name in (self.stage, self.last))
-        errors = [judging_error(self.judged[name]) for name in (self.stage, self.last)]
+        errors = errors_of(self.judged)
         agreement, of, advice = "", "outputs", ""
         if before.agreement is not None and after.agreement is not None:
-            agreement = (
-                f" and its agreement with the full-precision network from {before.agreement:.1f} "
-                f"to {after.agreement:.1f} %"
-            )
             of, advice = "logits", "the images more steps (schedule.image_steps), "
+            if after.agreement < before.agreement:
+                agreement = (
+                    " and its agreement with the full-precision network from "
+                    f"{before.agreement:.1f} to {after.agreement:.1f} %"
+                )
         return (
             f"stage {self.last} made the student worse: on images that nobody trained on the error "
-            f"of its {of} went from {errors[0]:.3g} to {errors[1]:.3g}{agreement}; handed "
+            f"of its {of} went from {errors[self.stage]:.3g} to "
+            f"{errors[self.last]:.3g}{agreement}; handed "
             f"back is the student after stage {self.stage}. Give {advice}stages.{self.last} a "
             "lower learning rate, or leave that stage out of order"
         )
@@ -106,7 +107,7 @@ def choose(
             kind: closeness(module.teacher, student, inputs, values=values)
             for kind, inputs in images.items()
         }
-    choice = gathered_objects(preferred(judged, options.tolerance))[0]
+    choice = gathered_objects(preferred(errors_of(judged), options.tolerance))[0]
     calibrating = [leg.stage for leg in legs if leg.calibrates]
     evaluated: dict[str, Evaluation] = {}
     if calibrated is not None and len(calibrating) == 1 and calibrating[0] != choice:
@@ -133,33 +134,33 @@ def _load(module: ZeroShotQuantization, state: Path | Mapping[str, Tensor]) -> N
     module.student.load_state_dict(loaded)
 
 
-def preferred(judged: Mapping[str, Mapping[str, Closeness]], tolerance: float) -> str:
+def errors_of(judged: Mapping[str, Mapping[str, Closeness]]) -> dict[str, float]:
+    """Return the error by which each stage's student is judged."""
+    return {
+        stage: deciding_error({kind: each.error for kind, each in found.items()})
+        for stage, found in judged.items()
+    }
+
+
+def preferred(errors: Mapping[str, float], tolerance: float) -> str:
     """Return the stage whose student is to be handed back.
 
     The last one, but for an earlier one whose error is smaller by more than a share of it. Of
     several such, that with the smallest error.
 
     Args:
-        judged: By stage in their order, then by kind of images.
+        errors: By stage in their order.
         tolerance: The share.
     """
-    errors = {stage: judging_error(found) for stage, found in judged.items()}
     *_, last = errors
     best = min(errors, key=lambda stage: errors[stage])
     return best if errors[best] < (1 - tolerance) * errors[last] else last
 
 
-def judging_error(found: Mapping[str, Closeness]) -> float:
-    """Return the geometric mean of the errors on the kinds of :data:`CHOOSING` that there are."""
-    errors = [found[kind].error for kind in CHOOSING if kind in found]
-    roots = [math.pow(error, 1 / len(errors)) for error in errors]
-    return math.prod(roots)
-
-
 def judging_images(module: ZeroShotQuantization, options: SafeguardConfig) -> dict[str, Tensor]:
     """Return the images that students are judged by, by kind.
 
-    All are reported; the choice is made on those of :data:`CHOOSING`.
+    All are reported; the choice is made on those of :data:`DECIDING`.
     """
     reference = reference_images(module.teacher, options.images, options.iterations)
     images = {REFERENCE: reference}

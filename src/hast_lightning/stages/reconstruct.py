@@ -99,8 +99,8 @@ class Reconstruct(ReadingStage):
     weight is rounded up or down, which needs ``rounding@quantizer.rounding=adaptive``; ``steps``:
     the step sizes of activations alone (the second pass of BRECQ)."""
     drop: float = 0.5
-    """Share of the activations that pass unquantized while a unit is rebuilt (QDrop); 1: all, those
-    of units before it, too (the first pass of BRECQ)."""
+    """Share of the activations that pass unquantized while a unit is rebuilt (QDrop). 1: all do,
+    in the unit and in those before it (the first pass of BRECQ)."""
     mix: float = 0.5
     """Share of a unit's inputs that are the student's; 1: all (BRECQ)."""
     lr: float = 1.0e-3
@@ -172,7 +172,7 @@ class Reconstruct(ReadingStage):
         if self.trains == "steps" and not _activation_steps(bench.student):
             raise ConfigurationError(
                 f"{self.key}.trains=steps needs step sizes of activations that learn: choose "
-                "quantizer=lsq or quantizer=power"
+                "quantizer=lsq or quantizer=power, and activation_bits below 32"
             )
         if self.trains != "steps" and adaptive != (self.trains == "rounding"):
             wanted = "adaptive" if self.trains == "rounding" else "nearest"
@@ -191,7 +191,7 @@ class Reconstruct(ReadingStage):
         teacher = bench.teacher.graph_module
         unit, size = largest_unit(teacher, self._units, example.to(_device(bench)))
         count = self.views * samples_there(bench, self.source, self.samples) + CHUNK
-        what = f"{count} of what is kept for {unit.name}"
+        what = f"the values of {count} samples that are kept for {unit.name}"
         try:
             return room_for(count * size, what)
         except ConfigurationError as error:
@@ -257,6 +257,7 @@ class Reconstruct(ReadingStage):
         if self._values is None:
             placed, inputs = partial(_placed, bench), partial(self._inputs, bench)
             self._values = UnitValues(self._units, teacher, student, placed, inputs, self._kept_in)
+        self._cached = None  # makes room for the next
         with self._activations(student):
             self._cached, self._at = self._values.of(number), number
         unit = self._units[number]

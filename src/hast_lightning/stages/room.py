@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from hast_lightning.errors import ConfigurationError, StorageError
 
 _log = logging.getLogger(__name__)
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_SHARE = 0.5
 """Share of the machine's memory that values may take; more go to files."""
 
@@ -36,7 +37,7 @@ class Room:
         self.on_disk = on_disk
 
     def gathered(self, count: int, parts: Iterable[Tensor]) -> Tensor:
-        """Return parts behind one another, (count, ...), each of which is let go of when written.
+        """Return parts behind one another, (count, ...).
 
         Args:
             count: Rows of all parts together.
@@ -45,12 +46,14 @@ class Room:
         Raises:
             StorageError: the disk is full.
         """
-        rest = iter(parts)
-        first = next(rest)
-        whole, at = self._empty((count, *first.shape[1:]), first.dtype), 0
-        for each in chain([first], rest):
+        whole, at = torch.empty(0), 0
+        for each in parts:
+            if not at:
+                whole = self._empty((count, *each.shape[1:]), each.dtype)
             whole[at : at + len(each)] = each
             at += len(each)
+        if at != count:
+            raise ValueError(f"{at} of {count} rows were given")
         return whole
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -80,27 +83,30 @@ def room_for(size: int, what: str) -> Room:
     Raises:
         ConfigurationError: they fit into neither.
     """
-    memory, free = memory_of_machine(), free_on_disk()
+    memory = memory_of_machine()
     if memory is None or size <= MEMORY_SHARE * memory:
         return Room(on_disk=False)
+    free = free_on_disk()
+    takes = f"{what} take {size / 1e9:,.1f} GB"
+    has = f"this machine has {memory / 1e9:,.1f} GB of memory"
     if size > free:
         raise ConfigurationError(
-            f"{what} are {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of "
-            f"memory and {free / 1e9:,.1f} GB free in {tempfile.gettempdir()}"
+            f"{takes}, and {has} and {free / 1e9:,.1f} GB free in {tempfile.gettempdir()}"
         )
-    _log.info(
-        "%s are %.1f GB, too much for a memory of %.1f GB: they are kept in %s",
-        *(what, size / 1e9, memory / 1e9, tempfile.gettempdir()),
-    )
+    _log.info("%s, and %s: they are kept in %s", takes, has, tempfile.gettempdir())
     return Room(on_disk=True)
 
 
 def memory_of_machine() -> int | None:
-    """Return the bytes of memory; none where the system does not tell."""
+    """Return the bytes of memory that the process may have; none where the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+    try:
+        return min(whole, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return whole
 
 
 def free_on_disk() -> int:

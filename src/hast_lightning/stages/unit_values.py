@@ -70,6 +70,7 @@ class UnitValues:
             rebuilt = extract(self.student, self.units[number - 1])
             output = self._through(rebuilt, self._cached.quantized)
             self._keep(number - 1, self._cached.target, output)
+            self._cached = None  # makes room for the next
         else:
             inputs = self._inputs()
             self._kept = {self.units[0].source: (inputs, inputs)}
