@@ -17,6 +17,8 @@ def split_pictures(file: Path) -> list[Path]:
     """Write :data:`OWN` and :data:`REST` of an .npz file with ``x`` and ``y``; return both."""
     SCRATCH.mkdir(exist_ok=True)
     own, rest = SCRATCH / OWN, SCRATCH / REST
+    if own.exists() and rest.exists():  # another study may read them
+        return [own, rest]
     with np.load(file) as data:
         np.savez_compressed(own, x=data["x"][:COUNT])
         np.savez_compressed(rest, x=data["x"][COUNT:], y=data["y"][COUNT:])

@@ -67,7 +67,7 @@ OF_LEAVES: dict[str, Rule] = {
         "geometric mean of both errors, tolerance {}": by_both,
     }.items()
 }
-"""Rules that need pictures of leaves, and the present one, over the runs that have these."""
+"""Rules that need pictures of leaves, the present one among them, and the former one."""
 
 
 def judged() -> Iterator[tuple[str, Stages, list[float]]]:

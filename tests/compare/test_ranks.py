@@ -47,7 +47,8 @@ def test_a_row_whose_seeds_had_several_judges_has_the_error_of_the_latest() -> N
 def test_how_far_an_order_without_labels_is_to_be_trusted_is_what_the_study_found() -> None:
     """With the size of the sample, and the judge whose images the errors are on."""
     (note,) = notes(summarize([judged("easy", 0.5), judged("hard", 0.25)]))
-    for study, known in KNOWN_RANKS.items():
+    for (network, study), known in KNOWN_RANKS.items():
+        assert network in note
         found = agreement_of_ranks(summarize(collect([ROOT / study])))
         assert {bits: str(ranks) for (_, bits), ranks in found.items()} == known
         assert all(f"at {bits} {ranks}" in note for bits, ranks in known.items())

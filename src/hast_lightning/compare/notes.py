@@ -14,27 +14,26 @@ PAPERS = (
 )
 STUDY = "experiments/methods_cifar10_resnet20"
 KNOWN_RANKS = {
-    STUDY: {
+    ("ResNet-20 for CIFAR-10", STUDY): {
         "W3A3": "0.95 over 21 rows of 13 methods, 0.96 over the best row of each, on images of "
         "judge 2",
         "W4A4": "0.92 over 11 rows of 11 methods, on images of judge 2",
     },
-    "experiments/methods_mobilenetv1": {
+    ("MobileNetV1 x0.25 for ImageNet", "experiments/methods_mobilenetv1"): {
         "W5A5": "0.94 over 6 rows of 5 methods, 0.90 over the best row of each, on images of "
         "judge 2",
     },
 }
-"""Rank correlations with top-1 in studies with labels, by bits.
+"""Rank correlations with top-1 where there were labels: by network and study, and by bits.
 
 ``command=compare runs=<study>`` prints them below its table.
 """
-_NETWORKS = ("ResNet-20 for CIFAR-10", "MobileNetV1 x0.25 for ImageNet")
 UNLABELED = (
     f"Rows without labels are ranked by '{ERROR}'. Where there were labels, its rank correlation "
     "with top-1 (1: the same order, 0: none) was "
     + "; ".join(
         f"on {network} " + "; ".join(f"at {bits} {ranks}" for bits, ranks in found.items())
-        for network, found in zip(_NETWORKS, KNOWN_RANKS.values(), strict=True)
+        for (network, _), found in KNOWN_RANKS.items()
     )
     + ". Several rows of a method are its parts or settings. The error favors methods whose images "
     "are made as the judge's own: from smooth noise, with relative statistics. "
