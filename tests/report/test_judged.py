@@ -54,3 +54,21 @@ def test_without_a_choice_there_is_no_table() -> None:
 def test_a_page_without_activation_ranges_has_no_table_of_them() -> None:
     (weights, _) = report().layers
     assert " activations" not in Page(render(replace(report(), layers=(weights,)))).texts()
+
+
+def test_where_two_kinds_decide_their_mean_comes_first() -> None:
+    errors = {"calibration": (0.1, 0.4), "distillation": (0.3, 1.2)}
+    judged = {
+        stage: {
+            "leaves": {"error": leaves, "agreement": 50.0},
+            "reference": {"error": reference, "agreement": 60.0},
+        }
+        for stage, (reference, leaves) in errors.items()
+    }
+    made = replace(make_result((98.5, 61.25, 11.0)), judged=judged, kept_stage="calibration")
+    table = judged_table(made)
+    assert table is not None
+    assert table.images == ("reference images and leaves", "reference images", "leaves")
+    assert [row.cells[0] for row in table.stages] == ["0.2", "0.6"]
+    text = Page(render(replace(report(), judged=table))).texts()
+    assert "the error on reference images and leaves, the geometric mean of both, decided" in text
