@@ -9,13 +9,13 @@ less that of the chosen one.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hast_lightning.config.safeguard import DECIDING, deciding_error
 from hast_lightning.safeguard.reference import JUDGE_VERSION
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -33,9 +33,7 @@ def by_error(stages: Stages, tolerance: float, images: str = "reference") -> int
 
 def by_both(stages: Stages, tolerance: float) -> int:
     """Choose as :func:`by_error` by the geometric mean of the errors on two kinds of images."""
-    errors = [
-        math.prod(stage[kind]["error"] for kind in BOTH) ** (1 / len(BOTH)) for stage in stages
-    ]
+    errors = [deciding_error({kind: stage[kind]["error"] for kind in DECIDING}) for stage in stages]
     return by_error([{"both": {"error": error}} for error in errors], tolerance, "both")
 
 
@@ -44,17 +42,14 @@ def by_agreement(stages: Stages) -> int:
     return max(range(len(stages)), key=lambda n: (stages[n]["reference"]["agreement"], n))
 
 
-BOTH = ("reference", "leaves")
 RULES: dict[str, Rule] = {
     "always the last": lambda stages: len(stages) - 1,
     **{
-        f"error on the judge's images, tolerance {tolerance}": partial(
-            by_error, tolerance=tolerance
-        )
+        f"error on reference images, tolerance {tolerance}": partial(by_error, tolerance=tolerance)
         for tolerance in (0.0, 0.05, 0.1, 0.2)
     },
     "error on noise": partial(by_error, tolerance=0.0, images="noise"),
-    "agreement on the judge's images": by_agreement,
+    "agreement on reference images": by_agreement,
 }
 
 
@@ -62,7 +57,7 @@ OF_LEAVES: dict[str, Rule] = {
     name.format(tolerance): partial(rule, tolerance=tolerance)
     for tolerance in (0.0, 0.05, 0.1)
     for name, rule in {
-        "error on the judge's images, tolerance {}": by_error,
+        "error on reference images, tolerance {}": by_error,
         "error on leaves, tolerance {}": partial(by_error, images="leaves"),
         "geometric mean of both errors, tolerance {}": by_both,
     }.items()

@@ -40,7 +40,7 @@ def report(text: str = "plain", picture: str = DOT) -> RunReport:
         figures=(Fact(text, text),),
         headline=(HeadlineRow("", text, 99.0, None, "32/32", "1 MB"),),
         measured_on=text,
-        judged=JudgedTable((text,), (JudgedStage(text, True, (text,)),)),
+        judged=JudgedTable((text,), (JudgedStage(text, True, (text,)),), text),
         facts=(Fact(text, text),),
         stages=(
             StageLines(

@@ -71,4 +71,4 @@ def test_where_two_kinds_decide_their_mean_comes_first() -> None:
     assert table.images == ("reference images and leaves", "reference images", "leaves")
     assert [row.cells[0] for row in table.stages] == ["0.2", "0.6"]
     text = Page(render(replace(report(), judged=table))).texts()
-    assert "the error on reference images and leaves, the geometric mean of both, decided" in text
+    assert "the geometric mean of the errors on reference images and leaves decided" in text

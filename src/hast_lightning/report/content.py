@@ -65,10 +65,12 @@ class JudgedTable:
     Attributes:
         images: Kinds of images, the one that decides first.
         stages: In their order.
+        decided: What the choice was made by.
     """
 
     images: tuple[str, ...]
     stages: tuple[JudgedStage, ...]
+    decided: str
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hast_lightning.config.safeguard import DECIDING, deciding_error
+from hast_lightning.config.safeguard import DECIDING, REFERENCE, deciding_error
 from hast_lightning.records.result import Result
 from hast_lightning.report.content import JudgedStage, JudgedTable
 
 BOTH = "both"
 KINDS = {
     BOTH: "reference images and leaves",
-    "reference": "reference images",
+    REFERENCE: "reference images",
     "leaves": "leaves",
     "noise": "smooth noise",
     "held_out": "held-out samples",
@@ -35,7 +35,10 @@ def judged_table(result: Result | None) -> JudgedTable | None:
         )
         for stage, by_images in judged.items()
     )
-    return JudgedTable(tuple(KINDS[kind] for kind in kinds), rows)
+    decided = f"error on {KINDS[REFERENCE]}"
+    if BOTH in found:
+        decided = f"geometric mean of the errors on {KINDS[BOTH]}"
+    return JudgedTable(tuple(KINDS[kind] for kind in kinds), rows, decided)
 
 
 def _with_both(by_images: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
