@@ -90,6 +90,21 @@ METHODS["smooth_trained"] = (
 METHODS["leaves_trained"] = (*METHODS["smooth_trained"], "sources.bank.start=leaves")
 # Twice the steps, since the loss on made images still falls at the end of 800.
 METHODS["leaves_longer"] = (*METHODS["leaves_trained"], "schedule.student_steps=1600")
+# One change each to leaves_trained.
+METHODS["leaves_fast"] = (*METHODS["leaves_trained"], "stages.distillation.optimizer.lr=1e-3")
+METHODS["leaves_mixed"] = (
+    *METHODS["leaves_trained"],
+    "+transform@stages.distillation.transforms.mixing=mix_pairs",
+)
+METHODS["leaves_steps"] = (*METHODS["leaves_trained"], "quantizer.ranges.lr_multiplier=5")
+# Block by block on images that start from leaves, without a second correction.
+METHODS["leaves_units"] = (
+    *("method=reconstruct", "quantizer=lsq", *SMALL, *SMOOTH[:1], "sources.bank.start=leaves"),
+    *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
+    "order=[calibration,correction,reconstruction]",
+)
+METHODS["leaves_units_slowly"] = (*METHODS["leaves_units"], *SLOWLY)
 # Block by block on leaves as they are drawn: nothing is synthesized.
 METHODS["drawn"] = (
     *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
@@ -103,6 +118,9 @@ RUNS = (
     *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
     *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "leaves_longer", 4, 4),
+    *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
+    *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
+    ("lite0large", "leaves_trained", 4, 4),
     ("mobilenetv1", "smooth", 4, 4),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
     *(("lite0", "smooth_ends_at_8", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
