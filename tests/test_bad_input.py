@@ -125,7 +125,7 @@ ROOT = (
 )
 QUANTIZER = (
     "quantizer has: activation_bits, bits, equalize, first_and_last_8bit, gradient, group_size, "
-    "include_zero, momentum, overrides, placement, ranges, rounding, weight_bits"
+    "include_zero, momentum, overrides, per_tensor, placement, ranges, rounding, weight_bits"
 )
 KL = "stages.distillation.terms.kd has: enabled, output, reduction, temperature, weight"
 

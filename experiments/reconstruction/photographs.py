@@ -114,7 +114,19 @@ METHODS["drawn"] = (
     *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
     "order=[calibration,correction,reconstruction]",
 )
+# Engines of integers with a scale a channel, and with one a layer: what equalization and a
+# correction without samples do about it (DFQ's steps, with ranges calibrated on images).
+for kind in ("channel", "tensor"):
+    METHODS[f"smooth_{kind}"] = (
+        *("method=without_training", *SMALL, *SMOOTH[:1]),
+        f"quantizer={'deploy' if kind == 'channel' else 'per_tensor'}",
+    )
+EQUALIZED = (*METHODS["smooth_tensor"], "quantizer.equalize=true")
+METHODS["smooth_tensor_equalized"] = EQUALIZED
+METHODS["smooth_tensor_by_statistics"] = (*EQUALIZED, "stages.correction.by=statistics")
+INTEGERS = [name for name in METHODS if name.startswith(("smooth_channel", "smooth_tensor"))]
 RUNS = (
+    *(("mobilenetv1", method, 8, 8) for method in INTEGERS),
     *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
     *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "leaves_longer", 4, 4),

@@ -143,17 +143,20 @@ def _quantizers(student: torch.nn.Module) -> dict[str, Any]:
     return {n: m for n, m in student.named_modules() if isinstance(m, ActivationQuantizer)}
 
 
-def test_four_bits_take_four_and_integer_engines_find_what_they_fuse(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_tensor", [False, True], ids=["per channel", "per tensor"])
+def test_four_bits_take_four_and_integer_engines_find_what_they_fuse(
+    per_tensor: bool, tmp_path: Path
+) -> None:
     import onnx
     import onnxruntime
     from onnx import TensorProto
 
-    student = calibrated(family("cifar_resnet"), 4)
+    student = calibrated(family("cifar_resnet"), 4, per_tensor=per_tensor)
     write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w4.onnx")
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "w4.onnx").graph.initializer}
     assert {TensorProto.INT4, TensorProto.UINT4} & types
 
-    student = calibrated(family("cifar_resnet"), 8, **DEPLOY)
+    student = calibrated(family("cifar_resnet"), 8, **DEPLOY, per_tensor=per_tensor)
     write_artifact("onnx", freeze(student), DESCRIPTION, tmp_path / "w8.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

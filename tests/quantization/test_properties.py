@@ -405,6 +405,7 @@ def test_more_bits_come_closer_to_the_network(name: str) -> None:
 
 NAMES = {
     "deploy": "mse integer",
+    "per_tensor": "mse integer per tensor",
     "power": "power layer_inputs",
     "transformer": "mse transformer",
     "transformer_lsq": "lsq transformer",
@@ -422,4 +423,6 @@ def test_every_shipped_quantizer_makes_a_student(option: str) -> None:
     learns = option.endswith("lsq") or option == "power"
     assert bool(step_parameters(student)) == learns
     placed = len(activation_quantizers(student))
-    assert placed == {"deploy": 11, "transformer_psaq": 7, "power": 6}.get(option, 5)
+    assert placed == {"deploy": 11, "per_tensor": 11, "transformer_psaq": 7, "power": 6}.get(
+        option, 5
+    )

@@ -38,12 +38,19 @@ def fold_into_scales(network: fx.GraphModule) -> fx.GraphModule:
     return folded.eval()
 
 
+ROUNDED = 1e-6
+"""Scales that differ by less are one, of which products in float32 made several."""
+
+
 def _multiply(weight: FrozenWeight, factor: Tensor) -> None:
     """Multiply the weights of each channel by ``factor``, (out_channels,), float64."""
     product = (weight.scale.double() * factor.view(weight.scale.shape)).float()
     _clear(weight, product == 0)
     weight.scale = torch.where(product == 0, weight.scale, product)
     _mirror(weight, weight.scale < 0)
+    scale = weight.scale
+    if scale.min() > 0 and scale.max() / scale.min() - 1 < ROUNDED:
+        weight.scale = scale.median().expand_as(scale).contiguous()
 
 
 def _clear(weight: FrozenWeight, channels: Tensor) -> None:

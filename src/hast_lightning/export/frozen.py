@@ -89,6 +89,13 @@ class FrozenWeight(nn.Module):
         return int(2**self.bits) - 1
 
     @property
+    def per_tensor(self) -> bool:
+        """Return whether all channels have the same scale and zero point."""
+        return all(
+            bool((each == each.flatten()[0]).all()) for each in (self.scale, self.zero_point)
+        )
+
+    @property
     def symmetric(self) -> bool:
         """Return whether zero is in the middle of the grid, as in signed integers."""
         return bool((self.zero_point == 2 ** (self.bits - 1)).all())

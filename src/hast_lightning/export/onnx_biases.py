@@ -98,7 +98,8 @@ def _with_scales(weight: FrozenWeight, smallest: Tensor) -> FrozenWeight:
     """Return the same weights on a grid of at least these scales, (out_channels,)."""
     scale = weight.scale.double()
     size = scale.abs()
-    larger = torch.maximum(size, smallest.view(scale.shape))
+    smallest = smallest.view(scale.shape)
+    larger = torch.maximum(size, smallest.amax() if weight.per_tensor else smallest)
     if torch.equal(larger, size):
         return weight
     result = copy.deepcopy(weight)

@@ -150,17 +150,18 @@ class _Rounding:
         kind = self._weight_type(weight)
         wanted = weight.zero_point.flatten() - _middle(weight)
         zero_point = wanted.round().clamp(kind.smallest, kind.largest)
-        scale = weight.scale.flatten()
+        scale, axis = _one_or_all(weight.scale.flatten(), weight)
+        zero_point, _ = _one_or_all(zero_point, weight)
         inputs = [
             self._integers(f"{name}.integers", weight.integers.int() - _middle(weight), kind),
             self._floats(f"{name}.scale", scale),
             self._integers(f"{name}.zero_point", zero_point, kind),
         ]
         if self._is_plain(weight):
-            self._add("DequantizeLinear", inputs, output, axis=0)
+            self._add("DequantizeLinear", inputs, output, **axis)
             return
         offset = ((zero_point.double() - wanted.double()) * scale.double()).float()
-        self._add("DequantizeLinear", inputs, f"{name}.from_zero", axis=0)
+        self._add("DequantizeLinear", inputs, f"{name}.from_zero", **axis)
         shift = self._floats(f"{name}.offset", offset.view(weight.scale.shape))
         self._add("Add", [f"{name}.from_zero", shift], output)
 
@@ -248,12 +249,13 @@ class _Rounding:
         if not weight.symmetric or self._width(weight.bits) == 4:
             return None
         integers, scale = layer.integers(weight)
+        scale, axis = _one_or_all(scale, weight)
         name = f"{node.output[0]}.bias"
         inputs = [
             self._constant(f"{name}.integers", integers.numpy().astype(np.int32)),
             self._floats(f"{name}.scale", scale),
         ]
-        self._add("DequantizeLinear", inputs, name, axis=0)
+        self._add("DequantizeLinear", inputs, name, **axis)
         return name
 
     # -- Nodes and constants -------------------------------------------------------------
@@ -281,6 +283,14 @@ def _name_in(placeholder: onnx.NodeProto) -> str:
     (attribute,) = placeholder.attribute
     assert attribute.name == NAME_ATTRIBUTE
     return str(attribute.s.decode())
+
+
+def _one_or_all(values: Tensor, weight: FrozenWeight) -> tuple[Tensor, dict[str, int]]:
+    """Return a value for each channel, (out_channels,), as a DequantizeLinear takes them.
+
+    Those of a layer with one scale are a scalar, for engines that know no other form.
+    """
+    return (values[0], {}) if weight.per_tensor else (values, {"axis": 0})
 
 
 def _middle(weight: FrozenWeight) -> int:

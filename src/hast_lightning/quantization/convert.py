@@ -22,11 +22,12 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.timesteps import without_timesteps
-from hast_lightning.graph.tracing import trace
+from hast_lightning.graph.tracing import foldable_batch_norms, trace
 from hast_lightning.graph.weights import output_first
 from hast_lightning.quantization.binary import BinaryWeightQuantizer
 from hast_lightning.quantization.fake_quant import QUANTIZED, WeightQuantizer
 from hast_lightning.quantization.layer_bits import QUANTIZABLE, BitPlan, plan_bits
+from hast_lightning.quantization.per_tensor import FoldedFactors
 from hast_lightning.quantization.settings import QuantizerConfig
 from hast_lightning.quantization.size import UNTIED
 
@@ -188,6 +189,8 @@ def _attribute(student: fx.GraphModule, name: str) -> object:
 
 def _quantize_weights(student: fx.GraphModule, settings: QuantizerConfig, plan: BitPlan) -> None:
     """Replace convolutions and linear layers."""
+    kinds = [kind for kind in QUANTIZED if kind is not nn.Linear]
+    norms = {layer: norm for layer, _, norm in foldable_batch_norms(student, kinds)}
     for name, bits_of_layer in plan.weights.items():
         layer = student.get_submodule(name)
         quantizer: WeightQuantizer = (
@@ -198,6 +201,8 @@ def _quantize_weights(student: fx.GraphModule, settings: QuantizerConfig, plan: 
             )
         )
         quantized = QUANTIZED[type(layer)].from_float(layer, quantizer)
+        if settings.per_tensor:
+            quantizer.share(FoldedFactors(quantized, norms.get(layer)), quantized.weight)
         quantized.bits_are_set = name in plan.chosen
         student.set_submodule(name, quantized)
 

@@ -79,7 +79,7 @@ def _of_weights(name: str, layer: QuantizedLayer) -> LayerDiagnosis:
         bits=quantizer.bits,
         low=float(low.min()),
         high=float(high.max()),
-        scale=float(parameters.scale.mean()),
+        scale=float(parameters.scale.abs().mean()),
         error=float(error),
     )
 
@@ -100,4 +100,6 @@ def _of_activation(name: str, quantizer: ActivationQuantizer) -> LayerDiagnosis:
 def _ends(parameters: AffineParameters, bits: int) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value of the grid of ``0 .. 2^bits - 1``."""
     scale, zero_point = parameters
-    return -zero_point * scale, (2**bits - 1 - zero_point) * scale
+    ends = -zero_point * scale, (2**bits - 1 - zero_point) * scale
+    # A negative scale turns a channel round.
+    return torch.minimum(*ends), torch.maximum(*ends)

@@ -20,6 +20,7 @@ from hast_lightning.quantization.forwards import (
     MadeWeight,
     TransposedForward,
 )
+from hast_lightning.quantization.per_tensor import FoldedFactors
 from hast_lightning.quantization.ranges import (
     AffineParameters,
     Grid,
@@ -70,9 +71,12 @@ class WeightQuantizer(nn.Module):
 
     Attributes:
         width: The bits once more, a uint8 scalar.
+        factors: Of what shares one range, all of the layer's weights; none: channels have their
+            own.
     """
 
     width: Tensor
+    factors: FoldedFactors | None = None
 
     def __init__(
         self,
@@ -116,8 +120,21 @@ class WeightQuantizer(nn.Module):
         """
         if self.group_size is not None:
             return self.spread(self.group_parameters(weight), weight)
+        if self.factors is not None:
+            factors = self.factors.on(weight.device)
+            scale, zero_point = self.shared_parameters(weight * factors)
+            return AffineParameters(scale / factors, zero_point * torch.ones_like(factors))
         low, high = channel_ranges(weight.detach().float(), self.grid, self.find)
         return self.grid.parameters(low, high)
+
+    def share(self, factors: FoldedFactors, weight: Tensor) -> None:
+        """Have one range from now on, of all that ``weight`` times ``factors`` holds."""
+        self.factors = factors
+
+    def shared_parameters(self, folded: Tensor) -> AffineParameters:
+        """Return the one scale and zero point, scalars, of weights with their factors."""
+        low, high = self.find(folded.detach().float().reshape(1, -1), self.grid)
+        return self.grid.parameters(low.view(()), high.view(()))
 
     def group_parameters(self, weight: Tensor) -> AffineParameters:
         """Return scale and zero point of each group of ``weight``, (out_channels, groups)."""

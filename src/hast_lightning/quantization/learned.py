@@ -22,6 +22,7 @@ from hast_lightning.quantization.lsq import (
     learned_fake_quantize,
     positive,
 )
+from hast_lightning.quantization.per_tensor import FoldedFactors
 from hast_lightning.quantization.ranges import AffineParameters
 from hast_lightning.quantization.search import LeastSquares, least_squares
 
@@ -30,7 +31,7 @@ LR_MULTIPLIER = "lr_multiplier"
 
 
 class LearnedWeightQuantizer(WeightQuantizer):
-    """Symmetric, with one learned step size per output channel (LSQ).
+    """Symmetric, with one learned step size per output channel, or layer where they share it (LSQ).
 
     The parameter is a multiple of the step size at the start (see :func:`lsq.in_units_of`).
 
@@ -49,30 +50,46 @@ class LearnedWeightQuantizer(WeightQuantizer):
         super().__init__(
             bits, include_zero=True, symmetric=True, find=least_squares, gradient=gradient
         )
-        self.register_buffer("first_step_size", super().parameters_of(weight).scale.detach())
-        self.relative_step_size = nn.Parameter(torch.ones_like(self.first_step_size))
+        self._begin(weight)
 
     @torch.no_grad()
     def change_bits(self, bits: int, weight: Tensor) -> None:
         """Begin anew with other bits, from the step sizes of least squared error."""
         self.set_bits(bits)
-        self.first_step_size.copy_(super().parameters_of(weight).scale)
+        self.first_step_size.copy_(self._least_squares(weight))
         self.relative_step_size.fill_(1)
+
+    def share(self, factors: FoldedFactors, weight: Tensor) -> None:
+        """Learn one step size from now on."""
+        super().share(factors, weight)
+        self._begin(weight)
+
+    def _begin(self, weight: Tensor) -> None:
+        self.register_buffer("first_step_size", self._least_squares(weight))
+        self.relative_step_size = nn.Parameter(torch.ones_like(self.first_step_size))
+
+    def _least_squares(self, weight: Tensor) -> Tensor:
+        """Return the step sizes of least squared error, (out_channels, 1, ...) or (1, 1, ...)."""
+        if self.factors is None:
+            return super().parameters_of(weight).scale.detach()
+        shared = self.shared_parameters(weight * self.factors.on(weight.device)).scale
+        return shared.detach().view((1,) * weight.dim())
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Return scale and zero point, (out_channels, 1, ...), whatever the weights are."""
-        return self._centred(self._step_size().detach())
+        return self._centred(self._step_sizes().detach())
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weights, with LSQ's gradients of weights and step sizes."""
         highest = 2 ** (self.bits - 1) - 1
-        g = gradient_scale(weight[0].numel(), highest)
-        parameters = self._centred(self._step_size(g))
+        sharing = weight[0] if self.factors is None else weight
+        parameters = self._centred(self._step_sizes(gradient_scale(sharing.numel(), highest)))
         rounded = None if self._held is None else self._held.value
         return learned_fake_quantize(weight, *parameters, self.bits, self.gradient, rounded)
 
-    def _step_size(self, g: float = 1.0) -> Tensor:
-        return positive(in_units_of(self.first_step_size, self.relative_step_size, g))
+    def _step_sizes(self, g: float = 1.0) -> Tensor:
+        learned = positive(in_units_of(self.first_step_size, self.relative_step_size, g))
+        return learned if self.factors is None else learned / self.factors.on(learned.device)
 
     def _centred(self, scale: Tensor) -> AffineParameters:
         return AffineParameters(scale, torch.full_like(scale, 2 ** (self.bits - 1)))

@@ -62,6 +62,8 @@ class _LearnedRounding(torch.autograd.Function):
         of_x = torch.empty_like(x) if clipped and len(indices) > 1 else upstream
         of_scale, of_zero_point = torch.zeros_like(scale), torch.zeros_like(zero_point)
         ends = -zero_point * scale, (2**ctx.bits - 1 - zero_point) * scale
+        if scale.numel() > 1:  # One whose scale is negative ends where others begin.
+            ends = torch.minimum(*ends), torch.maximum(*ends)
         for index in indices:
             values, passed = x[index].float(), upstream[index].float()
             # Not what forward put out: the network may have added to that in place.
@@ -187,7 +189,7 @@ def learned_fake_quantize(
 
     Args:
         x: Any shape; computed in float32 and returned in the type of ``x``.
-        scale: Positive, broadcastable to ``x``.
+        scale: Broadcastable to ``x``; positive, or negative for a channel that its BatchNorm turns.
         zero_point: Integer-valued float, of the shape of ``scale``.
         bits: 2 to 8.
         gradient: Of ``x``: ``clipped`` to the inside of the range (equation 5), or

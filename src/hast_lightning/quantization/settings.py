@@ -76,6 +76,9 @@ class QuantizerConfig:
     group_size: int | None = None
     """Neighboring weights of a linear layer's channel that share a range, such as 32; null: all of
     a channel. Convolutions have one range a channel."""
+    per_tensor: bool = False
+    """One range for all weights of a layer, with the BatchNorm behind them folded in, as engines
+    need that have one scale a layer; false: a range for each output channel."""
     equalize: bool = False
     """Scale channels between neighbouring layers so that they are as wide in both, which leaves
     what the network computes as it is (cross-layer equalization of DFQ)."""
@@ -106,6 +109,7 @@ class QuantizerConfig:
             self.weight_bits = self.activation_bits = self.bits
         self._check_widths()
         self._check_groups()
+        self._check_shared()
         require_choice("quantizer.gradient", self.gradient, GRADIENTS)
         require_range("quantizer.momentum", self.momentum, 0, 0.9999)
         if self.placement.needs_zero and not self.include_zero:
@@ -132,6 +136,22 @@ class QuantizerConfig:
             raise ConfigurationError(
                 f"quantizer.group_size={self.group_size} with weight_bits=1, which has one "
                 "magnitude a channel: leave one of them out"
+            )
+
+    def _check_shared(self) -> None:
+        """Refuse what has more than one scale a layer, or fixes it beside the BatchNorm."""
+        if not self.per_tensor:
+            return
+        against = {
+            "a group_size": self.group_size is not None,
+            "weight_bits=1": BINARY in self._weight_widths,
+            f"rounding={self.rounding.kind}": self.rounding.kind != "nearest",
+        }
+        found = next((what for what, given in against.items() if given), None)
+        if found is not None:
+            raise ConfigurationError(
+                f"quantizer.per_tensor=true with {found}, which has scales of its own: leave one "
+                "of them out"
             )
 
     @property
@@ -183,7 +203,7 @@ class QuantizerConfig:
             for axis, usual in ((self.rounding, "nearest"), (self.placement, "simulated"))
             if axis.kind != usual
         ]
-        return " ".join([self.ranges.kind, *others])
+        return " ".join([self.ranges.kind, *others, *["per tensor"][: self.per_tensor]])
 
 
 def _require_bits(key: str, bits: int, least: int) -> None:

@@ -49,6 +49,8 @@ def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
 
 def _ranges(layer: QuantizedLayer) -> int:
     """Return how many ranges the weights of a layer have."""
+    if layer.weight_quantizer.factors is not None:
+        return 1
     size = layer.weight_quantizer.group_size
     groups = 1 if size is None else math.ceil(layer.weight.shape[1] / size)
     return layer.weight.shape[0] * groups

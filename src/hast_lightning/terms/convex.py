@@ -29,7 +29,7 @@ def grid_distance(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) 
 
     Args:
         weight: (out_channels, ...).
-        scale: Positive, broadcastable to ``weight``.
+        scale: Not zero, broadcastable to ``weight``.
         zero_point: Of the shape of ``scale``.
         bits: 2 to 8.
 
