@@ -28,6 +28,11 @@ SMALL = "schedule.student_batch=16"
 """AdaDFQ's batch for every method whose generator makes the images of each step."""
 REBUILT = "quantizer=lsq"
 """The quantizer of the methods that rebuild the network block by block: steps are learned."""
+ROUNDED = (
+    *("rounding@quantizer.rounding=adaptive", "stages.reconstruction.trains=rounding"),
+    "stages.reconstruction.learns_scales=false",
+)
+"""As QDrop has the units."""
 HALF = "trainer.precision=auto"
 """The methods that were run last have bfloat16, where the processor multiplies it."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -40,6 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "adadfq_64": ("method=adadfq", BANK, HALF),
     "adasg": ("method=adasg",),
     "gdfq": ("method=gdfq", SMALL),
+    "gdfq_64": ("method=gdfq", BANK, HALF),
     "zeroq": ("method=zeroq", HALF),
     "qimera": ("method=qimera", SMALL),
     "plf": ("method=plf", BANK, HALF),
@@ -62,12 +68,17 @@ METHODS: dict[str, tuple[str, ...]] = {
     "reconstruct": ("method=reconstruct", REBUILT, HALF),
     # Ranges of least squared error, which nothing trains.
     "reconstruct_mse": ("method=reconstruct", "quantizer=mse", HALF),
+    # Weights stay and learn whether they are rounded up or down.
+    "brecq_style": ("method=brecq_style", REBUILT, HALF),
+    "qdrop": ("method=reconstruct", REBUILT, HALF, *ROUNDED),
+    # Fivefold iterations, which leave fewer roundings undecided.
+    "qdrop_longer": ("method=reconstruct", REBUILT, HALF, *ROUNDED, "schedule.unit_steps=2000"),
     "hast": ("method=hast", BANK, HALF),
     "hast_near_grid": ("method=hast_near_grid", BANK, HALF),
     "sadag": ("method=sadag", REBUILT, HALF),
 }
 GENERATED = (
-    *("adadfq", "adadfq_64"),
+    *("adadfq", "adadfq_64", "gdfq_64"),
     "adasg",
     *(name for name, words in METHODS.items() if SMALL in words),
     "noise",
@@ -105,7 +116,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
 SHARED = {
     "kl": ("part_none",),
     "hast": ("hast", "part"),
-    "smooth": ("reconstruct",),
+    "smooth": ("reconstruct", "brecq_style", "qdrop"),
     "genie": ("genie",),
 }
 """Images by what makes them, and what the names of the runs begin with that they are for."""
