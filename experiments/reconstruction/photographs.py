@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import former
+from experiments.own_pictures import OTHER_PHOTOGRAPHS, OWN_PHOTOGRAPHS, split_photographs
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -90,6 +91,15 @@ METHODS["smooth_trained"] = (
 METHODS["leaves_trained"] = (*METHODS["smooth_trained"], "sources.bank.start=leaves")
 # Twice the steps, since the loss on made images still falls at the end of 800.
 METHODS["leaves_longer"] = (*METHODS["leaves_trained"], "schedule.student_steps=1600")
+# 500 photographs in place of images, measured on the other 500: the upper end.
+METHODS["own_trained"] = (
+    *("method=hast_imagenet_adam", "quantizer=lsq", "source@sources.bank=images"),
+    f"sources.bank.path={OWN_PHOTOGRAPHS}",
+    *("data=npz", f"data.path={OTHER_PHOTOGRAPHS}", "data.batch_size=64"),
+    *("stages.calibration.batch_size=32", "schedule.student_batch=32"),
+    *("+stage@stages.correction=correct", "stages.correction.source=bank"),
+    *("stages.correction.samples=64", "order=[calibration,correction,distillation]"),
+)
 # One change each to leaves_trained.
 METHODS["leaves_fast"] = (*METHODS["leaves_trained"], "stages.distillation.optimizer.lr=1e-3")
 METHODS["leaves_mixed"] = (
@@ -130,6 +140,7 @@ RUNS = (
     *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
     *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "leaves_longer", 4, 4),
+    ("mobilenetv1", "own_trained", 4, 4),
     *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),
@@ -158,14 +169,20 @@ def runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def images(name: str) -> tuple[str, list[str]] | None:
-    """Return the run that makes the images of another; none where they are drawn."""
+    """Return the run that makes the images of another; none where they are drawn or given."""
     network, method = name.split("_")[:2]
-    if method == "drawn":
+    if method in ("drawn", "own"):
         return None
     kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, "sources.bank.start=leaves")}
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 
 
+def files() -> list[Path]:
+    """Return weights and photographs, and the latter parted in own ones and others."""
+    given = files_in("IMAGENET", *FILES)()
+    return [*given, *split_photographs(given[1])]
+
+
 if __name__ == "__main__":
-    command(__doc__, HERE, runs, files_in("IMAGENET", *FILES), images=images)
+    command(__doc__, HERE, runs, files, images=images)
