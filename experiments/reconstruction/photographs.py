@@ -115,6 +115,21 @@ METHODS["leaves_units"] = (
     "order=[calibration,correction,reconstruction]",
 )
 METHODS["leaves_units_slowly"] = (*METHODS["leaves_units"], *SLOWLY)
+METHODS["leaves_units_longer"] = (*METHODS["leaves_units"], "schedule.unit_steps=1000")
+# As QDrop has them: inputs of both networks, and activations that pass unquantized.
+METHODS["leaves_units_dropped"] = (
+    *METHODS["leaves_units"],
+    *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
+)
+# The whole network is trained behind its units.
+METHODS["leaves_units_trained"] = (
+    *METHODS["leaves_trained"],
+    *("+stage@stages.reconstruction=reconstruct", "stages.reconstruction.source=bank"),
+    *("stages.reconstruction.samples=512", "stages.reconstruction.iterations=200"),
+    *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
+    "order=[calibration,correction,reconstruction,distillation]",
+)
 # Block by block on leaves as they are drawn: nothing is synthesized.
 METHODS["drawn"] = (
     *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
@@ -142,6 +157,8 @@ RUNS = (
     ("mobilenetv1", "leaves_longer", 4, 4),
     ("mobilenetv1", "own_trained", 4, 4),
     *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
+    *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
+    ("mobilenetv1", "leaves_units_trained", 4, 4),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),
     ("mobilenetv1", "smooth", 4, 4),
