@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from hast_lightning.export.frozen import FROZEN_CONVOLUTIONS, FrozenLayer, FrozenWeight
-from hast_lightning.graph.tracing import batch_norm_affine, foldable_batch_norms
+from hast_lightning.graph.tracing import (
+    SMALLEST_FACTOR,
+    batch_norm_affine,
+    foldable_batch_norms,
+)
 
 
 @torch.no_grad()
@@ -44,9 +48,11 @@ ROUNDED = 1e-6
 
 def _multiply(weight: FrozenWeight, factor: Tensor) -> None:
     """Multiply the weights of each channel by ``factor``, (out_channels,), float64."""
-    product = (weight.scale.double() * factor.view(weight.scale.shape)).float()
-    _clear(weight, product == 0)
-    weight.scale = torch.where(product == 0, weight.scale, product)
+    factor = factor.view(weight.scale.shape)
+    product = (weight.scale.double() * factor).float()
+    ended = (product == 0) | (factor.abs() < SMALLEST_FACTOR)
+    _clear(weight, ended)
+    weight.scale = torch.where(ended, weight.scale, product)
     _mirror(weight, weight.scale < 0)
     scale = weight.scale
     if scale.min() > 0 and scale.max() / scale.min() - 1 < ROUNDED:

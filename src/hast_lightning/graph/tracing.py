@@ -26,6 +26,7 @@ from hast_lightning.graph.in_place import overwrites
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONVOLUTION_LAYERS,
+    IDENTITIES,
     TRANSPOSED_LAYERS,
     BatchNorm,
     layer_of,
@@ -37,6 +38,8 @@ _OWN_FOLDER = Path(__file__).parent
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
+SMALLEST_FACTOR = 1e-20
+"""A channel that a BatchNorm multiplies by less puts out nothing but the BatchNorm's bias."""
 _FOLDED = (*CONVOLUTION_LAYERS, *TRANSPOSED_LAYERS)
 
 
@@ -280,6 +283,8 @@ def foldable_batch_norms(
 ) -> Iterator[tuple[nn.Module, str, BatchNorm]]:
     """Yield convolutions whose only follower is a BatchNorm, both called once.
 
+    Identities and dropout, which do nothing in evaluation mode, may lie between them.
+
     Args:
         graph_module: Its BatchNorms may be replaced on the way.
         kinds: The exact classes of the convolutions. Not those of linear layers, whose outputs
@@ -296,6 +301,8 @@ def foldable_batch_norms(
         if not isinstance(normalization, BATCH_NORMS) or normalization.running_var is None:
             continue
         source = node.all_input_nodes[0]
+        while isinstance(layer_of(source, graph_module), IDENTITIES) and len(source.users) == 1:
+            source = source.all_input_nodes[0]
         convolution = layer_of(source, graph_module)
         alone = len(source.users) == 1 and calls[str(source.target)] == calls[str(node.target)] == 1
         if convolution is not None and type(convolution) in kinds and alone:

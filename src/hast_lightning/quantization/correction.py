@@ -27,7 +27,7 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.weights import output_first
-from hast_lightning.quantization.fake_quant import QuantizedLayer
+from hast_lightning.quantization.fake_quant import QuantizedLayer, quantized_layers
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.runtime.ranks import averaged
 
@@ -99,7 +99,8 @@ def reestimate_batch_norms(student: fx.GraphModule, teacher: fx.GraphModule, inp
     ``mean = mean_T + (m_S - m_T)`` and ``var = var_T * v_S / v_T``, where ``mean_T, var_T`` are the
     teacher's running statistics and ``m, v`` are measured at the same BatchNorm on the same
     inputs. Plain re-estimation would import how far synthetic images are from the real ones.
-    Ours; plain re-estimation as in AIMET.
+    Ours; plain re-estimation as in AIMET. Where the BatchNorm's factors are part of a layer's grid
+    (``per_tensor``), another variance would round the weights anew, so the mean alone moves.
 
     Args:
         student: Calibrated; its BatchNorms are changed.
@@ -115,11 +116,16 @@ def reestimate_batch_norms(student: fx.GraphModule, teacher: fx.GraphModule, inp
     feeding = {known[n.name].all_input_nodes[0].name for n in norms}
     watch = _Watch(teacher, dict.fromkeys(feeding, channel_moments))
     watch.run(inputs)
+    quantizers = [layer.weight_quantizer for _, layer in quantized_layers(student)]
+    in_a_grid = {q.factors.norm for q in quantizers if q.factors is not None}
 
     def correct(node: fx.Node, value: Tensor, run: Any) -> Any:
-        float_layer = layer_of(known[node.name], teacher)
+        layer, float_layer = layer_of(node, student), layer_of(known[node.name], teacher)
         of_teacher = watch.found[known[node.name].all_input_nodes[0].name]
-        _move(layer_of(node, student), float_layer, channel_moments(value), of_teacher)
+        both = (channel_moments(value), of_teacher)
+        _move_mean(layer, float_layer, *both)
+        if layer not in in_a_grid:
+            _move_variance(layer, float_layer, *both)
         return run(node)
 
     _Correct(student, {node.name: correct for node in norms}).run(inputs)
@@ -130,12 +136,16 @@ def _tracks(layer: nn.Module | None) -> bool:
     return getattr(layer, "running_mean", None) is not None
 
 
-def _move(
-    layer: Any, of_teacher: Any, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
-) -> None:
-    """Set the running statistics of one layer."""
-    (m_s, v_s), (m_t, v_t) = student, teacher
-    layer.running_mean.copy_(of_teacher.running_mean + (m_s - m_t))
+_Moments = tuple[Tensor, Tensor]
+"""Mean and variance of each channel."""
+
+
+def _move_mean(layer: Any, of_teacher: Any, student: _Moments, teacher: _Moments) -> None:
+    layer.running_mean.copy_(of_teacher.running_mean + (student[0] - teacher[0]))
+
+
+def _move_variance(layer: Any, of_teacher: Any, student: _Moments, teacher: _Moments) -> None:
+    v_s, v_t = student[1], teacher[1]
     ratio = torch.where(v_t > SMALLEST_VARIANCE, v_s / v_t, torch.ones_like(v_t))
     # A channel that quantizing made constant keeps the teacher's variance.
     ratio = torch.where(ratio > 0, ratio, torch.ones_like(ratio))

@@ -24,6 +24,9 @@ WEIGHT, ACTIVATION = "weight", "activation"
 class LayerDiagnosis:
     """One quantized tensor of a student: the weights of a layer, or an activation.
 
+    Where all weights of a layer share a range, they are meant with the factors of the BatchNorm
+    behind them.
+
     Attributes:
         name: Dotted name of the layer, or of the module whose value is quantized.
         kind: ``weight`` or ``activation``.
@@ -68,18 +71,21 @@ def diagnose(student: fx.GraphModule) -> list[LayerDiagnosis]:
 
 def _of_weights(name: str, layer: QuantizedLayer) -> LayerDiagnosis:
     quantizer, weight = layer.weight_quantizer, layer.weight.float()
-    parameters = quantizer.parameters_of(weight)
+    rounded, parameters = quantizer.rounded(weight), quantizer.parameters_of(weight)
+    if quantizer.factors is not None:
+        parameters = quantizer.shared_parameters(weight)
+        weight, rounded = map(quantizer.factors.fold, (weight, rounded))
     low, high = _ends(parameters, quantizer.bits)
     # Of weights that are all zero nothing is lost; dividing by the smallest number says so.
     power = weight.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
-    error = (weight - quantizer.rounded(weight)).square().sum() / power
+    error = (weight - rounded).square().sum() / power
     return LayerDiagnosis(
         name=name,
         kind=WEIGHT,
         bits=quantizer.bits,
         low=float(low.min()),
         high=float(high.max()),
-        scale=float(parameters.scale.abs().mean()),
+        scale=float(parameters.scale.mean()),
         error=float(error),
     )
 
@@ -100,6 +106,4 @@ def _of_activation(name: str, quantizer: ActivationQuantizer) -> LayerDiagnosis:
 def _ends(parameters: AffineParameters, bits: int) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value of the grid of ``0 .. 2^bits - 1``."""
     scale, zero_point = parameters
-    ends = -zero_point * scale, (2**bits - 1 - zero_point) * scale
-    # A negative scale turns a channel round.
-    return torch.minimum(*ends), torch.maximum(*ends)
+    return -zero_point * scale, (2**bits - 1 - zero_point) * scale

@@ -121,9 +121,9 @@ class WeightQuantizer(nn.Module):
         if self.group_size is not None:
             return self.spread(self.group_parameters(weight), weight)
         if self.factors is not None:
-            factors = self.factors.on(weight.device)
-            scale, zero_point = self.shared_parameters(weight * factors)
-            return AffineParameters(scale / factors, zero_point * torch.ones_like(factors))
+            shared = self.shared_parameters(weight)
+            scale = self.factors.unfold(shared.scale)
+            return AffineParameters(scale, shared.zero_point.expand_as(scale).contiguous())
         low, high = channel_ranges(weight.detach().float(), self.grid, self.find)
         return self.grid.parameters(low, high)
 
@@ -131,9 +131,10 @@ class WeightQuantizer(nn.Module):
         """Have one range from now on, of all that ``weight`` times ``factors`` holds."""
         self.factors = factors
 
-    def shared_parameters(self, folded: Tensor) -> AffineParameters:
-        """Return the one scale and zero point, scalars, of weights with their factors."""
-        low, high = self.find(folded.detach().float().reshape(1, -1), self.grid)
+    def shared_parameters(self, weight: Tensor) -> AffineParameters:
+        """Return the one scale and zero point, scalars, of ``weight`` times the factors."""
+        assert self.factors is not None
+        low, high = self.find(self.factors.fold(weight).reshape(1, -1), self.grid)
         return self.grid.parameters(low.view(()), high.view(()))
 
     def group_parameters(self, weight: Tensor) -> AffineParameters:

@@ -72,8 +72,7 @@ class LearnedWeightQuantizer(WeightQuantizer):
         """Return the step sizes of least squared error, (out_channels, 1, ...) or (1, 1, ...)."""
         if self.factors is None:
             return super().parameters_of(weight).scale.detach()
-        shared = self.shared_parameters(weight * self.factors.on(weight.device)).scale
-        return shared.detach().view((1,) * weight.dim())
+        return super().shared_parameters(weight).scale.view((1,) * weight.dim())
 
     def parameters_of(self, weight: Tensor) -> AffineParameters:
         """Return scale and zero point, (out_channels, 1, ...), whatever the weights are."""
@@ -87,9 +86,16 @@ class LearnedWeightQuantizer(WeightQuantizer):
         rounded = None if self._held is None else self._held.value
         return learned_fake_quantize(weight, *parameters, self.bits, self.gradient, rounded)
 
+    def shared_parameters(self, weight: Tensor) -> AffineParameters:
+        """Return the one scale and zero point, scalars, whatever the weights are."""
+        return self._centred(self._learned().detach().view(()))
+
+    def _learned(self, g: float = 1.0) -> Tensor:
+        return positive(in_units_of(self.first_step_size, self.relative_step_size, g))
+
     def _step_sizes(self, g: float = 1.0) -> Tensor:
-        learned = positive(in_units_of(self.first_step_size, self.relative_step_size, g))
-        return learned if self.factors is None else learned / self.factors.on(learned.device)
+        learned = self._learned(g)
+        return learned if self.factors is None else self.factors.unfold(learned)
 
     def _centred(self, scale: Tensor) -> AffineParameters:
         return AffineParameters(scale, torch.full_like(scale, 2 ** (self.bits - 1)))

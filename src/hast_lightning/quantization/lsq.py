@@ -62,7 +62,7 @@ class _LearnedRounding(torch.autograd.Function):
         of_x = torch.empty_like(x) if clipped and len(indices) > 1 else upstream
         of_scale, of_zero_point = torch.zeros_like(scale), torch.zeros_like(zero_point)
         ends = -zero_point * scale, (2**ctx.bits - 1 - zero_point) * scale
-        if scale.numel() > 1:  # One whose scale is negative ends where others begin.
+        if scale.dim() > 0:  # A channel whose scale is negative ends where others begin.
             ends = torch.minimum(*ends), torch.maximum(*ends)
         for index in indices:
             values, passed = x[index].float(), upstream[index].float()

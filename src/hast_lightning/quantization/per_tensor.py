@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from hast_lightning.graph.operations import BatchNorm
-from hast_lightning.graph.tracing import batch_norm_affine
-
-SMALLEST_FACTOR = 1e-20
-"""A channel that a BatchNorm multiplies by less is zero in any file; it is rounded as it is."""
+from hast_lightning.graph.tracing import SMALLEST_FACTOR
 
 
 class FoldedFactors:
-    """What a layer's outputs are multiplied by behind it.
+    """What a layer's outputs are multiplied by behind it, channel by channel.
 
     No module, since the BatchNorm is the student's.
 
@@ -35,12 +32,24 @@ class FoldedFactors:
     def __init__(self, layer: nn.Module, norm: BatchNorm | None) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        self._norm, self._shape = norm, (len(weight), *(1,) * (weight.dim() - 1))
+        self.norm, self._shape = norm, (len(weight), *(1,) * (weight.dim() - 1))
 
-    def on(self, device: torch.device) -> Tensor:
-        """Return the factors, (out_channels, 1, ...), float32, without gradient; none is zero."""
-        if self._norm is None:
+    def fold(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` with its factors, no gradient; a channel that ends there is zero."""
+        return weight.detach().float() * self._now(weight.device)
+
+    def unfold(self, scale: Tensor) -> Tensor:
+        """Return the scale of each channel, (out_channels, 1, ...), of that of folded weights."""
+        factors = self._now(scale.device)
+        return scale / torch.where(factors == 0, torch.ones_like(factors), factors)
+
+    @torch.no_grad()
+    def _now(self, device: torch.device) -> Tensor:
+        if self.norm is None:
             return torch.ones(self._shape, device=device)
-        found = batch_norm_affine(self._norm)[0].detach()
-        found = torch.where(found.abs() < SMALLEST_FACTOR, torch.ones_like(found), found)
-        return found.float().view(self._shape)
+        # In float32, which every device has; files are folded in float64.
+        assert self.norm.running_var is not None
+        found = (self.norm.running_var.float() + self.norm.eps).rsqrt()
+        if self.norm.weight is not None:
+            found = found * self.norm.weight.float()
+        return found.masked_fill(found.abs() < SMALLEST_FACTOR, 0).view(self._shape)
