@@ -44,6 +44,11 @@ SMOOTH = (
     "stages.synthesis.terms.hard_cross_entropy.enabled=false",
 )
 """Images that start from smooth noise and match relative statistics, of more steps and no class."""
+LEAVES = ("sources.bank.start=leaves",)
+CLASS = (
+    "stages.synthesis.terms.hard_cross_entropy.enabled=true",
+    "stages.synthesis.terms.hard_cross_entropy.weight=0.001",
+)
 SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
 """What fits the memory at 224 pixels."""
 ENDS = "quantizer.first_and_last_8bit=true"
@@ -107,6 +112,8 @@ METHODS["leaves_mixed"] = (
     "+transform@stages.distillation.transforms.mixing=mix_pairs",
 )
 METHODS["leaves_steps"] = (*METHODS["leaves_trained"], "quantizer.ranges.lr_multiplier=5")
+# Images with a little of a class, whose answers are as sure as those of photographs.
+METHODS["class_trained"] = METHODS["leaves_trained"]
 # Block by block on images that start from leaves, without a second correction.
 METHODS["leaves_units"] = (
     *("method=reconstruct", "quantizer=lsq", *SMALL, *SMOOTH[:1], "sources.bank.start=leaves"),
@@ -155,7 +162,7 @@ RUNS = (
     *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
     *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
     ("mobilenetv1", "leaves_longer", 4, 4),
-    ("mobilenetv1", "own_trained", 4, 4),
+    *(("mobilenetv1", "own_trained", 4, 4), ("mobilenetv1", "class_trained", 4, 4)),
     *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
     *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
     ("mobilenetv1", "leaves_units_trained", 4, 4),
@@ -190,7 +197,7 @@ def images(name: str) -> tuple[str, list[str]] | None:
     network, method = name.split("_")[:2]
     if method in ("drawn", "own"):
         return None
-    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, "sources.bank.start=leaves")}
+    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, *LEAVES), "class": (*SMOOTH, *LEAVES, *CLASS)}
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 
