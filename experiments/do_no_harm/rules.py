@@ -32,9 +32,17 @@ def by_error(stages: Stages, tolerance: float, images: str = "reference") -> int
 
 
 def by_both(stages: Stages, tolerance: float) -> int:
-    """Choose as :func:`by_error` by the geometric mean of the errors on two kinds of images."""
+    """Choose as :func:`by_error` by the judge's own mean of the errors on two kinds of images."""
     errors = [deciding_error({kind: stage[kind]["error"] for kind in DECIDING}) for stage in stages]
     return by_error([{"both": {"error": error}} for error in errors], tolerance, "both")
+
+
+def by_mean(stages: Stages, leaves: float) -> int:
+    """Choose by the geometric mean of both errors in which leaves count so many times."""
+    products = [
+        stage["reference"]["error"] * stage["leaves"]["error"] ** leaves for stage in stages
+    ]
+    return by_error([{"both": {"error": product}} for product in products], 0.0, "both")
 
 
 def by_agreement(stages: Stages) -> int:
@@ -59,8 +67,12 @@ OF_LEAVES: dict[str, Rule] = {
     for name, rule in {
         "error on reference images, tolerance {}": by_error,
         "error on leaves, tolerance {}": partial(by_error, images="leaves"),
-        "geometric mean of both errors, tolerance {}": by_both,
+        "geometric mean of both errors as the judge has it, tolerance {}": by_both,
     }.items()
+}
+OF_LEAVES |= {
+    f"geometric mean of both errors, leaves {times} times": partial(by_mean, leaves=times)
+    for times in (0.5, 1, 1.5, 2.5, 3)
 }
 """Rules that need pictures of leaves, the present one among them, and the former one."""
 

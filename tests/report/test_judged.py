@@ -57,7 +57,7 @@ def test_a_page_without_activation_ranges_has_no_table_of_them() -> None:
 
 
 def test_where_two_kinds_decide_their_mean_comes_first() -> None:
-    errors = {"calibration": (0.1, 0.4), "distillation": (0.3, 1.2)}
+    errors = {"calibration": (0.1, 0.8), "distillation": (0.3, 2.4)}
     judged = {
         stage: {
             "leaves": {"error": leaves, "agreement": 50.0},
@@ -69,6 +69,9 @@ def test_where_two_kinds_decide_their_mean_comes_first() -> None:
     table = judged_table(made)
     assert table is not None
     assert table.images == ("reference images and leaves", "reference images", "leaves")
-    assert [row.cells[0] for row in table.stages] == ["0.2", "0.6"]
+    assert [row.cells[0] for row in table.stages] == ["0.4", "1.2"]
     text = Page(render(replace(report(), judged=table))).texts()
-    assert "the geometric mean of the errors on reference images and leaves decided" in text
+    assert (
+        "the geometric mean of the errors on reference images and leaves, where leaves count "
+        "twice, decided"
+    ) in text

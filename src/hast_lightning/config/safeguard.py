@@ -10,21 +10,21 @@ from hast_lightning.core.checks import require_range
 
 REFERENCE, LEAVES = "reference", "leaves"
 """Images of the judge's own, which match BatchNorm statistics, and pictures of leaves."""
-DECIDING = (REFERENCE, LEAVES)
-"""Kinds of images that students are chosen by. A correction of statistics looks better than it is
-on images that match statistics, and what learned from leaves does so on leaves
-(``experiments/do_no_harm``)."""
+DECIDING = {REFERENCE: 1, LEAVES: 2}
+"""Kinds of images that students are chosen by, and how often each counts. A correction of
+statistics looks better than it is on images that match statistics, and what learned from leaves
+does so on leaves; the former is more frequent (``experiments/do_no_harm``)."""
 
 
 def deciding_error(errors: Mapping[str, float]) -> float:
-    """Return the geometric mean of the errors on the kinds of :data:`DECIDING` that there are.
+    """Return the weighted geometric mean of the errors on the kinds of :data:`DECIDING`.
 
     Args:
-        errors: By kind of images.
+        errors: By kind of images; kinds that are missing do not count.
     """
-    found = [errors[kind] for kind in DECIDING if kind in errors]
-    roots = [math.pow(error, 1 / len(found)) for error in found]
-    return math.prod(roots)
+    found = {kind: weight for kind, weight in DECIDING.items() if kind in errors}
+    total = sum(found.values())
+    return math.prod(math.pow(errors[kind], weight / total) for kind, weight in found.items())
 
 
 @dataclass

@@ -37,7 +37,7 @@ def judged_table(result: Result | None) -> JudgedTable | None:
     )
     decided = f"error on {KINDS[REFERENCE]}"
     if BOTH in found:
-        decided = f"geometric mean of the errors on {KINDS[BOTH]}"
+        decided = f"geometric mean of the errors on {KINDS[BOTH]}, where leaves count twice,"
     return JudgedTable(tuple(KINDS[kind] for kind in kinds), rows, decided)
 
 
