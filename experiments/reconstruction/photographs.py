@@ -128,13 +128,17 @@ METHODS["leaves_units_dropped"] = (
     *METHODS["leaves_units"],
     *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
 )
+METHODS["leaves_units_dropped_longer"] = (
+    *METHODS["leaves_units_dropped"],
+    "schedule.unit_steps=1000",
+)
 # The whole network is trained behind its units.
 METHODS["leaves_units_trained"] = (
     *METHODS["leaves_trained"],
     *("+stage@stages.reconstruction=reconstruct", "stages.reconstruction.source=bank"),
     *("stages.reconstruction.samples=512", "stages.reconstruction.iterations=200"),
     *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
-    *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
+    *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
     "order=[calibration,correction,reconstruction,distillation]",
 )
 # Block by block on leaves as they are drawn: nothing is synthesized.
@@ -165,7 +169,9 @@ RUNS = (
     *(("mobilenetv1", "own_trained", 4, 4), ("mobilenetv1", "class_trained", 4, 4)),
     *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
     *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
-    ("mobilenetv1", "leaves_units_trained", 4, 4),
+    *(("mobilenetv1", "leaves_units_dropped_longer", bits, bits) for bits in (4, 5)),
+    ("mobilenetv1", "leaves_units_dropped", 5, 5),
+    *(("mobilenetv1", "leaves_units_trained", 4, 4), ("lite0large", "leaves_units_dropped", 4, 4)),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),
     ("mobilenetv1", "smooth", 4, 4),
