@@ -25,12 +25,15 @@ COMMON = (
 )
 REBUILT = ("quantizer=lsq", "stages.calibration.batch_size=32", "stages.correction.samples=64")
 """The quantizer of the methods that rebuild block by block, and what fits the memory."""
+WHOLE = ("stages.reconstruction.mix=1", "stages.reconstruction.drop=0")
+"""Units take in what the student puts out, and nothing in them passes unquantized."""
 METHODS: dict[str, tuple[str, ...]] = {
-    "reconstruct": ("method=recommended_imagenet", *REBUILT),
-    "dgh": (
-        *("method=dgh", *REBUILT, "stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
-        "stages.reconstruction.samples=256",
+    "recommended": ("method=recommended_imagenet", *REBUILT),
+    # As the method was at first.
+    "reconstruct": (
+        *("method=recommended_imagenet", *REBUILT, "sources.bank.start=smooth", *WHOLE),
     ),
+    "dgh": ("method=dgh", *REBUILT, *WHOLE, "stages.reconstruction.samples=256"),
     "hast": ("method=hast_imagenet", "quantizer=minmax"),
     # HAST's rate on CIFAR-10, ten times that for ImageNet.
     "hast_faster": (
