@@ -189,8 +189,8 @@ def _attribute(student: fx.GraphModule, name: str) -> object:
 
 def _quantize_weights(student: fx.GraphModule, settings: QuantizerConfig, plan: BitPlan) -> None:
     """Replace convolutions and linear layers."""
-    kinds = [kind for kind in QUANTIZED if kind is not nn.Linear]
-    norms = {layer: norm for layer, _, norm in foldable_batch_norms(student, kinds)}
+    convolutions = [kind for kind in QUANTIZED if kind is not nn.Linear]
+    norms = {layer: norm for layer, _, norm in foldable_batch_norms(student, convolutions)}
     for name, bits_of_layer in plan.weights.items():
         layer = student.get_submodule(name)
         quantizer: WeightQuantizer = (

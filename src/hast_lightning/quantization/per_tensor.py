@@ -6,8 +6,9 @@ its BatchNorms. With their factors ``f`` of now, channel by channel, and one sca
 
     W_q = s / f * clip(round(W f / s))
 
-whatever a correction or training makes of the BatchNorm. Folding gives ``f W_q``, integers times
-``s``. A BatchNorm that multiplies by a negative number gives a channel a negative scale.
+so that folding gives ``f W_q``, integers times ``s``. Training moves the factors and so rounds the
+weights anew; a correction moves means alone and leaves both. A BatchNorm that
+multiplies by a negative number gives a channel a negative scale.
 """
 
 from __future__ import annotations
