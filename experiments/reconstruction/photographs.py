@@ -141,6 +141,12 @@ METHODS["leaves_units_trained"] = (
     *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
     "order=[calibration,correction,reconstruction,distillation]",
 )
+# First and last layer at 8 bits, as the papers on reconstruction have them.
+METHODS["leaves_ends_at_8"] = (*METHODS["leaves_units_dropped"], ENDS)
+METHODS["leaves_ends_at_8_trained"] = (*METHODS["leaves_units_trained"], ENDS)
+# Images of more than three times the iterations.
+METHODS["leaves200_units"] = METHODS["leaves_units_dropped"]
+METHODS["leaves200_units_trained"] = METHODS["leaves_units_trained"]
 # Block by block on leaves as they are drawn: nothing is synthesized.
 METHODS["drawn"] = (
     *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
@@ -171,7 +177,10 @@ RUNS = (
     *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
     *(("mobilenetv1", "leaves_units_dropped_longer", bits, bits) for bits in (4, 5)),
     ("mobilenetv1", "leaves_units_dropped", 5, 5),
-    *(("mobilenetv1", "leaves_units_trained", 4, 4), ("lite0large", "leaves_units_dropped", 4, 4)),
+    *(("mobilenetv1", "leaves_units_trained", bits, bits) for bits in (4, 5)),
+    *(("mobilenetv1", "leaves_ends_at_8_trained", 4, 4), ("lite0", "leaves_ends_at_8", 4, 4)),
+    *(("mobilenetv1", "leaves200_units", 4, 4), ("mobilenetv1", "leaves200_units_trained", 4, 4)),
+    ("lite0large", "leaves_units_dropped", 4, 4),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),
     ("mobilenetv1", "smooth", 4, 4),
@@ -203,7 +212,9 @@ def images(name: str) -> tuple[str, list[str]] | None:
     network, method = name.split("_")[:2]
     if method in ("drawn", "own"):
         return None
-    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, *LEAVES), "class": (*SMOOTH, *LEAVES, *CLASS)}
+    leaves = (*SMOOTH, *LEAVES)
+    kinds = {"smooth": SMOOTH, "leaves": leaves, "class": (*leaves, *CLASS)}
+    kinds["leaves200"] = (*leaves, "schedule.image_steps=200")
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 
