@@ -141,12 +141,14 @@ METHODS["leaves_units_trained"] = (
     *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
     "order=[calibration,correction,reconstruction,distillation]",
 )
-# First and last layer at 8 bits, as the papers on reconstruction have them.
-METHODS["leaves_ends_at_8"] = (*METHODS["leaves_units_dropped"], ENDS)
-METHODS["leaves_ends_at_8_trained"] = (*METHODS["leaves_units_trained"], ENDS)
+# Channels that depthwise layers take in are made as wide as the widest, which they share a range with.
+EQUAL = "quantizer.equalize=true"
+METHODS["leaves_equalized_units"] = (*METHODS["leaves_units_dropped"], EQUAL)
+METHODS["leaves_equalized_longer"] = (*METHODS["leaves_longer"], EQUAL)
+# First and last layer at 8 bits, too, as the papers on reconstruction have them.
+METHODS["leaves_equalized_ends_at_8"] = (*METHODS["leaves_equalized_units"], ENDS)
 # Images of more than three times the iterations.
-METHODS["leaves200_units"] = METHODS["leaves_units_dropped"]
-METHODS["leaves200_units_trained"] = METHODS["leaves_units_trained"]
+METHODS["leaves200_equalized_units"] = METHODS["leaves_equalized_units"]
 # Block by block on leaves as they are drawn: nothing is synthesized.
 METHODS["drawn"] = (
     *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
@@ -177,9 +179,10 @@ RUNS = (
     *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
     *(("mobilenetv1", "leaves_units_dropped_longer", bits, bits) for bits in (4, 5)),
     ("mobilenetv1", "leaves_units_dropped", 5, 5),
-    *(("mobilenetv1", "leaves_units_trained", bits, bits) for bits in (4, 5)),
-    *(("mobilenetv1", "leaves_ends_at_8_trained", 4, 4), ("lite0", "leaves_ends_at_8", 4, 4)),
-    *(("mobilenetv1", "leaves200_units", 4, 4), ("mobilenetv1", "leaves200_units_trained", 4, 4)),
+    ("mobilenetv1", "leaves_units_trained", 4, 4),
+    *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
+    *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "longer")),
+    ("mobilenetv1", "leaves200_equalized_units", 4, 4),
     ("lite0large", "leaves_units_dropped", 4, 4),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),

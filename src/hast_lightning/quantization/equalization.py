@@ -10,11 +10,21 @@ takes the factors of what it puts out.
 
 Source: DFQ (Nagel et al., ICCV 2019, section 4.1). ReLU6 does not commute: it is left alone, where
 the paper puts a ReLU in its place, which changes the network.
+
+Where weights have a range for each output channel, the widths of weights do not matter, and those
+of the activations between the layers do, which share one range. A depthwise layer takes up any
+factor in its ranges, so that its inputs can all be as wide as the widest:
+
+    s_c = r_c / max r        r_c = max(0, beta_c + 3 |gamma_c|)
+
+by the BatchNorm in front, with ``|beta_c|`` where no ReLU lies between. Other layers are left as
+they are: columns of their weights share ranges, and would become as unequal as channels were. Ours.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +35,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONVOLUTION_LAYERS,
@@ -37,8 +46,17 @@ from hast_lightning.graph.operations import (
     layer_of,
 )
 from hast_lightning.graph.tracing import batch_norm_affine, trace
-from hast_lightning.quantization.norm_factors import channel_factors, find_norm_pairs, spread
+from hast_lightning.quantization.norm_factors import (
+    DEVIATIONS,
+    channel_factors,
+    find_norm_pairs,
+    spread,
+)
 
+_log = logging.getLogger(__name__)
+
+NARROWEST = 0.1
+"""Least width that counts for a channel, of the widest: what never fires is not blown up."""
 ROUNDS = 100
 SETTLED = 1e-4
 """Largest change of a channel's factor, in logarithms, at which rounds end."""
@@ -67,36 +85,64 @@ class Pair(NamedTuple):
         norm: The BatchNorm behind it; none: there is none.
         second: The layer that takes them in; depthwise or of one group.
         second_norm: The BatchNorm behind it; none: there is none.
+        rectified: A ReLU lies between.
     """
 
     first: Layer
     norm: BatchNorm | None
     second: Layer
     second_norm: BatchNorm | None
+    rectified: bool
 
 
-def equalized(pretrained: PretrainedNetwork) -> PretrainedNetwork:
+def equalized(pretrained: PretrainedNetwork, *, per_tensor: bool) -> PretrainedNetwork:
     """Return the network with equalized channels: the same function, up to float rounding.
+
+    A line says so where no two of its layers follow each other so.
 
     Args:
         pretrained: Left as it is.
-
-    Raises:
-        ConfigurationError: no two of its layers follow each other so.
+        per_tensor: All weights of a layer are to share a range; false: those of a channel.
     """
     network = copy.deepcopy(pretrained.network)
     graph = trace(network)
     pairs, norms = find_pairs(graph), find_norm_pairs(graph)
+    if not per_tensor:
+        pairs = [pair for pair in pairs if pair.norm is not None and is_depthwise(pair.second)]
     if not pairs and not norms:
-        raise ConfigurationError(
-            "quantizer.equalize=true: no two layers of the network follow each other with nothing "
-            "but a BatchNorm, a ReLU or a pooling between them, and none a LayerNorm"
-        )
-    equalize(pairs)
+        between = "with nothing but a BatchNorm, a ReLU or a pooling between them"
+        wanted = f"no two layers of the network follow each other {between}"
+        if not per_tensor:
+            wanted = f"the network has no depthwise layer behind a BatchNorm, {between}"
+        _log.warning("quantizer.equalize=true changes nothing: %s, and no LayerNorm", wanted)
+        return pretrained
+    if per_tensor:
+        equalize(pairs)
+    else:
+        widen(pairs)
     spread(graph, norms)
     # Where a LayerNorm's output also goes elsewhere, the graph has another operation.
     alone = all(pair.alone for pair in norms)
     return replace(pretrained, network=network if alone else graph)
+
+
+@torch.no_grad()
+def widen(pairs: list[Pair]) -> None:
+    """Make all channels that depthwise layers take in as wide as the widest, in place."""
+    for pair in pairs:
+        widths = _widths(pair)
+        if (widest := widths.amax()) > 0:
+            _scale(pair, (widths / widest).clamp_min(NARROWEST))
+
+
+def _widths(pair: Pair) -> Tensor:
+    """Return how far the values of each channel reach by the BatchNorm, (channels,)."""
+    norm = pair.norm
+    assert norm is not None
+    assert norm.bias is not None
+    if pair.rectified:
+        return (norm.bias + DEVIATIONS * norm.weight.abs()).clamp_min(0)
+    return norm.bias.abs() + DEVIATIONS * norm.weight.abs()
 
 
 @torch.no_grad()
@@ -125,15 +171,16 @@ def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Itera
         return
     assert isinstance(first, Layer)
     norm = _norm_behind(node, network, once)
-    at = node
+    at, rectified = node, False
     while len(at.users) == 1:
         (at,) = at.users
         layer = layer_of(at, network)
         if layer is not None and type(layer) in _KINDS:
             assert isinstance(layer, Layer)
             if str(at.target) in once and _takes_channel_by_channel(layer, len(first.weight)):
-                yield Pair(first, norm, layer, _norm_behind(at, network, once))
+                yield Pair(first, norm, layer, _norm_behind(at, network, once), rectified)
             return
+        rectified |= is_rectifier(at, network)
         if not (layer is not None and layer is norm) and not _commutes(
             at, network, first.weight.dim()
         ):

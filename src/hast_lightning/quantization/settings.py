@@ -80,8 +80,9 @@ class QuantizerConfig:
     """One range for all weights of a layer, with the BatchNorm behind them folded in, as engines
     need that have one scale a layer; false: a range for each output channel."""
     equalize: bool = False
-    """Scale channels between neighbouring layers so that they are as wide in both, which leaves
-    what the network computes as it is (cross-layer equalization of DFQ)."""
+    """Scale channels between neighbouring layers, which leaves what the network computes as it is:
+    with a range a channel so that what depthwise layers take in is as wide in all channels; with
+    one a layer so that channels are as wide in both (cross-layer equalization of DFQ)."""
     first_and_last_8bit: bool = False
     """Weights and inputs of the first and of the last layer at 8 bits, where others are
     quantized."""
