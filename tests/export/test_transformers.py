@@ -45,7 +45,7 @@ def test_every_file_answers_as_the_student(
     weights: int, activations: int, placement: Transformer, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    network = equalized(pretrained(norm_first=False)).network
+    network = equalized(pretrained(norm_first=False), per_tensor=False).network
     student = convert(network, QuantizerConfig(None, weights, activations, placement=placement))
     recalibrate(student, [images(32)])
     frozen = freeze(student)

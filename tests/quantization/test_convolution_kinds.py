@@ -13,13 +13,14 @@ from hast_lightning.graph.operations import BATCH_NORMS, CONVOLUTION_LAYERS
 from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, trace
 from hast_lightning.graph.weights import output_first, swapped
 from hast_lightning.models.preparation import prepare
+from hast_lightning.quantization.channel_pairs import find_pairs
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.correction import (
     correct_biases,
     correct_by_statistics,
     reestimate_batch_norms,
 )
-from hast_lightning.quantization.equalization import equalize, find_pairs
+from hast_lightning.quantization.equalization import equalize
 from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig

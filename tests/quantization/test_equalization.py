@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.tracing import fold_batch_norms, trace
-from hast_lightning.quantization.equalization import equalize, equalized, find_pairs
+from hast_lightning.quantization.channel_pairs import find_pairs
+from hast_lightning.quantization.equalization import equalize, equalized
 from hast_lightning.quantization.norm_factors import channel_factors
 from tests.small_runs import build_module, small
 
@@ -62,14 +62,14 @@ def test_factors_are_the_roots_of_the_ratios_and_one_where_a_channel_is_dead() -
 def test_what_the_network_computes_stays_and_the_network_handed_in_too() -> None:
     network = separable()
     before = copy.deepcopy(network.state_dict())
-    result = equalized(pretrained(network)).network
+    result = equalized(pretrained(network), per_tensor=True).network
     assert torch.allclose(result(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(result.depthwise.weight, network.depthwise.weight)  # type: ignore[union-attr,arg-type]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_channels_are_as_wide_in_both_layers_afterwards() -> None:
-    folded = fold_batch_norms(trace(equalized(pretrained(separable())).network))
+    folded = fold_batch_norms(trace(equalized(pretrained(separable()), per_tensor=True).network))
     layers = [folded.get_submodule(n).weight.detach() for n in ("expand", "depthwise", "project")]  # type: ignore[union-attr,operator]
     first, depthwise, project = layers
     out = first.abs().flatten(1).amax(1)
@@ -106,7 +106,9 @@ def test_an_activation_that_does_not_commute_parts_two_layers(activation: type[n
     assert [(pair.first.weight.shape[0], pair.second.weight.shape[0]) for pair in pairs] == [(4, 5)]
 
 
-def test_a_value_that_is_also_needed_elsewhere_parts_two_layers() -> None:
+def test_a_value_that_is_also_needed_elsewhere_parts_two_layers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -116,13 +118,14 @@ def test_a_value_that_is_also_needed_elsewhere_parts_two_layers() -> None:
             y = self.first(x).relu()
             return self.second(y) + y  # type: ignore[no-any-return]
 
-    with pytest.raises(ConfigurationError, match=r"^quantizer\.equalize=true: no two layers"):
-        equalized(pretrained(Residual().eval()))
+    network = pretrained(Residual().eval())
+    assert equalized(network, per_tensor=True) is network
+    assert "equalize=true changes nothing: no two layers follow each other" in caplog.text
 
 
 def test_teacher_and_student_of_a_run_are_equalized_alike() -> None:
-    plain = build_module(small())
-    module = build_module(small("quantizer.equalize=true"))
+    plain = build_module(small("quantizer.per_tensor=true"))
+    module = build_module(small("quantizer.equalize=true", "quantizer.per_tensor=true"))
     images = torch.randn(4, *plain.teacher.pretrained.input_shape)
     assert torch.allclose(module.teacher(images), plain.teacher(images), rtol=1e-3, atol=1e-4)
     names = dict(module.teacher.graph_module.named_parameters())
@@ -134,7 +137,7 @@ def test_teacher_and_student_of_a_run_are_equalized_alike() -> None:
 
 def test_a_batch_norm_takes_the_factors_of_what_it_puts_out() -> None:
     network = pretrained(separable())
-    result = equalized(network)
+    result = equalized(network, per_tensor=True)
     assert torch.equal(result.network.norm1.running_mean, network.network.norm1.running_mean)  # type: ignore[union-attr,arg-type]
     assert torch.equal(result.network.expand.weight, network.network.expand.weight)  # type: ignore[union-attr,arg-type]
     assert replace(result, network=network.network) == network

@@ -126,7 +126,7 @@ def test_powers_of_two_pass_gradients_and_need_no_range() -> None:
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_factors_of_layer_norms_leave_the_answers(norm_first: bool) -> None:
-    found = equalized(pretrained(norm_first)).network
+    found = equalized(pretrained(norm_first), per_tensor=False).network
     expected = network(norm_first)(images())
     torch.testing.assert_close(found(images()), expected, atol=2e-5, rtol=1e-5)
     layer = found.get_submodule("encoder.layers.1.linear1")
@@ -138,7 +138,7 @@ def test_factors_of_layer_norms_leave_the_answers(norm_first: bool) -> None:
 
 
 def test_factors_make_channels_as_wide_as_their_columns() -> None:
-    network_ = equalized(pretrained()).network
+    network_ = equalized(pretrained(), per_tensor=False).network
     from hast_lightning.graph.tracing import trace
 
     traced = trace(network_)

@@ -126,6 +126,11 @@ def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
 
 
+def is_relu6(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Return whether ``node`` is a ReLU that ends at 6."""
+    return isinstance(layer_of(node, graph_module), nn.ReLU6) or calls(node, (F.relu6,))
+
+
 def is_depthwise(layer: nn.Module | None) -> bool:
     """Return whether each output channel of a convolution sees one input channel alone."""
     return isinstance(layer, CONVOLUTION_LAYERS) and layer.groups == layer.in_channels > 1

@@ -24,6 +24,7 @@ from hast_lightning.graph.operations import (
     TRANSPOSED_LAYERS,
     calls,
     is_rectifier,
+    is_relu6,
     layer_of,
 )
 from hast_lightning.graph.weights import output_first
@@ -267,7 +268,7 @@ def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told])
     first = known[0]
     if calls(node, ADDITIONS) and len(known) == 2:
         return _Told(known[0].mean + known[1].mean)
-    if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
+    if is_relu6(node, network) and first.deviation is not None:
         return _Told(rectified_mean(first.mean, first.deviation, 6.0))
     if is_rectifier(node, network):
         return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]
