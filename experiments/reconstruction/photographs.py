@@ -183,6 +183,7 @@ RUNS = (
     *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
     *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "longer")),
     ("mobilenetv1", "leaves200_equalized_units", 4, 4),
+    *(("lite0", f"leaves_{units}", 4, 4) for units in ("equalized_units", "units_dropped")),
     ("lite0large", "leaves_units_dropped", 4, 4),
     *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
     ("lite0large", "leaves_trained", 4, 4),
@@ -200,14 +201,18 @@ RUNS = (
     *(("lite0large", "smooth_slowly", 4, 4), ("lite0large", "smooth_slowly_ends_at_8", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
+SEEDED = tuple(f"mobilenetv1_leaves_{units}_w4a4" for units in ("units_dropped", "equalized_units"))
+"""Runs with three seeds, on the images of the first."""
 
 
 def runs() -> Iterator[tuple[str, list[str]]]:
     """Yield name and words of every run."""
     for network, method, weights, activations in RUNS:
         bits = [f"quantizer.weight_bits={weights}", f"quantizer.activation_bits={activations}"]
-        words = [*NETWORKS[network], *QUIET, "seed=0", *METHODS[method], *bits]
-        yield f"{network}_{method}_w{weights}a{activations}_seed0", words
+        name = f"{network}_{method}_w{weights}a{activations}"
+        for seed in (0, 1, 2) if name in SEEDED else (0,):
+            words = [*NETWORKS[network], *QUIET, f"seed={seed}", *METHODS[method], *bits]
+            yield f"{name}_seed{seed}", words
 
 
 def images(name: str) -> tuple[str, list[str]] | None:
