@@ -141,10 +141,13 @@ METHODS["leaves_units_trained"] = (
     *("stages.reconstruction.mix=0.5", "stages.reconstruction.drop=0.5"),
     "order=[calibration,correction,reconstruction,distillation]",
 )
-# Channels that depthwise layers take in are made as wide as the widest, which they share a range with.
+# All channels that a depthwise layer takes in are made as wide as the widest.
 EQUAL = "quantizer.equalize=true"
 METHODS["leaves_equalized_units"] = (*METHODS["leaves_units_dropped"], EQUAL)
 METHODS["leaves_equalized_longer"] = (*METHODS["leaves_longer"], EQUAL)
+# Weights or activations alone at 4 bits, without training.
+METHODS["leaves_correct"] = (*METHODS["leaves_units"], "order=[calibration,correction]")
+METHODS["leaves_equalized_correct"] = (*METHODS["leaves_correct"], EQUAL)
 # First and last layer at 8 bits, too, as the papers on reconstruction have them.
 METHODS["leaves_equalized_ends_at_8"] = (*METHODS["leaves_equalized_units"], ENDS)
 # Images of more than three times the iterations.
@@ -182,6 +185,8 @@ RUNS = (
     ("mobilenetv1", "leaves_units_trained", 4, 4),
     *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
     *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "longer")),
+    *(("mobilenetv1", "leaves_correct", *bits) for bits in ((4, 8), (8, 4))),
+    ("mobilenetv1", "leaves_equalized_correct", 8, 4),
     ("mobilenetv1", "leaves200_equalized_units", 4, 4),
     *(("lite0", f"leaves_{units}", 4, 4) for units in ("equalized_units", "units_dropped")),
     ("lite0large", "leaves_units_dropped", 4, 4),
