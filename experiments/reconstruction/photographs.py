@@ -144,7 +144,7 @@ METHODS["leaves_units_trained"] = (
 # All channels that a depthwise layer takes in are made as wide as the widest.
 EQUAL = "quantizer.equalize=true"
 METHODS["leaves_equalized_units"] = (*METHODS["leaves_units_dropped"], EQUAL)
-METHODS["leaves_equalized_longer"] = (*METHODS["leaves_longer"], EQUAL)
+METHODS["leaves_equalized_trained"] = (*METHODS["leaves_trained"], EQUAL)
 # Weights or activations alone at 4 bits, without training.
 METHODS["leaves_correct"] = (*METHODS["leaves_units"], "order=[calibration,correction]")
 METHODS["leaves_equalized_correct"] = (*METHODS["leaves_correct"], EQUAL)
@@ -184,7 +184,8 @@ RUNS = (
     ("mobilenetv1", "leaves_units_dropped", 5, 5),
     ("mobilenetv1", "leaves_units_trained", 4, 4),
     *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
-    *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "longer")),
+    *(("mobilenetv1", "leaves_equalized_trained", bits, bits) for bits in (5, 4)),
+    ("mobilenetv1", "leaves_equalized_ends_at_8", 4, 4),
     *(("mobilenetv1", "leaves_correct", *bits) for bits in ((4, 8), (8, 4))),
     ("mobilenetv1", "leaves_equalized_correct", 8, 4),
     ("mobilenetv1", "leaves200_equalized_units", 4, 4),
