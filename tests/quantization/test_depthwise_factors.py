@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.export.description import Description
@@ -16,7 +17,9 @@ from hast_lightning.export.onnx_file import read_onnx, write_onnx
 from hast_lightning.export.packed import read_packed, write_packed
 from hast_lightning.export.program import read_program, write_program
 from hast_lightning.graph.tracing import trace
+from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.correction import told_means
 from hast_lightning.quantization.depthwise_factors import (
     NARROWEST,
     find_depthwise_pairs,
@@ -130,6 +133,58 @@ def test_a_relu6_becomes_two_operations_unless_it_is_to_stay() -> None:
     assert [n.target for n in trace(widened(network)).graph.nodes].count(torch.minimum) == 1
     # The only pair has a ReLU6 between, so that nothing is left to scale.
     assert widened(network, parts_relu6=False) is network
+
+
+class Called(Inverted):
+    """ReLU6 as a function, and once more behind a value without its last dimension but one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm1(self.expand(x)), inplace=True)
+        x = self.first(self.norm2(self.depthwise(x)))
+        return self.head(self.first(self.project(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Flattened(nn.Module):
+    """A convolution of two dimensions, a ReLU6 of flat values, a depthwise one of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.activation, self.depthwise = nn.ReLU6(), nn.Conv1d(4, 4, 3, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm(self.expand(x)).flatten(2))
+        return self.depthwise(F.pad(x, (0, 1)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Called, Flattened])
+def test_a_relu6_may_be_a_function_and_see_other_shapes(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = kind(nn.ReLU6) if kind is Called else kind()
+    norm = network.get_submodule("norm1" if kind is Called else "norm")
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(1, 4, norm.num_features))  # type: ignore[operator,union-attr,arg-type]
+    found = widened(network.eval())
+    assert found is not network
+    for images in (IMAGES[:1], IMAGES[:4]):
+        torch.testing.assert_close(found(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_units_names_and_what_batch_norms_tell_stay() -> None:
+    network = trace(inverted(nn.ReLU6))
+    found = trace(widened(network))
+    assert find_units(found) == find_units(network)
+    assert [type(found.get_submodule(name)) for name in ("first", "second")] == [nn.ReLU, nn.ReLU6]
+    before, after = told_means(network), told_means(found)
+    factors = network.norm1.weight / found.norm1.weight  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(after["first"] * factors.double(), before["first"])
+    torch.testing.assert_close(after["second"], before["second"])
+
+
+def test_layers_that_share_weights_stay() -> None:
+    network = inverted()
+    network.norm2.register_parameter("again", network.depthwise.weight)
+    assert widened(network) is network
 
 
 def test_a_network_without_depthwise_layers_stays_and_a_line_says_so(

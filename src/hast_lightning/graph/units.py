@@ -25,19 +25,22 @@ from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONCATENATIONS,
     CONVOLUTION_LAYERS,
+    IDENTITIES,
     LAYERS_WITH_PRODUCTS,
+    bounds_of,
     calls,
     constants_of,
     is_activation,
     is_depthwise,
     is_pointwise,
     layer_of,
+    rearranges,
 )
 from hast_lightning.graph.outputs import is_joint
 from hast_lightning.graph.timesteps import of_timestep_alone
 from hast_lightning.graph.tracing import expose
 
-FOLLOWERS = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+FOLLOWERS = (*BATCH_NORMS, *IDENTITIES)
 FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
 """Elsewhere they stand before the layers that they belong to, as in transformers."""
 ENDS_SHOWN = 6
@@ -178,8 +181,17 @@ def _goes_on(node: fx.Node, layers: Sequence[str], network: fx.GraphModule) -> b
     *before, last = (network.get_submodule(name) for name in layers)
     if is_depthwise(last):
         return True
-    takers = [layer_of(user, network) for user in node.users]
+    takers = (layer_of(user, network) for user in _takers(node, network))
     return not before and is_pointwise(last) and any(is_depthwise(each) for each in takers)
+
+
+def _takers(node: fx.Node, network: fx.GraphModule) -> Iterator[fx.Node]:
+    """Yield the nodes that compute with ``node``'s value, through padding and the like."""
+    for user in node.users:
+        if rearranges(user, network):
+            yield from _takers(user, network)
+        else:
+            yield user
 
 
 def _unit(ends: Collection[fx.Node], target: fx.Node, layers: Sequence[str]) -> Unit:
@@ -246,11 +258,12 @@ def _live_values(
 
 
 def _belongs(node: fx.Node, user: fx.Node, network: fx.GraphModule) -> bool:
-    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout."""
+    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout, a bound."""
     layer = layer_of(user, network)
     if isinstance(layer, FOLLOWERS_OF_CONVOLUTIONS):
         return isinstance(layer_of(node, network), CONVOLUTION_LAYERS)
-    return isinstance(layer, FOLLOWERS) or is_activation(user, network)
+    follows = isinstance(layer, FOLLOWERS) or is_activation(user, network)
+    return follows or bounds_of(user) is not None
 
 
 def _result(network: fx.GraphModule) -> fx.Node:

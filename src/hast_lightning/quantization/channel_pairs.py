@@ -24,13 +24,14 @@ from hast_lightning.graph.operations import (
     is_rectifier,
     is_relu6,
     layer_of,
+    rearranges,
 )
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """Kinds of layers that are scaled; others, such as transposed convolutions, end what commutes."""
 _KINDS = (*CONVOLUTION_LAYERS, nn.Linear)
 _PASSING_LAYERS = (
-    *(*IDENTITIES, nn.Flatten),
+    *(*IDENTITIES, nn.Flatten, nn.ZeroPad2d),
     *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
@@ -73,7 +74,14 @@ def find_pairs(network: fx.GraphModule, *, through_relu6: bool = False) -> list[
         through_relu6: A ReLU6 may lie between, too, which does not commute: it is to be changed.
     """
     called = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
-    once = {name for name, count in called.items() if count == 1}
+    owners = Counter(id(p) for each in network.modules() for p in each.parameters(recurse=False))
+    once = {
+        name
+        for name, count in called.items()
+        if count == 1
+        # Scaled where they stand, shared weights would change elsewhere, too.
+        and all(owners[id(p)] == 1 for p in network.get_submodule(name).parameters())
+    }
     pairs = (pair for node in network.graph.nodes for pair in _pairs_from(node, network, once))
     return [pair for pair in pairs if through_relu6 or not pair.ends_at_6(network)]
 
@@ -125,6 +133,10 @@ def _commutes(node: fx.Node, network: fx.GraphModule, dimensions: int) -> bool:
         return isinstance(given, list | tuple) and sorted(n % dimensions for n in given) == list(
             range(2, dimensions)
         )
+    if calls(node, (F.pad,)):
+        sides = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+        within = isinstance(sides, list | tuple) and len(sides) <= 2 * (dimensions - 2)
+        return within and rearranges(node, network)
     return isinstance(layer_of(node, network), _PASSING_LAYERS) or calls(node, _PASSING_FUNCTIONS)
 
 

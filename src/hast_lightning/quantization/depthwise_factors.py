@@ -16,7 +16,7 @@ Ours: cross-layer equalization (DFQ, Nagel et al., ICCV 2019) with the widths of
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hast_lightning.graph.operations import is_depthwise
@@ -65,15 +65,21 @@ def input_widths(pair: Pair, network: fx.GraphModule) -> Tensor:
 
 
 def _end_at(bounds: Tensor, pair: Pair, network: fx.GraphModule) -> None:
-    """Put two operations in the place of a ReLU6: channels end at ``bounds``, (channels,)."""
+    """Put a minimum and a ReLU in the place of a ReLU6: channels end at ``bounds``, (channels,).
+
+    The ReLU has the name of the ReLU6, and comes last, since what it puts out is quantized.
+    """
     node = pair.activation
     assert node is not None
     name = f"{node.name}_bounds"
-    network.register_buffer(name, bounds.view(-1, *(1,) * (pair.first.weight.dim() - 2)))
-    with network.graph.inserting_before(node):
-        ends = network.graph.get_attr(name)
-        low = network.graph.call_function(torch.minimum, (node.all_input_nodes[0], ends))
-        # The activation comes last, which is what is quantized.
-        rectified = network.graph.call_function(F.relu, (low,))
-    node.replace_all_uses_with(rectified)
-    network.graph.erase_node(node)
+    while hasattr(network, name):
+        name += "_"
+    network.register_buffer(name, bounds.view(-1, *(1,) * (pair.second.weight.dim() - 2)))
+    source, graph = node.all_input_nodes[0], network.graph
+    with graph.inserting_before(node):
+        low = graph.call_function(torch.minimum, (source, graph.get_attr(name)))
+    if [each.target for each in graph.nodes].count(node.target) == 1 and node.op == "call_module":
+        network.set_submodule(str(node.target), nn.ReLU())
+    else:
+        node.op, node.target = "call_function", F.relu
+    node.args, node.kwargs = (low,), {}

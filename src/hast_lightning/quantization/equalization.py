@@ -59,7 +59,8 @@ def equalized(
         widen(graph, pairs)
     if not pairs and not norms:
         layers = "no two layers follow each other" if per_tensor else "no depthwise layer follows"
-        between = "with nothing but a BatchNorm, a ReLU or a pooling between"
+        activations = "ReLU or ReLU6" if parts_relu6 and not per_tensor else "ReLU"
+        between = f"with nothing but a BatchNorm, a {activations} or a pooling between"
         _log.warning("quantizer.equalize=true changes nothing: %s %s", layers, between)
         return pretrained
     spread(graph, norms)
