@@ -75,6 +75,25 @@ def test_an_inverted_residual_is_one_unit_with_and_without_a_skip() -> None:
         assert (f"{prefix}.0.0", f"{prefix}.1.0", f"{prefix}.2") in blocks
 
 
+def test_identities_and_padding_between_its_layers_do_not_part_an_inverted_residual() -> None:
+    """As timm has them: a dropout of nothing before activations, and asymmetric zeros."""
+    layers = (
+        *(
+            nn.Conv2d(3, 6, 1),
+            nn.BatchNorm2d(6),
+            nn.Identity(),
+            nn.ReLU6(),
+            nn.ZeroPad2d((0, 1, 0, 1)),
+        ),
+        *(nn.Conv2d(6, 6, 3, 2, groups=6), nn.BatchNorm2d(6), nn.Identity(), nn.ReLU6()),
+        *(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Identity()),
+        *(nn.Conv2d(4, 4, 3), nn.ReLU()),
+    )
+    units = find_units(traced(nn.Sequential(*layers)))
+    assert [unit.layers for unit in units] == [("0", "5", "9"), ("12",)]
+    assert units[0].target == "_11"
+
+
 def test_units_end_where_a_user_has_them_end() -> None:
     network = traced(torchvision.models.resnet18())
     ends = ["layer1.1.relu-2", "layer[34].1.relu-2"]
