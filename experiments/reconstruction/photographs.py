@@ -74,15 +74,8 @@ METHODS: dict[str, tuple[str, ...]] = {
         "order=[calibration,correction,reconstruction,again]",
     ),
     "smooth_correct": ("method=without_training", "quantizer=lsq", *SMALL, *SMOOTH[:1]),
-    "ends_at_8": (
-        *("method=reconstruct", "quantizer=lsq", *SMALL, *former.IMAGES),
-        ENDS,
-        *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
-    ),
 }
 METHODS["smooth_ends_at_8"] = (*METHODS["smooth"], ENDS)
-METHODS["smooth_slowly"] = (*METHODS["smooth"], *SLOWLY)
-METHODS["smooth_slowly_ends_at_8"] = (*METHODS["smooth_slowly"], ENDS)
 METHODS["smooth_trained"] = (
     # The whole network is trained between the corrections, in place of units.
     *("method=hast_imagenet_adam", "quantizer=lsq", *SMOOTH[:1]),
@@ -111,7 +104,6 @@ METHODS["leaves_mixed"] = (
     *METHODS["leaves_trained"],
     "+transform@stages.distillation.transforms.mixing=mix_pairs",
 )
-METHODS["leaves_steps"] = (*METHODS["leaves_trained"], "quantizer.ranges.lr_multiplier=5")
 # Images with a little of a class, whose answers are as sure as those of photographs.
 METHODS["class_trained"] = METHODS["leaves_trained"]
 # Block by block on images that start from leaves, without a second correction.
@@ -121,8 +113,6 @@ METHODS["leaves_units"] = (
     *("stages.reconstruction.mix=1", "stages.reconstruction.drop=0"),
     "order=[calibration,correction,reconstruction]",
 )
-METHODS["leaves_units_slowly"] = (*METHODS["leaves_units"], *SLOWLY)
-METHODS["leaves_units_longer"] = (*METHODS["leaves_units"], "schedule.unit_steps=1000")
 # As QDrop has them: inputs of both networks, and activations that pass unquantized.
 METHODS["leaves_units_dropped"] = (
     *METHODS["leaves_units"],
@@ -155,8 +145,6 @@ METHODS["leaves_correct"] = (*METHODS["leaves_units"], "order=[calibration,corre
 METHODS["leaves_equalized_correct"] = (*METHODS["leaves_correct"], EQUAL)
 # First and last layer at 8 bits, too, as the papers on reconstruction have them.
 METHODS["leaves_equalized_ends_at_8"] = (*METHODS["leaves_equalized_units"], ENDS)
-# Images of more than three times the iterations.
-METHODS["leaves200_equalized_units"] = METHODS["leaves_equalized_units"]
 # Block by block on leaves as they are drawn: nothing is synthesized.
 METHODS["drawn"] = (
     *("method=reconstruct", "quantizer=lsq", "source@sources.bank=noise"),
@@ -179,37 +167,24 @@ METHODS["smooth_tensor_by_statistics"] = (*EQUALIZED, "stages.correction.by=stat
 INTEGERS = [name for name in METHODS if name.startswith(("smooth_channel", "smooth_tensor"))]
 RUNS = (
     *(("mobilenetv1", method, 8, 8) for method in INTEGERS),
-    *(("mobilenetv1", "drawn", 4, 4), ("mobilenetv1", "drawn", 5, 5), ("lite0", "drawn", 4, 4)),
-    *(("mobilenetv1", "leaves_trained", 4, 4), ("mobilenetv1", "leaves_trained", 5, 5)),
-    ("mobilenetv1", "leaves_longer", 4, 4),
+    ("mobilenetv1", "drawn", 4, 4),
+    *(("mobilenetv1", "leaves_trained", bits, bits) for bits in (4, 5)),
+    *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("longer", "fast", "mixed")),
     *(("mobilenetv1", "own_trained", 4, 4), ("mobilenetv1", "class_trained", 4, 4)),
-    *(("mobilenetv1", f"leaves_{change}", 4, 4) for change in ("fast", "mixed", "steps")),
-    *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_longer", "_dropped")),
-    *(("mobilenetv1", "leaves_units_dropped_longer", bits, bits) for bits in (4, 5)),
-    ("mobilenetv1", "leaves_units_dropped", 5, 5),
-    ("mobilenetv1", "leaves_units_trained", 4, 4),
-    *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
-    *(("mobilenetv1", "leaves_equalized_trained", bits, bits) for bits in (5, 4)),
-    *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "views")),
+    *(("mobilenetv1", f"leaves_units{how}", 4, 4) for how in ("", "_dropped", "_dropped_longer")),
+    *(("mobilenetv1", "leaves_units_dropped", 5, 5), ("mobilenetv1", "leaves_units_trained", 4, 4)),
     *(("mobilenetv1", "leaves_correct", *bits) for bits in ((4, 8), (8, 4), (8, 8))),
     *(("mobilenetv1", "leaves_equalized_correct", *bits) for bits in ((8, 4), (8, 8))),
-    ("mobilenetv1", "leaves200_equalized_units", 4, 4),
-    *(("lite0", f"leaves_{units}", 4, 4) for units in ("equalized_units", "units_dropped")),
-    ("lite0large", "leaves_units_dropped", 4, 4),
-    *(("lite0large", "leaves_units", 4, 4), ("lite0large", "leaves_units_slowly", 4, 4)),
-    ("lite0large", "leaves_trained", 4, 4),
-    ("mobilenetv1", "smooth", 4, 4),
+    *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
+    *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "views")),
+    *(("mobilenetv1", "leaves_equalized_trained", bits, bits) for bits in (5, 4)),
+    ("lite0", "leaves_equalized_units", 4, 4),
+    *(("lite0large", f"leaves_units{how}", 4, 4) for how in ("", "_dropped")),
+    *(("mobilenetv1", "smooth", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
     *(("lite0", "smooth_correct", 8, 8), ("lite0", "smooth", 4, 4)),
-    *(("lite0", "smooth_ends_at_8", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
     *(("mobilenetv1", "smooth", 5, 5), ("mobilenetv1", "smooth_correct", 8, 8)),
-    *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "reconstruct", 5, 5)),
-    *(("mobilenetv1", "slowly", 5, 5), ("mobilenetv1", "slowly", 4, 4)),
-    *(("mobilenetv1", "reconstruct", 4, 4), ("lite0", "correct", 8, 8)),
-    *(("mobilenetv1", "ends_at_8", 4, 4), ("lite0", "reconstruct", 4, 4)),
-    *(("mobilenetv1", "smooth_slowly", 5, 5), ("mobilenetv1", "smooth_slowly", 4, 4)),
-    ("mobilenetv1", "smooth_slowly_ends_at_8", 4, 4),
-    *(("mobilenetv1", "smooth_trained", 4, 4), ("mobilenetv1", "smooth_trained", 5, 5)),
-    *(("lite0large", "smooth_slowly", 4, 4), ("lite0large", "smooth_slowly_ends_at_8", 4, 4)),
+    *(("mobilenetv1", method, 5, 5) for method in ("reconstruct", "slowly")),
+    *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "smooth_trained", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
 SEEDED = tuple(f"mobilenetv1_leaves_{units}_w4a4" for units in ("units_dropped", "equalized_units"))
@@ -231,9 +206,7 @@ def images(name: str) -> tuple[str, list[str]] | None:
     network, method = name.split("_")[:2]
     if method in ("drawn", "own"):
         return None
-    leaves = (*SMOOTH, *LEAVES)
-    kinds = {"smooth": SMOOTH, "leaves": leaves, "class": (*leaves, *CLASS)}
-    kinds["leaves200"] = (*leaves, "schedule.image_steps=200")
+    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, *LEAVES), "class": (*SMOOTH, *LEAVES, *CLASS)}
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 
