@@ -47,24 +47,18 @@ WITHOUT = {
     "promotion": "stages.distillation.transforms.promotion.enabled=false",
 }
 BLOCKS = (*REBUILT, "order=[synthesis,calibration,correction,reconstruction]")
-ENDS = "quantizer.first_and_last_8bit=true"
+GENTLY = (*REBUILT, "stages.distillation.optimizer.lr=1e-4")
+"""Training behind the units at a tenth of its rate."""
 TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt": REBUILT,
-    # Training behind the units at a tenth of its rate.
-    "rebuilt_gently": (*REBUILT, "stages.distillation.optimizer.lr=1e-4"),
+    "rebuilt_gently": GENTLY,
     "blocks": BLOCKS,
     "blocks_longer": (*BLOCKS, "stages.reconstruction.iterations=1000"),
     "blocks_longest": (*BLOCKS, "stages.reconstruction.iterations=2500"),
-    "blocks8_longer": (*BLOCKS, "stages.reconstruction.iterations=1000", ENDS),
-    "longer": (*MORE_CLASS, "schedule.student_steps=3200"),
-    "ends8": (*MORE_CLASS, ENDS),
-    "rebuilt8": (*REBUILT, ENDS),
     # HAST's parts behind a reconstruction: without both, and without one.
-    "rebuilt_kd": (*REBUILT, *WITHOUT.values()),
-    "rebuilt_promotion": (*REBUILT, WITHOUT["alignment"]),
-    "rebuilt_alignment": (*REBUILT, WITHOUT["promotion"]),
-    # The images, too.
-    "float32": (*MORE_CLASS, "trainer.precision=32-true"),
+    "rebuilt_gently_kd": (*GENTLY, *WITHOUT.values()),
+    "rebuilt_gently_promotion": (*GENTLY, WITHOUT["alignment"]),
+    "rebuilt_gently_alignment": (*GENTLY, WITHOUT["promotion"]),
 }
 """What is done with images that have both, beside the 800 steps of training."""
 UNITS: dict[str, tuple[str, ...]] = {
@@ -85,13 +79,10 @@ RUNS = (
     *((images, "w3a3", 0) for images in ("relative", "smooth")),
     *(("both", "w4a4", seed) for seed in (1, 2)),
     *(("less_class", "w3a3", seed) for seed in (0, 1, 2)),
-    *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0), ("blocks8_longer", "w2a2", 0)),
+    *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0)),
     *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
-    *(("rebuilt_gently", width, 0) for width in ("w2a4", "w2a2")),
-    *((kind, "w2a2", 0) for kind in ("rebuilt", "rebuilt8", "ends8", "longer")),
-    *((kind, "w2a4", 0) for kind in ("rebuilt", "rebuilt8", "longer")),
-    *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt")),
-    *(("float32", "w3a3", seed) for seed in (0, 1, 2)),
+    *(("rebuilt_gently", "w2a2", 0), ("rebuilt", "w2a2", 0)),
+    *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt_gently")),
     *(("units_longer", "w2a4", 0), ("units_longer", "w2a2", 0), ("units_longest", "w2a2", 0)),
 )
 """Images or what is done with them, width and seed, those that say most first."""
@@ -137,7 +128,7 @@ def images(name: str) -> tuple[str, list[str]] | None:
     if kind.startswith("untrained"):
         return None
     kind = "units_longer" if kind in UNITS else kind
-    kind = kind if kind in (*IMAGES, *UNITS, "float32") else "both"
+    kind = kind if kind in (*IMAGES, *UNITS) else "both"
     words = [*words_of(kind), *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
     return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]
 
