@@ -7,30 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hast_lightning.export.description import Description
-from hast_lightning.export.frozen import freeze
-from hast_lightning.export.onnx_file import read_onnx, write_onnx
-from hast_lightning.export.packed import read_packed, write_packed
-from hast_lightning.export.program import read_program, write_program
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.equalization import equalized
 from hast_lightning.quantization.fake_quant import recalibrate
 from hast_lightning.quantization.settings import QuantizerConfig
 from hast_lightning.quantization.transformer_placement import PSAQ, Transformer
-from tests.transformers import CLASSES, SHAPE, images, pretrained
-
-DESCRIPTION = Description(
-    network="tiny",
-    teacher_checksum="0" * 64,
-    recipe="recipe",
-    seed=0,
-    quantizer={"name": "minmax", "weight_bits": 4},
-    input_shape=SHAPE,
-    num_classes=CLASSES,
-    mean=(0.5,),
-    std=(0.25,),
-    resize_ratio=1.0,
-)
+from tests.every_file import assert_every_file_answers
+from tests.transformers import CLASSES, images, pretrained
 
 
 @pytest.mark.parametrize(
@@ -48,19 +31,11 @@ def test_every_file_answers_as_the_student(
     network = equalized(pretrained(norm_first=False), per_tensor=False).network
     student = convert(network, QuantizerConfig(None, weights, activations, placement=placement))
     recalibrate(student, [images(32)])
-    frozen = freeze(student)
-    inputs = images(5)
-    with torch.no_grad():
-        expected = student(inputs)
-        write_packed(frozen, DESCRIPTION, tmp_path / "student.safetensors")
-        packed, _ = read_packed(tmp_path / "student.safetensors")
-        torch.testing.assert_close(packed(inputs), expected, atol=1e-5, rtol=1e-5)
-        write_program(frozen, DESCRIPTION, tmp_path / "student.pt2")
-        program, _ = read_program(tmp_path / "student.pt2")
-        torch.testing.assert_close(program(inputs), expected, atol=1e-4, rtol=1e-4)
-        pytest.importorskip("onnxscript")
-        write_onnx(frozen, DESCRIPTION, tmp_path / "student.onnx")
-        session, _ = read_onnx(tmp_path / "student.onnx")
-        # At 8 bits of symmetric weights engines compute in integers, as in test_every_format.py.
-        allowed = 0.02 if placement.symmetric_weights else 1e-3
-        assert (session(inputs) - expected).abs().max() < allowed * expected.abs().max()
+    # At 8 bits of symmetric weights engines compute in integers, as in test_every_format.py.
+    assert_every_file_answers(
+        student,
+        images(5),
+        tmp_path,
+        num_classes=CLASSES,
+        onnx_tolerance=0.02 if placement.symmetric_weights else 1e-3,
+    )

@@ -11,11 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.export.description import Description
-from hast_lightning.export.frozen import freeze
-from hast_lightning.export.onnx_file import read_onnx, write_onnx
-from hast_lightning.export.packed import read_packed, write_packed
-from hast_lightning.export.program import read_program, write_program
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.units import find_units
 from hast_lightning.quantization.convert import convert
@@ -28,6 +23,7 @@ from hast_lightning.quantization.depthwise_factors import (
 from hast_lightning.quantization.equalization import equalized
 from hast_lightning.quantization.fake_quant import recalibrate
 from hast_lightning.quantization.settings import QuantizerConfig
+from tests.every_file import assert_every_file_answers
 
 IMAGES = 3 * torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.Identity]
@@ -221,20 +217,4 @@ def test_few_bits_of_activations_lose_less() -> None:
 def test_every_file_answers_as_the_student(activation: type[nn.Module], tmp_path: Path) -> None:
     student = convert(widened(inverted(activation)), QuantizerConfig(None, 4, 4))
     recalibrate(student, [IMAGES])
-    frozen = freeze(student)
-    described = Description(
-        *("inverted", "0" * 64, "recipe", 0, {"name": "minmax", "weight_bits": 4}, (3, 8, 8), 5),
-        *((0.5,) * 3, (0.5,) * 3, 1.0),
-    )
-    with torch.no_grad():
-        expected = student(IMAGES)
-        write_packed(frozen, described, tmp_path / "student.safetensors")
-        packed, _ = read_packed(tmp_path / "student.safetensors")
-        torch.testing.assert_close(packed(IMAGES), expected, atol=1e-5, rtol=1e-5)
-        write_program(frozen, described, tmp_path / "student.pt2")
-        program, _ = read_program(tmp_path / "student.pt2")
-        torch.testing.assert_close(program(IMAGES), expected, atol=1e-4, rtol=1e-4)
-        pytest.importorskip("onnxscript")
-        write_onnx(frozen, described, tmp_path / "student.onnx")
-        session, _ = read_onnx(tmp_path / "student.onnx")
-        assert (session(IMAGES) - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert_every_file_answers(student, IMAGES, tmp_path, num_classes=5)
