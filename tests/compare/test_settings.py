@@ -167,10 +167,15 @@ def test_rows_of_the_methods_study_name_no_ablation_that_was_not_run() -> None:
     found = summarize(collect([ROOT / "experiments/methods_cifar10_resnet20"]))
     switched = {word for row in found for word, _ in row.settings.switches}
     assert switched == {"alignment", "promotion"}
+    nearest = "reconstruction.learns_scales=true, reconstruction.trains=weights"
+    learned = "reconstruction.learns_scales=false, reconstruction.trains=rounding"
     assert {str(row.settings) for row in found if row.method == "reconstruct"} == {
-        "",
-        "quantizer=lsq",
-        "quantizer=mse",
+        # At W4A4, where there are two rows, and at W3A3, where one has another quantizer.
+        f"quantizer.rounding=nearest, {nearest}",
+        f"quantizer.rounding=adaptive, {learned}",
+        f"quantizer=lsq, {nearest}",
+        f"quantizer=mse, {nearest}",
+        f"quantizer.ranges=lsq, quantizer.rounding=adaptive, {learned}",
     }
 
 
