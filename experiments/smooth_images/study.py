@@ -46,6 +46,7 @@ WITHOUT = {
     "alignment": "stages.distillation.terms.alignment.enabled=false",
     "promotion": "stages.distillation.transforms.promotion.enabled=false",
 }
+TRAINED_FIRST = (*REBUILT, "order=[synthesis,calibration,distillation,reconstruction]")
 BLOCKS = (*REBUILT, "order=[synthesis,calibration,correction,reconstruction]")
 GENTLY = (*REBUILT, "stages.distillation.optimizer.lr=1e-4")
 """Training behind the units at a tenth of its rate."""
@@ -59,8 +60,12 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "rebuilt_gently_kd": (*GENTLY, *WITHOUT.values()),
     "rebuilt_gently_promotion": (*GENTLY, WITHOUT["alignment"]),
     "rebuilt_gently_alignment": (*GENTLY, WITHOUT["promotion"]),
+    # HAST before a reconstruction, with its parts and by KL alone.
+    "trained_rebuilt": TRAINED_FIRST,
+    "trained_rebuilt_kd": (*TRAINED_FIRST, *WITHOUT.values()),
 }
 """What is done with images that have both, beside the 800 steps of training."""
+HAST_AND_UNITS = ("rebuilt_gently", "trained_rebuilt")
 UNITS: dict[str, tuple[str, ...]] = {
     "units_longer": ("schedule.unit_steps=1000",),
     "units_longest": ("schedule.unit_steps=2500",),
@@ -82,7 +87,7 @@ RUNS = (
     *(("blocks", "w2a4", 0), ("blocks_longer", "w2a2", 0)),
     *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
     *(("rebuilt_gently", "w2a2", 0), ("rebuilt", "w2a2", 0)),
-    *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith("rebuilt_gently")),
+    *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith(HAST_AND_UNITS)),
     *(("units_longer", "w2a4", 0), ("units_longer", "w2a2", 0), ("units_longest", "w2a2", 0)),
 )
 """Images or what is done with them, width and seed, those that say most first."""
