@@ -287,6 +287,12 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(
     assert "last.ckpt is damaged" in caplog.text
 
 
+def test_a_copy_of_the_user_beside_the_checkpoints_is_let_alone(run: Path) -> None:
+    last = run / CHECKPOINT_FILE
+    shutil.copy(last, run / "last.backup.ckpt")
+    assert last_whole_checkpoint(last) == last
+
+
 def test_a_flipped_bit_is_noticed(run: Path) -> None:
     last = run / CHECKPOINT_FILE
     content = bytearray(last.read_bytes())

@@ -122,6 +122,18 @@ def test_the_folder_of_a_run_cannot_either(tmp_path: Path) -> None:
     assert call("resume=run", f"trust=[{COUNTER}]", folder=tmp_path).status == 0
 
 
+def test_a_requeued_job_has_the_code_that_its_command_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*TINY, f"trainer.callbacks=[{{_target_: {COUNTER}}}]", "hydra.run.dir=run")
+    assert call(*words, folder=tmp_path).status == 0
+    (tmp_path / "run" / "result.json").unlink()
+    counted, Counter.counted = Counter.counted, 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert call(*words, folder=tmp_path).status == 0
+    assert 0 == Counter.counted < counted  # the last checkpoint has all steps
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hast_lightning.safeguard.closeness import LARGEST, closeness, relative_logit_error
+from hast_lightning.safeguard.closeness import closeness, relative_logit_error
+from hast_lightning.training.evaluation import LARGEST
 
 
 def logits(seed: int) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.sources.denoising import PlainSamplingRuns
+from hast_lightning.stages.reading import require_batch
 from tests.diffusion import SHAPE, TIMESTEPS, loaded
 
 
@@ -28,6 +31,13 @@ def test_every_step_gives_as_many_points() -> None:
         assert int((times[:, 0, 0] == time).sum()) == 3
     # In no order: a few of them are of several steps.
     assert len(times[:3, 0, 0].unique()) > 1
+
+
+def test_a_batch_of_more_points_than_there_are_is_refused() -> None:
+    bench = SimpleNamespace(sources={"points": built()})
+    require_batch(bench, "points", 1024, 12, "stages.reconstruction")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="more than the 12 samples"):
+        require_batch(bench, "points", 1024, 13, "stages.reconstruction")  # type: ignore[arg-type]
 
 
 def test_the_last_step_alone_is_the_one_next_to_a_picture() -> None:

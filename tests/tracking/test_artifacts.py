@@ -20,10 +20,7 @@ def test_files_are_known_by_their_suffix_and_the_samples_by_their_name(tmp_path:
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = {
-        str(f.path.relative_to(tmp_path)): f.kind
-        for f in run_files(tmp_path, "samples.safetensors")
-    }
+    found = {str(f.path.relative_to(tmp_path)): f.kind for f in run_files(tmp_path)}
     assert found == {
         "samples.safetensors": "samples",
         "student.safetensors": "packed-model",

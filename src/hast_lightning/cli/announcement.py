@@ -16,15 +16,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
 
-from hast_lightning.core.bits import FLOAT_BITS, Widths
+from hast_lightning.core.bits import FLOAT_BITS, NAME_WITH_BITS, Widths
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ANSWERS = frozenset({"compare", "dashboard", "methods", "predict"})
-"""Commands without network and bits, which answer soon."""
+"""Commands without network and bits, which answer soon, and the same whatever a sweep changes."""
 DEFAULTS = {"model": "digits", "quantizer": "lsq", "method": "hast", "trainer": "default"}
-BITS_IN_NAME = re.compile(
-    r"(?P<family>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<rest>_.+)?"
-)
 BITS = re.compile(r"W(\d+)A(\d+)")
 NULL = "null"
 SWEEP_FLAGS = ("-m", "--multirun")
@@ -73,9 +70,9 @@ def _yaml(path: str) -> Mapping[str, Any]:
 def _recipe(name: str) -> dict[str, Any]:
     """Return what a recipe says, its bits from its name among it."""
     content = dict(_yaml(f"experiment/{name}")) if name else {}
-    found = BITS_IN_NAME.fullmatch(name)
+    found = NAME_WITH_BITS.fullmatch(name)
     if found and not content:
-        content = dict(_yaml(f"experiment/{found['family']}{found['rest'] or ''}"))
+        content = dict(_yaml(f"experiment/{found['head']}{found['tail'] or ''}"))
         content["recipe"] = name
         content["quantizer"] = {
             "weight_bits": found["weights"],

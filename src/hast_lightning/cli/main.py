@@ -26,6 +26,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 
 from hast_lightning import __version__
 from hast_lightning.cli import sweeps
+from hast_lightning.cli.announcement import ANSWERS, SWEEP_FLAGS
 from hast_lightning.config import (
     Config,
     config_folder,
@@ -64,7 +65,6 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 HYDRA_ERRORS = (ValueError, OSError)
 WITH_RESUME = ("resume", "modules", "model.factory", "trust")
 """What may be said of a run that is resumed: its folder, and whose code it may run."""
-SWEEP_FLAGS = ("-m", "--multirun")
 HELP_FLAGS = ("-h", "--help")
 HELP_TOPICS = ("groups", "keys")
 """What --help shows more of than fits on a screen."""
@@ -81,7 +81,7 @@ def run_job(composed: DictConfig) -> float | None:
         return _objective(_resume(str(composed.resume)))
     config = to_object(composed)
     refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
-    if sweeps.in_sweep() and config.command in WITHOUT_JOBS:
+    if sweeps.in_sweep() and config.command in ANSWERS:
         raise ConfigurationError(
             f"command={config.command} makes no run, so a sweep would only repeat it"
         )
@@ -166,8 +166,6 @@ WITHOUT_RUN: dict[str, Callable[[Config], None]] = {
     "dashboard": _dashboard,
 }
 """Commands that make no run."""
-WITHOUT_JOBS = ("compare", "dashboard", "methods", "predict")
-"""Commands that do the same whatever a sweep changes."""
 
 
 def _join_sweep(config: Config) -> None:

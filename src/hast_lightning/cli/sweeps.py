@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from hast_lightning.config import Config, config_folder
 from hast_lightning.config.literals import literal
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.records.folder import JOB_FAILURE_FILE
+from hast_lightning.records.folder import JOB_FAILURE_FILE, write_whole
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 # What joblib's processes are called, in the order in which they were started.
@@ -63,9 +63,7 @@ class Failure:
 
     def write(self, folder: Path) -> None:
         """Leave it in the folder of the job, in one move."""
-        temporary = folder / f".{JOB_FAILURE_FILE}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / JOB_FAILURE_FILE)
+        write_whole(folder / JOB_FAILURE_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Failure | None:

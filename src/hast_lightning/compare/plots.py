@@ -247,14 +247,10 @@ def _against_seconds(ours: Sequence[Row]) -> Figure:
 def _legend_below(figure: Figure) -> None:
     """Draw a column of wrapped labels, for which the figure grows: settings may be long."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    labels = [_wrapped(label, LEGEND_CHARACTERS) for label in labels]
+    labels = [textwrap.fill(label, LEGEND_CHARACTERS) for label in labels]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * lines)
     figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize="small")
-
-
-def _wrapped(text: str, characters: int) -> str:
-    return textwrap.fill(text, characters)
 
 
 def _ablations(ours: Sequence[Row]) -> dict[tuple[str, str, tuple[int, int], str], list[Row]]:
@@ -296,7 +292,7 @@ def _method_bars(group: Sequence[Row]) -> Figure:
 
 
 def _bars(rows: Sequence[Row], names: Sequence[str], blue: Sequence[bool], title: str) -> Figure:
-    names = [_wrapped(name, TICK_CHARACTERS) for name in names]
+    names = [textwrap.fill(name, TICK_CHARACTERS) for name in names]
     lines = sum(name.count("\n") for name in names)
     figure, axes = _figure(7.2, 0.42 * len(rows) + LINE_HEIGHT * lines + 1.5)
     means, errors = _points(rows)

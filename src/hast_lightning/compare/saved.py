@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from hast_lightning.compare.former import is_former, modern
 from hast_lightning.config import Config
-from hast_lightning.config.building import import_parts
-from hast_lightning.core.part import Part, parts
+from hast_lightning.config.building import hints_of, import_parts
+from hast_lightning.core.part import Part, group_of, part_class
 from hast_lightning.errors import UserError
 
-UNREADABLE = (UserError, KeyError, TypeError, ValueError, AttributeError, StopIteration)
+UNREADABLE = (UserError, KeyError, TypeError, ValueError, AttributeError)
 """What comes of a key or part that this version does not have, and of values that do not fit."""
 
 
@@ -53,16 +52,6 @@ def as_object(hint: Any, value: Any) -> Any:
     if schema is None:  # any value may be there, a mapping among them
         return dict(value)
     if issubclass(schema, Part):
-        schema = _part_class(schema, value["kind"])
-    hints = _hints(schema)
+        schema = part_class(group_of(schema), str(value["kind"]))
+    hints = hints_of(schema)
     return schema(**{name: as_object(hints[name], entry) for name, entry in value.items()})
-
-
-def _part_class(base: type[Part], kind: str) -> type[Part]:
-    found = (classes.get(kind) for classes in parts().values())
-    return next(cls for cls in found if cls is not None and issubclass(cls, base))
-
-
-@cache
-def _hints(schema: Any) -> dict[str, Any]:
-    return get_type_hints(schema)

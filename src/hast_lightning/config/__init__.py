@@ -7,7 +7,7 @@ objects: before any network is loaded. Parts are their own schemas (:mod:`hast_l
 """
 
 from hast_lightning.config.building import from_saved, import_parts, register_schemas, to_object
-from hast_lightning.config.compare import PICTURE_FORMATS, TABLE_FORMATS, CompareConfig
+from hast_lightning.config.compare import TABLE_FORMATS
 from hast_lightning.config.error_lines import (
     foreign,
     joined_lines,
@@ -15,18 +15,13 @@ from hast_lightning.config.error_lines import (
 )
 from hast_lightning.config.export import DEFAULT_OPSET, FORMATS, ExportConfig
 from hast_lightning.config.folder import config_folder
-from hast_lightning.config.method import MethodConfig
 from hast_lightning.config.model import PROVIDERS, ModelConfig
 from hast_lightning.config.quoting import spelled, with_paths_as_texts
-from hast_lightning.config.root import COMMANDS, Config
-from hast_lightning.config.safeguard import SafeguardConfig
+from hast_lightning.config.root import Config
 from hast_lightning.config.schedule import ScheduleConfig
 from hast_lightning.config.surroundings import (
     AUTO,
-    DATA_SOURCES,
     FLOAT32,
-    LOGGERS,
-    PRECISIONS,
     CallbacksConfig,
     DataConfig,
     LoggerConfig,
@@ -42,26 +37,18 @@ from hast_lightning.quantization.settings import QuantizerConfig, refuse_two_way
 
 __all__ = [
     "AUTO",
-    "COMMANDS",
-    "DATA_SOURCES",
     "DEFAULT_OPSET",
     "FLOAT32",
     "FORMATS",
-    "LOGGERS",
-    "PICTURE_FORMATS",
-    "PRECISIONS",
     "PROVIDERS",
     "TABLE_FORMATS",
     "CallbacksConfig",
-    "CompareConfig",
     "Config",
     "DataConfig",
     "ExportConfig",
     "LoggerConfig",
-    "MethodConfig",
     "ModelConfig",
     "QuantizerConfig",
-    "SafeguardConfig",
     "ScheduleConfig",
     "TrainerConfig",
     "config_folder",

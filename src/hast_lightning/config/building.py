@@ -109,7 +109,7 @@ def import_parts(modules: Collection[str] = ()) -> None:
 
 
 @functools.cache
-def _hints(schema: Any) -> dict[str, Any]:
+def hints_of(schema: Any) -> dict[str, Any]:
     """Return the types of a schema's fields, which Python would evaluate from their texts anew."""
     return get_type_hints(schema)
 
@@ -203,7 +203,7 @@ def _refuse_added_keys(node: DictConfig, schema: Any, key: str) -> None:
 
 def _refuse_value_for_group(value: Any, schema: Any, field: str, key: str) -> None:
     """Refuse a value that an interpolation puts where a group of keys belongs."""
-    hint: Any = _hints(schema)[field]
+    hint: Any = hints_of(schema)[field]
     if is_dataclass(hint) and not (
         isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value))
     ):
@@ -242,7 +242,7 @@ def from_saved(saved: Any) -> DictConfig:
 
 def _fill(node: DictConfig, saved: Mapping[Any, Any], schema: Any, key: str) -> None:
     """Set the values of a node of ``schema``, whose key is ``key``."""
-    hints = _hints(schema)
+    hints = hints_of(schema)
     known = {field.name for field in fields(schema)}
     for name, value in saved.items():
         if name not in known:

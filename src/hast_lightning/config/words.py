@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from hydra.core.config_store import ConfigStore
@@ -10,13 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from hast_lightning.config.folder import config_folder
+from hast_lightning.core.bits import NAME_WITH_BITS
 from hast_lightning.errors import ConfigurationError, first_line
 
 MODULES = "modules"
 OTHER_FOLDERS = ("hydra.searchpath", "--config-dir", "-cd")
-BITS_IN_NAME = re.compile(
-    r"(?P<head>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<tail>_.+)?"
-)
 
 
 def named_modules(words: Iterable[str]) -> list[str]:
@@ -81,7 +78,7 @@ def register_recipes(words: Iterable[str]) -> None:
 
 
 def _register(name: str, elsewhere: bool) -> None:
-    found = BITS_IN_NAME.fullmatch(name)
+    found = NAME_WITH_BITS.fullmatch(name)
     folder = config_folder() / "experiment"
     if found is None or (folder / f"{name}.yaml").is_file():
         return

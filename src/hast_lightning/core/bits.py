@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 FLOAT_BITS = 32
 """The width of what is not quantized."""
+NAME_WITH_BITS = re.compile(
+    r"(?P<head>.+)_w(?P<weights>[2-8]|32)a(?P<activations>[2-8]|32)(?P<tail>_.+)?"
+)
+"""Names of recipes that say bits, such as ``digits_w3a3_sgd``."""
 
 
 class Widths(NamedTuple):

@@ -15,7 +15,6 @@ from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ConfigurationError
 from hast_lightning.terms.cross_entropy import cross_entropy, entropy
 
 LEAST_SPAN = 1e-6
@@ -92,9 +91,7 @@ class EntropyMargins(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("lower", self.lower, 0, 1)
-        require_range("upper", self.upper, 0, 1)
-        if self.lower > self.upper:
-            raise ConfigurationError(f"lower={self.lower} must not exceed upper={self.upper}")
+        require_range("upper", self.upper, self.lower, 1)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss."""

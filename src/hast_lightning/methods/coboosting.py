@@ -19,7 +19,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.sources.latent_bank import DoublingGenerator
 from hast_lightning.sources.suitability import image_shape, refuse_maps
@@ -229,14 +229,6 @@ class HardPool(ImageBank):
         self.iteration, self._lowest = 0, math.inf
         optimizer.state.clear()
 
-    @torch.no_grad()
-    def sample(self, count: int) -> Batch:
-        """Return images (count, C, H, W) of the pool as it has grown, and labels, in epochs."""
-        index = self._places(self._next_indices(count))
-        if self.filled:
-            return Batch(self.images[index], self.labels[index])
-        return Batch(self._made()[index], self.active_labels[index])
-
     def earlier(self, batches: int, number: int) -> Batch:
         """Return one of so many parts of the first ``batches``, shuffled anew for each count.
 
@@ -251,16 +243,6 @@ class HardPool(ImageBank):
         index = self._places(chosen.to(self.labels.device))
         return Batch(self.images[index], self.labels[index])
 
-    def collect(self, count: int) -> Batch:
-        """Return finished images (N, C, H, W) to train on and labels, evenly spaced.
-
-        Raises:
-            DataError: there is none yet.
-        """
-        if not self.filled:
-            raise DataError("the pool has no finished image yet")
-        return self._spaced(count, self._available, self._places)
-
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out images (N, C, H, W) and labels.
 
@@ -274,11 +256,6 @@ class HardPool(ImageBank):
         return self._spaced(
             count, self.held_out_count, lambda n: n // kept * self.batch_size + first + n % kept
         )
-
-    def _spaced(self, count: int, available: int, places: Any) -> Batch:
-        number = min(max(count, 0), available)
-        index = torch.arange(number, device=self.labels.device) * available // max(number, 1)
-        return Batch(self.images[places(index)], self.labels[places(index)])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the lowest loss of the active batch, too."""

@@ -13,7 +13,6 @@ from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
-from hast_lightning.errors import ConfigurationError
 from hast_lightning.terms.cross_entropy import entropy
 
 
@@ -60,10 +59,8 @@ class FilteredCrossEntropy(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("lower", self.lower, 0, 1)
-        require_range("upper", self.upper, 0, 1)
+        require_range("upper", self.upper, self.lower, 1)
         require_range("beta", self.beta, 0)
-        if self.lower > self.upper:
-            raise ConfigurationError(f"lower={self.lower} must not exceed upper={self.upper}")
 
     def bind(self, teacher: Network, student: Network) -> Needs:
         """Ask for the student's logits."""

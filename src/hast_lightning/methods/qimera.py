@@ -122,7 +122,3 @@ class SuperposedGenerator(ConditionalGenerator):
         noise = torch.randn(*shape, self.latent_dim, device=device)
         labels = torch.randint(self.num_classes, shape, device=device)
         return self.superpose(noise, labels, torch.randn(shape, device=device).softmax(dim=1))
-
-    def of_seed(self, count: int, seed: int) -> Batch:
-        """Return images of fixed noise and one label each, as of a conditional generator."""
-        return with_one_hot(super().of_seed(count, seed), self.num_classes)

@@ -115,9 +115,7 @@ def claim(folder: Path, config: Config, origin: Origin) -> None:
 
 def write_origin(folder: Path, origin: Origin) -> None:
     """Replace the record of what made the run, in one move."""
-    temporary = folder / f".{ORIGIN_FILE}.tmp"
-    temporary.write_text(json.dumps(asdict(origin), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / ORIGIN_FILE)
+    write_whole(folder / ORIGIN_FILE, json.dumps(asdict(origin), indent=2) + "\n")
 
 
 def reopen(
@@ -191,3 +189,17 @@ def _read_origin(folder: Path) -> Origin:
         return Origin(**{field.name: content[field.name] for field in fields(Origin)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"resume: {path} cannot be read: {error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 from hast_lightning.config.safeguard import REFERENCE
 from hast_lightning.core.bits import Widths
 from hast_lightning.errors import DataError
+from hast_lightning.records.folder import write_whole
 
 EVALUATION = "evaluation"
 """The images that a result is measured on, where a student was judged."""
@@ -201,7 +201,7 @@ class Result:
         for name, number in _numbers(content):
             if not math.isfinite(number):
                 raise ValueError(f"result field {name} is {number}")
-        _write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_whole(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
@@ -301,17 +301,3 @@ def _is_a(value: Any, hint: Any) -> bool:
     # JSON has one kind of number, and to Python true is an integer.
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
-from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE
+from hast_lightning.records.folder import REPORT_FILE, RESULT_FILE, write_whole
 from hast_lightning.records.result import Result
 from hast_lightning.report import charts
 from hast_lightning.report.content import RunReport
@@ -30,7 +28,7 @@ def write_report(run: Run, result: Result | None) -> None:
     Whatever goes wrong becomes a warning: the result is there already, and no page is worth it.
     """
     try:
-        _write(run.folder / REPORT_FILE, render(gather(run, result)))
+        write_whole(run.folder / REPORT_FILE, render(gather(run, result)))
     except Exception as error:
         _log.warning("%s was not written: %s: %s", REPORT_FILE, type(error).__name__, error)
 
@@ -44,19 +42,9 @@ def write_failed_report(run: Run) -> None:
     try:
         result = run.folder / RESULT_FILE
         content = gather(run, Result.read(result)) if result.exists() else outline(run, None)
-        _write(run.folder / REPORT_FILE, render(content))
+        write_whole(run.folder / REPORT_FILE, render(content))
     except Exception as error:
         _log.debug("%s was not written: %s: %s", REPORT_FILE, type(error).__name__, error)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the place and rename, so that there is a whole page or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render(report: RunReport) -> str:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hast_lightning.core.batch import Answers
 from hast_lightning.core.stage import Outcome
-from hast_lightning.terms.cross_entropy import difficulty, most_frequent
+from hast_lightning.terms.cross_entropy import difficulties, difficulty, most_frequent
 from hast_lightning.training.module import ZeroShotQuantization
 
 FEWEST, MOST = 32, 512
@@ -88,22 +87,9 @@ def harder_batch(outcome: Outcome) -> Harder | None:
     mark = next((mark for mark in outcome.answers if mark), None)
     if mark is None or "" not in outcome.answers:
         return None
-    before, after = _joined(outcome.answers[""]), _joined(outcome.answers[mark])
+    before, after = difficulties(outcome.answers[""]), difficulties(outcome.answers[mark])
     marked = {name for name in outcome.scalars if name.endswith(mark)}
     plain = {name.removesuffix(mark) for name in marked}
     losses = tuple(sum(float(outcome.scalars[n]) for n in names) for names in (plain, marked))
     word = mark.strip("_").replace("_", " ")
     return Harder((before[0], after[0]), (before[1], after[1]), (losses[0], losses[1]), word)
-
-
-def _joined(parts: list[Answers]) -> tuple[Tensor, Tensor]:
-    """Return the difficulty for student and teacher, of all parts of a batch."""
-    found = []
-    for part in parts:
-        answers = part.teacher_logits.argmax(dim=1)
-        labels = answers if part.batch.labels is None else part.batch.labels
-        found.append(
-            (difficulty(part.student_logits, labels), difficulty(part.teacher_logits, labels))
-        )
-    student, teacher = zip(*found, strict=True)
-    return torch.cat(student), torch.cat(teacher)

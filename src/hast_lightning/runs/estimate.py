@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, cast
@@ -141,13 +141,10 @@ def estimate(config: Config, small: Config, console: Console | None = None) -> C
 
 def _bytes(module: PreparedBench) -> int:
     """Return the size of what a checkpoint holds: student and sources."""
-    held = (*module.student.state_dict().values(), *_of_sources(module.sources))
+    held = [*module.student.state_dict().values()]
+    for source in module.sources.values():
+        held += source.state_dict().values()
     return sum(value.numel() * value.element_size() for value in held if hasattr(value, "numel"))
-
-
-def _of_sources(sources: Mapping[str, object]) -> Iterator[object]:
-    for source in sources.values():
-        yield from source.state_dict().values()  # type: ignore[attr-defined]
 
 
 def cost_table(recipe: str, device: str, cost: Cost) -> Table:

@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import Logger
 
 from hast_lightning.config.targets import made
 from hast_lightning.records.failure import Failure
-from hast_lightning.records.folder import SAMPLES_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.runs.assembly import Run
 from hast_lightning.tracking.artifacts import log_artifacts, log_inputs
@@ -66,7 +65,7 @@ def tell_artifacts(run: Run, loggers: Sequence[Logger], result: Result | None) -
     """Log the files that the run made, where a logger keeps them."""
     if run.config.logger.artifacts:
         facts = {} if result is None else asdict(result)
-        log_artifacts(loggers, run.folder, SAMPLES_FILE, run.config.recipe, facts)
+        log_artifacts(loggers, run.folder, run.config.recipe, facts)
 
 
 def tell_failure(run: Run, loggers: Sequence[Logger], failure: Failure) -> None:

@@ -93,7 +93,8 @@ def run(config: Config, folder: Path, command: str) -> Result | None:
         UserError: something handed in is wrong, or training diverged.
     """
     if was_requeued(folder):
-        return resume(folder, config.model.factory, tuple(config.teachers_factories.values()))
+        typed = (command, *config.teachers_factories.values())
+        return resume(folder, config.model.factory, typed)
     return carry_out(config, folder, command)[1]
 
 

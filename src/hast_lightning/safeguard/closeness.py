@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from hast_lightning.core.outputs import Outputs
 from hast_lightning.graph.outputs import by_position
-from hast_lightning.training.evaluation import ALIKE, LARGEST, mean_error, relative_errors
+from hast_lightning.training.evaluation import mean_error, relative_error, relative_errors
 
 CHUNK = 64
 """Images that go through the networks at once."""
@@ -62,13 +61,7 @@ def closeness(
 
 
 def relative_logit_error(of_student: Tensor, of_teacher: Tensor) -> float:
-    """Return ``sum (s - t)^2 / sum (t - mean t)^2``, over images and classes.
-
-    The mean over classes is taken off each image's logits first, which a softmax does not see;
-    ``mean t`` is the mean over images. A student that always gives the teacher's mean answer has
-    an error of 1. Of a teacher that answers alike to all images, or to the only one, the logits
-    themselves take the place of their spread. The error is at most ``LARGEST``, which logits that
-    are NaN or infinite have.
+    """Return :func:`relative_error` of logits less the mean over classes, which no softmax sees.
 
     Args:
         of_student: (N, classes).
@@ -78,10 +71,4 @@ def relative_logit_error(of_student: Tensor, of_teacher: Tensor) -> float:
         logits.double() - logits.double().mean(dim=1, keepdim=True)
         for logits in (of_student, of_teacher)
     )
-    spread = float((teacher - teacher.mean(dim=0)).square().sum())
-    whole = float(teacher.square().sum())
-    distance = float((student - teacher).square().sum())
-    scale = spread if spread > ALIKE * whole else whole
-    if distance == 0:
-        return 0.0
-    return min(distance / scale, LARGEST) if math.isfinite(distance) and scale else LARGEST
+    return relative_error(student, teacher)

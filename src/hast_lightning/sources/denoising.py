@@ -83,6 +83,11 @@ class SamplingRuns(Source):
         self.register_buffer("points", torch.zeros(self.samples, *network.input_shape))
         self._made, self._held = False, torch.zeros(0)
 
+    @property
+    def most(self) -> int:
+        """Return how many points there are."""
+        return self.samples
+
     def chosen_steps(self, network: PretrainedNetwork, device: torch.device) -> Tensor:
         """Return how many points each step of the sampler gives, (steps,) int64.
 
@@ -109,10 +114,6 @@ class SamplingRuns(Source):
             even = spread_evenly(self.held_out_samples, len(self.sampler.times))
             self._held = self._run(_shuffled(even, HELD_OUT_SEED), HELD_OUT_SEED)
         return Batch(self._held[: max(count, 0)].to(self.points.device))
-
-    def preview(self, count: int) -> Batch:
-        """Return points of the held-out runs."""
-        return self.held_out(count)
 
     @torch.no_grad()
     def _make(self) -> None:

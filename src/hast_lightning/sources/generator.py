@@ -242,9 +242,10 @@ class ConditionalGenerator(TrainedSource):
             # In chunks: at 224 pixels the inner activations of one image take 40 MB.
             parts = (torch.split(tensor, HELD_OUT_CHUNK) for tensor in (noise, labels))
             images = torch.cat([self(*chunk) for chunk in zip(*parts, strict=True)])
-            return Batch(images, labels)
         finally:
             self.train(training)
+        made = Batch(images, labels)
+        return with_one_hot(made, self.num_classes) if self.label_kind == "soft" else made
 
     def _shape_header(self) -> dict[str, str]:
         """Return what must agree between a file and the network that it is loaded into."""

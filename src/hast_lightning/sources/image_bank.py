@@ -8,7 +8,7 @@ full, the oldest batch is the next to be replaced.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -290,10 +290,14 @@ class ImageBank(TrainedSource):
         the bank's finished images without the held-out ones; before any is
         finished, the active batch as it stands.
         """
-        index = self._next_indices(count)
+        index = self._places(self._next_indices(count))
         if self.filled:
             return self._labeled(self.images[index], self.labels[index])
         return self._labeled(self._made().detach()[index], self.active_labels[index])
+
+    def _places(self, numbers: Tensor) -> Tensor:
+        """Return where images to train on stand, by their numbers."""
+        return numbers
 
     @property
     def _available(self) -> int:
@@ -325,12 +329,17 @@ class ImageBank(TrainedSource):
     @torch.no_grad()
     def collect(self, count: int) -> Batch:
         """Return finished images (N, C, H, W) and labels, evenly spaced, as many as there are."""
-        available = min(self.filled, self.trainable_count)
-        if not available:
+        if not self.filled:
             raise DataError("the image bank has no finished image yet")
-        number = min(count, available)
-        index = torch.arange(number, device=self.labels.device) * available // number
-        return self._labeled(self.images[index], self.labels[index])
+        return self._spaced(count, self._available, self._places)
+
+    def _spaced(
+        self, count: int, available: int, places: Callable[[Tensor], Tensor] = lambda n: n
+    ) -> Batch:
+        # As whole numbers: float32 has too few digits for the places of a large bank.
+        number = min(max(count, 0), available)
+        index = torch.arange(number, device=self.labels.device) * available // max(number, 1)
+        return self._labeled(self.images[places(index)], self.labels[places(index)])
 
     def held_out(self, count: int) -> Batch:
         """Return at most ``count`` of the held-out images (N, C, H, W) and labels, not copied.
@@ -357,10 +366,7 @@ class ImageBank(TrainedSource):
         last step, whose place noise has taken.
         """
         if self.full:
-            # As whole numbers: float32 has too few digits for the places of a large bank.
-            number = min(count, self.filled)
-            index = torch.arange(number, device=self.labels.device) * self.filled // number
-            return self._labeled(self.images[index], self.labels[index])
+            return self._spaced(count, self.filled)
         if self.filled and not self.iteration:
             start = self.filled - self.batch_size
             chosen = slice(start, min(start + count, self.filled))

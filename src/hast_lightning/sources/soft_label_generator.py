@@ -14,7 +14,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.classifier import classifier_rows
-from hast_lightning.sources.generator import ConditionalGenerator, with_one_hot
+from hast_lightning.sources.generator import ConditionalGenerator
 
 MOST_MASS = 0.49
 """Less than half, so that the label of an image stays its likeliest class."""
@@ -132,7 +132,3 @@ class SoftLabelGenerator(ConditionalGenerator):
             return torch.rand(len(labels), device=labels.device) < self.share
         network = self.site.pretrained.network.to(images.device)
         return smallest(margins(network(images), labels), self.share)
-
-    def of_seed(self, count: int, seed: int) -> Batch:
-        """Return images of fixed noise with one-hot labels."""
-        return with_one_hot(super().of_seed(count, seed), self.num_classes)

@@ -112,4 +112,4 @@ class Calibrate(ReadingStage):
         """Return the batch size of the stage, or of the source that it improves."""
         if self._synthesis is not None:
             return self._synthesis.memory_key(bench)
-        return f"{self.key}.batch_size", self.batch_size
+        return super().memory_key(bench)

@@ -34,6 +34,7 @@ class Correct(ReadingStage):
     biases: bool = True
     """Take the mean error off the biases of layers without a BatchNorm behind them."""
 
+    batch_key = "samples"
     # It changes the student, so that evaluations are drawn behind it.
     trains_student = True
     several_outputs = True
@@ -75,7 +76,3 @@ class Correct(ReadingStage):
             if self.biases:
                 scalars[f"{self.name}/biases"] = float(correct_biases(student, teacher, inputs))
         return Outcome(dict(scalars))
-
-    def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the number of samples."""
-        return f"{self.key}.samples", self.samples

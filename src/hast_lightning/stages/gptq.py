@@ -110,10 +110,6 @@ class GPTQ(ReadingStage):
         """Let go of what was kept."""
         self._at, self._values = 0, []
 
-    def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the batch size."""
-        return f"{self.key}.batch_size", self.batch_size
-
     # -- Through the student, once --------------------------------------------------------
 
     def _begin(self, bench: Bench) -> None:

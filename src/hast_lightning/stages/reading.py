@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -12,7 +13,13 @@ from hast_lightning.errors import ConfigurationError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReadingStage(Stage):
-    """Base class: a stage that uses the samples of one source."""
+    """Base class: a stage that uses the samples of one source.
+
+    Attributes:
+        batch_key: The setting that says how many samples are used together.
+    """
+
+    batch_key: ClassVar[str] = "batch_size"
 
     source: str = MISSING
     """Name of the source whose samples are used."""
@@ -21,6 +28,10 @@ class ReadingStage(Stage):
     def reads(self) -> tuple[str, ...]:
         """Return the name of the source."""
         return (self.source,)
+
+    def memory_key(self, bench: Bench) -> tuple[str, int]:
+        """Return the setting of the samples that are used together, and how many they are."""
+        return f"{self.key}.{self.batch_key}", getattr(self, self.batch_key)
 
 
 def require_source(bench: Bench, name: str, key: str) -> None:

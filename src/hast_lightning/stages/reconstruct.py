@@ -410,10 +410,6 @@ class Reconstruct(ReadingStage):
         found = [rounding_loss(quantizer.v, b) for _, quantizer in _adaptive(unit)]
         return self.regularization * torch.stack(found).sum() if found else None
 
-    def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the batch size."""
-        return f"{self.key}.batch_size", self.batch_size
-
     def plots(self) -> tuple[Plot, ...]:
         """Return the error of each unit, before and after."""
         done = [each for each in self._errors_of if len(each) == 2]

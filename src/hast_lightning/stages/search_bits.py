@@ -125,6 +125,8 @@ class SearchBits(ReadingStage):
     kept: int = 5
     """Policies of one size that it keeps once they were measured."""
 
+    batch_key = "samples"
+
     def __post_init__(self) -> None:
         for name in ("samples", "bins", "every", "survivors", "kept"):
             require_range(name, getattr(self, name), 1)
@@ -417,10 +419,6 @@ class SearchBits(ReadingStage):
         self._uniform = [(_policy(each), measured) for each, measured in state["uniform"]]
         self._policy = dict(state["policy"])
         self._best = _policy(state["best"])
-
-    def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the number of samples."""
-        return f"{self.key}.samples", self.samples
 
 
 _ALL = range(MIN_BITS, MAX_BITS + 1)

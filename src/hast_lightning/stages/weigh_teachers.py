@@ -112,7 +112,3 @@ class WeighTeachers(ReadingStage):
         weights = zip(teacher.names, teacher.weights.tolist(), strict=True)
         named = {f"{self.name}/weight/{name}": weight for name, weight in weights}
         return Outcome({f"{self.name}/cross_entropy": loss, **named})
-
-    def memory_key(self, bench: Bench) -> tuple[str, int]:
-        """Return the batch size."""
-        return f"{self.key}.batch_size", self.batch_size

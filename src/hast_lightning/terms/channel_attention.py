@@ -109,14 +109,16 @@ class ChannelAttention(Term):
         Raises:
             ModelError: there are none, and ``model.taps`` names none.
         """
-        self._taps = taps = require_taps(teacher, "channel_attention")
+        self._taps = taps = require_taps(teacher, self.kind)
         self.name_parts(names_of(teacher.graph_module.graph, taps))
         return Needs(teacher=taps, student=taps)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss of each block, (blocks,)."""
-        assert seen.student is not None
-        student, teacher = (
-            [trace.values[name] for name in self._taps] for trace in (seen.student, seen.teacher)
-        )
-        return alignment_losses(student, teacher, seen.batch.weights)
+        return alignment_losses(*features_of(seen, self._taps), seen.batch.weights)
+
+
+def features_of(seen: Seen, taps: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the values of nodes of the student, and those of the teacher."""
+    assert seen.student is not None
+    return [seen.student.values[tap] for tap in taps], [seen.teacher.values[tap] for tap in taps]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hast_lightning.core.batch import Needs, Seen, weighted_mean
+from hast_lightning.core.batch import Answers, Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
@@ -39,6 +39,21 @@ def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
     """
     found = torch.sigmoid(-_log_odds(logits, labels))
     return found if found.dim() == 1 else found.flatten(1).mean(dim=1)
+
+
+def difficulties(parts: Sequence[Answers]) -> tuple[Tensor, Tensor]:
+    """Return the difficulty of a batch's samples, (N,), for student and teacher.
+
+    Without labels the teacher's answers take their place.
+
+    Args:
+        parts: What both networks said to the batch, in parts.
+    """
+    student = torch.cat([part.student_logits for part in parts])
+    teacher = torch.cat([part.teacher_logits for part in parts])
+    known = [part.batch.labels for part in parts if part.batch.labels is not None]
+    labels = torch.cat(known) if known else teacher.argmax(dim=1)
+    return difficulty(student, labels), difficulty(teacher, labels)
 
 
 def most_frequent(classes: Tensor) -> Tensor:

@@ -17,7 +17,11 @@ from hast_lightning.core.term import Term
 from hast_lightning.graph.blocks import require_taps
 from hast_lightning.graph.names import names_of
 from hast_lightning.runtime.ranks import averaged
-from hast_lightning.terms.channel_attention import alignment_losses
+from hast_lightning.terms.channel_attention import (
+    ChannelAttention,
+    alignment_losses,
+    features_of,
+)
 
 
 def spatial_attention(features: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ def soft_weights(last: Tensor, before: Tensor, temperature: float) -> Tensor:
 
 
 @part("term", "spatial_attention")
-class SpatialAttention(Term):
+class SpatialAttention(ChannelAttention):
     """The places that teacher and student attend to, at every block.
 
     ``sum over blocks of MSE(s_S, s_T)`` with ``s = normalize_2(mean over channels of f^2)``.
@@ -85,21 +89,10 @@ class SpatialAttention(Term):
     """What the term is multiplied by, as the channels' in HAST; 0 leaves it out."""
 
     title = "Spatial alignment loss"
-    several_outputs = True
-
-    def bind(self, teacher: Network, student: Network) -> Needs:
-        """Find the ends of blocks.
-
-        Raises:
-            ModelError: there are none, and ``model.taps`` names none.
-        """
-        self._taps = taps = require_taps(teacher, self.kind)
-        self.name_parts(names_of(teacher.graph_module.graph, taps))
-        return Needs(teacher=taps, student=taps)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss of each block, (blocks,)."""
-        return spatial_losses(*_features(seen, self._taps), seen.batch.weights)
+        return spatial_losses(*features_of(seen, self._taps), seen.batch.weights)
 
 
 @part("term", "adaptive_attention")
@@ -152,7 +145,7 @@ class AdaptiveAttention(Term):
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the weighted losses, (2 blocks,): of channels, then of places."""
-        features = _features(seen, self._taps)
+        features = features_of(seen, self._taps)
         weights = seen.batch.weights
         losses = torch.cat(
             [alignment_losses(*features, weights), spatial_losses(*features, weights)]
@@ -172,9 +165,3 @@ class AdaptiveAttention(Term):
             self.last.copy_(means)
             self.sums.zero_()
         self.sums.add_(torch.cat([losses, losses.new_ones(1)]))
-
-
-def _features(seen: Seen, taps: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the values of nodes of the student, and those of the teacher."""
-    assert seen.student is not None
-    return [seen.student.values[tap] for tap in taps], [seen.teacher.values[tap] for tap in taps]

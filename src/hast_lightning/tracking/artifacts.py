@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from hast_lightning.records.folder import SAMPLES_FILE
+
 SAMPLES = "samples"
 MODELS = {".safetensors": "packed-model", ".onnx": "onnx-model", ".pt2": "program"}
 """What a file in a run folder is, by its suffix, if it is not the samples."""
@@ -32,32 +34,30 @@ class RunFile:
     digest: str
 
 
-def run_files(folder: Path, samples_file: str) -> list[RunFile]:
+def run_files(folder: Path) -> list[RunFile]:
     """Return the samples and models in a run folder and in folders of it, by name.
 
     Args:
         folder: The run folder.
-        samples_file: Name of the file with the synthetic samples.
     """
     return [
         RunFile(path, kind, sha256(path))
         for path in sorted(folder.rglob("*"))
-        if (kind := _kind(path, folder, samples_file)) is not None
+        if (kind := _kind(path, folder)) is not None
     ]
 
 
-def _kind(path: Path, folder: Path, samples_file: str) -> str | None:
+def _kind(path: Path, folder: Path) -> str | None:
     inside = path.relative_to(folder).parts
     # What loggers keep of a run is no file of the run; a dot begins what is being written.
     if not path.is_file() or inside[0] in ("wandb", "tensorboard") or path.name.startswith("."):
         return None
-    return SAMPLES if inside == (samples_file,) else MODELS.get(path.suffix)
+    return SAMPLES if inside == (SAMPLES_FILE,) else MODELS.get(path.suffix)
 
 
 def log_artifacts(
     loggers: Sequence[Logger],
     folder: Path,
-    samples_file: str,
     recipe: str,
     metadata: Mapping[str, Any],
 ) -> None:
@@ -68,12 +68,11 @@ def log_artifacts(
     Args:
         loggers: Of which those of wandb count.
         folder: The run folder.
-        samples_file: Name of the file with the synthetic samples.
         recipe: Models are versions of an artifact that is named after it.
         metadata: Said of every artifact, in plain values.
     """
     for run in _wandb_runs(loggers):
-        for file in run_files(folder, samples_file):
+        for file in run_files(folder):
             _log_file(run, file, recipe, metadata)
 
 

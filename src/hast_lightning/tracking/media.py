@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Protocol, runtime_checkable
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.quantization.diagnosis import ACTIVATION, WEIGHT, LayerDiagnosis
 from hast_lightning.records.grid import DRAWN_CHANNELS, draw_grid
 from hast_lightning.records.spectrogram import as_pictures
-from hast_lightning.terms.cross_entropy import difficulty, most_frequent
+from hast_lightning.terms.cross_entropy import difficulties, difficulty, most_frequent
 from hast_lightning.tracking.axes import SAMPLES
 
 HISTOGRAM_BINS = 32
@@ -103,13 +102,9 @@ def promotion_histograms(answers: Mapping[str, Sequence[Answers]]) -> dict[str, 
     """
     found = {}
     for suffix, parts in answers.items():
-        student = torch.cat([part.student_logits for part in parts])
-        teacher = torch.cat([part.teacher_logits for part in parts])
-        given = [part.batch.labels for part in parts]
-        known = [labels for labels in given if labels is not None]
-        labels = torch.cat(known) if known else teacher.argmax(dim=1)
-        found[f"batch/difficulty/student{suffix}"] = difficulty(student, labels)
-        found[f"batch/difficulty/teacher{suffix}"] = difficulty(teacher, labels)
+        student, teacher = difficulties(parts)
+        found[f"batch/difficulty/student{suffix}"] = student
+        found[f"batch/difficulty/teacher{suffix}"] = teacher
     return found
 
 

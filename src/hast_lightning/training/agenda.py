@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from hast_lightning.core.batch import Progress
-from hast_lightning.core.stage import Bench, Outcome, Stage
+from hast_lightning.core.stage import Bench, Stage
 
 
 @dataclass(frozen=True)
@@ -135,26 +134,3 @@ class Agenda:
         """Return whether the student's ranges are frozen, or none of the stages finds any."""
         done = [(leg, steps) for leg, steps in self.done(iterations) if leg.calibrates]
         return not done or any(steps == leg.total for leg, steps in done)
-
-
-class ScheduledModule(Protocol):
-    """What callbacks may read of the module that goes through an agenda.
-
-    Attributes:
-        iteration: Iterations done.
-        ranges_frozen: Whether the student is calibrated.
-        float_student: Whether it is a new network in floating point.
-        agenda: The stages.
-        outcome: What the last step measured and kept.
-    """
-
-    iteration: int
-    ranges_frozen: bool
-    float_student: bool
-    agenda: Agenda
-    outcome: Outcome
-
-    @property
-    def progress(self) -> Progress:
-        """Return where the last iteration stood."""
-        ...

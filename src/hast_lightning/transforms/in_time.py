@@ -40,19 +40,6 @@ def masked(features: Tensor, start: Tensor, width: Tensor) -> Tensor:
     return torch.where(inside[:, None, :, None], features.mean((0, 2), keepdim=True), features)
 
 
-def require_features(network: Network, part_of: Transform) -> None:
-    """Refuse pictures, which have no time.
-
-    Raises:
-        ModelError: the network takes pictures.
-    """
-    if network.pretrained.modality != FEATURES:
-        raise ModelError(
-            f"transform {part_of.kind} acts on time; the network {network.pretrained.name} takes "
-            "pictures (model.modality)"
-        )
-
-
 @part("transform", "time_shift")
 class TimeShift(Transform):
     """Moves features in time by up to some frames, drawn for each sample."""
@@ -66,8 +53,16 @@ class TimeShift(Transform):
         require_range("frames", self.frames, 0)
 
     def bind(self, teacher: Network, student: Network) -> None:
-        """Refuse a network that takes pictures."""
-        require_features(teacher, self)
+        """Refuse pictures, which have no time.
+
+        Raises:
+            ModelError: the network takes pictures.
+        """
+        if teacher.pretrained.modality != FEATURES:
+            raise ModelError(
+                f"transform {self.kind} acts on time; the network {teacher.pretrained.name} takes "
+                "pictures (model.modality)"
+            )
 
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the batch with each sample (C, frames, coefficients) moved."""
@@ -77,7 +72,7 @@ class TimeShift(Transform):
 
 
 @part("transform", "time_mask")
-class TimeMask(Transform):
+class TimeMask(TimeShift):
     """Replaces one span of frames by the mean of each coefficient, drawn for each sample.
 
     As augmentation: both networks see the masked sample.
@@ -85,15 +80,6 @@ class TimeMask(Transform):
 
     frames: int = 10
     """Largest width of the span; widths are uniform from 0."""
-
-    several_outputs = True
-
-    def __post_init__(self) -> None:
-        require_range("frames", self.frames, 0)
-
-    def bind(self, teacher: Network, student: Network) -> None:
-        """Refuse a network that takes pictures."""
-        require_features(teacher, self)
 
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the batch with masked samples."""

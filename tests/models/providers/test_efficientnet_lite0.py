@@ -65,6 +65,10 @@ def test_it_is_described_as_it_was_trained() -> None:
     assert loaded.class_names[0] == "tench"
 
 
+def test_inputs_need_not_be_square() -> None:
+    assert lite0(pretrained=False, input_size="192x224").input_shape == (3, 192, 224)
+
+
 def test_the_weights_of_the_package_go_to_the_layers_in_their_order(file: Path) -> None:
     source = network_of_timm()
     torch.save(other_names(source), file)

@@ -43,11 +43,11 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         network.load_state_dict(_renamed(state, network.state_dict(), path))
     elif config.checkpoint is not None:
         load_weights(network, config.checkpoint, key=config.checkpoint_key)
-    size = config.input_size or SIZE
+    height, width = config.size or (SIZE, SIZE)
     return describe(
         network,
         config,
-        (3, size, size),
+        (3, height, width),
         MEAN,
         STD,
         resize_ratio=RESIZE_RATIO,

@@ -7,7 +7,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,7 +15,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hast_lightning.errors import DataError, StorageError
 from hast_lightning.runtime.interruption import Interruption
 from hast_lightning.runtime.ranks import answered
-from hast_lightning.training.agenda import ScheduledModule
+
+if TYPE_CHECKING:
+    from hast_lightning.training.module import ZeroShotQuantization
 
 _log = logging.getLogger(__name__)
 
@@ -85,16 +87,11 @@ class LastCheckpoint(Callback):
             raise KeyboardInterrupt
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Save when it is time."""
         self._batches += 1
-        _, step, total = cast("ScheduledModule", pl_module).progress
+        _, step, total = cast("ZeroShotQuantization", pl_module).progress
         late, self._stopping = self._agreed(trainer)
         due = self._batches % self.every_n_steps == 0 or step == total
         if due or late or self._stopping:
@@ -185,8 +182,10 @@ def last_whole_checkpoint(path: Path) -> Path | None:
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
     """
-    pattern = f"{path.stem}.*{path.suffix}"
-    older = sorted(path.parent.glob(pattern), key=lambda file: int(file.suffixes[0][1:]))
+    ages = {file: file.suffixes[0][1:] for file in path.parent.glob(f"{path.stem}.*{path.suffix}")}
+    # A user's own copy, last.backup.ckpt, is none of ours.
+    numbers = {file: int(age) for file, age in ages.items() if age.isdecimal()}
+    older = sorted(numbers, key=lambda file: numbers[file])
     candidates = [file for file in (path, *older) if file.exists()]
     for candidate in candidates:
         if _is_whole(candidate):

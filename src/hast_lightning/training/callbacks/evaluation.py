@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.tracking.loggers import log_evaluation
-from hast_lightning.training.agenda import ScheduledModule
 from hast_lightning.training.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from hast_lightning.training.module import ZeroShotQuantization
 
 
 class StudentEvaluation(Callback):
@@ -51,7 +53,7 @@ class StudentEvaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Evaluate once when the ranges have frozen, then at the interval."""
-        module = cast("ScheduledModule", pl_module)
+        module = cast("ZeroShotQuantization", pl_module)
         if not module.ranges_frozen:
             return
         # A new student was never calibrated: before its first step it knows nothing.

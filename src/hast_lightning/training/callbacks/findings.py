@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hast_lightning.training.agenda import ScheduledModule
+if TYPE_CHECKING:
+    from hast_lightning.training.module import ZeroShotQuantization
 
 
 class SaveFindings(Callback):
@@ -31,7 +32,7 @@ class SaveFindings(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Write when a stage is complete."""
-        _, step, total = cast("ScheduledModule", pl_module).progress
+        _, step, total = cast("ZeroShotQuantization", pl_module).progress
         if step == total:
             self._save(trainer)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from hast_lightning.config import CallbacksConfig, Config
+from hast_lightning.config import CallbacksConfig
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.core.source import Source
 from hast_lightning.quantization.diagnosis import diagnose
 from hast_lightning.tracking.media import (
     Media,
@@ -20,28 +19,14 @@ from hast_lightning.tracking.media import (
     sample_histograms,
     sample_pictures,
 )
-from hast_lightning.training.agenda import ScheduledModule
+
+if TYPE_CHECKING:
+    from hast_lightning.training.module import ZeroShotQuantization
 
 HISTOGRAM_IMAGES = 256
 """Images behind the histograms of synthetic images, at most."""
 _BATCH = 64
 """Images that go through the teacher at once: few, so that no run needs more memory for it."""
-
-
-class ObservedModule(ScheduledModule, Protocol):
-    """What is looked at of the module.
-
-    Attributes:
-        config: Says which source is shown.
-        source: The one that is shown.
-        teacher: The full-precision network.
-        student: The converted network.
-    """
-
-    config: Config
-    source: Source
-    teacher: nn.Module
-    student: fx.GraphModule
 
 
 class Observation(Callback):
@@ -65,7 +50,7 @@ class Observation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Look when it is time, on the first rank."""
-        module = cast("ObservedModule", pl_module)
+        module = cast("ZeroShotQuantization", pl_module)
         _, step, total = module.progress
         due = step == total or step % self._options.media_every_n_steps == 0
         if not (due or _is_early(module, step)) or not trainer.is_global_zero:
@@ -77,7 +62,7 @@ class Observation(Callback):
                 logger.log_media(media, module.iteration - 1)
 
     @torch.no_grad()
-    def observe(self, module: ObservedModule) -> Media:
+    def observe(self, module: ZeroShotQuantization) -> Media:
         """Return what there is to see: images while they change, the student once it is one."""
         pictures, histograms = {}, {}
         if _changes_images(module):
@@ -90,14 +75,14 @@ class Observation(Callback):
         _, step, total = module.progress
         return Media(pictures, histograms, layers, ends_stage=step == total)
 
-    def _samples(self, module: ObservedModule) -> Samples:
+    def _samples(self, module: ZeroShotQuantization) -> Samples:
         batch = module.source.preview(HISTOGRAM_IMAGES)
         logits = torch.cat([module.teacher(part.inputs) for part in batch.split(_BATCH)])
         labels = logits.argmax(dim=1) if batch.labels is None else batch.labels
         return Samples(batch.inputs, labels, logits)
 
 
-def _is_early(module: ObservedModule, step: int) -> bool:
+def _is_early(module: ZeroShotQuantization, step: int) -> bool:
     """Return whether this is step 1, 4, 16, 64 and so on of a run that begins with making images.
 
     Images change the most there. Of a bank they show the first batch from its noise on; later
@@ -109,7 +94,7 @@ def _is_early(module: ObservedModule, step: int) -> bool:
     return step.bit_count() == 1 and step.bit_length() % 2 == 1
 
 
-def _changes_images(module: ObservedModule) -> bool:
+def _changes_images(module: ZeroShotQuantization) -> bool:
     """Return whether this stage makes images, or is the first of a run whose images are loaded."""
     legs, stage = module.agenda.legs, module.progress.stage
     source = module.config.main_source

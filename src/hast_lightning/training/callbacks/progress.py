@@ -16,7 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from hast_lightning.core.batch import Progress as StageProgress
-    from hast_lightning.training.agenda import ScheduledModule
+    from hast_lightning.training.module import ZeroShotQuantization
 
 REFRESH_SECONDS = 0.125
 """Time between two refreshes of the bars: often enough for the eye, too rare to cost speed."""
@@ -207,17 +207,12 @@ class StageProgressBar(Callback):
             return
         console = self._console or Console()
         display = BarDisplay if console.is_interactive else LineDisplay
-        self._display = display(console, cast("ScheduledModule", pl_module).agenda.stages)
+        self._display = display(console, cast("ZeroShotQuantization", pl_module).agenda.stages)
         self._stage = ""
         self._last_end = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Show the step that was just done, if it is time."""
         if self._display is None:
@@ -229,7 +224,7 @@ class StageProgressBar(Callback):
             self._first_step, self._first_end = progress.step, now
         self._last_end = now
         if self._display.due(progress, now):
-            scalars = cast("ScheduledModule", pl_module).outcome.scalars
+            scalars = cast("ZeroShotQuantization", pl_module).outcome.scalars
             self._display.show(self._snapshot(progress, scalars, now))
 
     def _snapshot(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hast_lightning.errors import DataError
-from hast_lightning.training.agenda import ScheduledModule
+
+if TYPE_CHECKING:
+    from hast_lightning.training.module import ZeroShotQuantization
 
 
 class SaveSamples(Callback):
@@ -32,7 +34,7 @@ class SaveSamples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what a run that was killed at the very end of the stage had not yet."""
-        module = cast("ScheduledModule", pl_module)
+        module = cast("ZeroShotQuantization", pl_module)
         done = module.agenda.done(module.iteration)
         complete = any(self._source in leg.improves and n == leg.total for leg, n in done)
         if complete and not self._path.exists():
@@ -42,7 +44,7 @@ class SaveSamples(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Save when a stage that improves the source is complete."""
-        module = cast("ScheduledModule", pl_module)
+        module = cast("ZeroShotQuantization", pl_module)
         stage, step, total = module.progress
         if step == total and self._source in module.agenda.leg(stage).improves:
             self._save(trainer)

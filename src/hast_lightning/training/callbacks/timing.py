@@ -32,12 +32,7 @@ class StageTimer(Callback):
         self._mark = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Charge the step that was just done to its stage."""
         stage, step, total = cast("Progress", pl_module.progress)
