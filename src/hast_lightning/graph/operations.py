@@ -126,19 +126,6 @@ def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
 
 
-def is_relu6(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Return whether ``node`` is a ReLU that ends at 6."""
-    return isinstance(layer_of(node, graph_module), nn.ReLU6) or calls(node, (F.relu6,))
-
-
-def bounds_of(node: fx.Node) -> fx.Node | None:
-    """Return the constant that ``node`` keeps its values below, ``minimum(x, constant)``."""
-    if not calls(node, (torch.minimum,)):
-        return None
-    _, bounds = node.args
-    return bounds if isinstance(bounds, fx.Node) and bounds.op == "get_attr" else None
-
-
 def is_depthwise(layer: nn.Module | None) -> bool:
     """Return whether each output channel of a convolution sees one input channel alone."""
     return isinstance(layer, CONVOLUTION_LAYERS) and layer.groups == layer.in_channels > 1

@@ -27,7 +27,6 @@ from hast_lightning.graph.operations import (
     CONVOLUTION_LAYERS,
     IDENTITIES,
     LAYERS_WITH_PRODUCTS,
-    bounds_of,
     calls,
     constants_of,
     is_activation,
@@ -258,12 +257,11 @@ def _live_values(
 
 
 def _belongs(node: fx.Node, user: fx.Node, network: fx.GraphModule) -> bool:
-    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout, a bound."""
+    """Return whether ``user`` belongs to ``node``: BatchNorm, activation, dropout."""
     layer = layer_of(user, network)
     if isinstance(layer, FOLLOWERS_OF_CONVOLUTIONS):
         return isinstance(layer_of(node, network), CONVOLUTION_LAYERS)
-    follows = isinstance(layer, FOLLOWERS) or is_activation(user, network)
-    return follows or bounds_of(user) is not None
+    return isinstance(layer, FOLLOWERS) or is_activation(user, network)
 
 
 def _result(network: fx.GraphModule) -> fx.Node:

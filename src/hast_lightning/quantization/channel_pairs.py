@@ -22,7 +22,6 @@ from hast_lightning.graph.operations import (
     calls,
     is_depthwise,
     is_rectifier,
-    is_relu6,
     layer_of,
     rearranges,
 )
@@ -52,26 +51,21 @@ class Pair(NamedTuple):
         norm: The BatchNorm behind it; none: there is none.
         second: The layer that takes them in; depthwise or of one group.
         second_norm: The BatchNorm behind it; none: there is none.
-        activation: The ReLU or ReLU6 between; none: there is none.
+        rectified: A ReLU lies between.
     """
 
     first: Layer
     norm: BatchNorm | None
     second: Layer
     second_norm: BatchNorm | None
-    activation: fx.Node | None
-
-    def ends_at_6(self, network: fx.GraphModule) -> bool:
-        """Return whether a ReLU6 lies between."""
-        return self.activation is not None and is_relu6(self.activation, network)
+    rectified: bool
 
 
-def find_pairs(network: fx.GraphModule, *, through_relu6: bool = False) -> list[Pair]:
+def find_pairs(network: fx.GraphModule) -> list[Pair]:
     """Return the pairs of a network in evaluation mode, in order of execution.
 
     Args:
         network: Traced.
-        through_relu6: A ReLU6 may lie between, too, which does not commute: it is to be changed.
     """
     called = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     owners = Counter(id(p) for each in network.modules() for p in each.parameters(recurse=False))
@@ -82,8 +76,7 @@ def find_pairs(network: fx.GraphModule, *, through_relu6: bool = False) -> list[
         # Scaled where they stand, shared weights would change elsewhere, too.
         and all(owners[id(p)] == 1 for p in network.get_submodule(name).parameters())
     }
-    pairs = (pair for node in network.graph.nodes for pair in _pairs_from(node, network, once))
-    return [pair for pair in pairs if through_relu6 or not pair.ends_at_6(network)]
+    return [pair for node in network.graph.nodes for pair in _pairs_from(node, network, once)]
 
 
 def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Iterator[Pair]:
@@ -92,20 +85,17 @@ def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Itera
         return
     assert isinstance(first, Layer)
     norm = _norm_behind(node, network, once)
-    at, activation = node, None
+    at, rectified = node, False
     while len(at.users) == 1:
         (at,) = at.users
         layer = layer_of(at, network)
         if layer is not None and type(layer) in _KINDS:
             assert isinstance(layer, Layer)
             if str(at.target) in once and _takes_channel_by_channel(layer, len(first.weight)):
-                yield Pair(first, norm, layer, _norm_behind(at, network, once), activation)
+                yield Pair(first, norm, layer, _norm_behind(at, network, once), rectified)
             return
-        if is_relu6(at, network) or is_rectifier(at, network):
-            # Behind another, a ReLU6 would end elsewhere than this one says.
-            if activation is not None and is_relu6(at, network):
-                return
-            activation = activation or at
+        if is_rectifier(at, network):
+            rectified = True
         elif not (layer is not None and layer is norm) and not _commutes(
             at, network, first.weight.dim()
         ):

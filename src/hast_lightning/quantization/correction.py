@@ -22,10 +22,8 @@ from hast_lightning.graph.operations import (
     BATCH_NORMS,
     IDENTITIES,
     TRANSPOSED_LAYERS,
-    bounds_of,
     calls,
     is_rectifier,
-    is_relu6,
     layer_of,
 )
 from hast_lightning.graph.weights import output_first
@@ -207,7 +205,7 @@ def _feeds_batch_norm(node: fx.Node, network: fx.GraphModule) -> bool:
 # -- What BatchNorms say, without samples ---------------------------------------------------------
 
 
-def rectified_mean(mean: Tensor, deviation: Tensor, highest: float | Tensor = math.inf) -> Tensor:
+def rectified_mean(mean: Tensor, deviation: Tensor, highest: float = math.inf) -> Tensor:
     """Return the mean of ``min(max(x, 0), highest)`` where ``x`` is normally distributed.
 
     ``deviation * (phi(a) - phi(b)) + mean * (Phi(b) - Phi(a)) + highest * (1 - Phi(b))`` with
@@ -217,12 +215,12 @@ def rectified_mean(mean: Tensor, deviation: Tensor, highest: float | Tensor = ma
     Args:
         mean: Any shape.
         deviation: Standard deviation, of the same shape, not negative.
-        highest: Where the activation function saturates; 6 for ReLU6; or of the same shape.
+        highest: Where the activation function saturates; 6 for ReLU6.
     """
     mean, deviation = mean.double(), deviation.double().clamp_min(torch.finfo(torch.float64).tiny)
     a = -mean / deviation
     found: Tensor = deviation * _density(a) + mean * torch.special.ndtr(-a)
-    if isinstance(highest, Tensor) or math.isfinite(highest):
+    if math.isfinite(highest):
         b = (highest - mean) / deviation
         above = torch.special.ndtr(-b)
         found = found - deviation * _density(b) - mean * above + highest * above
@@ -235,14 +233,10 @@ def _density(x: Tensor) -> Tensor:
 
 
 class _Told(NamedTuple):
-    """Mean of each channel (C,), its deviation where it is normally distributed, and its end.
-
-    With an end, the mean is that of what is not cut off there yet.
-    """
+    """Mean of each channel (C,), and its deviation where it is normally distributed."""
 
     mean: Tensor
     deviation: Tensor | None = None
-    highest: float | Tensor = math.inf
 
 
 def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
@@ -267,16 +261,13 @@ def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told])
     layer = layer_of(node, network)
     if isinstance(layer, BATCH_NORMS) and layer.affine:
         return _Told(layer.bias.detach().double(), layer.weight.detach().double().abs())
-    if (bounds := bounds_of(node)) is not None and node.args[0] in told:
-        ends = network.get_buffer(str(bounds.target)).detach().double().flatten()
-        return told[node.args[0]]._replace(highest=ends)  # type: ignore[index]
     known = [told[source] for source in node.all_input_nodes if source in told]
     if not known or len(known) < len(node.all_input_nodes):
         return None
     first = known[0]
     if calls(node, ADDITIONS) and len(known) == 2:
         return _Told(known[0].mean + known[1].mean)
-    if is_relu6(node, network) and first.deviation is not None:
+    if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
         return _Told(rectified_mean(first.mean, first.deviation, 6.0))
     if is_rectifier(node, network):
         return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]

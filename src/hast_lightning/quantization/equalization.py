@@ -35,9 +35,7 @@ SETTLED = 1e-4
 """Largest change of a channel's factor, in logarithms, at which rounds end."""
 
 
-def equalized(
-    pretrained: PretrainedNetwork, *, per_tensor: bool, parts_relu6: bool = True
-) -> PretrainedNetwork:
+def equalized(pretrained: PretrainedNetwork, *, per_tensor: bool) -> PretrainedNetwork:
     """Return the network with equalized channels: the same function, up to float rounding.
 
     A line says so where no two of its layers follow each other so.
@@ -45,28 +43,22 @@ def equalized(
     Args:
         pretrained: Left as it is.
         per_tensor: All weights of a layer are to share a range; false: those of a channel.
-        parts_relu6: A ReLU6 may become two operations where that serves ranges of a channel.
     """
     network = copy.deepcopy(pretrained.network)
     graph = trace(network)
     norms = find_norm_pairs(graph)
-    clipped = False
     if per_tensor:
         equalize(pairs := find_pairs(graph))
     else:
-        pairs = find_depthwise_pairs(graph, through_relu6=parts_relu6)
-        clipped = any(pair.ends_at_6(graph) for pair in pairs)
-        widen(graph, pairs)
+        widen(pairs := find_depthwise_pairs(graph))
     if not pairs and not norms:
         layers = "no two layers follow each other" if per_tensor else "no depthwise layer follows"
-        activations = "ReLU or ReLU6" if parts_relu6 and not per_tensor else "ReLU"
-        between = f"with nothing but a BatchNorm, a {activations} or a pooling between"
-        _log.warning("quantizer.equalize=true changes nothing: %s %s", layers, between)
+        between = "with nothing but a BatchNorm, a ReLU or a pooling between"
+        _log.info("quantizer.equalize=true changes nothing: %s %s", layers, between)
         return pretrained
     spread(graph, norms)
-    # Where a LayerNorm's output also goes elsewhere, the graph has another operation, as has a
-    # ReLU6 that ends elsewhere for each channel.
-    kept = all(pair.alone for pair in norms) and not clipped
+    # Where a LayerNorm's output also goes elsewhere, the graph has another operation.
+    kept = all(pair.alone for pair in norms)
     return replace(pretrained, network=network if kept else graph)
 
 

@@ -49,12 +49,7 @@ class PreparedBench(nn.Module):
         self.config, self.teacher_checksum = config, pretrained.teaching_checksum
         if config.quantizer.equalize:
             # Of both networks, so that their inner values can be compared.
-            pretrained = equalized(
-                pretrained,
-                per_tensor=config.quantizer.per_tensor,
-                # An engine of integers computes a layer and its activation in one go.
-                parts_relu6=config.quantizer.placement.kind != "integer",
-            )
+            pretrained = equalized(pretrained, per_tensor=config.quantizer.per_tensor)
         self.float_student = config.quantizer.floating
         self.student = student_of(pretrained.network, config.quantizer, config.seed)
         self.learner = Learner(self.student, pretrained)
