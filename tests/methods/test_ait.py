@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn, optim
 
 from hast_lightning.methods.ait import (
+    ChangedShare,
     GradientInundation,
     find_multiplier,
     step_at_rate_one,
@@ -183,6 +184,14 @@ def test_the_share_that_changes_is_near_the_target() -> None:
         total += old.size
     assert found["changed_integers"] == pytest.approx(changed / total, abs=1 / total)
     assert changed / total == pytest.approx(0.001, rel=0.2)
+
+
+def test_weights_of_one_bit_change_where_their_signs_do() -> None:
+    student = convert(digits_network(), QuantizerConfig(weight_bits=1, activation_bits=8))
+    (_, layer), *_ = quantized_layers(student)
+    changed = ChangedShare(layer, 2 * layer.weight.detach())
+    assert changed(0.0) == 0
+    assert changed(1.0) == 1
 
 
 # -- The search -------------------------------------------------------------------------------

@@ -140,3 +140,16 @@ def test_two_steps_of_every_stage(tmp_path: Path) -> None:
     assert result.method == "genie"
     assert list(result.steps_by_stage) == ["synthesis", "calibration", "reconstruction"]
     assert result.exports["packed"]["agreement"] == 100
+
+
+def test_a_channel_that_is_constant_has_no_gradient() -> None:
+    """As that of a filter that was pruned; it would make the whole step NaN."""
+    values = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    values[:, 1] = 0.5
+    values.requires_grad_()
+    deviation_loss(values, torch.zeros(2), torch.ones(2)).backward()
+    assert values.grad is not None
+    assert bool(values.grad.isfinite().all())
+    assert bool(values.grad[:, 0].any())
+    # One value a channel, of a single image behind a global pooling.
+    assert bool(deviation_loss(torch.zeros(1, 2), torch.zeros(2), torch.ones(2)).isfinite())

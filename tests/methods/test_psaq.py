@@ -73,3 +73,11 @@ def test_a_network_without_attention_is_refused() -> None:
     network = FrozenTeacher(PretrainedNetwork(CNN, "cnn", (1, 8, 8), 4, (0.5,), (0.5,), ""))
     with pytest.raises(ModelError, match="no attention, which the term patch_entropy needs"):
         PatchEntropy().bind(network, network)
+
+
+def test_similarities_are_float32_under_autocast() -> None:
+    output = torch.randn(2, 3, 17, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        similarities = patch_similarities(output)
+    assert similarities.dtype == torch.float32
+    assert torch.equal(similarities, patch_similarities(output))

@@ -60,6 +60,9 @@ def test_likeness_is_the_cosine_of_the_gradients_of_the_last_layer() -> None:
     expected = F.cosine_similarity(gradients[0], torch.stack(gradients), dim=1)
     one = StandIn(features, targets - last(features).detach())
     torch.testing.assert_close(likeness(one, one)[0], expected, rtol=1e-4, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(likeness(one, one), likeness(one, one).float())
+        torch.testing.assert_close(likeness(one, one)[0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_flatness_is_the_mean_over_images_of_their_likeness_to_their_own_neighbor() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -462,3 +463,10 @@ def test_two_steps_train_the_student_with_every_term(quantizer: str) -> None:
     assert last["distillation/kd_promoted"] > 0
     assert last["distillation/cam_promoted"] == 0
     assert any(not torch.equal(p, weights[n]) for n, p in module.student.named_parameters())
+
+
+def test_signals_are_not_filtered() -> None:
+    own = PretrainedNetwork(nn.Identity(), "signals", (6, 32), 4, (0,) * 6, (1,) * 6, "0")
+    teacher = SimpleNamespace(pretrained=own)
+    with pytest.raises(ModelError, match=r"low_pass filters images .* signals takes \(6, 32\)"):
+        LowPass().bind(teacher, teacher)  # type: ignore[arg-type]

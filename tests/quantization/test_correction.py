@@ -13,6 +13,7 @@ from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.correction import (
     correct_biases,
     correct_by_statistics,
+    give_biases,
     mean_shift,
     rectified_mean,
     reestimate_batch_norms,
@@ -21,6 +22,7 @@ from hast_lightning.quantization.correction import (
 from hast_lightning.quantization.fake_quant import (
     ActivationMode,
     freeze_ranges,
+    recalibrate,
     set_activation_mode,
 )
 from hast_lightning.quantization.settings import QuantizerConfig
@@ -216,3 +218,49 @@ def test_moments_of_two_processes_are_those_of_all_their_inputs(
     monkeypatch.setattr(correction, "averaged", lambda mine: (mine + next(others)) / 2)
     found = correction.channel_moments(parts[0])
     torch.testing.assert_close(found, (mean, var))
+
+
+class Plain(nn.Module):
+    """Layers without biases, one of which has no BatchNorm behind it, and arguments by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(input=self.first(x)))
+        return self.head(input=x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_biases_that_are_missing_are_zeros_from_the_beginning() -> None:
+    """A student that is built anew, as to go on with a run, has to take up a corrected one."""
+    torch.manual_seed(0)
+    network = trace(Plain().eval())
+
+    def built() -> fx.GraphModule:
+        made = convert(network, QuantizerConfig(bits=3))
+        give_biases(made, network)
+        return made
+
+    made, anew = built(), built()
+    recalibrate(made, [IMAGES])
+    assert torch.equal(made.get_parameter("head.bias"), torch.zeros(4))
+    assert made.get_submodule("first").bias is None
+    before = (made(IMAGES) - network(IMAGES)).mean(0).norm()
+    assert reestimate_batch_norms(made, network, IMAGES) == 1
+    assert correct_biases(made, network, IMAGES) == 1
+    assert (made(IMAGES) - network(IMAGES)).mean(0).norm() < 1e-3 * before
+    anew.load_state_dict(made.state_dict())
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+def test_a_linear_layer_over_places_is_told_nothing(by_channel: bool) -> None:
+    torch.manual_seed(0)
+    # As many places as channels.
+    layers = (nn.Conv2d(3, 16, 2, 2), nn.BatchNorm2d(16), nn.ReLU())
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten()) if by_channel else (nn.Flatten(2),)
+    network = trace(nn.Sequential(*layers, *pooled, nn.Linear(16, 5)).eval())
+    made = convert(network, QuantizerConfig(bits=2))
+    assert correct_by_statistics(made, network) == int(by_channel)

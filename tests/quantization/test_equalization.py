@@ -11,7 +11,7 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.graph.tracing import fold_batch_norms, trace
 from hast_lightning.quantization.channel_pairs import find_pairs
 from hast_lightning.quantization.equalization import equalize, equalized
-from hast_lightning.quantization.norm_factors import channel_factors
+from hast_lightning.quantization.norm_factors import channel_factors, find_norm_pairs
 from tests.small_runs import build_module, small
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -142,3 +142,34 @@ def test_a_batch_norm_takes_the_factors_of_what_it_puts_out() -> None:
     assert torch.equal(result.network.norm1.running_mean, network.network.norm1.running_mean)  # type: ignore[union-attr,arg-type]
     assert torch.equal(result.network.expand.weight, network.network.expand.weight)  # type: ignore[union-attr,arg-type]
     assert replace(result, network=network.network) == network
+
+
+class OverPlaces(nn.Module):
+    """A linear layer over as many places as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.over = nn.Conv1d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.over(self.first(x).relu()).mean(1)  # type: ignore[no-any-return]
+
+
+def test_a_linear_layer_over_places_takes_in_no_channels() -> None:
+    assert find_pairs(trace(OverPlaces().eval())) == []
+
+
+class Tied(nn.Module):
+    """Two linear layers with the same weights, one of them behind a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(self.norm(x)))  # type: ignore[no-any-return]
+
+
+def test_weights_that_layers_share_are_not_scaled() -> None:
+    assert find_norm_pairs(trace(Tied().eval())) == []

@@ -153,3 +153,18 @@ def test_a_fixed_grid_begins_anew_with_other_bits() -> None:
     quantizer.change_bits(8, weight)
     assert float((quantizer.rounded(weight) - weight).abs().max()) < 0.02
     assert len(quantizer.rounded(torch.linspace(-9, 9, 4 * 600).view(4, 600)).unique()) > 256
+
+
+def test_autocast_leaves_the_arithmetic_in_float32() -> None:
+    weight, hessian, _ = some_layer()
+    found = []
+    for autocasts in (False, True):
+        plain = nn.Linear(10, 6)
+        with torch.no_grad():
+            plain.weight.copy_(weight)
+        quantizer = FixedGrid().weight_quantizer(settings().ranges, BITS, weight, settings())  # type: ignore[attr-defined]
+        layer = QuantLinear.from_float(plain, quantizer)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
+            round_layer(layer, hessian[None], 0.01, 4)
+        found.append(layer.weight)
+    assert torch.equal(*found)

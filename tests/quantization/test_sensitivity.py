@@ -93,3 +93,10 @@ def test_the_fisher_diagonal_of_a_network_that_is_sure_needs_no_rare_labels() ->
     (found,) = fisher_diagonal(network, [network.weight], batches, torch.Generator().manual_seed(0))
     # 3,200 draws of labels would hold another one with a chance of one in seven.
     assert 0.5 < float(found[0, 0]) / (chance * (1 - chance)) < 2
+
+
+def test_the_margin_of_maps_is_that_of_their_positions() -> None:
+    maps = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    others = maps.flip(3)
+    rows, turned = (each.movedim(1, -1).reshape(-1, 3) for each in (maps, others))
+    assert float(margin_lost(maps, others)) == pytest.approx(float(margin_lost(rows, turned)))

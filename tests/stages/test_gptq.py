@@ -146,3 +146,15 @@ def test_layers_in_floating_point_are_left_alone() -> None:
     before = bench.student.get_submodule("out").weight.clone()  # type: ignore[union-attr, operator]
     run(stage, bench)
     assert torch.equal(bench.student.get_submodule("out").weight, before)  # type: ignore[arg-type]
+
+
+def test_autocast_leaves_its_errors_in_float32() -> None:
+    found = []
+    for autocasts in (False, True):
+        stage, bench = prepared()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
+            found.append(run(stage, bench))
+    # What the first layer takes in is what the network does.
+    plain, cast = ({k: v for k, v in each.items() if k.endswith("first")} for each in found)
+    assert len(plain) == 2
+    assert cast == pytest.approx(plain, rel=1e-6)

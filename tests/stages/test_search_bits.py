@@ -197,6 +197,21 @@ def test_a_calibrated_student_is_calibrated_anew(ranges: str) -> None:
     assert torch.equal(expected.student(inputs), module.student(inputs))
 
 
+def test_a_layer_of_one_bit_keeps_it() -> None:
+    one = "quantizer.overrides=[{layers: conv1, weight_bits: 1}]"
+    module = searched(one, "stages.search.budget=mean_bits")
+    assert bits_of(module)["conv1"] == 1
+
+
+def test_a_student_of_other_bits_from_before_is_not_handed_back(tmp_path: Path) -> None:
+    order = "order=[synthesis,calibration,search,correction]"
+    limit = ("stages.search.budget=mean_bits", "stages.search.limit=3.2")
+    result = pipeline.run(small(*MIXED, "quantizer.bits=8", order, *limit), tmp_path, "command")
+    assert result is not None
+    assert set(result.judged) == {"search", "correction"}
+    assert result.mixed
+
+
 def test_a_resumed_run_has_the_bits_and_the_files_again(tmp_path: Path) -> None:
     config = small(*PARETO)
     module = build_module(config)
@@ -251,6 +266,10 @@ def test_a_depthwise_layer_never_gets_two_bits() -> None:
         (("stages.search.source=nowhere",), "stages.search.source=nowhere is no source"),
         (("stages.search.least_depthwise=2",), "least_depthwise=2 must be at least 3"),
         (("stages.search.widths=[2,9]",), "widths=9 must be at least 2 and at most 8"),
+        (
+            ("quantizer.bits=null", "quantizer.weight_bits=1", "quantizer.activation_bits=8"),
+            "search chooses among two bits and more; quantizer.weight_bits=1 has nothing to choose",
+        ),
         (("stages.search.widths=[]",), "widths=[] leaves no layer any bits"),
         (("stages.search.measure=hessian",), "measure='hessian' is not one of"),
         (

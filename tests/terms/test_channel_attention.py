@@ -152,3 +152,10 @@ def test_the_term_gives_the_loss_of_each_block(weighted: bool) -> None:
     logits = torch.zeros(3, 2)
     given = seen(logits, logits, weights=weights, of_student=values[0], of_teacher=values[1])
     assert torch.equal(term(given), alignment_losses(student, teacher, weights))
+
+
+def test_vectors_have_one_place() -> None:
+    vectors = noise((3, 5), 0)
+    torch.testing.assert_close(
+        channel_attention(vectors), plain_attention(vectors[:, :, None, None])
+    )

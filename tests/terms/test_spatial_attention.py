@@ -137,3 +137,7 @@ def test_a_run_logs_every_block(kind: type[SpatialAttention] | type[AdaptiveAtte
     blocks = len(module.outcome.parts["distillation/alignment"][0])
     assert len(names) == len(values) == blocks * (2 if kind is AdaptiveAttention else 1)
     assert values.isfinite().all()
+
+
+def test_vectors_have_one_place() -> None:
+    assert spatial_attention(noise(3, 5)).tolist() == [[1], [1], [1]]

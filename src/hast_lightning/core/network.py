@@ -162,6 +162,11 @@ class PretrainedNetwork:
         moved = self.steps_of(standard)
         return moved if self.center is None else moved + self.center.to(moved)
 
+    def standardized(self, inputs: Tensor) -> Tensor:
+        """Return what :meth:`inputs_of` makes ``inputs`` of."""
+        moved = inputs if self.center is None else inputs - self.center.to(inputs)
+        return moved if self.spread is None else moved / self.spread.to(inputs)
+
     def steps_of(self, standard: Tensor) -> Tensor:
         """Return differences of inputs (N, C, H, W) of those in standard deviations."""
         return standard if self.spread is None else standard * self.spread.to(standard)

@@ -131,6 +131,7 @@ class Stage(Part, ABC):
         key: Where it stands in the configuration, for messages; the name of its optimizers.
         calibrates: The student's ranges are frozen when it ends.
         trains_student: Its steps change the student's parameters.
+        changes_bits: The student it leaves has other bits, and is no later form of the one before.
         float_student: It knows what to do with a student that is a new network in floating point.
     """
 
@@ -140,6 +141,7 @@ class Stage(Part, ABC):
     key: ClassVar[str] = ""
     calibrates: ClassVar[bool] = False
     trains_student: ClassVar[bool] = False
+    changes_bits: ClassVar[bool] = False
     float_student: ClassVar[bool] = False
 
     def place(self, name: str, key: str) -> None:

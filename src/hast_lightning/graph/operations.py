@@ -126,6 +126,20 @@ def is_rectifier(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     return isinstance(layer_of(node, graph_module), nn.ReLU) or calls(node, RECTIFIERS)
 
 
+def makes_vectors(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Return whether ``node`` leaves (N, values) of maps: flattens them, or takes their means.
+
+    Of a mean only that it is one: whoever asks knows that it is over all places.
+    """
+    layer = layer_of(node, graph_module)
+    if isinstance(layer, nn.Flatten):
+        return layer.start_dim == 1
+    if calls(node, (torch.flatten, "flatten")):
+        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+        return bool(start == 1)
+    return calls(node, (torch.mean, "mean"))
+
+
 def is_depthwise(layer: nn.Module | None) -> bool:
     """Return whether each output channel of a convolution sees one input channel alone."""
     return isinstance(layer, CONVOLUTION_LAYERS) and layer.groups == layer.in_channels > 1

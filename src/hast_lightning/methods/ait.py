@@ -17,7 +17,6 @@ from hast_lightning.core.checks import require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Hook, Stepper
 from hast_lightning.quantization.fake_quant import QuantizedLayer, quantized_layers
-from hast_lightning.quantization.rounding import quantize
 
 LARGEST = 2.0**40
 """Where doubling ends once there is no other limit; a tensor that needs more is left alone."""
@@ -128,8 +127,7 @@ class ChangedShare:
         return float((after != self.before).float().mean())
 
     def _integers(self, weight: Tensor) -> Tensor:
-        quantizer = self.layer.weight_quantizer
-        return quantize(weight.float(), *quantizer.parameters_of(weight), quantizer.bits)
+        return self.layer.weight_quantizer.integers_of(weight)
 
 
 def find_multiplier(

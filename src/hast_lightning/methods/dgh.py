@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch, Needs, Progress, Seen
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import PICTURES, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench, Outcome
@@ -81,6 +81,8 @@ class ImageSet(ImageBank):
     label_kind = "none"
     # The labels in a file of this kind mean nothing.
     file_kind = "image-set"
+
+    modalities = (PICTURES,)
 
     order: ClassVar[Tensor]
     lowest: ClassVar[Tensor]

@@ -21,6 +21,8 @@ from hast_lightning.terms.bns import AtBatchNorms, channel_statistics
 
 EPSILON = 1e-6
 """What is added to running variances before their root is taken."""
+SMALLEST = 1e-12
+"""Variance below which a channel counts as constant, and is left as it is."""
 
 
 def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
@@ -33,7 +35,8 @@ def deviation_loss(values: Tensor, running_mean: Tensor, running_var: Tensor) ->
     """
     mean, variance = channel_statistics(values)
     count = values.numel() // mean.numel()
-    variance = variance * count / (count - 1)
+    # The root has no slope at 0, which a channel of a pruned filter has.
+    variance = (variance * count / max(count - 1, 1)).clamp_min(SMALLEST)
     deviation = (running_var + EPSILON).sqrt()
     return F.mse_loss(mean, running_mean) + F.mse_loss(variance.sqrt(), deviation)
 

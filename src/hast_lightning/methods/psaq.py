@@ -27,7 +27,8 @@ def patch_similarities(output: Tensor, *, self_pairs: bool = True) -> Tensor:
         self_pairs: Keep the pairs of a patch with itself, whose similarity is 1.
     """
     mean = F.normalize(patches(output).float().mean(dim=1), dim=-1)
-    similarity = mean @ mean.transpose(-2, -1)
+    with torch.autocast(mean.device.type, enabled=False):
+        similarity = mean @ mean.transpose(-2, -1)
     if self_pairs:
         return similarity.flatten(1)
     others = ~torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)

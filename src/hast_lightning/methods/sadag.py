@@ -53,7 +53,8 @@ def likeness(one: StandIn, other: StandIn) -> Tensor:
     parts = (
         (F.normalize(a, dim=1), F.normalize(b, dim=1)) for a, b in zip(one, other, strict=True)
     )
-    of_features, of_errors = (a @ b.T for a, b in parts)
+    with torch.autocast(one[0].device.type, enabled=False):
+        of_features, of_errors = (a.float() @ b.float().T for a, b in parts)
     return of_features * of_errors
 
 

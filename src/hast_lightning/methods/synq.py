@@ -73,6 +73,18 @@ class LowPass(Transform):
         require_range("radius", self.radius, 0, open_minimum=True)
         require_range("side", self.side, 1)
 
+    def bind(self, teacher: Network, student: Network) -> None:
+        """Look at what the network takes in.
+
+        Raises:
+            ModelError: it is no image, and has no two sides.
+        """
+        if len(teacher.pretrained.input_shape) != 3:
+            raise ModelError(
+                f"the transform {self.kind} filters images (C, H, W), and the network "
+                f"{teacher.pretrained.name} takes {teacher.pretrained.input_shape}: leave it out"
+            )
+
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the batch with filtered images."""
         return batch._replace(inputs=low_pass(batch.inputs, self.radius / self.side))

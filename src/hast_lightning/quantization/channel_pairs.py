@@ -23,6 +23,7 @@ from hast_lightning.graph.operations import (
     is_depthwise,
     is_rectifier,
     layer_of,
+    makes_vectors,
     rearranges,
 )
 
@@ -85,15 +86,19 @@ def _pairs_from(node: fx.Node, network: fx.GraphModule, once: set[str]) -> Itera
         return
     assert isinstance(first, Layer)
     norm = _norm_behind(node, network, once)
-    at, rectified = node, False
+    at, rectified, vectors = node, False, isinstance(first, nn.Linear)
     while len(at.users) == 1:
         (at,) = at.users
         layer = layer_of(at, network)
         if layer is not None and type(layer) in _KINDS:
             assert isinstance(layer, Layer)
-            if str(at.target) in once and _takes_channel_by_channel(layer, len(first.weight)):
+            # Of maps a linear layer sees the last dimension, which is no channel.
+            seen = vectors or not isinstance(layer, nn.Linear)
+            fits = seen and _takes_channel_by_channel(layer, len(first.weight))
+            if fits and str(at.target) in once:
                 yield Pair(first, norm, layer, _norm_behind(at, network, once), rectified)
             return
+        vectors = vectors or makes_vectors(at, network)
         if is_rectifier(at, network):
             rectified = True
         elif not (layer is not None and layer is norm) and not _commutes(

@@ -25,6 +25,7 @@ from hast_lightning.graph.operations import (
     calls,
     is_rectifier,
     layer_of,
+    makes_vectors,
 )
 from hast_lightning.graph.weights import output_first
 from hast_lightning.quantization.fake_quant import QuantizedLayer, quantized_layers
@@ -77,8 +78,9 @@ class _Correct(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Correct what the node calls, if it is to be, and compute it."""
         if n.name in self.corrections:
-            arguments, _ = self.fetch_args_kwargs_from_env(n)
-            return self.corrections[n.name](n, arguments[0], super().run_node)
+            arguments, named = self.fetch_args_kwargs_from_env(n)
+            value, *_ = (*arguments, *named.values())
+            return self.corrections[n.name](n, value, super().run_node)
         return super().run_node(n)
 
 
@@ -152,6 +154,29 @@ def _move_variance(layer: Any, of_teacher: Any, student: _Moments, teacher: _Mom
     layer.running_var.copy_(of_teacher.running_var * ratio)
 
 
+def give_biases(student: fx.GraphModule, teacher: fx.GraphModule) -> None:
+    """Give layers without a bias, and without a BatchNorm behind them, one of zeros.
+
+    To be called before anything keeps the student's state or trains it, since another state has
+    other keys.
+    """
+    for node in _own_biased(student, teacher):
+        layer: Any = layer_of(node, student)
+        if layer.bias is None:
+            outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            layer.bias = nn.Parameter(layer.weight.new_zeros(outputs))
+
+
+def _own_biased(student: fx.GraphModule, teacher: fx.GraphModule) -> list[fx.Node]:
+    """Return the layers of both networks whose biases no BatchNorm behind them takes over."""
+    known = {node.name for node in teacher.graph.nodes}
+    return [
+        node
+        for node in _called_once(student, QUANTIZABLE)
+        if node.name in known and not _feeds_batch_norm(node, student)
+    ]
+
+
 @torch.no_grad()
 def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Tensor) -> int:
     """Take the mean error of every layer without a BatchNorm behind it off its bias.
@@ -160,19 +185,15 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
     2019, section 4.2). Layers before a BatchNorm are corrected by its statistics instead.
 
     Args:
-        student: Calibrated; its biases are changed, or made.
+        student: Calibrated; its biases are changed, or made as by :func:`give_biases`.
         teacher: The float network, BatchNorms unfolded.
         inputs: (N, ...), all at once.
 
     Returns:
         How many layers were corrected.
     """
-    known = {node.name for node in teacher.graph.nodes}
-    nodes = [
-        node
-        for node in _called_once(student, QUANTIZABLE)
-        if node.name in known and not _feeds_batch_norm(node, student)
-    ]
+    give_biases(student, teacher)
+    nodes = _own_biased(student, teacher)
     means = {node.name: partial(_channel_mean, _channel_axis(node, student)) for node in nodes}
     watch = _Watch(teacher, means)
     watch.run(inputs)
@@ -181,8 +202,6 @@ def correct_biases(student: fx.GraphModule, teacher: fx.GraphModule, inputs: Ten
         layer: Any = layer_of(node, student)
         # One whose own weights are in floating point takes in rounded values all the same.
         error = means[node.name](run(node)) - watch.found[node.name]
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros_like(error))
         layer.bias.sub_(error)
         return run(node)
 
@@ -233,10 +252,14 @@ def _density(x: Tensor) -> Tensor:
 
 
 class _Told(NamedTuple):
-    """Mean of each channel (C,), and its deviation where it is normally distributed."""
+    """Mean of each channel (C,), and its deviation where it is normally distributed.
+
+    ``vectors``: a sample has one value for each channel, so that linear layers see channels.
+    """
 
     mean: Tensor
     deviation: Tensor | None = None
+    vectors: bool = False
 
 
 def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
@@ -249,32 +272,41 @@ def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
     Args:
         network: The float network, BatchNorms unfolded.
     """
+    return {node.name: each.mean for node, each in _told(network).items()}
+
+
+def _told(network: fx.GraphModule) -> dict[fx.Node, _Told]:
     told: dict[fx.Node, _Told] = {}
     for node in network.graph.nodes:
         found = _told_at(node, network, told)
         if found is not None:
             told[node] = found
-    return {node.name: each.mean for node, each in told.items()}
+    return told
 
 
 def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told]) -> _Told | None:
     layer = layer_of(node, network)
     if isinstance(layer, BATCH_NORMS) and layer.affine:
-        return _Told(layer.bias.detach().double(), layer.weight.detach().double().abs())
+        behind = layer_of(node.all_input_nodes[0], network)
+        mean, deviation = layer.bias.detach().double(), layer.weight.detach().double().abs()
+        return _Told(mean, deviation, vectors=isinstance(behind, nn.Linear))
     known = [told[source] for source in node.all_input_nodes if source in told]
     if not known or len(known) < len(node.all_input_nodes):
         return None
     first = known[0]
+    vectors = first.vectors or makes_vectors(node, network)
     if calls(node, ADDITIONS) and len(known) == 2:
-        return _Told(known[0].mean + known[1].mean)
+        return _Told(known[0].mean + known[1].mean, vectors=vectors)
     if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
-        return _Told(rectified_mean(first.mean, first.deviation, 6.0))
+        return _Told(rectified_mean(first.mean, first.deviation, 6.0), vectors=vectors)
     if is_rectifier(node, network):
-        return None if first.deviation is None else _Told(rectified_mean(*first))  # type: ignore[arg-type]
+        if first.deviation is None:
+            return None
+        return _Told(rectified_mean(first.mean, first.deviation), vectors=vectors)
     if isinstance(layer, IDENTITIES):
         return first
     if isinstance(layer, (*_AVERAGING_LAYERS, nn.Flatten)) or calls(node, _MEAN_KEEPING):
-        return _Told(first.mean)
+        return _Told(first.mean, vectors=vectors)
     return None
 
 
@@ -301,15 +333,18 @@ def correct_by_statistics(
     Returns:
         How many layers were corrected.
     """
-    means, floats = told_means(teacher), dict(teacher.named_modules())
+    if biases:
+        give_biases(student, teacher)
+    told, floats = _told(teacher), dict(teacher.named_modules())
     known = {node.name: node for node in teacher.graph.nodes}
     corrected = 0
     for node in _called_once(student, (QuantizedLayer,)):
         layer, original = layer_of(node, student), floats.get(str(node.target))
-        expected = (
-            means.get(known[node.name].all_input_nodes[0].name) if node.name in known else None
-        )
+        expected = told.get(known[node.name].all_input_nodes[0]) if node.name in known else None
+        # A linear layer over positions takes in none of the channels that are told of.
         if expected is None or original is None:
+            continue
+        if isinstance(original, nn.Linear) and not expected.vectors:
             continue
         assert isinstance(layer, QuantizedLayer)
         error = layer.weight_quantizer.rounded(layer.weight).double()
@@ -317,15 +352,13 @@ def correct_by_statistics(
         if isinstance(layer, TRANSPOSED_LAYERS):
             # Each position of the output sees one of so many of the kernel's.
             error /= math.prod(layer.stride)
-        shift = mean_shift(error, expected.to(error.device))
+        shift = mean_shift(error, expected.mean.to(error.device))
         if shift is None:
             continue
         norm = _norm_alone(node, student)
         if norm is not None and batch_norms:
             norm.running_mean += shift.to(norm.running_mean.dtype)
         elif norm is None and biases and not _feeds_batch_norm(node, student):
-            if layer.bias is None:
-                layer.bias = nn.Parameter(torch.zeros(len(shift)).to(layer.weight))
             layer.bias.sub_(shift.to(layer.bias.dtype))
         else:
             continue

@@ -184,8 +184,9 @@ def round_layer(layer: QuantizedLayer, hessians: Tensor, damping: float, block: 
         hessians,
         strict=True,
     )
-    found = [
-        solve(part, hessian, AffineParameters(s, z), quantizer.bits, damping, block)
-        for part, s, z, hessian in parts
-    ]
+    with torch.autocast(rows.device.type, enabled=False):
+        found = [
+            solve(part, hessian, AffineParameters(s, z), quantizer.bits, damping, block)
+            for part, s, z, hessian in parts
+        ]
     layer.weight.copy_(torch.cat(found).view_as(layer.weight))

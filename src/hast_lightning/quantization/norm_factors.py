@@ -47,6 +47,7 @@ class NormPair(NamedTuple):
 def find_norm_pairs(network: fx.GraphModule) -> list[NormPair]:
     """Return the LayerNorms with linear layers right behind them, each called once."""
     called = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    owners = Counter(id(p) for each in network.modules() for p in each.parameters(recurse=False))
     found = []
     for node in network.graph.nodes:
         norm = layer_of(node, network)
@@ -54,7 +55,12 @@ def find_norm_pairs(network: fx.GraphModule) -> list[NormPair]:
             continue
         users = _users(node, network)
         takers = [user for user in users if type(layer_of(user, network)) is nn.Linear]
-        once = all(called[str(each.target)] == 1 for each in (node, *takers))
+        once = all(
+            called[str(each.target)] == 1
+            # Scaled where they stand, shared weights would change elsewhere, too.
+            and all(owners[id(p)] == 1 for p in layer_of(each, network).parameters())  # type: ignore[union-attr]
+            for each in (node, *takers)
+        )
         if takers and once and norm.weight is not None:
             found.append(NormPair(node, tuple(takers), len(takers) == len(users)))
     return found

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hast_lightning.graph.outputs import by_position
+
 LOWEST_COSINE = -1.0
 
 
@@ -53,6 +55,7 @@ def margin_lost(float_logits: Tensor, logits: Tensor) -> Tensor:
         float_logits: (N, classes).
         logits: (N, classes).
     """
+    float_logits, logits = by_position(float_logits), by_position(logits)
     before, after = (_directions(each) for each in (float_logits, logits))
     labels = float_logits.argmax(dim=1)
     members = F.one_hot(labels, float_logits.shape[1]).to(before.dtype)

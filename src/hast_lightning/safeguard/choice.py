@@ -88,7 +88,10 @@ def choose(
         evaluate: Measures the module's student; the last time the chosen one.
         calibrated: What it found right behind the stage that calibrates, if it is known.
     """
-    legs = [leg for leg in module.agenda.legs if leg.calibrates or leg.trains_student]
+    legs = [leg for leg in module.agenda.legs if leg.begins_anew or leg.trains_student]
+    # Students of before have other bits or other ranges, and none of them was kept.
+    anew = [number for number, leg in enumerate(legs) if leg.begins_anew]
+    legs = legs[max(anew, default=0) :]
     last = legs[-1].stage
     earlier = kept_states(folder, {leg.stage: leg.total for leg in legs[:-1]})
     # Machines that do not share the folder cannot all load what the first has written.
@@ -108,9 +111,9 @@ def choose(
             for kind, inputs in images.items()
         }
     choice = gathered_objects(preferred(errors_of(judged), options.tolerance))[0]
-    calibrating = [leg.stage for leg in legs if leg.calibrates]
+    calibrating = [leg.stage for leg in module.agenda.legs if leg.calibrates]
     evaluated: dict[str, Evaluation] = {}
-    if calibrated is not None and len(calibrating) == 1 and calibrating[0] != choice:
+    if calibrated is not None and len(calibrating) == 1 and calibrating[0] in {*states} - {choice}:
         evaluated = {calibrating[0]: calibrated}
     for stage in sorted(states, key=lambda stage: stage == choice):
         if stage not in evaluated:

@@ -25,8 +25,8 @@ PATTERN = ".after-{}.pt"
 class StudentStates(Callback):
     """Keeps the student behind every stage that changes it, and looks at finished samples.
 
-    A stage that calibrates makes another student of the same network: what was kept before is
-    forgotten then.
+    A stage that calibrates, or that changes bits, makes another student of the same network: what
+    was kept before is forgotten then.
 
     Args:
         folder: Of the run.
@@ -53,8 +53,8 @@ class StudentStates(Callback):
         leg = pl_module.agenda.leg(stage)
         for name in leg.improves:
             self._look_at(pl_module, name)
-        if (leg.calibrates or leg.trains_student) and trainer.is_global_zero:
-            if leg.calibrates:
+        if (leg.begins_anew or leg.trains_student) and trainer.is_global_zero:
+            if leg.begins_anew:
                 forget_states(self._folder)
             if pl_module.iteration < pl_module.agenda.iterations:
                 self._save(pl_module, stage)

@@ -8,6 +8,7 @@ from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.quantization.correction import (
     correct_biases,
     correct_by_statistics,
+    give_biases,
     reestimate_batch_norms,
 )
 from hast_lightning.quantization.fake_quant import held_weights
@@ -51,6 +52,8 @@ class Correct(ReadingStage):
         """
         require_source(bench, self.source, self.key)
         require_calibrated(bench, self.name, "corrects")
+        if self.biases:
+            give_biases(bench.student, bench.teacher.graph_module)
 
     def length(self, bench: Bench) -> int:
         """Return the one step."""

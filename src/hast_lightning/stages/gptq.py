@@ -131,7 +131,8 @@ class GPTQ(ReadingStage):
             node = nodes[number]
             (entry,) = node.all_input_nodes
             rows = input_rows(layer, bench.layout(found[entry].to(device)))
-            product = rows.transpose(1, 2) @ rows
+            with torch.autocast(device.type, enabled=False):
+                product = rows.transpose(1, 2) @ rows
             total = product if total is None else total + product
             count += rows.shape[1]
         self._at = number
@@ -154,10 +155,11 @@ def _places(student: fx.GraphModule) -> list[_Place]:
 def _error(difference: Tensor, hessians: Tensor) -> float:
     """Return the squared error of a layer's outputs, summed over channels, per row of inputs."""
     parts = torch.chunk(difference.flatten(1), len(hessians))
-    return sum(
-        float(((part @ hessian) * part).sum()) / 2
-        for part, hessian in zip(parts, hessians, strict=True)
-    )
+    with torch.autocast(difference.device.type, enabled=False):
+        return sum(
+            float(((part @ hessian) * part).sum()) / 2
+            for part, hessian in zip(parts, hessians, strict=True)
+        )
 
 
 def advance(

@@ -49,7 +49,7 @@ from hast_lightning.quantization.sensitivity import (
     margin_lost,
     squared_error,
 )
-from hast_lightning.quantization.settings import MAX_BITS, MIN_BITS
+from hast_lightning.quantization.settings import BINARY, MAX_BITS, MIN_BITS
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import list_calls
 from hast_lightning.runtime.ranks import averaged
@@ -126,6 +126,7 @@ class SearchBits(ReadingStage):
     """Policies of one size that it keeps once they were measured."""
 
     batch_key = "samples"
+    changes_bits = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "bins", "every", "survivors", "kept"):
@@ -172,6 +173,11 @@ class SearchBits(ReadingStage):
             raise ConfigurationError(
                 f"order: {self.name} chooses bits of weights, which quantizer.overrides sets for "
                 "every layer"
+            )
+        if any(self._before[name] == BINARY for name in self._names):
+            raise ConfigurationError(
+                f"order: {self.name} chooses among two bits and more; quantizer.weight_bits=1 has "
+                "nothing to choose"
             )
         self._widths = [
             tuple(sorted(b for b in set(self.widths) if b >= self._least(layers[name])))
@@ -421,7 +427,7 @@ class SearchBits(ReadingStage):
         self._best = _policy(state["best"])
 
 
-_ALL = range(MIN_BITS, MAX_BITS + 1)
+_ALL = range(BINARY, MAX_BITS + 1)
 
 
 def _operations_per_bit(bench: Bench) -> dict[str, int]:

@@ -49,12 +49,14 @@ def channel_attention(features: Tensor) -> Tensor:
     Source: HAST (Li et al., CVPR 2023), feature alignment.
 
     Args:
-        features: (N, C, H, W), or maps of other dimensions (N, C, ...).
+        features: (N, C, H, W), or values of other dimensions (N, C, ...).
 
     Returns:
         (N, C), float32, every row of Euclidean length 1 (0 where all features are 0).
     """
-    mean_square: Tensor = _MeanSquare.apply(features)
+    # Of vectors each channel has one place.
+    maps = features if features.dim() > 2 else features.unsqueeze(-1)
+    mean_square: Tensor = _MeanSquare.apply(maps)
     return F.normalize(mean_square, dim=1)
 
 

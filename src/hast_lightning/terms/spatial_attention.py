@@ -35,7 +35,9 @@ def spatial_attention(features: Tensor) -> Tensor:
     Returns:
         (N, H * W), float32, every row of Euclidean length 1 (0 where all features are 0).
     """
-    return F.normalize(features.float().square().mean(dim=1).flatten(1), dim=1)
+    # Of vectors there is one place, which takes all attention.
+    maps = features if features.dim() > 2 else features.unsqueeze(-1)
+    return F.normalize(maps.float().square().mean(dim=1).flatten(1), dim=1)
 
 
 def spatial_losses(

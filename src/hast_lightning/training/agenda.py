@@ -22,6 +22,8 @@ class Leg:
         total: Its steps.
         groups: Groups of the metrics that its steps log.
         calibrates: The student's ranges are frozen in its last step.
+        begins_anew: It leaves a calibrated student that none of those before compares with: it
+            calibrates, or changes the bits of one that is calibrated.
         trains_student: Its steps change the student.
         improves: Sources whose samples its steps make better.
         student_steps: How many of its first steps train the student; none: all, or no step.
@@ -31,6 +33,7 @@ class Leg:
     total: int
     groups: tuple[str, ...] = ()
     calibrates: bool = False
+    begins_anew: bool = False
     trains_student: bool = False
     improves: tuple[str, ...] = ()
     student_steps: Callable[[int], int] | None = None
@@ -49,18 +52,22 @@ class Agenda:
     @classmethod
     def of(cls, stages: Mapping[str, Stage], bench: Bench) -> Agenda:
         """Return the agenda of stages that were bound, in their order."""
-        legs = (
-            Leg(
-                stage=name,
-                total=stage.length(bench),
-                groups=tuple(stage.all_terms),
-                calibrates=stage.calibrates,
-                trains_student=stage.trains_student,
-                improves=stage.improves,
-                student_steps=stage.student_steps,
+        legs, calibrated = [], False
+        for name, stage in stages.items():
+            begins_anew = stage.calibrates or (stage.changes_bits and calibrated)
+            calibrated = calibrated or stage.calibrates
+            legs.append(
+                Leg(
+                    stage=name,
+                    total=stage.length(bench),
+                    groups=tuple(stage.all_terms),
+                    calibrates=stage.calibrates,
+                    begins_anew=begins_anew,
+                    trains_student=stage.trains_student,
+                    improves=stage.improves,
+                    student_steps=stage.student_steps,
+                )
             )
-            for name, stage in stages.items()
-        )
         return cls(tuple(leg for leg in legs if leg.total))
 
     @property
