@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hast_lightning.api.quantized_model import QuantizedModel
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.export.artifact import open_artifact
@@ -130,6 +131,8 @@ def test_a_packed_file_answers_as_the_student_does(
     assert network(texts(3)).shape == (3, 16, VOCABULARY)
     with pytest.raises(DataError, match="texts of 16 tokens"):
         predict(path, tmp_path, None)
+    again = QuantizedModel.load(path).save(tmp_path / "again.safetensors")
+    assert torch.equal(open_artifact(again)[0](texts(3)), network(texts(3)))
 
 
 @pytest.mark.slow

@@ -121,13 +121,29 @@ def test_what_needs_a_label_of_each_image_is_refused(method: str, message: str) 
         )
 
 
-def test_masks_are_no_labels_of_images() -> None:
-    data = (noise(2, CHANNELS, SIZE, SIZE), torch.zeros(2, SIZE, SIZE, dtype=torch.long))
-    with pytest.raises(DataError, match="expected integers of shape"):
+def test_maps_have_no_accuracy() -> None:
+    words = {"method": "without_training", "overrides": [*SHORT, NO_LABELS], **INPUT}
+    model = hast_lightning.quantize(segmentation(), 4, schedule="demo", **words)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="this network puts out maps"):
+        model.evaluate((noise(SIZE, CHANNELS, SIZE, SIZE), torch.zeros(SIZE, dtype=torch.long)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, SIZE, SIZE), "expected integers of shape"),
+        ((2,), "FCN puts out maps.*choose data=none"),
+    ],
+    ids=["masks", "classes"],
+)
+def test_nothing_is_measured_by_labels(shape: tuple[int, ...], message: str) -> None:
+    data = (noise(2, CHANNELS, SIZE, SIZE), torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(DataError, match=message):
         hast_lightning.quantize(
             segmentation(),
             4,
             method="without_training",
+            schedule="demo",
             overrides=[*SHORT, NO_LABELS],
             data=data,
             **INPUT,

@@ -68,6 +68,9 @@ def test_a_whole_run_on_signals(tmp_path: Path) -> None:
     read = QuantizedModel.load(model.save(tmp_path / "student.safetensors"))
     torch.testing.assert_close(read(inputs), model(inputs))
     assert model.export_onnx(tmp_path / "student.onnx").exists()
+    torch.testing.assert_close(model.predict(inputs).logits, model(inputs))
+    for one in (inputs[0], [inputs[0]], inputs[:1].numpy()):
+        torch.testing.assert_close(model.predict(one).logits, model(inputs[:1]))
     assert "2 × 24 (channels × length)" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -389,6 +389,8 @@ def test_runs_without_a_result_are_named_with_their_reason(tmp_path: Path) -> No
         "3/job_failure.json": json.dumps({"message": "ran out\nof disk"}),
         "4/config.yaml": "",
         "4/failure.json": json.dumps(dataclasses.asdict(INTERRUPTED)),
+        "5/config.yaml": "seed: 0\nevaluate: false\n",
+        "0/.hydra/config.yaml": "",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -399,11 +401,19 @@ def test_runs_without_a_result_are_named_with_their_reason(tmp_path: Path) -> No
         f"{tmp_path / '2'}: killed, or still running",
         f"{tmp_path / '3'}: ran out of disk",
         f"{tmp_path / '4'}: interrupted at step 1 of 2 of stage distillation",
+        f"{tmp_path / '5'}: evaluate=false leaves none",
     ]
     assert notes([], named)[0] == f"Left out, without a result: {named[0]}"
     ended = r"no result.json; 1 of the runs there did not come to an end: .*1: failed at .*: no mem"
     with pytest.raises(DataError, match=ended):
         collect([tmp_path / "1"])
+
+
+def test_a_run_may_lie_in_a_folder_that_is_called_results(tmp_path: Path) -> None:
+    result("plain", 0, 90.0).write(tmp_path / "results" / "result.json")
+    for name in ("config.yaml", "origin.json"):
+        (tmp_path / "results" / name).write_text("{}")
+    assert len(collect([tmp_path])) == 1
 
 
 def test_studies_and_runs_below_one_folder_are_all_found(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ FORMS = {
     "tensors": lambda x, y: (x, y),
     "list of two": lambda x, y: [x, y],
     "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "labels of 16 bits": lambda x, y: (x, y.numpy().astype(np.uint16)),
+    "labels of 64 bits": lambda x, y: (x, y.numpy().astype(np.uint64)),
     "labels in a list": lambda x, y: (x, y.tolist()),
     "batches": batches,
     "dataset": TensorDataset,

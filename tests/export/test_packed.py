@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.export.description import Description
+from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.frozen import freeze, frozen_layers
-from hast_lightning.export.packed import read_packed, write_packed
+from hast_lightning.export.packed import read_packed, require_storable, write_packed
 from hast_lightning.quantization.settings import LayerBits
 from tests.export.families import CLASSES, FAMILIES, SHAPE, calibrated, family, noise
 
@@ -89,3 +92,14 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         read_packed(tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="does not exist"):
         read_packed(tmp_path / "missing.safetensors")
+
+
+def test_names_that_a_file_may_not_have_are_refused_before_it_is_written() -> None:
+    layers = nn.Sequential(OrderedDict([("conv 1", family("cifar_resnet"))]))
+    with pytest.raises(ModelError, match="has the name 'conv 1"):
+        require_storable(freeze(calibrated(layers.eval(), 4)))
+
+
+def test_a_description_of_long_signals_is_read_again() -> None:
+    long = replace(DESCRIPTION, input_shape=(3, 80_000))
+    assert Description.from_metadata({METADATA_KEY: long.to_json()}, "it") == long

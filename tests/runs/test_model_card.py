@@ -61,6 +61,11 @@ def test_without_labels_it_says_that_accuracy_is_not_known() -> None:
     card = model_card(DESCRIBED, unlabeled, None)
     assert "Accuracy was not measured" in card
     assert "Top-1" not in card
+    of_synthetic = "- The agreement was measured on synthetic images"
+    assert (of_synthetic in card) == ("synthetic" in unlabeled.agreement_on)
+    own = replace(unlabeled, agreement_on="held-out own images")
+    assert of_synthetic not in model_card(DESCRIBED, own, None)
+    assert of_synthetic not in model_card(DESCRIBED, None, None)
 
 
 def test_of_tokens_it_speaks_of_texts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ def test_images_that_cannot_be_read_are_named_and_the_others_kept(
         f"image file '{tmp_path}/bad.png'"
     )
     assert [row["file"] for row in rows((tmp_path / "table.csv").read_text())] == ["good.png"]
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(made: Path, tmp_path: Path) -> None:
+    whole = next((made / "images").rglob("*.png")).read_bytes()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    # As archives of other systems have it.
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(whole)
+    words = (
+        f"artifact={made / 'student.safetensors'}",
+        f"images={folder}",
+        "predictions=table.csv",
+    )
+    assert call("command=predict", *words, folder=tmp_path).status == 0
+    table = rows((tmp_path / "table.csv").read_text(encoding="utf-8"))
+    assert [row["file"] for row in table] == ["caf\\xe9.png"]
 
 
 def test_where_no_image_can_be_read_no_others_are_spoken_of(made: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def batches(images: Any, wanted: Description) -> Iterator[Tensor]:
     if pictures is not None:
         yield from picture_batches(pictures, wanted)
         return
-    numbers = as_tensor(_with_batch(images), ORIGIN)
+    numbers = as_tensor(_with_batch(images, len(wanted.input_shape)), ORIGIN)
     if not len(numbers):
         raise DataError(f"{ORIGIN}: there are no images")
     for part in torch.split(numbers, BATCH_SIZE):  # normalized, bytes take four times as much
@@ -62,9 +62,9 @@ def _files(path: str | os.PathLike[str], wanted: Description) -> list[Path]:
     return sample_files(Path(path).expanduser(), wanted, f"{ORIGIN}: {path}")
 
 
-def _with_batch(images: Any) -> Any:
-    """Return a single image, or a list of them, as a batch."""
-    if isinstance(images, list | tuple) and any(_dimensions(part) == 3 for part in images):
+def _with_batch(images: Any, dimensions: int) -> Any:
+    """Return a single image of so many dimensions, or a list of them, as a batch."""
+    if isinstance(images, list | tuple) and any(_dimensions(p) == dimensions for p in images):
         parts = [as_tensor(part, ORIGIN) for part in images]
         pixels = [part.dtype == torch.uint8 for part in parts]
         if any(pixels) and not all(pixels):  # the one would be taken for the other
@@ -74,7 +74,7 @@ def _with_batch(images: Any) -> Any:
         except (TypeError, ValueError, RuntimeError) as error:
             reason = first_line(error)
             raise DataError(f"{ORIGIN}: a list of images that are no batch: {reason}") from error
-    return images[None] if _dimensions(images) == 3 else images
+    return images[None] if _dimensions(images) == dimensions else images
 
 
 def _dimensions(images: Any) -> int | None:

@@ -18,10 +18,10 @@ from hast_lightning.api.images import batches
 from hast_lightning.api.loading import packed_file
 from hast_lightning.api.surroundings import undisturbed_process
 from hast_lightning.core.bits import FLOAT_BITS
-from hast_lightning.core.network import DIFFUSION
+from hast_lightning.core.network import DIFFUSION, TOKENS
 from hast_lightning.data.given import GivenData
 from hast_lightning.errors import ConfigurationError, DataError, StorageError
-from hast_lightning.export.artifact import FORMATS, open_artifact, write_artifact
+from hast_lightning.export.artifact import FORMATS, Network, open_artifact, write_artifact
 from hast_lightning.export.description import Description
 from hast_lightning.export.frozen import frozen_activations, frozen_layers
 from hast_lightning.export.onnx_graph import WRITING, require_packages
@@ -31,6 +31,9 @@ from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.records.folder import RESULT_FILE
 from hast_lightning.records.result import Result
 from hast_lightning.runs.model_card import bits_of, model_card
+
+PROOF_TEXTS = 32
+"""Texts of any tokens that a file of a loaded network is compared on."""
 
 
 class _LogitsAndLabels(NamedTuple):
@@ -149,6 +152,11 @@ class QuantizedModel(nn.Module):
         with torch.no_grad():
             for images, labels in GivenData(data, self.description):
                 answers = self(images.to(self._device)).argmax(dim=1).cpu()
+                if answers.dim() > 1:
+                    raise DataError(
+                        "evaluate is for classifiers, and this network puts out maps: call "
+                        "model(images)"
+                    )
                 right += int((answers == labels).sum())
                 count += len(labels)
         return 100 * right / count
@@ -329,9 +337,21 @@ class QuantizedModel(nn.Module):
 
     def _prove(self, name: str, path: Path, network: fx.GraphModule) -> None:
         written, _ = open_artifact(path)
+        shape, modality = self.description.input_shape, self.description.modality
         samples = [] if self._samples is None else [self._samples]
-        shape, values = self.description.input_shape, self.description.modality == DIFFUSION
-        prove(name, written, network, samples, shape, values=values)
+        first: Network = written
+        second: Network = network
+        if modality == TOKENS:
+            if not samples:  # any texts will do, since there is no noise of tokens
+                seeded, size = torch.Generator().manual_seed(0), (PROOF_TEXTS, *shape)
+                samples = [torch.randint(self.description.num_classes, size, generator=seeded)]
+            first, second = (_of_texts(each, self.description) for each in (written, network))
+        prove(name, first, second, samples, shape, values=modality == DIFFUSION)
+
+
+def _of_texts(network: Network, description: Description) -> Network:
+    """Return logits of whole texts, (N, tokens), in place of those of each position."""
+    return lambda texts: description.logits(network(texts))
 
 
 def _path(given: Any) -> Path:

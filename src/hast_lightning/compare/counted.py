@@ -24,7 +24,7 @@ Flat = Mapping[str, Any]
 NOT_SETTINGS = (
     # What does not change the numbers, or has a column of its own.
     *("recipe", "command", "seed", "resume", "modules", "runs", "compare", "method", "report"),
-    *("safeguard", "tags", "task_name", "trust"),
+    *("safeguard.enabled", "safeguard.tolerance", "tags", "task_name", "trust"),
     *("artifact", "images", "predictions", "logger", "callbacks", "export", "evaluate"),
     *("quantizer.weight_bits", "quantizer.activation_bits", "quantizer.bits"),
     *("model.checkpoint", "data.batch_size"),

@@ -91,6 +91,8 @@ def unfinished(names: Iterable[str | Path]) -> list[str]:
         for name in (CONFIG_FILE, JOB_FAILURE_FILE)
         for file in place.rglob(name)
         if not file.with_name(RESULT_FILE).exists()
+        # Such as .hydra, a run's folder of Hydra's own configuration.
+        and not file.parent.name.startswith(".")
     }
     return [f"{folder}: {how_it_ended(folder)}" for folder in sorted(folders)]
 
@@ -124,6 +126,8 @@ def _below(place: Path) -> Iterator[Path]:
 
 def _is_result(file: Path) -> bool:
     in_study = file.suffix == ".json" and file.absolute().parent.name == STUDY_FOLDER
+    # A run may have a folder of that name, too.
+    in_study = in_study and not file.with_name(CONFIG_FILE).is_file()
     return file.name == RESULT_FILE or in_study
 
 

@@ -19,6 +19,8 @@ from hast_lightning.errors import ModelError
 Structure = str | tuple[Any, ...] | None
 """The name of a tensor; none; or a container: ``("dict", ((key, structure), ...))``, or ``"tuple"``
 or ``"list"`` with ``(structure, ...)``."""
+LARGEST_SIDE = 2**24
+"""What no side of a tensor reaches; more in a file is damage."""
 _SEQUENCES = {"tuple": tuple, "list": list}
 
 
@@ -128,7 +130,9 @@ class Outputs:
         names = tuple(content["names"])
         shapes = tuple(tuple(shape) for shape in content["shapes"])
         structure = _from_plain(content["structure"])
-        whole = all(type(side) is int and 0 < side < 2**16 for shape in shapes for side in shape)
+        whole = all(
+            type(side) is int and 0 < side < LARGEST_SIDE for shape in shapes for side in shape
+        )
         fits = tuple(_names_in(structure)) == names and len(shapes) == len(names) > 1
         if not (whole and fits and len(set(names)) == len(names)):
             raise ValueError(f"outputs={content!r}")

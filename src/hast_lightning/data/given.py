@@ -319,9 +319,10 @@ def _labels(given: Any, count: int, classes: int) -> Tensor:
             f"data: labels of type {labels.dtype} and shape {tuple(labels.shape)}; expected "
             f"integers of shape ({count},)"
         )
+    labels = labels.long()
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(
             f"data: labels from {int(labels.min())} to {int(labels.max())}; the network knows 0 "
             f"to {classes - 1}"
         )
-    return labels.long()
+    return labels

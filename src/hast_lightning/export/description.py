@@ -13,7 +13,7 @@ from torch import Tensor
 from hast_lightning import __version__
 from hast_lightning.core.front_end import FrontEnd
 from hast_lightning.core.network import FEATURES, MODALITIES, PICTURES, TOKENS
-from hast_lightning.core.outputs import Outputs
+from hast_lightning.core.outputs import LARGEST_SIDE, Outputs
 from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.graph.heads import HEADS, LOGITS, SEVERAL, logits_of, probabilities_of
 
@@ -135,7 +135,7 @@ def _check(description: Description) -> None:
     if (len(shape) == 1) != (description.modality == TOKENS):
         raise ValueError(f"modality={description.modality!r} with input_shape={shape}")
     if len(shape) not in (1, 2, 3) or not all(
-        isinstance(size, int) and 0 < size < 2**16 for size in shape
+        isinstance(size, int) and 0 < size < LARGEST_SIDE for size in shape
     ):
         raise ValueError(f"input_shape={shape}")
     if not isinstance(classes, int) or classes < 1:

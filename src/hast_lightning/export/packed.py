@@ -28,9 +28,10 @@ def require_storable(network: fx.GraphModule) -> None:
     """Refuse a frozen network that a packed checkpoint cannot describe.
 
     Raises:
-        ModelError: it has a layer or calls a function that is not in the vocabulary.
+        ModelError: it has a layer or calls a function that is not in the vocabulary, or names that
+            a file may not have.
     """
-    compact_json(architecture.describe(network))
+    architecture.build(_parse(compact_json(architecture.describe(network))))
 
 
 def write_packed(network: fx.GraphModule, description: Description, path: Path) -> None:

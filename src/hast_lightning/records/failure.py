@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hast_lightning.core.batch import Progress
 from hast_lightning.errors import UserError
-from hast_lightning.records.folder import JOB_FAILURE_FILE
+from hast_lightning.records.folder import CONFIG_FILE, JOB_FAILURE_FILE
 from hast_lightning.runtime.ranks import rank
 
 FAILURE_FILE = "failure.json"
@@ -112,6 +112,9 @@ def how_it_ended(folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((folder / JOB_FAILURE_FILE).read_text(encoding="utf-8"))
         return " ".join(str(record["message"]).split())
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if "evaluate: false\n" in (folder / CONFIG_FILE).read_text(encoding="utf-8"):
+            return "evaluate=false leaves none"
     return "killed, or still running"
 
 

@@ -25,6 +25,7 @@ from hast_lightning.data.given import GivenData
 from hast_lightning.data.image_folder import ImageFolderData
 from hast_lightning.data.texts import TextData, next_tokens
 from hast_lightning.errors import ConfigurationError, DataError, DivergenceError
+from hast_lightning.graph.outputs import puts_out_maps
 from hast_lightning.graph.tracing import trace
 from hast_lightning.models.teacher import batch_norms_are_new
 from hast_lightning.models.zoo import load_all
@@ -183,6 +184,11 @@ def build(
             f"data= has labels, and the network {network.name} puts out several tensors "
             f"({network.outputs.in_words}): leave it out, and compare what both networks say to "
             "your images in Python"
+        )
+    if (data is not None or config.data.source != "none") and puts_out_maps(network.network):
+        raise DataError(
+            f"data: the network {network.name} puts out maps, of which labels of whole images say "
+            "nothing: choose data=none"
         )
     evaluation_data = data or load_evaluation_data(config.data, network)
     module = ZeroShotQuantization(config, network, build_sources(config, network))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError, ExportError, ModelError, UserError
 from hast_lightning.export.artifact import FORMATS, Network, open_artifact, write_artifact
-from hast_lightning.export.description import Description
+from hast_lightning.export.description import METADATA_KEY, Description
 from hast_lightning.export.frozen import freeze
 from hast_lightning.export.onnx_file import open_session, write_float_onnx
 from hast_lightning.export.onnx_graph import WRITING, graph_with_placeholders, require_packages
@@ -64,6 +64,8 @@ def require_exportable(run: Run, wanted: Collection[str] = ()) -> None:
         require_packages(WRITING)
     if not formats:
         return
+    # What it says of itself is to be read again.
+    Description.from_metadata({METADATA_KEY: describe(run).to_json()}, "a file of the student")
     student = copy.deepcopy(run.module.student)
     for quantizer in activation_quantizers(student):
         quantizer.set_range(torch.zeros(()), torch.ones(()))

@@ -158,7 +158,8 @@ def _limits(description: Description, result: Result | None) -> Iterator[str]:
     if result is None or result.kept_top1 is None:
         labeled = "texts of the user's" if texts else "labeled images"
         yield f"- Accuracy was not measured: no {labeled} were at hand."
-        yield f"- The agreement was measured on synthetic {what}; on real ones it may be lower."
+        if result is not None and "synthetic" in result.agreement_on:
+            yield f"- The agreement was measured on synthetic {what}; on real ones it may be lower."
     else:
         yield f"- The accuracy is of the {what} named above, and of no others."
     yield "- What the full-precision network gets wrong, this one gets wrong, too."

@@ -182,6 +182,10 @@ def _rows(
     names = description.class_names
     for tensors in prepared:
         outputs = network(torch.stack(list(tensors.values())))
+        if outputs.dim() > 2:
+            raise DataError(
+                "predict is for classifiers, and this network puts out maps: call it in Python"
+            )
         best = description.probabilities(outputs).max(dim=1)
         probabilities, classes = (part.tolist() for part in best)
         for name, index, probability in zip(tensors, classes, probabilities, strict=True):
@@ -197,6 +201,8 @@ def _readable(
         tensors: dict[str, Tensor] = {}
         for path in chunk:
             name = path.name if path == root else str(path.relative_to(root))
+            # A name that is no text cannot be written.
+            name = os.fsencode(name).decode("utf-8", "backslashreplace")
             try:
                 tensors[name] = read(path)
             except DataError as error:

@@ -110,7 +110,7 @@ class _Sums(NamedTuple):
 
     @classmethod
     def of(cls, found: Tensor, expected: Tensor) -> _Sums:
-        found, expected = found.double(), expected.double()
+        found, expected = found.detach().double(), expected.detach().double()
         return cls(
             (found - expected).square().sum(),
             expected.square().sum(),
