@@ -132,7 +132,7 @@ def test_maps_have_no_accuracy() -> None:
     ("shape", "message"),
     [
         ((2, SIZE, SIZE), "expected integers of shape"),
-        ((2,), "FCN puts out maps.*choose data=none"),
+        ((2,), "FCN puts out maps.*data=none"),
     ],
     ids=["masks", "classes"],
 )
