@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from hast_lightning import quantize
+from hast_lightning.api.surroundings import undisturbed_process
 from hast_lightning.errors import ConfigurationError, DataError
 from tests.small_calls import INPUT, SHORT, digits_network
 
@@ -79,3 +81,14 @@ def test_a_module_without_such_data_is_refused() -> None:
 def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         call(**arguments)
+
+
+def test_what_lightning_sets_for_the_process_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with undisturbed_process():
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = True
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
+from torch.optim import Adam
 
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.methods.sadag import (
@@ -21,6 +22,7 @@ from hast_lightning.methods.sadag import (
     likeness,
     neighbors,
 )
+from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.records.result import Result
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY, call
@@ -180,6 +182,24 @@ def test_the_student_begins_anew_behind_it() -> None:
     assert not module.ranges_frozen
     for name, value in module.student.state_dict().items():
         torch.testing.assert_close(value, fresh[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_bits_that_a_search_chose_and_biases_that_came_later_stay_behind_it() -> None:
+    module, _, stage = built(REFINED)
+    (_, layer), *_ = quantized_layers(module.student)
+    layer.weight_quantizer.change_bits(8, layer.weight)
+    assert layer.bias is None
+    layer.bias = nn.Parameter(torch.ones(len(layer.weight)))
+    stage.end(module.bench)
+    assert layer.weight_quantizer.bits == 8
+    assert not layer.bias.any()
+
+
+def test_the_rate_of_refining_is_its_own() -> None:
+    _, bank, stage = built(REFINED, "sources.bank.falls=cosine")
+    optimizer = Adam([nn.Parameter(torch.zeros(1))], stage.lr)
+    bank.step_plateau(1.0, optimizer, stage.min_lr)
+    assert optimizer.param_groups[0]["lr"] == stage.lr
 
 
 def test_the_student_is_left_alone_while_images_are_refined() -> None:

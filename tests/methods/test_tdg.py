@@ -66,6 +66,13 @@ def test_images_are_blended_with_those_of_the_step_before_as_they_were() -> None
     assert ((after >= 2) & (after <= 3)).all()
 
 
+def test_images_that_change_in_place_are_blended_with_what_they_were() -> None:
+    transform, images = blend(0.0), torch.zeros(6, 1, 2, 2)
+    transform(Batch(images))
+    images.fill_(1)
+    assert float(transform(Batch(images)).inputs.min()) < 0.99
+
+
 def test_a_batch_of_another_size_stays_and_a_share_of_one_changes_nothing() -> None:
     transform = blend(1.0)
     transform(Batch(torch.randn(4, 1, 2, 2)))

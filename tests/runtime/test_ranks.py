@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
+from hast_lightning.api.surroundings import undisturbed_process
 from hast_lightning.runtime.ranks import (
+    alone,
     average_gradients,
     averaged,
     broadcast_parameters,
@@ -29,3 +32,17 @@ def test_one_process_is_the_identity() -> None:
     broadcast_parameters(layer)
     assert torch.equal(layer.weight, before)
     assert torch.equal(layer.weight.grad, gradient)  # type: ignore[arg-type]
+
+
+def test_a_run_may_be_alone_in_a_program_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    assert (world_size(), rank()) == (2, 1)
+    with alone():
+        assert (world_size(), rank()) == (1, 0)
+    with undisturbed_process():
+        assert gathered_objects(3) == [3]
+    assert world_size() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -91,6 +92,26 @@ def test_a_whole_batch_is_not_halved_where_memory_is_short(monkeypatch: pytest.M
     with pytest.raises(MemoryLimitError, match=message):
         fit(module)
     assert module.micro_batch is None
+
+
+def test_an_attempt_that_ran_out_of_memory_holds_nothing_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("stages.distillation.batch_size=8", "trainer.halve_on_out_of_memory=true")
+    module = build_module(small(*words))
+    whole, held = Distill._backward_all, list[weakref.ref[Tensor]]()
+
+    def limited(stage: Any, bench: Any, batch: Any, *rest: Any) -> None:
+        assert all(each() is None for each in held)
+        activations = torch.zeros(len(batch.inputs))
+        if len(activations) > 2:
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        whole(stage, bench, batch, *rest)
+
+    monkeypatch.setattr(Distill, "_backward_all", limited)
+    fit(module)
+    assert (module.micro_batch, len(held)) == (2, 2)
 
 
 FLOAT = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError, DivergenceError
+from hast_lightning.methods.coboosting import Boost
 from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.sources.noise import Noise
@@ -243,3 +245,16 @@ def test_finished_images_that_are_not_finite_end_the_run_in_one_line() -> None:
     assert str(caught.value).startswith(
         "finished images are NaN or infinite at step 3 of 6 of stage synthesis: lower the"
     )
+
+
+def test_stages_of_a_stage_prepare_their_first_step() -> None:
+    """As that which measures the centers of classes, without which it draws images to zeros."""
+    began: list[str] = []
+    synthesis, distillation = (
+        SimpleNamespace(begin=lambda bench, of=name: began.append(of))
+        for name in ("first", "second")
+    )
+    both = SimpleNamespace(synthesis=synthesis, distillation=distillation)
+    Alternate.begin(both, None)  # type: ignore[arg-type]
+    Boost.begin(SimpleNamespace(_phases=[synthesis, distillation]), None)  # type: ignore[arg-type]
+    assert began == 2 * ["first", "second"]

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from hast_lightning.runtime.random_streams import random_streams, set_random_streams
+from hast_lightning.runtime.ranks import alone
 
-SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
 LIGHTNING_LOG = "lightning.pytorch"
 
 
@@ -31,9 +32,10 @@ _ONE_AT_A_TIME = threading.RLock()
 def undisturbed_process() -> Iterator[None]:
     """Put back what a run sets for a whole process; of several threads one comes after the other.
 
-    These are random streams, warning filters, the level of Lightning's log, torch's threads and
-    its treatment of denormal numbers, and the variables by which Lightning hands on a seed. Inside,
-    torch is as a new process has it, whatever the caller has chosen: see :func:`_plain_torch`.
+    These are random streams, warning filters, the level of Lightning's log, torch's threads, its
+    treatment of denormal numbers and its choice of kernels, and variables that Lightning sets.
+    Inside, torch is as a new process has it, whatever the caller has chosen (see
+    :func:`_plain_torch`), and the run is alone, also in one of several processes.
     """
     with _ONE_AT_A_TIME:
         yield from _undisturbed()
@@ -42,10 +44,13 @@ def undisturbed_process() -> Iterator[None]:
 def _undisturbed() -> Iterator[None]:
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     log = logging.getLogger(LIGHTNING_LOG)
-    level, seeds = log.level, {name: os.environ.get(name) for name in SEED_VARIABLES}
+    level, variables = log.level, {name: os.environ.get(name) for name in VARIABLES}
     streams = random_streams()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    compares_kernels = torch.backends.cudnn.benchmark
     try:
-        with warnings.catch_warnings(), _plain_torch():
+        with warnings.catch_warnings(), _plain_torch(), alone():
             yield
     finally:
         # Lightning's own context does so only where nothing is raised.
@@ -53,7 +58,9 @@ def _undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushes)
         log.setLevel(level)
-        for name, value in seeds.items():
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.backends.cudnn.benchmark = compares_kernels
+        for name, value in variables.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value

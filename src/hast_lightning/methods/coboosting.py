@@ -217,7 +217,7 @@ class HardPool(ImageBank):
             self.active.copy_(self._proposed)
         return super().improved(loss, optimizers)
 
-    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
+    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
         """Leave the rate as it is."""
 
     @torch.no_grad()
@@ -368,6 +368,11 @@ class Boost(Stage):
         # Registered, so that what their parts hold moves to the device and into checkpoints.
         self._phases = nn.ModuleList(bound.values())
         self._phase = "synthesis"
+
+    def begin(self, bench: Bench) -> None:
+        """Prepare the phases."""
+        for phase in self._phases:
+            phase.begin(bench)  # type: ignore[operator]
 
     def length(self, bench: Bench) -> int:
         """Return the steps of all epochs."""

@@ -23,7 +23,11 @@ from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench, Outcome
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.classifier import classifier_input, feature_vectors
-from hast_lightning.quantization.fake_quant import ActivationMode, set_activation_mode
+from hast_lightning.quantization.fake_quant import (
+    ActivationMode,
+    quantized_layers,
+    set_activation_mode,
+)
 from hast_lightning.sources.image_bank import FRESH_PLATEAU
 from hast_lightning.sources.latent_bank import LatentBank
 from hast_lightning.stages.loss import see, weighted_loss
@@ -148,7 +152,7 @@ class KeptLatentBank(LatentBank):
 
     def step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float) -> None:
         """Reduce the rate of the latents where the loss does not fall any more."""
-        self._step_plateau(loss, optimizer, min_lr)
+        self._on_plateau(loss, optimizer, min_lr)
 
     @torch.no_grad()
     def put_back(self) -> Batch:
@@ -313,6 +317,13 @@ class Refine(Synthesize):
 
     def end(self, bench: Bench) -> None:
         """Have the student start anew: it was rebuilt on the images before."""
-        bench.student.load_state_dict(self._converted)
+        bits = {n: layer.weight_quantizer.bits for n, layer in quantized_layers(bench.student)}
+        # Biases that a later stage was to correct were given behind this one, and are zero.
+        missing, _ = bench.student.load_state_dict(self._converted, strict=False)
+        for name in missing:
+            bench.student.get_parameter(name).data.zero_()
+        for name, layer in quantized_layers(bench.student):
+            if layer.weight_quantizer.bits != bits[name]:  # a search chose them
+                layer.weight_quantizer.change_bits(bits[name], layer.weight)
         set_activation_mode(bench.student, ActivationMode.FLOAT)
         bench.ranges_frozen = False

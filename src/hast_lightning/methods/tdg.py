@@ -83,7 +83,8 @@ class BlendOverTime(Transform):
     def forward(self, batch: Batch, gradient: Tensor | None = None) -> Batch:
         """Return the blended batch."""
         images, former = batch.inputs, self._former
-        self._former = images.detach()
+        # A copy: a source may change its images in place.
+        self._former = images.detach().clone()
         if former is None or former.shape != images.shape:
             return batch
         drawn = torch.rand(len(images), *[1] * (images.dim() - 1), device=images.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,8 @@ PLACE_IN_SOURCE = re.compile(r"^\[[^]]*\.\w+:\d+\]\s*")
 RANK_SEED_STRIDE = 1_000_003
 """A prime, so that the streams of neighbouring seeds on neighbouring ranks do not coincide."""
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
 
 def world_size() -> int:
     """Return the number of processes of the run."""
@@ -35,7 +38,17 @@ def rank() -> int:
 
 
 def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return not _alone.get() and distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Be the only process of a run, whatever processes the caller's program has."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def rank_seed(seed: int) -> int:

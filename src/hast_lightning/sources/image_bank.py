@@ -227,12 +227,15 @@ class ImageBank(TrainedSource):
         self._start_fresh_batch(optimizers["adam"])
         return finished
 
-    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
+    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
         if self.falls == "cosine":
             share = (self.iteration + 1) / self.iterations
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * share))
-            return
+        else:
+            self._on_plateau(loss, optimizer, self.min_lr)
+
+    def _on_plateau(self, loss: float, optimizer: Optimizer, min_lr: float) -> None:
         if self.factor == 1:  # torch refuses it; it means a constant rate
             return
         # Rebuilt from plain numbers at every step: they are what a checkpoint can hold.
@@ -240,7 +243,7 @@ class ImageBank(TrainedSource):
             optimizer,
             factor=self.factor,
             patience=self.patience,
-            min_lr=self.min_lr if min_lr is None else min_lr,
+            min_lr=min_lr,
         )
         plateau.load_state_dict(self._plateau)
         plateau.step(loss)

@@ -135,7 +135,7 @@ class ScheduledBank(ImageBank):
                 self.active.copy_(torch.minimum(torch.maximum(self.active, black), white))
         return super().improved(loss, optimizers)
 
-    def _step_plateau(self, loss: float, optimizer: Optimizer, min_lr: float | None = None) -> None:
+    def _step_plateau(self, loss: float, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.rate(self.iteration + 1)
 

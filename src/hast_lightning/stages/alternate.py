@@ -90,6 +90,11 @@ class Alternate(Stage):
         """Return the iterations."""
         return self.steps
 
+    def begin(self, bench: Bench) -> None:
+        """Prepare both steps."""
+        self.synthesis.begin(bench)
+        self.distillation.begin(bench)
+
     def step(self, bench: Bench, index: int) -> Outcome:
         """Do a step of both."""
         self._in_distillation = False

@@ -188,11 +188,13 @@ class Distill(ReadingStage):
         except torch.OutOfMemoryError:
             if not bench.halve_on_out_of_memory or self._whole or size == 1:
                 raise
-            bench.micro_batch = (size + 1) // 2
-            _log.warning("out of memory with %d images: going on with %d", size, bench.micro_batch)
-            # Nothing of an attempt that memory was too small for counts.
-            return self._accumulate(bench, batch, stepper, progress)
-        return outcome
+        else:
+            return outcome
+        # Behind the exception, which holds on to all that the attempt had in memory. Nothing of it
+        # counts.
+        bench.micro_batch = (size + 1) // 2
+        _log.warning("out of memory with %d images: going on with %d", size, bench.micro_batch)
+        return self._accumulate(bench, batch, stepper, progress)
 
     def _backward_all(
         self,

@@ -16,7 +16,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import DivergenceError, ModelError
-from hast_lightning.runtime.ranks import answered
+from hast_lightning.runtime.ranks import answered, world_size
 
 PERCENT_DIGITS = 4
 LARGEST = 1e12
@@ -56,6 +56,13 @@ def _gathered(state: Tensor, group: Any = None) -> list[Tensor]:
     """Gather a metric's state as torchmetrics does, but tell a lost rank as such."""
     with answered():
         return gather_all_tensors(state, group)
+
+
+_AMONG_RANKS: dict[str, Any] = {
+    "dist_sync_fn": _gathered,
+    "distributed_available_fn": lambda: world_size() > 1,
+}
+"""How metrics go over processes: those of the run, not of the program that it is part of."""
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -147,7 +154,7 @@ class RelativeError(Metric):
     full_state_update = False
 
     def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__(dist_sync_fn=_gathered)
+        super().__init__(**_AMONG_RANKS)
         for name in _Sums._fields:
             zeros = torch.zeros(tuple(shape) if name == "total" else (), dtype=torch.float64)
             self.add_state(name, default=zeros, dist_reduce_fx="sum")
@@ -177,7 +184,7 @@ class Confusion(Metric):
     full_state_update = False
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(dist_sync_fn=_gathered)
+        super().__init__(**_AMONG_RANKS)
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", default=zeros, dist_reduce_fx="sum")
 
@@ -212,10 +219,10 @@ def evaluate(
     """
     # With several processes each sees its share; computing adds up what all have seen.
     metrics = [
-        MulticlassAccuracy(num_classes, average="micro", dist_sync_fn=_gathered).to(device)
+        MulticlassAccuracy(num_classes, average="micro", **_AMONG_RANKS).to(device)
         for _ in range(3)
     ]
-    images_seen = SumMetric(dist_sync_fn=_gathered).to(device)
+    images_seen = SumMetric(**_AMONG_RANKS).to(device)
     perplexities = _Perplexities(device)
     for images, labels in batches:
         of_teacher, of_student = teacher(images.to(device)), student(images.to(device))
@@ -252,7 +259,7 @@ class _Perplexities:
     def __init__(self, device: torch.device) -> None:
         # In double precision, since tokens are many.
         self._sums = [
-            SumMetric(dist_sync_fn=_gathered).set_dtype(torch.float64).to(device) for _ in range(3)
+            SumMetric(**_AMONG_RANKS).set_dtype(torch.float64).to(device) for _ in range(3)
         ]
         self._met = False
 
@@ -295,7 +302,7 @@ def evaluate_values(
     """
     named = zip(outputs.names, outputs.shapes, strict=True)
     metrics = {name: RelativeError(shape or (1,)).to(device) for name, shape in named}
-    seen = SumMetric(dist_sync_fn=_gathered).to(device)
+    seen = SumMetric(**_AMONG_RANKS).to(device)
     for inputs in batches:
         of_teacher, of_student = teacher(inputs.to(device)), student(inputs.to(device))
         _require_finite(of_teacher, of_student)

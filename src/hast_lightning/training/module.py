@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -238,14 +239,16 @@ class ZeroShotQuantization(PreparedBench, LightningModule):
             states = self._optimizer_states().items()
             own["optimizers"] = {name: state for name, state in states if name in names}
             own["buffers"] = self._own_buffers()
-        return own
+        # Every rank would open what others send on the devices that it comes from.
+        on_cpu: dict[str, Any] = move_data_to_device(own, torch.device("cpu"))
+        return on_cpu
 
     def _own_buffers(self) -> dict[str, Any]:
         """Return what this rank's passes left in the student, in parts and in shared sources."""
         parameters = {name for name, _ in self.named_parameters()}
         others = ["teacher."] + [f"source_{n}." for n, s in self.sources.items() if not s.shared]
         return {
-            name: value.cpu() if isinstance(value, Tensor) else value
+            name: value
             for name, value in self.state_dict().items()
             if name not in parameters and not name.startswith(tuple(others))
         }
