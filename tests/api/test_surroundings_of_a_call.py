@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
@@ -92,3 +93,15 @@ def test_what_lightning_sets_for_the_process_is_put_back(monkeypatch: pytest.Mon
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_a_call_in_a_later_process_of_a_program_writes_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    call(folder=tmp_path / "run")
+    for name in ("config.yaml", "origin.json", "metrics.csv", "result.json"):
+        assert (tmp_path / "run" / name).is_file() or name == "result.json"
+    assert rank_zero_only.rank == 1  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        call(folder=tmp_path / "run")

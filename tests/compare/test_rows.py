@@ -401,7 +401,7 @@ def test_runs_without_a_result_are_named_with_their_reason(tmp_path: Path) -> No
         f"{tmp_path / '2'}: killed, or still running",
         f"{tmp_path / '3'}: ran out of disk",
         f"{tmp_path / '4'}: interrupted at step 1 of 2 of stage distillation",
-        f"{tmp_path / '5'}: evaluate=false leaves none",
+        f"{tmp_path / '5'}: without evaluation (evaluate=false), killed, or still running",
     ]
     assert notes([], named)[0] == f"Left out, without a result: {named[0]}"
     ended = r"no result.json; 1 of the runs there did not come to an end: .*1: failed at .*: no mem"

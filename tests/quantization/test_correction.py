@@ -264,3 +264,18 @@ def test_a_linear_layer_over_places_is_told_nothing(by_channel: bool) -> None:
     network = trace(nn.Sequential(*layers, *pooled, nn.Linear(16, 5)).eval())
     made = convert(network, QuantizerConfig(bits=2))
     assert correct_by_statistics(made, network) == int(by_channel)
+
+
+VECTORS = {
+    "linear, then an activation": (nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.BatchNorm1d(8)),
+    "linear, then dropout": (nn.Flatten(), nn.Linear(192, 8), nn.Dropout(), nn.BatchNorm1d(8)),
+    "pooled": (nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8)),
+}
+
+
+@pytest.mark.parametrize("layers", VECTORS.values(), ids=VECTORS)
+def test_a_linear_layer_behind_vectors_is_told_their_means(layers: tuple[nn.Module, ...]) -> None:
+    network = trace(nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 5)).eval())
+    made = convert(network, QuantizerConfig(bits=2))
+    # The layer in front takes in nothing that is told.
+    assert correct_by_statistics(made, network) == 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from hast_lightning.runtime.random_streams import random_streams, set_random_streams
 from hast_lightning.runtime.ranks import alone
@@ -49,7 +50,10 @@ def _undisturbed() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     compares_kernels = torch.backends.cudnn.benchmark
+    # Lightning's own number of the process, which decides who writes files.
+    number = getattr(rank_zero_only, "rank", 0)
     try:
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
         with warnings.catch_warnings(), _plain_torch(), alone():
             yield
     finally:
@@ -58,6 +62,7 @@ def _undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushes)
         log.setLevel(level)
+        rank_zero_only.rank = number  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
         torch.backends.cudnn.benchmark = compares_kernels
         for name, value in variables.items():

@@ -49,3 +49,7 @@ class SafeguardConfig:
         require_range("safeguard.images", self.images, 2)
         require_range("safeguard.iterations", self.iterations, 0)
         require_range("safeguard.tolerance", self.tolerance, 0, 1)
+
+    def unused(self) -> tuple[str, ...]:
+        """Return what changes no number of the run where nobody judges."""
+        return () if self.enabled else ("images", "iterations")

@@ -163,7 +163,7 @@ class PretrainedNetwork:
         return moved if self.center is None else moved + self.center.to(moved)
 
     def standardized(self, inputs: Tensor) -> Tensor:
-        """Return what :meth:`inputs_of` makes ``inputs`` of."""
+        """Return inputs (N, C, H, W) in deviations from their mean: undoes :meth:`inputs_of`."""
         moved = inputs if self.center is None else inputs - self.center.to(inputs)
         return moved if self.spread is None else moved / self.spread.to(inputs)
 

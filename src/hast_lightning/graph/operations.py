@@ -133,11 +133,14 @@ def makes_vectors(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """
     layer = layer_of(node, graph_module)
     if isinstance(layer, nn.Flatten):
-        return layer.start_dim == 1
+        return (layer.start_dim, layer.end_dim) == (1, -1)
     if calls(node, (torch.flatten, "flatten")):
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        return bool(start == 1)
-    return calls(node, (torch.mean, "mean"))
+        ends = {"start_dim": 0, "end_dim": -1} | node.kwargs
+        ends |= dict(zip(ends, node.args[1:], strict=False))
+        return (ends["start_dim"], ends["end_dim"]) == (1, -1)
+    if calls(node, (torch.mean, "mean")):
+        return not (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+    return False
 
 
 def is_depthwise(layer: nn.Module | None) -> bool:

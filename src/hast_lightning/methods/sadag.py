@@ -318,10 +318,13 @@ class Refine(Synthesize):
     def end(self, bench: Bench) -> None:
         """Have the student start anew: it was rebuilt on the images before."""
         bits = {n: layer.weight_quantizer.bits for n, layer in quantized_layers(bench.student)}
-        # Biases that a later stage was to correct were given behind this one, and are zero.
-        missing, _ = bench.student.load_state_dict(self._converted, strict=False)
-        for name in missing:
-            bench.student.get_parameter(name).data.zero_()
+        # Biases that a later stage corrects were given behind this one, and are zero.
+        given = {
+            name: torch.zeros_like(value)
+            for name, value in bench.student.state_dict().items()
+            if name not in self._converted and name.endswith(".bias")
+        }
+        bench.student.load_state_dict({**self._converted, **given})
         for name, layer in quantized_layers(bench.student):
             if layer.weight_quantizer.bits != bits[name]:  # a search chose them
                 layer.weight_quantizer.change_bits(bits[name], layer.weight)

@@ -77,7 +77,7 @@ class LowPass(Transform):
         """Look at what the network takes in.
 
         Raises:
-            ModelError: it is no image, and has no two sides.
+            ModelError: no values (C, H, W).
         """
         if len(teacher.pretrained.input_shape) != 3:
             raise ModelError(

@@ -23,6 +23,7 @@ from hast_lightning.graph.operations import (
     IDENTITIES,
     TRANSPOSED_LAYERS,
     calls,
+    is_activation,
     is_rectifier,
     layer_of,
     makes_vectors,
@@ -287,9 +288,8 @@ def _told(network: fx.GraphModule) -> dict[fx.Node, _Told]:
 def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told]) -> _Told | None:
     layer = layer_of(node, network)
     if isinstance(layer, BATCH_NORMS) and layer.affine:
-        behind = layer_of(node.all_input_nodes[0], network)
         mean, deviation = layer.bias.detach().double(), layer.weight.detach().double().abs()
-        return _Told(mean, deviation, vectors=isinstance(behind, nn.Linear))
+        return _Told(mean, deviation, vectors=_takes_vectors(node, network))
     known = [told[source] for source in node.all_input_nodes if source in told]
     if not known or len(known) < len(node.all_input_nodes):
         return None
@@ -308,6 +308,17 @@ def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told])
     if isinstance(layer, (*_AVERAGING_LAYERS, nn.Flatten)) or calls(node, _MEAN_KEEPING):
         return _Told(first.mean, vectors=vectors)
     return None
+
+
+def _takes_vectors(norm: fx.Node, network: fx.GraphModule) -> bool:
+    """Return whether a BatchNorm takes in one value for each channel."""
+    at = norm.all_input_nodes[0]
+    keeping = (*IDENTITIES, *BATCH_NORMS)
+    while len(at.all_input_nodes) == 1 and (
+        is_activation(at, network) or isinstance(layer_of(at, network), keeping)
+    ):
+        at = at.all_input_nodes[0]
+    return isinstance(layer_of(at, network), nn.Linear) or makes_vectors(at, network)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ SETTLED = 1e-4
 def equalized(pretrained: PretrainedNetwork, *, per_tensor: bool) -> PretrainedNetwork:
     """Return the network with equalized channels: the same function, up to float rounding.
 
-    A line says so where no two of its layers follow each other so.
+    A line of the log (info) says so where no two of its layers follow each other so.
 
     Args:
         pretrained: Left as it is.

@@ -113,8 +113,8 @@ def how_it_ended(folder: Path) -> str:
         record = json.loads((folder / JOB_FAILURE_FILE).read_text(encoding="utf-8"))
         return " ".join(str(record["message"]).split())
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if "evaluate: false\n" in (folder / CONFIG_FILE).read_text(encoding="utf-8"):
-            return "evaluate=false leaves none"
+        if "evaluate: false" in (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines():
+            return "without evaluation (evaluate=false), killed, or still running"
     return "killed, or still running"
 
 

@@ -193,7 +193,6 @@ def _read_origin(folder: Path) -> Origin:
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:

@@ -201,6 +201,7 @@ class Result:
         for name, number in _numbers(content):
             if not math.isfinite(number):
                 raise ValueError(f"result field {name} is {number}")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod

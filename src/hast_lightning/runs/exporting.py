@@ -65,7 +65,13 @@ def require_exportable(run: Run, wanted: Collection[str] = ()) -> None:
     if not formats:
         return
     # What it says of itself is to be read again.
-    Description.from_metadata({METADATA_KEY: describe(run).to_json()}, "a file of the student")
+    try:
+        Description.from_metadata({METADATA_KEY: describe(run).to_json()}, "a file of the student")
+    except ModelError as error:
+        raise ConfigurationError(
+            f"export.formats={formats}: no file can describe this network: {error.__cause__}; "
+            "correct it, or choose export=none"
+        ) from error
     student = copy.deepcopy(run.module.student)
     for quantizer in activation_quantizers(student):
         quantizer.set_range(torch.zeros(()), torch.ones(()))

@@ -31,6 +31,8 @@ class ReadingStage(Stage):
 
     def memory_key(self, bench: Bench) -> tuple[str, int]:
         """Return the setting of the samples that are used together, and how many they are."""
+        if not hasattr(self, self.batch_key):
+            return super().memory_key(bench)
         return f"{self.key}.{self.batch_key}", getattr(self, self.batch_key)
 
 

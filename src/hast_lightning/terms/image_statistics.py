@@ -13,7 +13,9 @@ from hast_lightning.core.term import Term
 
 @part("term", "image_statistics")
 class ImageStatistics(Term):
-    """Each channel of each image towards mean 0 and deviation 1, or what a network of features has.
+    """Each channel of each image towards mean 0 and deviation 1.
+
+    Of features towards the mean and the deviation that the network expects.
 
     Source: released codes of ZeroQ (Cai et al., CVPR 2020) and of GENIE (Jeon et al., CVPR 2023).
     """
