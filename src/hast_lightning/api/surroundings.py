@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from hast_lightning.runtime.random_streams import random_streams, set_random_streams
 from hast_lightning.runtime.ranks import alone
@@ -43,6 +42,9 @@ def undisturbed_process() -> Iterator[None]:
 
 
 def _undisturbed() -> Iterator[None]:
+    # Here, since whoever predicts alone need not have Lightning loaded.
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     log = logging.getLogger(LIGHTNING_LOG)
     level, variables = log.level, {name: os.environ.get(name) for name in VARIABLES}
