@@ -185,7 +185,8 @@ def build(
             f"({network.outputs.in_words}): leave it out, and compare what both networks say to "
             "your images in Python"
         )
-    if (data is not None or config.data.source != "none") and puts_out_maps(network.network):
+    labeled = data is not None or config.data.source != "none"
+    if labeled and puts_out_maps(network.network) and not network.denoises:
         raise DataError(
             f"data: the network {network.name} puts out maps, of which labels of whole images say "
             "nothing: choose data=none"
