@@ -72,7 +72,7 @@ def test_the_student_is_calibrated_when_a_stage_that_does_it_has_ended(agenda: A
 
 def test_stages_without_steps_are_left_out() -> None:
     class Planned:
-        calibrates = trains_student = False
+        calibrates = trains_student = changes_bits = False
         improves = ()
         student_steps = None
 
@@ -84,6 +84,24 @@ def test_stages_without_steps_are_left_out() -> None:
     agenda = Agenda.of(stages, None)  # type: ignore[arg-type]
     assert agenda.stages == {"a": 2, "c": 1}
     assert agenda.groups == ("any",)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_other_bits_begin_anew_where_ranges_were_found_before(calibrated: bool) -> None:
+    class Planned:
+        trains_student, improves, student_steps = False, (), None
+
+        def __init__(self, *, calibrates: bool = False, changes_bits: bool = False) -> None:
+            self.calibrates, self.changes_bits = calibrates, changes_bits
+            self.all_terms = {}
+            self.length = lambda bench: 1
+
+    calibration, search = Planned(calibrates=True), Planned(changes_bits=True)
+    order = {"calibration": calibration, "search": search}
+    stages = order if calibrated else dict(reversed(order.items()))
+    agenda = Agenda.of(stages, None)  # type: ignore[arg-type]
+    assert agenda.leg("calibration").begins_anew
+    assert agenda.leg("search").begins_anew == calibrated
 
 
 def test_what_is_logged_is_every_so_many_steps_and_the_end_of_every_stage() -> None:
