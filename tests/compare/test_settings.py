@@ -112,6 +112,7 @@ def test_a_part_of_another_kind_is_told_by_its_place() -> None:
         ["stages.synthesis.transforms.crop_and_flip.min_scale=0.1"],
         # Nothing reads it but what it is told by.
         ["schedule.generator_steps=9"],
+        ["safeguard.tolerance=0.1"],
     ],
 )
 def test_keys_without_effect_make_no_rows(overrides: list[str]) -> None:
@@ -187,6 +188,7 @@ def test_rows_of_the_methods_study_name_no_ablation_that_was_not_run() -> None:
         (["trainer.devices=2"], "trainer.devices=2"),
         (["schedule.student_steps=9"], "distillation.steps=9"),
         (["quantizer.include_zero=true"], "quantizer.include_zero=true"),
+        (["safeguard.images=9"], "safeguard.images=9"),
         (["stages.distillation.optimizer.clip_norm=1"], "optimizer.clip_norm=1.0"),
     ],
 )

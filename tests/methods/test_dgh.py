@@ -21,7 +21,9 @@ from hast_lightning.methods.dgh import (
 )
 from hast_lightning.records.result import Result
 from hast_lightning.training.module import ZeroShotQuantization
+from tests import features
 from tests.command_line import TINY, call
+from tests.composition import composed
 from tests.small_runs import Saved, build_module, fit, small
 
 WORDS = ("method=dgh", "quantizer=mse")
@@ -268,3 +270,8 @@ def test_two_steps_of_every_stage(tmp_path: Path) -> None:
     )
     assert again.status == 0, again
     assert "synthesis" not in Result.read(tmp_path / "again" / "result.json").steps_by_stage
+
+
+def test_features_have_no_pixels_and_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"bank=image_set does not fit model\.modality"):
+        build_module(composed("method=dgh", "quantizer=lsq", *features.WORDS, "data=none"))
