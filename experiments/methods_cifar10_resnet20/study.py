@@ -32,7 +32,7 @@ ROUNDED = (
     *("rounding@quantizer.rounding=adaptive", "stages.reconstruction.trains=rounding"),
     "stages.reconstruction.learns_scales=false",
 )
-"""As QDrop has the units."""
+"""Weights stay and learn whether they are rounded up or down."""
 HALF = "trainer.precision=auto"
 """The methods that were run last have bfloat16, where the processor multiplies it."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -47,6 +47,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "gdfq": ("method=gdfq", SMALL),
     "gdfq_64": ("method=gdfq", BANK, HALF),
     "zeroq": ("method=zeroq", HALF),
+    # As many images as methods with a bank see, in four times the steps of other generators.
+    **{
+        f"{method}_longer": (f"method={method}", SMALL, HALF, "schedule.student_steps=3200")
+        for method in ("adadfq", "gdfq", "qimera")
+    },
     "qimera": ("method=qimera", SMALL),
     "plf": ("method=plf", BANK, HALF),
     # At HAST's rate, a hundredth of the paper's.
@@ -68,14 +73,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "reconstruct": ("method=reconstruct", REBUILT, HALF),
     # Ranges of least squared error, which nothing trains.
     "reconstruct_mse": ("method=reconstruct", "quantizer=mse", HALF),
-    # Weights stay and learn whether they are rounded up or down.
+    "reconstruct_rounding": ("method=reconstruct", REBUILT, HALF, *ROUNDED),
     "brecq_style": ("method=brecq_style", REBUILT, HALF),
-    "qdrop": ("method=reconstruct", REBUILT, HALF, *ROUNDED),
+    "qdrop_style": ("method=qdrop_style", REBUILT, HALF),
     # Fivefold iterations, which leave fewer roundings undecided.
-    "qdrop_longer": ("method=reconstruct", REBUILT, HALF, *ROUNDED, "schedule.unit_steps=2000"),
+    "qdrop_style_longer": ("method=qdrop_style", REBUILT, HALF, "schedule.unit_steps=2000"),
     "hast": ("method=hast", BANK, HALF),
     "hast_near_grid": ("method=hast_near_grid", BANK, HALF),
-    "sadag": ("method=sadag", REBUILT, HALF),
+    "sadag_style": ("method=sadag_style", REBUILT, HALF),
 }
 GENERATED = (
     *("adadfq", "adadfq_64", "gdfq_64"),
@@ -100,6 +105,22 @@ PARTS: dict[str, tuple[str, ...]] = {
         ALIGNED + "false",
         "+term@stages.distillation.terms.adaptive=adaptive_attention",
     ),
+    # SynQ's three, each added to KL on the same images: the row of "hard".
+    "low_pass": (
+        *(ALIGNED + "false", PROMOTED + "false"),
+        "+transform@stages.distillation.transforms.low_pass=low_pass",
+        "stages.distillation.transforms.low_pass.radius=8",
+    ),
+    "masked": (
+        *(ALIGNED + "false", PROMOTED + "false"),
+        "+term@stages.distillation.terms.cross_entropy=masked_cross_entropy",
+        "stages.distillation.terms.cross_entropy.weight=0.5",
+    ),
+    "cam": (
+        *(ALIGNED + "false", PROMOTED + "false"),
+        "+term@stages.distillation.terms.cam=grad_cam",
+        "stages.distillation.terms.cam.weight=50",
+    ),
     "adam": ("method=hast_adam", "schedule.learning_rate=cosine"),
     "adam_none": (
         *("method=hast_adam", "schedule.learning_rate=cosine"),
@@ -116,7 +137,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
 SHARED = {
     "kl": ("part_none",),
     "hast": ("hast", "part"),
-    "smooth": ("reconstruct", "brecq_style", "qdrop"),
+    "smooth": ("reconstruct", "brecq_style", "qdrop_style"),
     "genie": ("genie",),
 }
 """Images by what makes them, and what the names of the runs begin with that they are for."""
@@ -151,7 +172,7 @@ def bank_of(name: str) -> list[str]:
     """Return the word that loads a method's images where they are made: bits do not matter."""
     method, seed = name.split("_w", maxsplit=1)[0], name.rpartition("_seed")[2]
     # SADAG goes on with the latents of its images, which no file holds.
-    if method in (*GENERATED, "sadag") or images(name):
+    if method in (*GENERATED, "sadag_style") or images(name):
         return []
     method = method.removesuffix("_slowly")
     made = sorted(Path().glob(f"{method}_w*_seed{seed}/samples.safetensors"))

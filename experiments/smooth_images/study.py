@@ -69,6 +69,8 @@ HAST_AND_UNITS = ("rebuilt_gently", "trained_rebuilt")
 UNITS: dict[str, tuple[str, ...]] = {
     "units_longer": ("schedule.unit_steps=1000",),
     "units_longest": ("schedule.unit_steps=2500",),
+    # As the papers on reconstruction have it.
+    "units_ends_at_8": ("schedule.unit_steps=1000", "quantizer.first_and_last_8bit=true"),
 }
 """method=reconstruct: the class weighs a hundredth, and ranges are calibrated on the images."""
 WIDTHS = {"w3a3": ("quantizer.bits=3", "quantizer.ranges.lr_multiplier=5")}
@@ -88,7 +90,9 @@ RUNS = (
     *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
     *(("rebuilt_gently", "w2a2", 0), ("rebuilt", "w2a2", 0)),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith(HAST_AND_UNITS)),
-    *(("units_longer", "w2a4", 0), ("units_longer", "w2a2", 0), ("units_longest", "w2a2", 0)),
+    *((f"units_{how}", "w2a2", 0) for how in ("longer", "longest", "ends_at_8")),
+    *((f"units_{how}", "w2a4", 0) for how in ("longer", "ends_at_8")),
+    ("trained_rebuilt", "w2a4", 0),
 )
 """Images or what is done with them, width and seed, those that say most first."""
 

@@ -28,7 +28,7 @@ from hast_lightning.training.module import ZeroShotQuantization
 from tests.command_line import TINY, call
 from tests.small_runs import assert_same_end_from_everywhere, build_module, fit, small
 
-WORDS = ("method=sadag", "quantizer=mse")
+WORDS = ("method=sadag_style", "quantizer=mse")
 REFINED = "order=[synthesis,calibration,reconstruction,refinement]"
 
 
@@ -261,7 +261,7 @@ def test_two_steps_of_every_stage_without_any_image_of_anybody(tmp_path: Path) -
     finished = call(*TINY, *WORDS, "data=none", "hydra.run.dir=run", folder=tmp_path)
     assert finished.status == 0, finished
     result = Result.read(tmp_path / "run" / "result.json")
-    assert result.method == "sadag"
+    assert result.method == "sadag_style"
     assert list(result.steps_by_stage) == [
         "synthesis",
         "calibration",

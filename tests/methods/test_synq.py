@@ -461,6 +461,8 @@ def test_two_steps_train_the_student_with_every_term(quantizer: str) -> None:
     for term in ("kd", "alignment", "cross_entropy", "cam"):
         assert last[f"distillation/{term}"] > 0
     assert last["distillation/kd_promoted"] > 0
+    # The released code forgets it there.
+    assert last["distillation/alignment_promoted"] > 0
     assert last["distillation/cam_promoted"] == 0
     assert any(not torch.equal(p, weights[n]) for n, p in module.student.named_parameters())
 

@@ -100,6 +100,23 @@ def test_learned_rounding_ends_on_the_grid() -> None:
         assert torch.equal(layer.weight, quantizer.rounded(layer.weight)), name
 
 
+def test_roundings_are_driven_from_a_fifth_of_the_iterations_on_by_a_sum_over_weights() -> None:
+    words = ("stages.reconstruction.iterations=10", "stages.reconstruction.regularization=0.01")
+    module = build_module(small(*ROUNDING, *words))
+    stage = module.stages["reconstruction"]
+    for iteration in (0, 1):
+        assert stage._regularization(module.student, iteration) is None  # type: ignore[operator]
+    layers = [layer for _, layer in quantized_layers(module.student)]
+    for iteration, b in ((2, 20.0), (6, 11.0), (10, 2.0)):
+        expected = 0.0
+        for layer in layers:
+            v = layer.weight_quantizer.v.detach().double()  # type: ignore[union-attr]
+            bits = (1.2 / (1 + (-v).exp()) - 0.1).clamp(0, 1)
+            expected += float((1 - (2 * bits - 1).abs() ** b).sum())
+        found = stage._regularization(module.student, iteration)  # type: ignore[operator]
+        assert float(found.detach()) == pytest.approx(0.01 * expected, rel=1e-5)
+
+
 def test_what_was_left_undecided_is_said_of_every_unit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -36,6 +36,14 @@ def test_half_way_it_is_finite_and_beyond_the_ends_the_last_integer_pulls() -> N
     assert weight.grad.isfinite().all()
 
 
+def test_the_slope_changes_its_sign_half_way_between_two_integers() -> None:
+    weight = torch.tensor([0.45, 0.55], requires_grad=True)
+    grid_distance(weight, ONE, ZERO, 2).sum().backward()
+    assert weight.grad is not None
+    steepest = math.pi * math.tan(0.45 * math.pi)
+    assert weight.grad.tolist() == pytest.approx([steepest, -steepest], rel=1e-4)
+
+
 def test_scale_and_zero_point_are_those_of_the_channel() -> None:
     scale, zero_point = torch.tensor([[0.5], [2.0]]), torch.tensor([[2.0], [0.0]])
     weight = torch.tensor([[-1.0, 0.5], [2.0, 6.0]])

@@ -102,7 +102,7 @@ class EntropyMargins(Term):
 
 @part("term", "disagreement_cross_entropy")
 class DisagreementCrossEntropy(Term):
-    """Cross-entropy of ``z_T - z_S``: the teacher knows the label, and the student does not.
+    """``CE(z_T - z_S, y)``: the teacher knows the label, and the student does not.
 
     Source: released code of AdaSG (Qian et al., AAAI 2023) and AdaDFQ (Qian et al., CVPR 2023).
     """
@@ -118,7 +118,7 @@ class DisagreementCrossEntropy(Term):
 
 @part("term", "agreement_cross_entropy")
 class AgreementCrossEntropy(Term):
-    """Cross-entropy of ``z_T + z_S``: both networks know the label.
+    """``CE(z_T + z_S, y)``: both networks know the label.
 
     Source: released code of AdaSG (Qian et al., AAAI 2023) and AdaDFQ (Qian et al., CVPR 2023).
     """

@@ -150,7 +150,8 @@ def selected(logits: Tensor, labels: Tensor, threshold: float, least: float) -> 
 class Selector(Transform):
     """Has the student learn from samples alone that the teacher takes for their label.
 
-    The others keep their place with a weight of 0.
+    A sample counts where ``argmax T(x) = y`` and ``p_y >= threshold``; the others keep their place
+    with a weight of 0.
 
     Source: DQDG (Xu et al., IEEE SPL 2024), its abstract; what is good enough is ours.
     """

@@ -87,6 +87,8 @@ class HeadSSIM(Term):
 class AttentionStructure(Term):
     """What attentions put out has the structure over patches that the teacher's has.
 
+    ``1 - mean of (2 cov + C2) / (var_T + var_S + C2)`` over heads and channels.
+
     Source: MimiQ (Choi et al., AAAI 2025), in MaskAQ's released code; its weights of tokens are not
     here.
     """

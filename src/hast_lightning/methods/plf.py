@@ -36,10 +36,10 @@ def two_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> T
 class FilteredCrossEntropy(Term):
     """The student's cross-entropy against the teacher's likeliest class where the teacher is sure.
 
-    Where it is not, against its two likeliest classes, in the shares of their probabilities, times
-    ``beta``. Each is a mean over its own samples, zero where there are none. The teacher is sure of
-    a sample whose entropy is at most ``t`` times ``log(classes)``; ``t`` falls in a straight line
-    from ``upper`` to ``lower`` with the steps. Labels of the batch are not looked at. The means are
+    ``CE(S, c1)`` where the teacher's entropy is at most ``t log(classes)``, and elsewhere
+    ``beta (p1 CE(S, c1) + p2 CE(S, c2)) / (p1 + p2)`` with its two likeliest classes. Each is a
+    mean over its own samples, zero where there are none; ``t`` falls in a straight line from
+    ``upper`` to ``lower`` with the steps. Labels of the batch are not looked at. The means are
     those of the whole batch, which a student step does not take apart then.
 
     Source: PLF (Fan et al., CVPR 2024); there ``t`` falls with the epochs.

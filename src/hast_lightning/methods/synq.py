@@ -58,6 +58,8 @@ def low_pass(images: Tensor, cutoff: float) -> Tensor:
 class LowPass(Transform):
     """Gaussian low-pass filter, which takes the noise of synthetic images away.
 
+    Each channel's spectrum is multiplied by ``exp(-D^2 / (2 D0^2))``, ``D`` bins from frequency 0.
+
     Source: SynQ (Kim et al., ICLR 2025) with a radius of 80 bins, searched from 20 to 100, at 224
     pixels. That it grows in proportion to the sides of the image is ours: at 32 pixels 80 bins
     are next to no filter.

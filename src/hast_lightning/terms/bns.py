@@ -241,6 +241,8 @@ class AtBatchNorms(Term):
 class BNS(AtBatchNorms):
     """Batch-norm statistics loss: the batch is to have those that the teacher's layers expect.
 
+    ``mean over layers of [a MSE(mean, running_mean) + b MSE(var, running_var)]``, over channels.
+
     Source: GDFQ (Xu et al., ECCV 2020), IntraQ (Zhong et al., CVPR 2022), HAST (Li et al., CVPR
     2023). That means or spreads alone are matched is an ablation of Sevsay and Akagunduz (arXiv
     2408.13925), of which no formula or code is known: its form here is ours.

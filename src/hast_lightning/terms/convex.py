@@ -46,8 +46,9 @@ def grid_distance(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) 
 class Convex(Term):
     """Distance of the student's weights from the integers that they are rounded to.
 
-    The mean over the weights of all layers but the first and the last. Source: MOCQ (Fan et al.,
-    TPAMI, doi 10.1109/TPAMI.2024.3521589), there with one step for all layers and a weight that
+    ``-log |cos(pi r)|``, with ``r`` the steps from a weight to its integer: the mean over the
+    weights of all layers but the first and the last. Source: MOCQ (Fan et al., TPAMI, doi
+    10.1109/TPAMI.2024.3521589), there with one step for all layers and a weight that
     follows the size of gradients.
     """
 

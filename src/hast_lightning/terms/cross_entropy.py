@@ -149,7 +149,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None
 
 @part("term", "teacher_cross_entropy")
 class TeacherCrossEntropy(Term):
-    """The teacher's cross-entropy against the labels, which images are synthesized for.
+    """The teacher's cross-entropy ``CE(T(x), y)``, which images are synthesized for.
 
     Source: GDFQ (Xu et al., ECCV 2020), equation 4.
     """
@@ -171,7 +171,7 @@ class TeacherCrossEntropy(Term):
 
 @part("term", "cross_entropy")
 class CrossEntropy(Term):
-    """The student's cross-entropy against the labels of the batch.
+    """The student's cross-entropy ``CE(S(x), y)`` against the labels of the batch.
 
     Source: GDFQ (Xu et al., ECCV 2020), equation 7.
     """

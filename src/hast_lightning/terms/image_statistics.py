@@ -15,7 +15,8 @@ from hast_lightning.core.term import Term
 class ImageStatistics(Term):
     """Each channel of each image towards mean 0 and deviation 1.
 
-    Of features towards the mean and the deviation that the network expects.
+    ``mean over images of the sum over channels of [mean^2 + (deviation - 1)^2]``. Of
+    features towards the mean and the deviation that the network expects.
 
     Source: released codes of ZeroQ (Cai et al., CVPR 2020) and of GENIE (Jeon et al., CVPR 2023).
     """
