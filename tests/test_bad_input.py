@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import os
 import re
 import subprocess
@@ -503,7 +504,10 @@ def test_a_file_of_the_configuration(
 def test_a_folder_that_holds_a_run(refused_unread: Refuse, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("of an earlier run")
     line = refused_unread(f"hydra.run.dir={tmp_path}")
-    assert line.startswith(f"hydra.run.dir={tmp_path} already holds a run ({name}): choose")
+    used = f"hydra.run.dir={tmp_path} already holds a run ({name}): choose another folder"
+    # A finished run has nothing to go on with.
+    on = f", or go on with that run by resume={tmp_path}"
+    assert line == used + ("" if name == "result.json" else on)
 
 
 def test_the_folder_of_a_finished_run(refused_unread: Refuse) -> None:
@@ -523,6 +527,27 @@ def test_a_run_folder_that_cannot_be_made(refused_unread: Refuse, tmp_path: Path
 def test_a_run_folder_that_cannot_be_written_to(refused: Refuse) -> None:
     line = refused("hydra.run.dir=/proc/self")
     assert line.startswith("hydra.run.dir=/proc/self cannot be written to (")
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_path_that_the_system_forbids(
+    refused_unread: Refuse, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    exists = Path.exists
+
+    def forbid(path: Path, **options: bool) -> bool:
+        if "locked" in path.parts:
+            raise OSError(error, os.strerror(error), str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", forbid)
+    line = refused_unread("hydra.run.dir=locked/x")
+    assert line.endswith(f"/locked/x cannot be used: {os.strerror(error)}")
+
+
+def test_a_name_that_is_too_long(refused_unread: Refuse, tmp_path: Path) -> None:
+    line = refused_unread(f"hydra.run.dir={tmp_path}/{'x' * 300}")
+    assert line.endswith("xxx cannot be used: File name too long")
 
 
 # --- networks --------------------------------------------------------------------------------
@@ -726,6 +751,17 @@ def test_a_run_that_would_do_nothing(refused: Refuse, earlier: Path) -> None:
     samples = earlier / "earlier" / "samples.safetensors"
     line = refused("order=[synthesis]", f"sources.bank.load={samples}")
     assert line == "order=['synthesis']: none of these stages has a step, so nothing would be done"
+    line = refused(
+        "quantizer.bits=32",
+        "order=[synthesis,distillation]",
+        "stages.distillation.steps=0",
+        "stages.distillation.terms.alignment.enabled=false",
+        "stages.distillation.transforms.promotion.enabled=false",
+    )
+    assert line == (
+        "order=['synthesis', 'distillation']: none of the stages that change the student has a "
+        "step; raise stages.distillation.steps, or leave it out of order"
+    )
 
 
 # --- training that diverges ------------------------------------------------------------------

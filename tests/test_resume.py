@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import shlex
@@ -24,6 +25,7 @@ from hast_lightning.runs.pipeline import resume
 from hast_lightning.training.callbacks.checkpoint import last_whole_checkpoint
 from tests.checkpoints import content, differences
 from tests.command_line import TINY, call
+from tests.command_line import content as content_of
 from tests.processes import Forked
 
 # Every stage takes a few seconds and holds several checkpoints.
@@ -313,6 +315,16 @@ def test_a_finished_run_is_left_alone(run: Path) -> None:
     (run / RESULT_FILE).write_text("{}")
     with pytest.raises(ConfigurationError, match="came to its end"):
         resume(run)
+
+
+def test_a_run_that_still_runs_is_left_alone(run: Path) -> None:
+    before = content_of(run.parent)
+    with (run / "config.yaml").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refusal = call("resume=run", folder=run.parent).refusal()
+        assert refusal == "run: another process is at work on this run; wait for it, or end it"
+        assert content_of(run.parent) == before
+    assert call("resume=run", folder=run.parent).status == 0
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

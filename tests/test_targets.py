@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
+from hast_lightning.cli import main as cli
 from hast_lightning.config import FLOAT32, TrainerConfig
 from hast_lightning.config.surroundings import CONTRADICTIONS
 from hast_lightning.config.targets import made, refuse_untyped, targets_in
 from hast_lightning.errors import ConfigurationError
+from hast_lightning.runs import pipeline
 from hast_lightning.runtime.trainer import RankParallel, build_trainer
 from tests.command_line import TINY, call
 from tests.composition import composed
@@ -193,3 +196,87 @@ def test_targets_are_found_at_any_depth() -> None:
     refuse_untyped(nested, "key", ["trust=[a.B,c.D]"])
     with pytest.raises(ConfigurationError, match=r"c\.D"):
         refuse_untyped(nested, "key", ["trust=[a.B]"])
+
+
+class Stop(Callback):
+    """Interrupts once, as a user does."""
+
+    wanted = True
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        if Stop.wanted:
+            Stop.wanted = False
+            raise KeyboardInterrupt
+
+
+def test_the_printed_way_to_go_on_names_all_code_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, logger = "tests.test_targets.Stop", "lightning.pytorch.loggers.CSVLogger"
+    words = [
+        *TINY,
+        f"trainer.callbacks=[{{_target_: {stop}}}]",
+        f"logger.others=[{{_target_: {logger}, save_dir: others}}]",
+        *("export=none", "report=false", "hydra.run.dir=run"),
+    ]
+    # The second end is of the resumed run, whose line is to name as much.
+    for _ in range(2):
+        monkeypatch.setattr(Stop, "wanted", True)
+        end = call(*words, folder=tmp_path)
+        assert end.status == cli.INTERRUPTED_STATUS, end
+        command = end.err.splitlines()[-1].rpartition("python -m hast_lightning ")[2]
+        words = shlex.split(command)
+        assert words == ["resume=run", f"trust=[{logger},{stop}]"]
+    assert call(*words, folder=tmp_path).status == 0
+
+
+def test_a_resumed_run_that_needs_no_trust_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "resume", interrupt)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    end = call("resume=run", folder=tmp_path)
+    assert end.err.splitlines()[-1].endswith("goes on with: python -m hast_lightning resume=run")
+
+
+class NotInstalled(CSVLogger):
+    """A logger whose package is missing, as MLflow's may be."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("no package\nTry running pip")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("trainer.callbacks=[{_target_: tests.nothing.There}]",),
+            "No module named 'tests.nothing'",
+        ),
+        (("trainer.callbacks=[{_target_: builtins.dict}]",), "trainer.callbacks.0 is of type dict"),
+        (("logger.others=[{_target_: builtins.dict}]",), "logger.others.0 is of type dict"),
+        (
+            ("logger.others=[{_target_: tests.test_targets.NotInstalled}]",),
+            "tests.test_targets.NotInstalled: no package Try running pip",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_there_is_a_folder(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    assert said in call(*TINY, *words, "hydra.run.dir=run", folder=tmp_path).refusal()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_target_names_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_ones: list[object] = []
+    monkeypatch.setattr(Counter, "__init__", lambda self, step=1: made_ones.append(self))
+    monkeypatch.setattr(Counter, "step", 1, raising=False)
+    word = f"trainer.callbacks=[{{_target_: {COUNTER}}}]"
+    words = (*TINY, word, "export=none", "report=false", "hydra.run.dir=run")
+    assert call(*words, folder=tmp_path).status == 0
+    assert len(made_ones) == 1 and Counter.counted > 0

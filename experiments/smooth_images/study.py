@@ -56,6 +56,11 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "blocks": BLOCKS,
     "blocks_longer": (*BLOCKS, "stages.reconstruction.iterations=1000"),
     "blocks_longest": (*BLOCKS, "stages.reconstruction.iterations=2500"),
+    # A correction between calibration and training.
+    "corrected": (
+        *("+stage@stages.correction=correct", "stages.correction.source=bank"),
+        "order=[synthesis,calibration,correction,distillation]",
+    ),
     # HAST's parts behind a reconstruction: without both, and without one.
     "rebuilt_gently_kd": (*GENTLY, *WITHOUT.values()),
     "rebuilt_gently_promotion": (*GENTLY, WITHOUT["alignment"]),
@@ -92,7 +97,7 @@ RUNS = (
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith(HAST_AND_UNITS)),
     *((f"units_{how}", "w2a2", 0) for how in ("longer", "longest", "ends_at_8")),
     *((f"units_{how}", "w2a4", 0) for how in ("longer", "ends_at_8")),
-    ("trained_rebuilt", "w2a4", 0),
+    *(("trained_rebuilt", "w2a4", 0), ("corrected", "w3a3", 0)),
 )
 """Images or what is done with them, width and seed, those that say most first."""
 
@@ -136,7 +141,7 @@ def images(name: str) -> tuple[str, list[str]] | None:
     kind, _, seed = name.rsplit("_", 2)
     if kind.startswith("untrained"):
         return None
-    kind = "units_longer" if kind in UNITS else kind
+    kind = "units_longer" if kind in (*UNITS, "corrected") else kind
     kind = kind if kind in (*IMAGES, *UNITS) else "both"
     words = [*words_of(kind), *WIDTHS["w3a3"], "order=[synthesis]", "evaluate=false"]
     return f"bank_{kind}_{seed}", [*words, f"seed={seed[-1]}"]

@@ -12,9 +12,10 @@ from torch import nn
 
 from hast_lightning import quantize
 from hast_lightning.api import quantization
-from hast_lightning.api.choice import MEASURED, choose
 from hast_lightning.api.composition import composed
 from hast_lightning.config import Config
+from hast_lightning.config.choice import MEASURED, choose
+from hast_lightning.errors import ConfigurationError
 from tests.composition import options
 from tests.small_calls import INPUT
 
@@ -78,7 +79,7 @@ def test_every_option_that_may_be_chosen_is_there() -> None:
 def test_size_and_channels_decide(
     shape: tuple[int, int, int], method: str, schedule: str, suits: bool
 ) -> None:
-    choice = choose(shape, method=True, schedule=True)
+    choice = choose(shape, method=True)
     assert (choice.named, choice.suits) == ({"method": method, "schedule": schedule}, suits)
 
 
@@ -89,7 +90,7 @@ def test_size_and_channels_decide(
         ((1, 8, 8), 2, "digits_w2a2"),
         ((3, 32, 32), None, "cifar10_resnet20_w4a4_recommended"),
         ((3, 32, 32), 3, "cifar10_resnet20_w3a3_recommended"),
-        ((3, 32, 32), 8, "cifar10_resnet20_w8a8_recommended"),
+        ((3, 32, 32), 6, "cifar10_resnet20_w6a6_recommended"),
     ],
 )
 def test_what_is_chosen_is_the_recommended_recipe(
@@ -133,6 +134,35 @@ def test_a_large_network_is_corrected_and_at_few_bits_rebuilt(
 def test_two_bits_are_rebuilt_unit_by_unit(planned: list[Config], bits: Any) -> None:
     assert taken(planned, classifier(3), bits, input_shape=32) == ("reconstruct", "quick")
     assert planned[-1].quantizer.weight_bits == 2
+
+
+@pytest.mark.parametrize("bits", [7, 8, "w8a4"])
+def test_eight_bits_take_a_minute(planned: list[Config], bits: Any) -> None:
+    found = taken(planned, classifier(3), bits, input_shape=32)
+    assert found == ("without_training", "one_minute")
+    assert planned[-1].order == ["synthesis", "calibration", "correction"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (6, 32)])
+@pytest.mark.parametrize("bits", [None, 2, 3, 8])
+def test_a_budget_without_steps_is_for_a_method_without_training(
+    shape: tuple[int, int, int], bits: int | None
+) -> None:
+    choice = choose(shape, bits, method=True, schedule="one_minute")
+    assert choice.named == {"method": "without_training"}
+    assert choice.suits == (shape == (3, 32, 32))
+    # A method that is named stays, and so does a budget that is.
+    assert choose(shape, bits, method=False, schedule="one_minute").named == {}
+
+
+def test_the_best_method_may_be_named(planned: list[Config]) -> None:
+    network = classifier(3)
+    for said in ({"method": "best"}, {"overrides": "method=best"}, {"recipe": {"method": "best"}}):
+        assert taken(planned, network, 4, input_shape=32, **said) == (CIFAR, "quick")
+    words = {"method": "best", "schedule": "one_minute"}
+    assert taken(planned, network, 3, input_shape=32, **words)[0] == "without_training"
+    with pytest.raises(ConfigurationError, match="a recipe names its method itself"):
+        quantize(network, 4, input_shape=32, recipe="resnet18_w4a4", method="best")
 
 
 def bits_as_words(bits: int | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 from hast_lightning import __version__
 from hast_lightning.cli import start
 from hast_lightning.cli.announcement import announcement
-from hast_lightning.cli.plain import plain_prediction
+from hast_lightning.cli.plain import plain_prediction, predict_plainly
 from tests.command_line import call
 from tests.composition import composed
 from tests.export.families import calibrated, family
@@ -71,7 +73,30 @@ def test_the_line_says_what_hydra_makes_of_the_words(words: tuple[str, ...]) -> 
         (["resume=outputs/x", "trainer=cpu"], "going on with outputs/x on cpu"),
         (
             ["-m", "quantizer.bits=2,3", "trainer=cpu"],
-            "digits_resnet to 2,3, on cpu, into multirun/hast_digits_resnet_2,3/<now>",
+            "digits_resnet to 2,3, on cpu, into multirun/hast_digits_resnet_w3a3/<now>",
+        ),
+        (
+            ["-m", "method=gdfq,hast", "quantizer.bits=choice(2,3)", "trainer=cpu"],
+            "digits_resnet to choice(2,3), on cpu, into multirun/hast_digits_resnet_w3a3/<now>",
+        ),
+        (
+            ["-m", "seed=0,1", "model.taps=[a,b]", "trainer=cpu"],
+            "digits_resnet to W3A3, on cpu, into multirun/hast_digits_resnet_w3a3/<now>",
+        ),
+        (
+            ["sweep=bits", "trainer=cpu"],
+            "digits_resnet, on cpu, into multirun/hast_digits_resnet_w3a3/<now>",
+        ),
+        (
+            ["sweep=seeds", "trainer=cpu"],
+            "digits_resnet to W3A3, on cpu, into multirun/hast_digits_resnet_w3a3/<now>",
+        ),
+        (["sweep=none", "trainer=cpu", "hydra.run.dir=x"], "digits_resnet to W3A3, on cpu, into x"),
+        (["command=estimate", "trainer=cpu"], "estimate, digits_resnet to W3A3, on cpu"),
+        (["trainer=cpu", "hydra.run.dir="], "digits_resnet to W3A3, on cpu, into ."),
+        (
+            ["trainer=cpu", "hydra.run.dir=caf\udce9"],
+            "digits_resnet to W3A3, on cpu, into caf\\udce9",
         ),
         (
             ["model=own", "model.factory=a:b", "trainer=cpu", "trainer.devices=2"],
@@ -210,3 +235,24 @@ def test_a_prediction_is_refused_as_it_is_elsewhere(
 )
 def test_other_lines_are_left_to_hydra(words: list[str]) -> None:
     assert plain_prediction(words) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "fixable"), [(errno.EACCES, True), (errno.ENAMETOOLONG, True), (errno.EIO, False)]
+)
+def test_a_forbidden_path_of_a_prediction_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: int,
+    fixable: bool,
+) -> None:
+    def forbid(*_: object) -> None:
+        raise OSError(error, os.strerror(error), "locked/x")
+
+    monkeypatch.setattr("hast_lightning.runs.prediction.predict", forbid)
+    with pytest.raises(SystemExit if fixable else OSError) as end:
+        predict_plainly({"artifact": "locked/x", "images": "."})
+    if fixable:
+        assert getattr(end.value, "code", None) == 2
+        line = f"the folder or file locked/x cannot be used: {os.strerror(error)}\n"
+        assert capsys.readouterr().err == f"hast-lightning: {line}"

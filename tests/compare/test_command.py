@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hast_lightning.compare.command import PAGE
 from hast_lightning.config import TABLE_FORMATS
 from tests.command_line import Finished, call, content
 from tests.records.test_results_table import make_result
@@ -150,3 +154,26 @@ def test_the_page_is_one_file_that_fetches_nothing(runs: Path) -> None:
 
 def test_no_other_command_takes_runs(runs: Path) -> None:
     assert "no other command takes them" in call("runs=outputs", folder=runs).refusal()
+
+
+def test_a_name_that_is_no_text_is_written_and_printed(tmp_path: Path) -> None:
+    made = dataclasses.replace(make_result((98.5, 61.25, 90.0)), recipe="caf\udce9")
+    made.write(tmp_path / "outputs" / "result.json")
+    formats = "compare.formats=[markdown,csv,latex,html]"
+    code = "from hast_lightning.cli.main import main; main()"
+    words = ("command=compare", "runs=outputs", "compare.plots=[]", formats)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "| caf\\udce9 |" in run.stdout
+    for ending in ("csv", "html"):
+        assert "caf\\udce9" in (tmp_path / f"comparison/comparison.{ending}").read_text("utf-8")
+
+
+def test_long_words_of_notes_are_broken_on_a_narrow_screen() -> None:
+    assert "li { overflow-wrap: anywhere }" in PAGE.format(table="", pictures="", sorting="")

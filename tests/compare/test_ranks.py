@@ -85,3 +85,19 @@ def test_how_well_the_error_ranks_is_also_said_over_one_row_a_method() -> None:
     assert "of -0.10 over 5 rows of 4 methods, 0.80 over the best row of each" in note
     (few,) = agreement_of_ranks([row for row in rows if row.method != "d"]).values()
     assert (few.methods, few.of_methods) == (3, None)
+
+
+def test_mixed_bits_are_ranked_among_themselves() -> None:
+    found = [(0.1, 90.0), (0.2, 80.0), (0.3, 85.0), (0.4, 70.0)]
+    rows = summarize(
+        FinishedRun(dataclasses.replace(judged(f"r{n}{mixed}", *each).result, mixed=mixed))
+        for n, each in enumerate(found)
+        for mixed in (False, True)
+    )
+    assert list(agreement_of_ranks(rows)) == [
+        ("digits_resnet", "W3A4"),
+        ("digits_resnet", "W3A4, mixed"),
+    ]
+    one = [dataclasses.replace(row, method="a") for row in rows if not row.mixed]
+    (note,) = notes(one)
+    assert "of 0.80 over 4 rows of 1 method, on images of judge 0" in note

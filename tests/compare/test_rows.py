@@ -489,3 +489,56 @@ def test_only_settings_may_be_wrapped_in_html() -> None:
         assert dict(zip(places, tags, strict=True)) == {
             name: '<td class="words">' if name == "settings" else "<td>" for name in places
         }
+
+
+def test_mixed_bits_are_told_apart_from_bits_of_all_layers() -> None:
+    runs = [
+        FinishedRun(result("pure_w3a4", 0, 90.0)),
+        FinishedRun(result("ends_w3a4", 0, 95.0, mixed=True)),
+        # Of one recipe too, where no configuration tells what differs.
+        FinishedRun(result("pure_w3a4", 1, 96.0, mixed=True)),
+    ]
+    rows = summarize(runs[:2])
+    assert best(rows) == set()
+    text = as_markdown(rows)
+    assert "**" not in text
+    assert "| 3/4 mixed | ends_w3a4 |" in text and "| 3/4 | pure_w3a4 |" in text
+    written = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert {line["recipe"]: line["mixed"] for line in written} == {
+        "pure_w3a4": "0",
+        "ends_w3a4": "1",
+    }
+    rows = summarize(runs)
+    assert [(row.name, row.mixed, row.seeds) for row in rows] == [
+        ("pure_w3a4", False, (0,)),
+        ("ends_w3a4", True, (0,)),
+        ("pure_w3a4", True, (1,)),
+    ]
+    assert [(row.name, row.mixed) for row in best(rows)] == [("pure_w3a4", True)]
+
+
+def test_errors_of_outputs_and_perplexities_have_columns() -> None:
+    changes = {"teacher_agreement": None, "output_error": 0.00125}
+    values = [result("values_w3a4", seed, None, **changes) for seed in (0, 1)]
+    texts = [
+        result("texts_w3a4", seed, 40.0, quantized_perplexity=perplexity)
+        for seed, perplexity in enumerate((20.5, 21.5))
+    ]
+    rows = summarize(map(FinishedRun, [*values, *texts]))
+    header, _, of_texts, of_values = as_markdown(rows).splitlines()
+    assert "| error of outputs |" in header and "| perplexity |" in header
+    assert "| 21.00 ± 0.71 |" in of_texts
+    assert "| 0.00125 ± 0 |" in of_values
+    text, value = csv.DictReader(io.StringIO(as_csv(rows)))
+    assert float(text["perplexity_mean"]) == 21.0
+    assert float(value["output_error_mean"]) == 0.00125
+    # Nothing more where neither was measured.
+    assert "perplexity" not in as_markdown(summarize(RUNS)).splitlines()[0]
+
+
+def test_files_of_wandb_are_no_runs(tmp_path: Path) -> None:
+    result("plain", 0, 90.0).write(tmp_path / "0" / "result.json")
+    for name in ("0/wandb/offline-run-1/files", "wandb/mine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("")
+    assert unfinished([tmp_path]) == [f"{tmp_path / 'wandb/mine'}: killed, or still running"]

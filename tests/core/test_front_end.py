@@ -34,6 +34,7 @@ def test_only_whole_frames_count(seconds: float, frames: int) -> None:
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"seconds": 61.0}, "seconds=61.0"),
         ({"window_ms": 0.1}, "window_ms=0.1"),
+        ({"window_ms": 1.0, "sample_rate": 1000, "highest_hz": 500.0}, "window_ms=1.0 is 1 sample"),
         ({"window_ms": 40.0, "seconds": 0.03}, "window_ms=40.0 is longer than seconds=0.03"),
         ({"stride_ms": 0.0}, "stride_ms=0.0"),
         ({"mel_bands": 3}, "mel_bands=3 must be at least 4"),

@@ -130,6 +130,22 @@ def test_masks_are_finite_and_mean_what_they_meant() -> None:
     assert additive(given, true_counts=True).isfinite().all()
 
 
+@pytest.mark.parametrize("lowest", [float("-inf"), -2.0])
+def test_masks_of_numbers_that_a_function_adds_are_finite(lowest: float) -> None:
+    def added(network: nn.Module, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (2, 4)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        attended = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=network.added)  # type: ignore[arg-type]
+        return attended.transpose(1, 2).flatten(2)
+
+    network = Attending(added)
+    mask = torch.full((16, 16), lowest).triu(1)
+    network.register_buffer("added", mask, persistent=False)
+    prepared = require_written(network, (1, 4, 4), 1)
+    constants = [n for n in prepared.graph.nodes if n.op == "get_attr"]  # type: ignore[union-attr]
+    (found,) = (getattr(prepared, str(node.target)) for node in constants)
+    assert torch.equal(found, mask.clamp_min(torch.finfo(torch.float32).min))
+
+
 def test_what_cannot_be_written_out_is_refused() -> None:
     with pytest.raises(ModelError, match="add_bias_kv"):
         write_out_modules(nn.Sequential(nn.MultiheadAttention(4, 2, add_bias_kv=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError
@@ -23,6 +23,22 @@ def test_rows_are_a_copy_of_the_last_layer_of_as_many_classes(last: nn.Module) -
     assert torch.equal(rows, weight.detach().view(5, 4))
     rows.zero_()
     assert weight.abs().sum() > 0
+
+
+def test_rows_are_those_of_the_layer_that_is_called_last() -> None:
+    class Declared(nn.Module):
+        """Declares its classifier first, and a layer that it never calls last."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier, self.conv = nn.Linear(5, 5), nn.Conv2d(3, 5, 3)
+            self.unused = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.conv(x).mean((2, 3)))
+
+    network = Declared()
+    assert torch.equal(classifier_rows(pretrained(network)), network.classifier.weight)
 
 
 def test_a_network_without_such_a_layer_is_refused() -> None:

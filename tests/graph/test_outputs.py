@@ -26,6 +26,36 @@ from tests.several_outputs import SHAPE, backbone, boxes_and_scores, described, 
 NETWORKS = [backbone, segmentation, boxes_and_scores]
 
 
+class Branching(nn.Module):
+    """A residual block whose inner values heads take in as well."""
+
+    def __init__(self, heads: Callable[[Any, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.expand = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.project, self.first, self.second = (nn.Conv2d(i, 4, 1) for i in (8, 8, 4))
+        self.deep = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x).relu()
+        inner = self.expand(x).relu()
+        return self.heads(self, inner, x + self.project(self.depthwise(inner).relu()))
+
+
+def main_first() -> nn.Module:
+    return Branching(lambda n, inner, y: {"a": n.second(y), "b": n.first(n.deep(inner[:, :]))})
+
+
+def inner_last() -> nn.Module:
+    """The head of the inner value needs least, so its units are first."""
+    return Branching(lambda n, inner, y: (n.second(y), n.deep(n.first(inner).repeat(1, 2, 1, 1))))
+
+
+def shared_head() -> nn.Module:
+    return Branching(lambda n, inner, y: [n.second(y), n.second(n.first(n.deep(inner)))])
+
+
 def leaves(output: Any) -> list[Tensor]:
     items = output.values() if isinstance(output, dict) else output
     return [output] if isinstance(output, Tensor) else [e for i in items for e in leaves(i)]
@@ -50,7 +80,7 @@ def test_a_network_with_several_outputs_is_one_of_values(make: Callable[[], nn.M
     assert not isinstance(own, dict) or list(given) == list(own)
 
 
-@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("make", [*NETWORKS, main_first, inner_last, shared_head])
 def test_units_are_those_of_each_output_in_turn(make: Callable[[], nn.Module]) -> None:
     pretrained = described(make())
     network = FrozenTeacher(pretrained).graph_module
@@ -65,6 +95,16 @@ def test_units_are_those_of_each_output_in_turn(make: Callable[[], nn.Module]) -
     for unit, value in zip(units, expected, strict=True):
         values[unit.target] = extract(network, unit)(*(values[name] for name in unit.sources))
         torch.testing.assert_close(values[unit.target], value)
+
+
+def test_units_of_an_output_that_needs_less_come_before_those_of_others() -> None:
+    network = FrozenTeacher(
+        described(Branching(lambda n, inner, y: {"out": n.second(y), "aux": n.first(inner)}))
+    ).graph_module
+    assert [unit.layers for unit in find_units(network)] == [
+        *(("stem",), ("expand",), ("first",)),
+        *(("depthwise", "project"), ("second",)),
+    ]
 
 
 def test_levels_of_a_pyramid_are_rebuilt_from_those_above() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hast_lightning.graph import own_text
 from hast_lightning.graph.own_text import temperatures, write_text
 from tests.tokens import LENGTH, VOCABULARY, loaded
 
@@ -17,6 +18,20 @@ def written(factory: str = "tests.tokens:network", seed: int = 0, count: int = 6
 def test_the_temperature_moves_linearly_over_the_first_tokens() -> None:
     assert temperatures(6, 2.0, 1.0, 4) == [2.0, 1.75, 1.5, 1.25, 1.0, 1.0]
     assert temperatures(3, 2.0, 1.0, 0) == [1.0, 1.0, 1.0]
+
+
+def test_a_network_elsewhere_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.device] = []
+
+    def counting(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        copied.append(device)
+        return network
+
+    monkeypatch.setattr(own_text, "_on", counting)
+    for factory in ("tests.tokens:network", "tests.tokens:Plain"):
+        heat = [1.0] * (LENGTH - 1)
+        write_text(loaded(factory), 5, heat, 1, torch.Generator().manual_seed(0), at_once=2)
+    assert copied == [torch.device("cpu")] * 2
 
 
 def test_a_seed_decides_the_text_which_begins_with_the_start_token() -> None:

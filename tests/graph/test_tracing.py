@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -162,6 +163,39 @@ def test_a_value_that_is_overwritten_later_is_exposed_as_it_was(kind: str) -> No
     assert torch.equal(value, network.bn(images))
     assert torch.equal(output, network(images))
     assert not torch.equal(value, output)
+
+
+class Shared(nn.Module):
+    """Overwrites what shares its memory with the output of its BatchNorm."""
+
+    def __init__(self, look: Callable[[Tensor], Tensor], *, before: bool) -> None:
+        super().__init__()
+        self.bn, self.look, self.before = nn.BatchNorm2d(3), look, before
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalized = self.bn(images)
+        looked = self.look(normalized)
+        (normalized if self.before else looked).add_(1)
+        return normalized + looked.reshape(normalized.shape)
+
+
+LOOKS: list[Callable[[Tensor], Tensor]] = [
+    *(nn.Dropout(), nn.Identity(), lambda x: x.view(2, -1), lambda x: x.unsqueeze(0)),
+    *(lambda x: x.float(), lambda x: F.dropout(x, training=False)[:, :], nn.Flatten()),
+    lambda x: x.chunk(1, 1)[0].detach(),
+]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("look", LOOKS, ids=range(len(LOOKS)))
+@torch.no_grad()
+def test_a_value_whose_memory_is_overwritten_later_is_exposed_as_it_was(
+    look: Callable[[Tensor], Tensor], before: bool
+) -> None:
+    network, images = Shared(look, before=before).eval(), noise(2, 3, 4, 4)
+    output, (value,) = expose(trace(network), ["bn"])(images)
+    assert torch.equal(value, network.bn(images))
+    assert torch.equal(output, network(images))
 
 
 def test_values_that_stay_are_not_copied() -> None:

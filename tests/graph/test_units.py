@@ -6,10 +6,12 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torchvision.models import mobilenetv3
 
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.tracing import trace
-from hast_lightning.graph.units import extract, find_units
+from hast_lightning.graph.units import extract, find_units, parameters_of
 from tests.diffusion import loaded
 
 
@@ -155,3 +157,85 @@ def test_a_normalization_behind_a_convolution_belongs_to_it() -> None:
     # Elsewhere it stands before the layer that it belongs to.
     linear = (nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert [unit.target for unit in find_units(traced(nn.Sequential(*linear)))] == ["_0", "_2"]
+
+
+def test_an_inverted_residual_whose_channels_are_scaled_is_one_unit_with_and_without_a_skip() -> (
+    None
+):
+    block = mobilenetv3.InvertedResidualConfig
+    settings = [block(8, 3, 16, outs, True, "HS", 2, 1, 1.0) for outs in (8, 16)]
+    settings[1].input_channels = 8
+    network = traced(mobilenetv3.MobileNetV3(settings, 32, num_classes=5))
+    blocks = [unit.layers for unit in find_units(network)]
+    for number in (1, 2):
+        names = ("0.0", "1.0", "2.fc1", "2.fc2", "3.0")
+        assert tuple(f"features.{number}.block.{name}" for name in names) in blocks
+
+
+class Sized(nn.Module):
+    """Asks for a size at the beginning or where it is needed, and uses it at the end."""
+
+    def __init__(self, early: bool, of_batch: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 2, 3)
+        self.head = nn.Linear(18 if of_batch else 12, 5)
+        self.early, self.of_batch = early, of_batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (x.size(0), x.shape[-2:])
+        features = torch.relu(self.second(torch.relu(self.first(x))))
+        if not self.of_batch:
+            return self.head(F.interpolate(features, size=size[1] if self.early else (12, 12)))
+        return self.head(features.view(size[0] if self.early else features.size(0), -1))
+
+
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_a_size_that_is_asked_for_early_keeps_no_unit_from_ending(of_batch: bool) -> None:
+    early, late = (traced(Sized(each, of_batch)) for each in (True, False))
+    found, expected = find_units(early), find_units(late)
+    assert [unit.layers for unit in found] == [unit.layers for unit in expected]
+    assert len(found) == 3
+    images = torch.randn(2, 3, 12, 12)
+    values = {"x": images}
+    with torch.no_grad():
+        for unit in found:
+            values[unit.target] = extract(early, unit)(*(values[n] for n in unit.sources))
+        assert torch.equal(values[found[-1].target], early(images))
+
+
+class Recurring(nn.Module):
+    """A convolution with its BatchNorm that is called several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.again = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for _ in range(3):
+            x = self.again(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_that_is_called_several_times_is_in_the_first_unit_that_calls_it() -> None:
+    network = traced(Recurring())
+    units = find_units(network)
+    assert [unit.layers for unit in units] == [("stem",), ("again.0",), ("head",)]
+    again, head = (set(layer.parameters()) for layer in (network.again, network.head))  # type: ignore[union-attr]
+    assert parameters_of(units[:2], network, network) == again | set(network.stem.parameters())  # type: ignore[union-attr]
+    own = set(extract(network, units[2]).parameters())
+    assert own == again | head
+    assert own - parameters_of(units[:2], network, network) == head
+
+
+@pytest.mark.parametrize("missing", ["network.stem", "network.shrink", "add_3"])
+def test_an_end_that_needs_others_before_it_names_them(missing: str) -> None:
+    network = trace(loaded().network)
+    with pytest.raises(ModelError, match=r"name .* as well") as caught:
+        find_units(network, timed=True, ends=[missing])
+    named = re.search("name (.*) as well", str(caught.value))
+    assert named is not None
+    units = find_units(network, timed=True, ends=[missing, *named[1].split(" and ")])
+    assert missing.replace(".", "_") in [unit.target for unit in units]
+    assert "\n" not in str(caught.value)

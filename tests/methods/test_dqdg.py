@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hast_lightning.core.batch import Batch, Progress, Seen, Trace
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Site
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.methods.dqdg import (
     CenterDistance,
     DualGenerator,
@@ -166,3 +167,23 @@ def test_a_run_keeps_centers_apart_and_selects() -> None:
     assert 0 <= module.outcome.scalars["synthesis/centers"] <= 0.5
     weights = module.outcome.answers[""][0].batch.weights
     assert weights is not None and int(weights.sum()) >= 6
+
+
+def test_masks_of_frames_need_frames() -> None:
+    wave = PretrainedNetwork(Wave().eval(), "wave", (2, 32), 4, (0.5,) * 2, (0.5,) * 2, "")  # type: ignore[arg-type]
+    network = FrozenTeacher(wave)
+    with pytest.raises(ModelError, match=r"term masked_kl masks frames .* wave takes") as caught:
+        MaskedKL().bind(network, network)
+    assert "\n" not in str(caught.value)
+
+
+class Wave(nn.Module):
+    """Of signals (N, 2, 32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(2, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.first(x).relu().mean(2))
+        return found

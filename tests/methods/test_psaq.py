@@ -10,8 +10,11 @@ from torch import nn
 
 from hast_lightning.core.batch import Batch, Progress, Seen
 from hast_lightning.core.network import PretrainedNetwork
+from hast_lightning.core.term import Term
 from hast_lightning.errors import ModelError
+from hast_lightning.methods.mimiq import AttentionStructure, HeadSSIM
 from hast_lightning.methods.psaq import PatchEntropy, kernel_entropy, patch_similarities
+from hast_lightning.methods.sardfq import AttentionPrior
 from hast_lightning.models.teacher import FrozenTeacher
 from tests.transformers import images, teacher
 
@@ -73,6 +76,48 @@ def test_a_network_without_attention_is_refused() -> None:
     network = FrozenTeacher(PretrainedNetwork(CNN, "cnn", (1, 8, 8), 4, (0.5,), (0.5,), ""))
     with pytest.raises(ModelError, match="no attention, which the term patch_entropy needs"):
         PatchEntropy().bind(network, network)
+
+
+class Grid(nn.Module):
+    """One head over patches of 4 x 4 pixels, with heads behind tokens in what it puts out."""
+
+    def __init__(self, behind: bool = False) -> None:
+        super().__init__()
+        self.embed, self.head, self.behind = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 4), behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2).unflatten(2, (2, 4)).transpose(1, 2)
+        attention = (tokens @ tokens.transpose(-2, -1)).softmax(-1)
+        if self.behind:
+            output = torch.einsum("bhij,bhjd->bihd", attention, tokens)
+        else:
+            output = (attention @ tokens).transpose(1, 2)
+        found: torch.Tensor = self.head(output.flatten(2).mean(1))
+        return found
+
+
+def frozen(network: nn.Module, shape: tuple[int, int, int]) -> FrozenTeacher:
+    return FrozenTeacher(PretrainedNetwork(network.eval(), "grid", shape, 4, (0.5,), (0.5,), ""))
+
+
+@pytest.mark.parametrize("term", [PatchEntropy, HeadSSIM, AttentionStructure, AttentionPrior])
+def test_pictures_that_are_no_square_are_refused(term: type[Term]) -> None:
+    network = frozen(Grid(), (1, 16, 16))
+    term().bind(network, network)
+    # 12 tokens would be three and 3 x 3 patches.
+    network = frozen(Grid(), (1, 12, 16))
+    message = rf"12, 12\) for pictures of 12x16; the term {term.kind} needs .* a square grid"
+    with pytest.raises(ModelError, match=message) as caught:
+        term().bind(network, network)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_whose_heads_stand_behind_tokens_are_refused() -> None:
+    network = frozen(Grid(behind=True), (1, 16, 16))
+    HeadSSIM().bind(network, network)
+    for term in (PatchEntropy(), AttentionStructure()):
+        with pytest.raises(ModelError, match=r"puts out \(1, 16, 2, 4\); the term"):
+            term.bind(network, network)
 
 
 def test_similarities_are_float32_under_autocast() -> None:

@@ -464,6 +464,14 @@ def test_another_number_of_classes_is_said_as_such(tmp_path: Path) -> None:
     assert "is for 100 classes, the network for 5: set model.num_classes=100" in message
 
 
+def test_another_width_of_the_last_layer_is_not_called_classes(tmp_path: Path) -> None:
+    """As that of images of another size, which are flattened before it."""
+    layers = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(width, 5)) for width in (16, 8)]
+    message = refused_weights(layers[0], layers[1], tmp_path / "w.pth")
+    assert "1.weight has the shape (5, 16), the network expects (5, 8)" in message
+    assert "classes" not in message
+
+
 def test_other_channels_of_the_input_are_not_called_classes(tmp_path: Path) -> None:
     message = refused_weights(network(channels=1), network(), tmp_path / "w.pth")
     assert "conv1.weight has the shape (4, 1, 3, 3), the network expects (4, 3, 3, 3)" in message

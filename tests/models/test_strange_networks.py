@@ -217,6 +217,20 @@ class Remembering(Plain):
         return super().forward(x) * self.passes
 
 
+class Root(Plain):
+    """Has no answer to what is below zero."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x.sqrt())
+
+
+class Impossible(Remembering):
+    """One class is masked out, in which all else would be lost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.tensor([0, 0, 0, 0, -torch.inf])
+
+
 class Random(Plain):
     def features(self, x: Tensor) -> Tensor:
         return F.dropout(super().features(x))
@@ -238,6 +252,8 @@ class OneAtATime(Plain):
         (Counting, "changes its buffer calls at every pass"),
         (Averaging, "changes its buffer centre at every pass"),
         (Remembering, "gives other answers when it is asked again"),
+        (Root, "strange puts out NaN or infinite values for images of 3x16x16"),
+        (Impossible, "strange puts out NaN or infinite values for images of 3x16x16"),
         (Random, "gives other answers when it is asked again"),
         (Centring, "when other images are in the batch: its code computes with all images"),
         (OneAtATime, "returns a tensor of shape (5,) for 1 image of 3x16x16"),

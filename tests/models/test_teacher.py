@@ -98,6 +98,19 @@ def test_unfolded_the_teacher_is_the_network_itself() -> None:
     assert all(map(torch.equal, seen, values.values()))
 
 
+@torch.no_grad()
+def test_what_a_folded_batch_norm_takes_in_is_that_of_the_network() -> None:
+    """As a tap of a convolution wants it, with and without identities behind it."""
+    layers = (nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Identity(), nn.BatchNorm2d(4), nn.ReLU())
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 14 * 14, 5)).eval()
+    network[3].running_mean.normal_()  # type: ignore[operator,union-attr]
+    network[3].running_var.uniform_(2, 3)  # type: ignore[operator,union-attr]
+    teacher, images = frozen(network), noise(*IMAGES)
+    for number, name in enumerate(("_0", "_1", "_2", "_3")):
+        found = teacher.trace(images, [name]).values[name]
+        torch.testing.assert_close(found, network[: number + 1](images), rtol=1e-5, atol=1e-5)
+
+
 def test_batch_norms_run_only_where_they_are_asked_for() -> None:
     frozen = teacher()
     called = []

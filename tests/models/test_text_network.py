@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hast_lightning.errors import ConfigurationError, ModelError
+from hast_lightning.graph.attention_nodes import find_attentions
 from hast_lightning.graph.heads import head_of, restore_head
 from hast_lightning.graph.tracing import trace
 from hast_lightning.graph.units import extract, find_units
 from hast_lightning.models.text_network import describe_text
+from hast_lightning.quantization.convert import convert
+from hast_lightning.quantization.settings import QuantizerConfig
+from hast_lightning.quantization.transformer_placement import Transformer
 from tests.tokens import LENGTH, VOCABULARY, config, loaded, network, texts
 
 
@@ -63,6 +68,41 @@ class WrongCache(Causal):
     def decode(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Answer with something else."""
         return self.out(self.table(tokens) * 2), cache
+
+
+class Attending(Causal):
+    """Attends to tokens before, fused in one of several ways."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.heads = kind, nn.Linear(8, 24)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        mask = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Any:
+        """Return logits of what is attended to."""
+        x = self.table(tokens)
+        if self.kind == "layer":
+            return self.out(self.layer(x, src_mask=self.mask))
+        if self.kind == "module":
+            return self.out(self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0])
+        q, k, v = self.heads(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(F.relu(attended.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("kind", ["layer", "module", "function"])
+def test_attention_is_written_out(kind: str) -> None:
+    torch.manual_seed(0)
+    own, given = Attending(kind).eval(), texts(3) % 9
+    found = describe_text(own, config())
+    with torch.no_grad():
+        expected = own(given).transpose(1, 2)
+        torch.testing.assert_close(found.network(given), expected, rtol=1e-4, atol=1e-5)
+    assert len(find_attentions(trace(found.network))) == 1
+    assert convert(found.network, QuantizerConfig(8, placement=Transformer()))
 
 
 class Last(Causal):

@@ -54,3 +54,19 @@ def test_other_outputs_and_other_inputs_are_refused() -> None:
         accepted(TwoChannels().eval())
     with pytest.raises(ModelError, match=r"the network mine .* 2 positional arguments but 3"):
         accepted(Timeless().eval())
+
+
+class Statements(UNet):
+    """Adds the timestep by a statement, whose result nothing takes in."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.stem(x)
+        h.add_(self.time(t[:, None] * torch.arange(8, device=x.device) / 8)[:, :4, None, None])
+        return self.head(h)
+
+
+def test_statements_that_overwrite_values_are_part_of_a_denoiser() -> None:
+    own, pictures, times = Statements().eval(), torch.randn(2, *SHAPE), torch.tensor([3.0, 30.0])
+    with torch.no_grad():
+        found = accepted(own).network(with_time(pictures, times))
+        torch.testing.assert_close(found, own(pictures, times))

@@ -233,3 +233,46 @@ def test_a_network_that_cannot_be_traced_is_refused_with_the_place() -> None:
 
     with pytest.raises(ModelError, match=r"Branching cannot be traced .* at test_convert\.py"):
         convert(Branching(), SETTINGS)
+
+
+class Multiplying(nn.Module):
+    """Multiplies vectors of three by a parameter, or by what is made of it."""
+
+    def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.multiply = nn.Linear(3, 3), multiply
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.first(x).relu(), self.weight)
+
+
+PRODUCTS: list[Callable[[Tensor, Tensor], Tensor]] = [
+    *(lambda x, w: x @ w, lambda x, w: x @ w.t(), lambda x, w: torch.matmul(x, w[:, :2] * 2)),
+    *(lambda x, w: torch.einsum("ni,oi->no", x, w.exp()), lambda x, w: x.mm(w.transpose(0, 1))),
+]
+
+
+@pytest.mark.parametrize("multiply", PRODUCTS, ids=range(len(PRODUCTS)))
+def test_products_with_a_parameter_outside_of_layers_are_refused(
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    with pytest.raises(ModelError, match="whose weights belong to no layer"):
+        convert(Multiplying(multiply).eval(), SETTINGS)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell, nn.GRU])
+def test_recurrent_layers_and_cells_are_refused_by_their_names(
+    kind: Callable[[int, int], nn.Module],
+) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.recurrent = nn.Linear(3, 3), kind(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer = self.recurrent(self.first(x).relu())
+            return answer[0] if isinstance(self.recurrent, nn.LSTMCell | nn.GRU) else answer
+
+    with pytest.raises(ModelError, match=r"layer recurrent is a .*, which cannot be quantized"):
+        convert(Recurrent().eval(), SETTINGS)

@@ -201,6 +201,15 @@ def test_the_mean_error_is_less_without_a_sample(norm_behind: bool) -> None:
     assert correct_by_statistics(made_again, of_teacher, **skipped) == 0
 
 
+def test_means_that_are_corrected_once_more_stay_where_they_are() -> None:
+    made, of_teacher = student(2), teacher()
+    assert correct_by_statistics(made, of_teacher) == 2
+    once = copy.deepcopy(made.state_dict())
+    correct_by_statistics(made, of_teacher, biases=False)
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, once[name]), name
+
+
 def test_statistics_leave_a_student_that_does_not_quantize_as_it_is() -> None:
     float_student = teacher()
     assert correct_by_statistics(float_student, teacher()) == 0

@@ -16,6 +16,8 @@ from hast_lightning.quantization.fake_quant import (
 from hast_lightning.quantization.learned import LSQ
 from hast_lightning.quantization.search import LeastSquares, MinMax
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
+from hast_lightning.quantization.transformer_placement import Transformer
+from tests import transformers
 
 
 class Shared(nn.Module):
@@ -128,3 +130,10 @@ def test_nothing_is_changed() -> None:
     assert diagnose(student) == diagnose(student)
     assert torch.equal(stream, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_powers_of_two_end_at_one() -> None:
+    """They have no range, and so nothing that is not calibrated yet."""
+    settings = QuantizerConfig(bits=4, placement=Transformer())
+    found = of_kind(diagnose(convert(transformers.network(), settings)), ACTIVATION).values()
+    assert [(one.low, one.high) for one in found if one.low is not None] == [(0.0, 1.0)] * 2

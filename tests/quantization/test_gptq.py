@@ -168,3 +168,18 @@ def test_autocast_leaves_the_arithmetic_in_float32() -> None:
             round_layer(layer, hessian[None], 0.01, 4)
         found.append(layer.weight)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("gradient", ["clipped", "pass_through"])
+def test_weights_that_have_left_a_grid_that_stays_are_clipped_where_that_is_wanted(
+    gradient: str,
+) -> None:
+    chosen = QuantizerConfig(bits=BITS, gradient=gradient)
+    weight = nn.Parameter(torch.tensor([[-1.0, -0.5, 0.5, 1.0]]))
+    quantizer = FixedGrid().weight_quantizer(chosen.ranges, BITS, weight, chosen)
+    with torch.no_grad():
+        weight.mul_(3)
+    quantizer(weight).sum().backward()
+    assert weight.grad is not None
+    left = 0.0 if gradient == "clipped" else 1.0
+    assert weight.grad.tolist() == [[left, left, left, left]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from hast_lightning.quantization.placement import Integer
 from hast_lightning.quantization.search import LeastSquares, MinMax, Percentile
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
+from hast_lightning.quantization.structure import list_calls
 
 
 def bits_of(network: nn.Module, settings: QuantizerConfig) -> tuple[dict[str, int], dict[str, int]]:
@@ -108,6 +110,33 @@ class Branching(nn.Module):
 def test_a_value_has_the_most_bits_that_a_layer_asks_for(asked: int, given: int) -> None:
     chosen = settings(overrides=[LayerBits("one", None, asked)])
     assert bits_of(Branching(), chosen) == ({"stem": 3, "one": 3, "other": 3}, {"relu": given})
+
+
+def test_a_value_that_goes_many_ways_through_a_network_is_followed_once() -> None:
+    """Each unit of a ShuffleNet splits its values into two: 2^16 ways through all of them."""
+    network = torchvision.models.shufflenet_v2_x0_5(num_classes=5)
+    weights, activations = bits_of(network, settings(first_and_last_8bit=True))
+    assert weights.keys() == layer_names(network)
+    assert differing(weights, 3) == {"conv1.0": 8, "fc": 8}
+    assert differing(activations, 4) == {"conv5_2": 8}
+
+
+class Split(nn.Module):
+    """Half of a quantized value goes through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = F.relu(self.stem(x)).chunk(2, 1)
+        return self.one(one) + other
+
+
+def test_a_part_of_a_value_has_the_bits_of_the_whole() -> None:
+    calls = list_calls(convert(Split().eval(), settings()), (), torch.zeros(1, 3, 6, 6))
+    found = {call.name: call.input_bits for call in calls if call.weight_bits}
+    assert found == {"stem": 32, "one": 4}
 
 
 # --- floating point ---------------------------------------------------------------------------

@@ -50,3 +50,14 @@ def test_quantized_bytes_counts_packed_weights_ranges_and_the_rest(bits: int, pa
     size = quantized_bytes(student_of(network, bits), float_bytes(network))
     ranges = 5 + 7 + 1  # two layers' channels and one activation, 5 bytes each
     assert size == 4 * (5 + 20) + packed + 5 * ranges
+
+
+def test_weights_that_two_layers_share_are_counted_once_in_the_float_network() -> None:
+    first, second = nn.Linear(7, 7, bias=False), nn.Linear(7, 7)
+    second.weight = first.weight
+    network = nn.Sequential(first, nn.ReLU(), second)
+    layers = [QuantLinear.from_float(layer, WeightQuantizer(4)) for layer in (first, second)]
+    student = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    # Each layer has bits and ranges of its own.
+    expected = 4 * 7 + 2 * (25 + 5 * 7)
+    assert quantized_bytes(student, float_bytes(network)) == expected

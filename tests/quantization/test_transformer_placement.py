@@ -195,3 +195,60 @@ def test_scores_are_rounded_before_they_are_masked(fills: bool) -> None:
     error = (student(x) - network_(x)).detach().square().mean() / network_(x).var()
     assert float(error) < 0.01
     assert max(float(q.scale) for q in activation_quantizers(student)) < 1
+
+
+class Written(nn.Module):
+    """Two heads of attention, whose products are written in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        q, k, v = (
+            layer(x).unflatten(2, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        if self.way == "einsum":
+            scores = torch.einsum("bhid,bhjd->bhij", q, k)
+            attended = torch.einsum("bhjd,bhij->bhid", v, (scores * 0.5).softmax(-1))
+        elif self.way == "baddbmm":
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+            scores = torch.baddbmm(q[:, :, :1] * 0, q, k.transpose(1, 2))
+            attended = torch.bmm((scores * 0.5).softmax(-1), v).unflatten(0, (-1, 2))
+        else:
+            attended = ((q @ k.transpose(-2, -1)) * 0.5).softmax(-1) @ v
+        found: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return found
+
+
+@pytest.mark.parametrize("way", ["matmul", "einsum", "baddbmm"])
+def test_products_are_quantized_however_they_are_written(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network_, x = Written(way).eval(), torch.randn(4, 16, 8)
+    student = convert(network_, QuantizerConfig(8, placement=Transformer()))
+    # What enters the three layers, three of their outputs, the probabilities, and the last layer.
+    assert len(activation_quantizers(student)) == 6
+    assert sum(isinstance(q, Log2Quantizer) for q in activation_quantizers(student)) == 1
+    recalibrate(student, [x])
+    error = (student(x) - network_(x)).detach().square().mean() / network_(x).var()
+    assert float(error) < 0.01
+    convert(network_, QuantizerConfig(8))
+    assert "stays in floating point" in caplog.text
+
+
+def test_einsum_of_one_tensor_is_no_product() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.last(x) + torch.einsum("nij->ni", self.first(x))[..., None]
+            return found
+
+    student = convert(Summed().eval(), QuantizerConfig(8, placement=Transformer(picture=True)))
+    assert len(activation_quantizers(student)) == 1

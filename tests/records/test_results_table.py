@@ -106,3 +106,25 @@ def test_rendered_in_80_columns_nothing_is_cut_and_the_best_on_test_is_absent() 
 )
 def test_sizes(size: int, text: str) -> None:
     assert readable_size(size) == text
+
+
+@pytest.mark.parametrize("name", ["exp[/a]", "exp[red]", "exp:x:", "caf\udce9"])
+def test_names_are_no_markup(name: str) -> None:
+    result = replace(make_result((98.5, 61.25, 96.754)), recipe=name)
+    stage = name.replace(":", "_")
+    judged = {stage: {"evaluation": {"error": 0.25}}, "distillation": {}}
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=80)
+    console.print(results_table(replace(result, judged=judged, kept_stage=stage)))
+    console.file.seek(0)
+    text = console.file.read()
+    shown = name.replace("\udce9", "\\udce9")
+    assert f"{shown}, seed 3" in text
+    assert f"kept: {shown.replace(':', '_')}" in text
+
+
+def test_the_caption_does_not_call_what_is_kept_the_last_step() -> None:
+    result = replace(make_result((98.5, 61.25, 11.0)), judged={"calibration": {}, "training": {}})
+    kept = replace(result, kept_stage="calibration")
+    assert "after the last student step, and as handed back" in str(results_table(kept).caption)
+    last = replace(result, kept_stage="training")
+    assert str(results_table(last).caption).endswith("synthetic images, last student step")

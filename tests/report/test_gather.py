@@ -73,7 +73,7 @@ def test_the_headline_is_that_of_the_result(told: RunReport, done: tuple[Run, Re
         result.quantized_top1,
     ]
     assert [row.bits for row in told.headline] == ["32/32", "3/3", "3/3"]
-    assert told.measured_on == "599 evaluation images"
+    assert told.measured_on == "599 evaluation images, last student step"
     assert told.command == "typed 'by' <hand>"
     assert told.versions == result.versions
     assert {fact.name: fact.text for fact in told.origin}["Seed"] == "0"

@@ -62,6 +62,18 @@ def test_what_a_unit_prepares_once_is_not_counted_for_each_of_its_steps() -> Non
     assert whole([Timed(2, True), Timed(4, True)], 10) == 30
 
 
+def test_what_stages_keep_of_each_sample_is_kept_and_typed_steps_are_few_too() -> None:
+    words = (*PLANNED, "method=reconstruct", "stages.reconstruction.iterations=400")
+    more = ("stages.reconstruction.samples=200", "sources.bank.iterations=50", "data.holdout=0.1")
+    config = composed(*words, *more, "schedule.images=960")
+    small = composed(*words, *more, *few_steps(config))
+    reconstruction = small.stages["reconstruction"]
+    # 512 samples of the correction are more than 200; of the latter none is left out.
+    assert small.sources["bank"].size == 18 * 32 >= 512 / 0.9
+    assert (reconstruction.samples, reconstruction.iterations) == (200, 3)  # type: ignore[attr-defined]
+    assert small.sources["bank"].iterations == 2  # type: ignore[attr-defined]
+
+
 def test_units_are_told_apart_where_a_network_is_rebuilt() -> None:
     words = (*PLANNED, "method=reconstruct", "schedule.unit_steps=100")
     config = composed(*words)

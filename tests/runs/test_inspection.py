@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
+from hast_lightning.runs import inspection
 from hast_lightning.runs.inspection import inspect
 from tests.command_line import TINY, call
 from tests.small_runs import small
@@ -117,3 +119,22 @@ def test_a_run_warns_of_it_and_goes_on(folder: Path) -> None:
     finished = call(*NEW, *TINY, "data=none", folder=folder)
     assert finished.status == 0
     assert "the BatchNorms of new have the statistics of a new network" in finished.out
+
+
+def test_names_are_no_markup(folder: Path) -> None:
+    """A console reads brackets and colons where nobody tells it not to."""
+    config = small(*NEW)
+    config.model.name = "net[/a]:x:"
+    console = Console(file=io.StringIO(), width=100)
+    inspect(config, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "net[/a]:x:, W3A3" in console.file.getvalue()
+
+
+def test_the_console_of_the_command_reads_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Mock(show=lambda console: console.print("net[/a]:x:"))
+    monkeypatch.setattr(inspection, "examine", lambda *_: shown)
+    inspect(small())
+    assert capsys.readouterr().out == "net[/a]:x:\n"

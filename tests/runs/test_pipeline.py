@@ -547,3 +547,45 @@ def test_a_budget_without_training_is_said(
     found = [r.getMessage() for r in caplog.records if "has no steps" in r.getMessage()]
     assert bool(found) == warned
     assert all("stages.distillation: the student is calibrated alone" in line for line in found)
+
+
+ODD = "caf\udce9"
+"""What Python makes of a name in bytes that are no UTF-8."""
+
+
+def test_a_name_that_is_no_text_costs_neither_the_result_nor_the_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{ODD}.npz"
+    np.savez(path, x=np.zeros((8, 8, 8, 1), np.uint8), y=np.arange(8))
+    config = small("data.source=npz", "data.path=a", "export.formats=[packed]")
+    config.data.path, config.recipe = str(path), ODD
+    folder = tmp_path / "run"
+    command = f"python -m hast_lightning data.path={path}"
+    assert pipeline.run(config, folder, command) == Result.read(folder / RESULT_FILE)
+    assert "caf\\udce9.npz" in (folder / CARD_FILE).read_text(encoding="utf-8")
+    assert "caf\\udce9" in (folder / REPORT_FILE).read_text(encoding="utf-8")
+    assert "caf\\udce9, seed 0" in capsys.readouterr().out
+
+
+def test_a_card_that_cannot_be_written_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no card")
+
+    monkeypatch.setattr(pipeline, "_write_card", fail)
+    with pytest.raises(OSError, match="no card"):
+        run(tmp_path / "run")
+    assert Result.read(tmp_path / "run" / RESULT_FILE).status == "complete"
+
+
+def test_a_run_is_held_while_it_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(made: assembly.Run, _: object) -> None:
+        with pytest.raises(ConfigurationError, match="another process is at work on this run"):
+            pipeline.resume(made.folder)
+
+    monkeypatch.setattr(pipeline, "_execute", second)
+    pipeline.run(small(), tmp_path, "typed")
+    # Let go in the end: this one fails for another reason, or not at all.
+    pipeline.resume(tmp_path)

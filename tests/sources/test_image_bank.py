@@ -14,11 +14,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hast_lightning.core.network import PretrainedNetwork
-from hast_lightning.core.source import Site
+from hast_lightning.core.source import Site, Source
 from hast_lightning.errors import ConfigurationError, DataError
 from hast_lightning.files import tensors as tensor_files
+from hast_lightning.methods.coboosting import HardPool
+from hast_lightning.methods.dgh import ImageSet
+from hast_lightning.methods.sadag import KeptLatentBank
+from hast_lightning.methods.texq import ClassCenters
+from hast_lightning.report.parts import settings_of
 from hast_lightning.sources import starts
+from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.latent_bank import LatentBank
+from hast_lightning.sources.scheduled_bank import ScheduledBank
+from hast_lightning.sources.text import RandomTokens
 
 SHAPE = (1, 4, 4)
 CLASSES = 10
@@ -522,3 +531,44 @@ def test_malformed_content_is_refused(
 def test_a_batch_size_that_does_not_divide_the_file_is_refused(saved: Path) -> None:
     with pytest.raises(DataError, match=r"holds 12 images.*batch_size=5"):
         load(saved, size=10, batch_size=5)
+
+
+def test_a_file_in_the_home_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled_bank().save(tmp_path / "bank.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert make_bank(load="~/bank.safetensors").filled == 12
+
+
+@pytest.mark.parametrize("kind", [ImageBank, ScheduledBank, ConditionalGenerator, RandomTokens])
+def test_every_source_has_the_home_folder_spelled_out(
+    kind: type[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kind(load="~/saved.safetensors").load == str(tmp_path / "saved.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("bank", "read"),
+    [
+        (ImageBank(), {"patience", "factor", "falls", "start"}),
+        (ImageBank(falls="cosine"), {"falls", "start"}),
+        (ImageBank(factor=1.0), {"factor", "falls", "start"}),
+        (ScheduledBank(), {"start"}),
+        (HardPool(), set()),
+        (ClassCenters(), {"patience", "factor", "falls", "start"}),
+        (ClassCenters(falls="cosine"), {"falls", "start"}),
+        (ImageSet(), {"patience", "factor"}),
+        (LatentBank(), {"patience", "factor", "falls"}),
+        (LatentBank(falls="cosine"), {"falls"}),
+        # Whose images are refined later, on plateaus.
+        (KeptLatentBank(falls="cosine"), {"patience", "factor", "falls"}),
+    ],
+    ids=lambda value: value.kind if isinstance(value, ImageBank) else "",
+)
+def test_settings_that_nothing_reads_are_not_told(bank: ImageBank, read: set[str]) -> None:
+    told = {setting.rpartition(" ")[0] for setting in settings_of(bank).split(", ")}
+    assert told & {"patience", "factor", "falls", "start"} == read
+    refines_alone = isinstance(bank, KeptLatentBank)
+    assert ("min learning rate" in told) == ("patience" in read and not refines_alone)

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.sources.scheduled_bank import ScheduledBank
@@ -59,6 +61,15 @@ def test_images_move_as_one_and_nothing_is_lost() -> None:
         torch.testing.assert_close(each.flatten(1).sort().values, own.flatten(1).sort().values)
     still = bank(rolls=[], flip=0.0)
     assert torch.equal(still.propose().inputs, still.active)
+
+
+def test_a_network_of_signals_is_refused() -> None:
+    network = PretrainedNetwork(nn.Identity(), "wave", (2, 32), 4, (0.5,) * 2, (0.5,) * 2, "")  # type: ignore[arg-type]
+    for clamp in (True, False):
+        source = ScheduledBank(size=4, batch_size=4, clamp=clamp)
+        with pytest.raises(ConfigurationError, match="bank=scheduled_bank makes images") as caught:
+            source.build(Site(network, key="sources.bank"))
+        assert "\n" not in str(caught.value)
 
 
 def test_settings_out_of_range_are_refused() -> None:

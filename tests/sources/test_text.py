@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError, DataError
+from hast_lightning.graph.own_text import write_text
+from hast_lightning.report.parts import settings_of
 from hast_lightning.sources import text
 from hast_lightning.sources.text import OwnText, RandomTokens, TextFile, Texts
 from tests.tokens import LENGTH, VOCABULARY, loaded, texts
@@ -98,6 +101,12 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
         OwnText(start_token=32).build(SITE)
     with pytest.raises(ConfigurationError, match="initial_temperature=0"):
         OwnText(initial_temperature=0)
+    with pytest.raises(ConfigurationError, match=r"=1e-38 must be at least 0.0001"):
+        OwnText(initial_temperature=1e-38, schedule_tokens=4)
+    with pytest.raises(
+        ConfigurationError, match=r"^initial_temperature=2.0 with schedule_tokens=0"
+    ):
+        OwnText(initial_temperature=2.0)
     with pytest.raises(ConfigurationError, match="path is not set"):
         TextFile().build(SITE)
     rows = texts(9).numpy()
@@ -105,6 +114,47 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=rows)
     with pytest.raises(DataError, match="8 rows have 16 tokens, and 10 are needed"):
         TextFile(size=8, path=str(tmp_path / "few.npz")).build(SITE)
+
+
+def test_the_first_temperature_counts_with_a_schedule_alone() -> None:
+    same = OwnText(initial_temperature=2.0, final_temperature=2.0)
+    assert "initial_temperature" in same.unused()
+    assert "initial temperature" not in settings_of(OwnText(final_temperature=0.5))
+    moving = OwnText(initial_temperature=2.0, schedule_tokens=4)
+    assert not moving.unused() and "initial temperature 2" in settings_of(moving)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_held_out_texts_are_the_first_of_more(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = made(kind, tmp_path)
+    source.build(SITE._replace(holdout=0.5))
+    every = source.held_out(100).inputs
+    assert len(every) == 4
+    for count in (0, 1, 3):
+        assert torch.equal(source.held_out(count).inputs, every[:count])
+    source.part_ways()
+    assert torch.equal(source.held_out(4).inputs, every) == (kind == "text_file")
+
+
+def test_held_out_text_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def counting(network: object, count: int, *rest: Any) -> torch.Tensor:
+        written.append(count)
+        return write_text(loaded(), count, *rest)
+
+    monkeypatch.setattr(text, "write_text", counting)
+    source = OwnText(size=8)
+    source.build(SITE)
+    for count in (100, 1, 2):
+        source.held_out(count)
+    assert written == [2]
+    other = OwnText(size=8)
+    other.build(SITE)
+    other.held_out(1)
+    other.load_state_dict(source.state_dict())
+    assert torch.equal(other.held_out(2).inputs, source.held_out(2).inputs)
 
 
 def test_no_process_trains_on_rows_that_another_holds_out(

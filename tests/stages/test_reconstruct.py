@@ -24,7 +24,7 @@ from hast_lightning.runs import pipeline
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.stages import room
 from hast_lightning.stages.reconstruct import reconstruction_error
-from hast_lightning.stages.unit_values import largest_unit
+from hast_lightning.stages.unit_values import Cached, largest_unit
 from hast_lightning.training.module import ZeroShotQuantization
 from tests.small_runs import build_module, fit, small
 
@@ -117,6 +117,44 @@ def test_roundings_are_driven_from_a_fifth_of_the_iterations_on_by_a_sum_over_we
         assert float(found.detach()) == pytest.approx(0.01 * expected, rel=1e-5)
 
 
+def test_inputs_of_a_unit_are_mixed_element_by_element() -> None:
+    module = build_module(small(*RECONSTRUCT, "stages.reconstruction.mix=0.3"))
+    stage = module.stages["reconstruction"]
+    shape = (64, 3, 8, 8)
+    values = ((torch.zeros(shape),), (torch.ones(shape),), torch.zeros(shape))
+    stage._cached = Cached(*values)  # type: ignore[assignment]
+    stage._held_out = 0  # type: ignore[assignment]
+    torch.manual_seed(0)
+    batch = stage._batch(module.bench)  # type: ignore[operator]
+    (mixed,), (floating,) = batch.mixed, batch.floating
+    assert set(mixed.unique().tolist()) == {0.0, 1.0}
+    assert float(mixed.mean()) == pytest.approx(0.3, abs=0.05)
+    assert float(floating.abs().max()) == 0
+
+
+def test_dropped_activations_pass_unquantized_element_by_element() -> None:
+    module = rebuilt("quantizer=lsq", "quantizer.bits=2")
+    quantizer = activation_quantizers(module.student)[-1]
+    x = torch.rand(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+    quantized = quantizer(x)
+    quantizer.drop = 0.5
+    found = quantizer(x)
+    passed = found == x
+    assert torch.equal(found[~passed], quantized[~passed])
+    assert float(passed.float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_rates_of_steps_fall_as_a_cosine_and_those_of_roundings_stay() -> None:
+    words = ("stages.reconstruction.iterations=4", "stages.reconstruction.step_lr=4e-5")
+    stage = build_module(small(*ROUNDING, *words)).stages["reconstruction"]
+    steps = [stage._rate("steps", i) for i in range(4)]  # type: ignore[operator]
+    expected = [2e-5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
+    assert steps == pytest.approx(expected)
+    assert [stage._rate("weights", i) for i in range(4)] == [1e-3] * 4  # type: ignore[operator]
+    free = build_module(small(*RECONSTRUCT, words[0])).stages["reconstruction"]
+    assert free._rate("weights", 2) == pytest.approx(5e-4)  # type: ignore[operator]
+
+
 def test_what_was_left_undecided_is_said_of_every_unit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -194,6 +232,18 @@ def test_every_unit_is_logged_whatever_the_interval(tmp_path: Path) -> None:
 def test_what_trains_has_to_fit_the_rounding(overrides: tuple[str, ...]) -> None:
     with pytest.raises(ConfigurationError, match=r"needs rounding@quantizer\.rounding="):
         build_module(small(*RECONSTRUCT, *overrides))
+
+
+def test_steps_are_not_learned_where_no_activation_is_quantized() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        small(
+            *(*RECONSTRUCT, "quantizer=lsq", "stages.reconstruction.trains=steps"),
+            "stages.reconstruction.drop=1",
+        )
+    assert str(caught.value).endswith(
+        "drop=1: trains=steps learns from activations that are quantized, and then none is; lower "
+        "it"
+    )
 
 
 def test_units_with_nothing_to_learn_are_passed_by() -> None:

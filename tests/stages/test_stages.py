@@ -16,6 +16,7 @@ from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError, DivergenceError
 from hast_lightning.methods.coboosting import Boost
+from hast_lightning.quantization.fake_quant import activation_quantizers
 from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.sources.image_bank import ImageBank
 from hast_lightning.sources.noise import Noise
@@ -84,6 +85,11 @@ def test_a_student_without_ranges_is_not_calibrated(words: tuple[str, ...], step
             "order: stages.distillation trains the student, which no stage before it calibrates",
         ),
         (
+            ("quantizer=mse", "rounding@quantizer.rounding=adaptive"),
+            "stages.distillation trains no weight with rounding@quantizer.rounding=adaptive, which "
+            "a stage reconstruct alone learns: choose rounding@quantizer.rounding=nearest",
+        ),
+        (
             ("order=[distillation,calibration]",),
             "order: stages.distillation trains the student, which no stage before it calibrates",
         ),
@@ -93,6 +99,18 @@ def test_a_student_without_ranges_is_not_calibrated(words: tuple[str, ...], step
                 "stages.distillation.terms.alignment.enabled=false",
             ),
             "stages.distillation.terms: none has a weight, so that nothing would be learned",
+        ),
+        (
+            (
+                "method=without_training",
+                "+stage@stages.again=correct",
+                "stages.again.source=bank",
+                "stages.again.by=statistics",
+                "order=[calibration,correction,again]",
+            ),
+            "stages.again.by=statistics: stages.correction corrects the same biases before, and "
+            "their mean error would be taken off twice; choose stages.again.by=samples, which "
+            "measures what is left, or set stages.again.biases=false",
         ),
         (
             (*ALTERNATING, "order=[alternation]"),
@@ -112,6 +130,29 @@ def test_what_does_not_fit_together_is_refused_by_its_key(
     with pytest.raises(ConfigurationError) as caught:
         build_module(small(*words))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ((), "stages.synthesis"),
+        ((), "stages.calibration"),
+        (ALTERNATING, "stages.alternation.synthesis"),
+        (("method=reconstruct", "quantizer=lsq"), "stages.reconstruction"),
+    ],
+    ids=["synthesis", "calibration", "alternation", "reconstruction"],
+)
+def test_what_is_made_from_the_students_gradient_is_for_a_stage_that_takes_it(
+    words: tuple[str, ...], key: str
+) -> None:
+    words = (*words, f"+transform@{key}.transforms.promotion=promotion")
+    with pytest.raises(ConfigurationError) as caught:
+        build_module(small(*words))
+    assert str(caught.value) == (
+        f"{key}.transforms.promotion: a transform promotion is made from the gradient of a student "
+        "step, which only a stage distill takes; leave it out"
+    )
+    build_module(small(*words, f"{key}.transforms.promotion.enabled=false"))
 
 
 class Unlabeled(Noise):
@@ -196,6 +237,56 @@ def test_a_student_that_is_looked_at_stays_as_it_is_and_trains_afterwards() -> N
     assert torch.equal(students[7], students[9])
     assert not torch.equal(students[9], students[10])
     assert not torch.equal(module.sources["bank"].active, before)
+
+
+# --- calibrating twice -----------------------------------------------------------------------
+
+TWICE = (
+    "+stage@stages.again=calibrate",
+    "stages.again.source=calibration",
+    "stages.again.steps=3",
+    "order=[synthesis,calibration,again]",
+)
+
+
+def scales_of(module: ZeroShotQuantization) -> list[float]:
+    return [float(quantizer.scale) for quantizer in activation_quantizers(module.student)]
+
+
+def test_what_the_student_sees_between_the_steps_of_a_calibration_is_not_observed() -> None:
+    class Look(Callback):
+        """As an evaluation on the way does, once the ranges are frozen."""
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            assert isinstance(pl_module, ZeroShotQuantization)
+            if pl_module.ranges_frozen:
+                with torch.no_grad():
+                    pl_module.student(50 * torch.ones(4, 1, 8, 8))
+
+    plain = build_module(small(*TWICE))
+    fit(plain)
+    looked_at = build_module(small(*TWICE))
+    fit(looked_at, [Look()])
+    assert scales_of(looked_at) == scales_of(plain)
+
+
+def test_a_second_calibration_forgets_what_the_first_has_observed() -> None:
+    module = build_module(small(*TWICE))
+    fit(module)
+    again, bench = module.stages["again"], module.bench
+
+    def once_more() -> list[float]:
+        torch.manual_seed(0)
+        again.begin(bench)
+        for index in range(again.length(bench)):
+            again.step(bench, index)
+        again.end(bench)
+        return scales_of(module)
+
+    found = once_more()
+    for quantizer in activation_quantizers(module.student):
+        quantizer.moving_range.forget()
+    assert found == once_more()
 
 
 # --- alternating steps -----------------------------------------------------------------------

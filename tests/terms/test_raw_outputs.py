@@ -60,6 +60,14 @@ def test_samples_without_weight_do_not_count() -> None:
     torch.testing.assert_close(RawOutputs()(look), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (4, 3)], ids=["one value", "a constant output"])
+def test_values_without_a_spread_are_compared_to_their_size(shape: tuple[int, ...]) -> None:
+    teacher = torch.full(shape, 2.0)
+    found = relative_squared_error(1.01 * teacher, teacher)
+    assert float(found) == pytest.approx(1e-4, rel=1e-3)
+    assert float(relative_squared_error(teacher, teacher)) == 0
+
+
 def test_a_divergence_is_that_of_the_maps_that_are_named() -> None:
     pretrained = described(segmentation())
     teacher = FrozenTeacher(pretrained)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hast_lightning.core.batch import Batch, Progress, Seen, Trace
-from hast_lightning.errors import ConfigurationError
+from hast_lightning.errors import ConfigurationError, ModelError
 from hast_lightning.terms.total_variation import REFERENCE, TotalVariation, total_variation
 from tests.transformers import images, teacher
 
@@ -47,3 +49,11 @@ def test_the_goal_is_drawn_once_and_scaled_to_the_batch() -> None:
     assert float(plain(seen_of(images()))) == pytest.approx(float(total_variation(images())))
     with pytest.raises(ConfigurationError, match="highest"):
         TotalVariation(lowest=3, highest=2)
+
+
+def test_signals_are_refused() -> None:
+    """Which have no rows: their channels would be taken for some."""
+    network = teacher()
+    signals = SimpleNamespace(pretrained=replace(network.pretrained, input_shape=(2, 64)))
+    with pytest.raises(ModelError, match=r"total_variation .* inputs of shape \(2, 64\)"):
+        TotalVariation().bind(signals, signals)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from hast_lightning.tracking.artifacts import run_files, sha256
+from hast_lightning.tracking.artifacts import _log_file, run_files, sha256
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -34,3 +35,26 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a") == EMPTY
     (tmp_path / "b").write_text("b")
     assert sha256(tmp_path / "b") != EMPTY
+
+
+class Run:
+    """Stands for wandb's."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def log_artifact(self, artifact: Any) -> None:
+        """Note the name."""
+        self.names.append(artifact.name)
+
+
+def test_names_of_any_length_become_names_that_wandb_takes(tmp_path: Path) -> None:
+    (tmp_path / "student.onnx").write_bytes(b"a model")
+    (file,) = run_files(tmp_path)
+    run = Run()
+    # What tells two long names apart may be in their last characters.
+    for recipe in ("short", "x" * 117, "x" * 118, "x" * 130 + "a", "x" * 130 + "b"):
+        _log_file(run, file, recipe, {})
+    assert run.names[:2] == ["short-onnx-model", f"{'x' * 117}-onnx-model"]
+    assert len(set(run.names)) == 5
+    assert all(len(name) <= 128 and name.endswith("-onnx-model") for name in run.names)

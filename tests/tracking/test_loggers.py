@@ -311,6 +311,31 @@ def test_wandb_cannot_be_online_without_a_key(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "variables", "said"),
+    [
+        ("logger.project=a/b", {}, "project name 'a/b'"),
+        ("logger.name=wandb", {"WANDB_RUN_ID": "a/b"}, "Run ID cannot contain"),
+        ("logger.name=wandb", {"WANDB_MODE": "nonsense"}, "mode='nonsense': Input should be"),
+    ],
+)
+def test_what_wandb_does_not_take_is_refused_before_there_is_a_folder(
+    offline: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    variables: dict[str, str],
+    said: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as refusal:
+        pipeline.run(small(*LOGGED, word), tmp_path / "run", "typed")
+    assert str(refusal.value).startswith("logger=wandb: ")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_key_is_found_where_wandb_stores_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

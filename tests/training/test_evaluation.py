@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from hast_lightning.core.outputs import Outputs
+from hast_lightning.data.texts import next_tokens
 from hast_lightning.errors import DivergenceError, LostProcessError
 from hast_lightning.training import evaluation
 from hast_lightning.training.evaluation import (
@@ -18,6 +24,7 @@ from hast_lightning.training.evaluation import (
     relative_error,
     relative_errors,
 )
+from tests.processes import Forked
 
 CPU = torch.device("cpu")
 
@@ -154,3 +161,41 @@ def test_each_of_several_outputs_is_compared_with_its_own_spread() -> None:
         each = relative_error(found[:, part], expected[:, part])
         assert result.errors[name] == pytest.approx(each, rel=1e-4)
     assert result.error == pytest.approx(sum(result.errors.values()) / 2)
+
+
+class Same(nn.Module):
+    """Says that each token is followed by itself, with a logit of its own."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, texts: Tensor) -> Tensor:
+        return self.logit * nn.functional.one_hot(texts, 5).float().transpose(1, 2)
+
+
+def evaluate_a_share() -> None:
+    """One of two processes, which go over one batch of texts: the second has none."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
+    texts = torch.tensor([[0, 0, 1], [2, 2, 2]])
+    share = [(texts, next_tokens(texts))][distributed.get_rank() :]
+    found = evaluate(Same(1.0), Same(2.0), share, 5, CPU)
+    print(json.dumps([found.images, found.teacher_perplexity, found.student_perplexity]))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+def test_a_process_without_texts_has_the_perplexity_of_all(tmp_path: Path) -> None:
+    from tests.test_devices import both_ranks
+
+    both = [Forked(tmp_path, environment=rank, become=evaluate_a_share) for rank in both_ranks()]
+    try:
+        printed = [process.communicate(timeout=200)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], printed
+    # Of four tokens three are followed by themselves.
+    expected = [math.exp(math.log(math.exp(x) + 4) - 0.75 * x) for x in (1.0, 2.0)]
+    for text in printed:
+        assert json.loads(text.splitlines()[-1]) == pytest.approx([2, *expected], rel=1e-5)

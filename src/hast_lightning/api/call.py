@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
 from torch import nn
 
 from hast_lightning.api.arguments import Bits, InputShape, is_handed_over
-from hast_lightning.api.choice import Choice, choose
 from hast_lightning.api.composition import composed
 from hast_lightning.api.overrides import concerns, key_of
 from hast_lightning.api.teachers import taught_together
@@ -21,6 +20,7 @@ from hast_lightning.config import (
     refuse_two_ways_of_bits,
     refuse_typed_recipe,
 )
+from hast_lightning.config.choice import BEST, BITS, Choice, choose, fewest
 from hast_lightning.config.literals import literal
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ConfigurationError
@@ -82,8 +82,13 @@ class Call:
         Raises:
             UserError: something does not fit together.
         """
-        missing = {name: not self._names(name) for name in ("method", "schedule")}
-        if self.recipe is not None or self._names("experiment") or not any(missing.values()):
+        method, schedule = self._named("method"), self._named("schedule")
+        of_recipe = self.recipe is not None or self._names("experiment")
+        if method == BEST:
+            if of_recipe:
+                raise ConfigurationError(f"method={BEST!r}: a recipe names its method itself")
+            return self._without("method").plan()
+        if of_recipe or (method is not None and schedule is not None):
             config = self._composed(self.options)
             network = self._together(config, self._pretrained(config.model))
             return Plan(config, network, self.options, [], None)
@@ -94,10 +99,16 @@ class Call:
         )
         model = composed([*changes, *self.of_network, "data=none", *overrides]).model
         pretrained = self._pretrained(model)
-        choice = choose(pretrained.input_shape, self._weight_bits(), **missing)
-        options = {**choice.named, **self.options}
+        few = self._few_bits()
+        choice = choose(
+            pretrained.input_shape,
+            few,
+            method=method is None,
+            schedule=schedule,
+        )
+        options = {**self.options, **choice.named}
         own_quantizer = self._names("quantizer") or self._names("ranges")
-        settings = list(choice.settings(self._weight_bits(), quantizer=not own_quantizer))
+        settings = list(choice.settings(few, quantizer=not own_quantizer))
         bits = [
             f"quantizer.{kind}_bits={choice.measured.bits}"
             for kind in ("weight", "activation")
@@ -140,6 +151,19 @@ class Call:
         texts = [*self.changes, *self.overrides]
         return group in self.options or any(key_of(text) == group for text in texts)
 
+    def _without(self, group: str) -> Call:
+        """Return the call without what it says of a group."""
+        changes, overrides = (
+            [text for text in texts if key_of(text) != group]
+            for texts in (self.changes, self.overrides)
+        )
+        options = {name: option for name, option in self.options.items() if name != group}
+        return replace(self, options=options, changes=changes, overrides=overrides)
+
+    def _named(self, group: str) -> str | None:
+        """Return the option of a group that the call names; none: it names none."""
+        return self._value(group).strip("'\"") or self.options.get(group)
+
     def _composed(self, options: Mapping[str, str], settings: Sequence[str] = ()) -> Config:
         config = composed(
             [
@@ -170,11 +194,10 @@ class Call:
         values = {key_of(text): text.partition("=")[2].strip() for text in texts}
         return values.get(key, "")
 
-    def _weight_bits(self) -> int | None:
-        """The bits of weights that are asked for, which decide between recipes."""
-        # As in the group: a number for both goes before that for weights.
-        wanted = (self._value(f"quantizer.{name}") for name in ("bits", "weight_bits"))
-        return next((int(value) for value in wanted if value.isdecimal()), None)
+    def _few_bits(self) -> int | None:
+        """Return the fewer bits of weights and activations that are asked for."""
+        values = {key: self._value(f"quantizer.{key}") for key in BITS}
+        return fewest(values)
 
 
 def _says_bits(method: str) -> bool:

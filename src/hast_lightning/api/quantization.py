@@ -78,13 +78,15 @@ def quantize(
     """Quantize a pretrained classifier without any training data.
 
     ``method`` and ``schedule`` are words of the command line: what is done, and at what cost. Where
-    they are not named, what did best on images of the network's size is taken, at a budget for
-    two CPU cores:
+    they are not named, or ``method`` is ``best``, what did best on images of the network's size is
+    taken, at a budget for two CPU cores:
 
     - 8x8, one channel: ``hast`` and ``demo``, a minute;
-    - 32x32, color: ``recommended``, at two bits ``reconstruct``, and ``quick``, minutes;
+    - 32x32, color: ``recommended``, at two bits ``reconstruct``, and ``quick``, minutes; from seven
+      bits on ``without_training`` and ``one_minute``;
     - 224x224, color: ``recommended_imagenet`` and ``evening_imagenet``, an evening.
 
+    With ``schedule="one_minute"``, which has no steps for a student, ``without_training`` is taken.
     For other images the nearest of them is taken, with a warning that names it. What the papers
     did takes many times as long: ``schedule="released"``, with a method's own name.
 
@@ -98,7 +100,7 @@ def quantize(
             weights alone. Or such by patterns of the names of layers, ``{"stem*": 8, "*": 4}``, of
             which the last that matches counts and ``"*"`` are the others, wherever it stands.
             None: those that were measured with the fewest losses, or the recipe's.
-        method: Name of a method (``hast-lightning command=methods`` lists them).
+        method: Name of a method (``hast-lightning command=methods`` lists them), or ``best``.
         schedule: Name of a budget: ``demo``, ``quick``, ``released``, ...
         recipe: Name of a recipe (``hast-lightning --help groups`` lists them), which method,
             budget and bits go before; or keys and values to change in what is taken otherwise,

@@ -23,6 +23,9 @@ ANSWERS = frozenset({"compare", "dashboard", "methods", "predict"})
 """Commands without network and bits, which answer soon, and the same whatever a sweep changes."""
 DEFAULTS = {"model": "digits", "quantizer": "lsq", "method": "hast", "trainer": "default"}
 BITS = re.compile(r"W(\d+)A(\d+)")
+BITS_KEYS = frozenset({"quantizer.bits", "quantizer.weight_bits", "quantizer.activation_bits"})
+SWEPT = re.compile(r"^[^\[{]*,|^(choice|range|interval|glob|tag|shuffle|sort)\(")
+"""Values of which each job of a sweep has another one."""
 NULL = "null"
 SWEEP_FLAGS = ("-m", "--multirun")
 
@@ -39,16 +42,22 @@ def announcement(words: Sequence[str]) -> str | None:
     if flags or "COMP_LINE" in os.environ or command in ANSWERS:
         return None
     if folder := named.get("resume"):
-        return f"going on with {folder} on {_device(named, {})}"
+        return _written([f"going on with {folder} on {_device(named, {})}"])
     recipe = _recipe(named.get("experiment", ""))
     settings = _settings(named, recipe)
-    network, bits = _network(named, recipe), _bits(named, settings)
+    network = _network(named, recipe)
+    bits = "" if BITS_KEYS & _varied(named) else _bits(named, settings)
     words_of_bits = _in_words(bits, named, settings)
     parts = [f"{network} to {words_of_bits}" if bits else network, f"on {_device(named, recipe)}"]
-    if command == "inspect":
-        return ", ".join(["inspect", *parts])
-    swept = any(word in SWEEP_FLAGS for word in words) or "sweep" in named
-    return ", ".join([*parts, f"into {_folder(named, network, bits, swept)}"])
+    if command in ("inspect", "estimate"):
+        return _written([command, *parts])
+    swept = any(word in SWEEP_FLAGS for word in words) or named.get("sweep", "none") != "none"
+    return _written([*parts, f"into {_folder(named, swept)}"])
+
+
+def _written(parts: Sequence[str]) -> str:
+    """Return the line, with an escape for what is no text in a name."""
+    return ", ".join(parts).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _setting(word: str) -> tuple[str, str]:
@@ -169,10 +178,21 @@ def _torch_has_cuda() -> bool:
     return re.search(r"^cuda.*= *['\"]", text, re.MULTILINE) is not None
 
 
-def _folder(named: Mapping[str, str], network: str, bits: str, swept: bool) -> str:
-    if folder := named.get("hydra.sweep.dir" if swept else "hydra.run.dir"):
-        return folder
-    recipe = named.get("task_name") or named.get("experiment")
-    if recipe is None and bits:
-        recipe = f"{_group(named, {}, 'method')}_{network}_{bits.lower()}"
+def _varied(named: Mapping[str, str]) -> frozenset[str]:
+    """Return the keys that a preset of a sweep varies; none where there is no such sweep."""
+    content = _yaml(f"sweep/{named['sweep']}") if "sweep" in named else {}
+    sweeper = (content.get("hydra") or {}).get("sweeper") or {}
+    return frozenset(sweeper.get("params") or ())
+
+
+def _folder(named: Mapping[str, str], swept: bool) -> str:
+    folder = named.get("hydra.sweep.dir" if swept else "hydra.run.dir")
+    if folder is not None:
+        return folder or "."
+    # To Hydra the folder of a sweep is that of a run without what the jobs differ in.
+    same = {key: value for key, value in named.items() if not (swept and SWEPT.search(value))}
+    recipe = same.get("task_name") or same.get("experiment")
+    settings = _settings(same, {})
+    if recipe is None and (bits := _bits(same, settings)):
+        recipe = f"{_group(same, {}, 'method')}_{_network(same, {})}_{bits.lower()}"
     return f"{'multirun' if swept else 'outputs'}/{recipe or '<recipe>'}/<now>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import shlex
 import sys
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra import compose
@@ -20,13 +21,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaConf
 
 from hast_lightning import __version__
 from hast_lightning.cli import sweeps
 from hast_lightning.cli.announcement import ANSWERS, SWEEP_FLAGS
+from hast_lightning.cli.plain import FORBIDDEN
 from hast_lightning.config import (
     Config,
     config_folder,
@@ -43,7 +45,8 @@ from hast_lightning.config import (
     to_object,
     with_paths_as_texts,
 )
-from hast_lightning.config.targets import refuse_untyped
+from hast_lightning.config.choice import BEST
+from hast_lightning.config.targets import refuse_untyped, targets_in
 from hast_lightning.errors import (
     BROKEN_PIPE_STATUS,
     DEFECT_STATUS,
@@ -63,6 +66,7 @@ USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 # What Hydra lets through outside a job: an option like model=3, which is a number to it, and a
 # run folder that cannot be made.
 HYDRA_ERRORS = (ValueError, OSError)
+FIXABLE = FORBIDDEN | {errno.ENOSPC, errno.EDQUOT}
 WITH_RESUME = ("resume", "modules", "model.factory", "trust")
 """What may be said of a run that is resumed: its folder, and whose code it may run."""
 HELP_FLAGS = ("-h", "--help")
@@ -81,6 +85,27 @@ def run_job(composed: DictConfig) -> float | None:
         return _objective(_resume(str(composed.resume)))
     config = to_object(composed)
     refuse_two_ways_of_bits(HydraConfig.get().overrides.task)
+    if config.method.name == BEST and config.command not in ANSWERS:
+        return _with_choice(config)
+    return _carry_out(config)
+
+
+def _with_choice(config: Config) -> float | None:
+    """Carry out a command with the chosen method in place of ``best``, as if that were typed."""
+    from hast_lightning.runs.best import chosen_words
+
+    words = HydraConfig.get().overrides
+    chosen = chosen_words(config, words.task)
+    with read_write(cast("DictConfig", words)):
+        words.task = chosen
+    config = to_object(compose("config", [*words.hydra, *chosen]))
+    objective = _carry_out(config)
+    if config.command == "inspect":
+        _estimate(config)
+    return objective
+
+
+def _carry_out(config: Config) -> float | None:
     if sweeps.in_sweep() and config.command in ANSWERS:
         raise ConfigurationError(
             f"command={config.command} makes no run, so a sweep would only repeat it"
@@ -184,7 +209,9 @@ def _run(config: Config) -> Result | None:
     _join_sweep(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     _require_place(folder)
-    with _way_on(folder, config.model.factory, config.teachers_factories.values()):
+    named = targets_in([config.trainer.callbacks, config.logger.others])
+    code = (*config.teachers_factories.values(), *named)
+    with _way_on(folder, config.model.factory, code):
         # Imported late, so that a mistyped option is refused before torch has been loaded.
         from hast_lightning.runs.pipeline import run
 
@@ -238,8 +265,8 @@ def _resume(folder: str) -> Result | None:
             f"{', '.join(others)}"
         )
     place, factory = Path(folder).expanduser(), named.get("model.factory")
-    trusted = named.get("trust", "").strip("[]").split(",")
-    with _way_on(place.absolute(), factory, [name for name in trusted if ":" in name]):
+    trusted = re.findall(r"[\w.:]+", named.get("trust", ""))
+    with _way_on(place.absolute(), factory, trusted):
         from hast_lightning.runs.pipeline import resume
 
         return resume(place, factory, words)
@@ -249,7 +276,10 @@ def _command() -> str:
     """The command line of this job: what was typed, or the job's part of a sweep."""
     settings = HydraConfig.get()
     swept = sweeps.in_sweep()
-    arguments = list(sweeps.own_words(settings.overrides.task)) if swept else sys.argv[1:]
+    typed = [word for word in sys.argv[1:] if word != f"method={BEST}"]
+    if len(typed) < len(sys.argv) - 1:
+        typed = [*(word for word in settings.overrides.task if word not in typed), *typed]
+    arguments = list(sweeps.own_words(settings.overrides.task)) if swept else typed
     return shlex.join(["python", "-m", "hast_lightning", *arguments])
 
 
@@ -451,10 +481,10 @@ def _list_failures() -> list[sweeps.Failure]:
 
 
 def _is_fixable(error: BaseException) -> bool:
-    """Return whether the user can fix it: of the system's errors only that the disk is full."""
+    """Return whether the user can fix it: a full disk, say, or a path that is forbidden."""
     if isinstance(error, USER_ERRORS):
         return True
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in FIXABLE
 
 
 def _job_name() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hast_lightning.errors import BROKEN_PIPE_STATUS, USER_ERROR_STATUS, UserError
 
@@ -15,6 +17,8 @@ PLAIN = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
 """Values that are to Hydra the text that they are, or else no number."""
 WORDS = frozenset({"null", "true", "false", "nan", "inf"})
 """Plain values that are no text to Hydra."""
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+"""What the system says of a path that may not be used, or that is too long."""
 
 
 def plain_prediction(words: Sequence[str]) -> dict[str, str] | None:
@@ -45,9 +49,17 @@ def predict_plainly(named: Mapping[str, str]) -> None:
         predict(Path(named["artifact"]), Path(named["images"]), target)
         sys.stdout.flush()
     except UserError as error:
-        print(f"hast-lightning: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
+        _refuse(" ".join(str(error).split()))
     except BrokenPipeError:
         # Behind "| head". Python would flush once more at the exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE_STATUS)
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            raise
+        _refuse(f"the folder or file {error.filename} cannot be used: {error.strerror}")
+
+
+def _refuse(line: str) -> NoReturn:
+    print(f"hast-lightning: {line}", file=sys.stderr)
+    sys.exit(USER_ERROR_STATUS)

@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from hast_lightning.compare.notes import notes
 from hast_lightning.compare.plots import plots
 from hast_lightning.compare.published import beside, published
@@ -20,6 +18,7 @@ from hast_lightning.compare.runs import collect, unfinished
 from hast_lightning.compare.tables import as_csv, as_html, as_latex, as_markdown
 from hast_lightning.config import Config
 from hast_lightning.errors import StorageError
+from hast_lightning.records.printing import plain_console, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +36,7 @@ td, th {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.5rem; white-space: no
 td.words {{ min-width: 9rem; overflow-wrap: anywhere; white-space: normal }}
 th {{ border-bottom: 2px solid #333; font-weight: 600; text-align: left; white-space: normal }}
 th {{ vertical-align: bottom }}
+li {{ overflow-wrap: anywhere }}
 th button {{ all: unset; cursor: pointer }}
 th button:focus-visible {{ outline: 2px solid #06c }}
 th[aria-sort=ascending] button::after {{ content: " \\2191" }}
@@ -54,8 +54,8 @@ img {{ height: auto; max-width: min(100%, 50rem); margin-top: 2rem; display: blo
 SORTING = """
 const body = document.querySelector('tbody');
 const headers = [...document.querySelectorAll('th')];
-// "85.35 ± 1.11" and "120†" are one number, "4/8" two.
-const numeric = text => /^-?[\\d.]+([/]\\d+| ± [\\d.]+|†)?$/.test(text);
+// "85.35 ± 1.11" and "120†" are one number, "4/8" and "4/8 mixed" two.
+const numeric = text => /^-?[\\d.]+(e-?\\d+)?([/]\\d+( mixed)?| ± [\\d.e-]+|†)?$/.test(text);
 const keys = texts => {
   const numbers = texts.every(text => text === '-' || numeric(text));
   return texts.map(text => text === '-' ? null
@@ -105,12 +105,12 @@ def compare(config: Config) -> None:
     except OSError as error:
         reason = f"cannot be written to ({error.strerror})"
         raise StorageError(f"compare.folder={folder} {reason}: choose another folder") from error
-    console = Console()
+    console = plain_console()
     # Markdown as it is: Rich would wrap its lines and read its brackets.
-    print(as_markdown(rows, remarks))
+    print(printable(as_markdown(rows, remarks)))
     if options.plots and not drawable:
-        console.print(NO_PLOTS, markup=False)
-    console.print(f"Everything is in {folder}", soft_wrap=True, markup=False)
+        console.print(NO_PLOTS)
+    console.print(printable(f"Everything is in {folder}"), soft_wrap=True)
 
 
 def _write_tables(
@@ -130,7 +130,7 @@ def _write_tables(
     }
     for name in formats:
         path = folder / f"comparison.{ENDINGS[name]}"
-        path.write_text(render[name](), encoding="utf-8")
+        path.write_text(printable(render[name]()), encoding="utf-8")
 
 
 def _pictures(figures: Mapping[str, Figure]) -> str:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from hast_lightning.compare.rows import Row, summarize
 from hast_lightning.compare.runs import collect
 from hast_lightning.config import config_folder
-from hast_lightning.core.bits import Widths
 
 
 def measured_here() -> dict[str, list[str]]:
@@ -18,9 +17,9 @@ def measured_here() -> dict[str, list[str]]:
     folder = config_folder().parent / "experiments"
     if not folder.is_dir():
         return {}
-    best: dict[str, dict[tuple[str, tuple[int, int]], Row]] = defaultdict(dict)
+    best: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
     for row in summarize(collect([folder])):
-        place, method = (row.model, row.bits), row.method
+        place, method = (row.model, row.widths), row.method
         if row.top1 is None:
             continue
         known = best[method].get(place)
@@ -30,4 +29,4 @@ def measured_here() -> dict[str, list[str]]:
 
 
 def _text(row: Row) -> str:
-    return f"{row.top1} {Widths(*row.bits).short} {row.model}"
+    return f"{row.top1} {row.widths} {row.model}"

@@ -41,6 +41,7 @@ class Row:
     Attributes:
         model: Name of the network.
         bits: Of weights and of activations.
+        mixed: Single layers have other bits than these.
         method: Its name; of results of versions that had no names for methods, what their
             recipe says today, empty where there is no such recipe.
         recipe: Name of the recipe; empty of a published number.
@@ -56,6 +57,8 @@ class Row:
             trained on and no method made; without labels.
         judge: Version of those images, the latest of the runs, whose errors ``error`` is of; rows
             are ranked by it among those of the same.
+        output_error: Of networks that put out values and no classes.
+        perplexity: Of networks of tokens, after the last step.
         images: Images that it was all measured on.
         measured_on: Weights and images: rows are ranked among those of the same.
         seconds: Wall-clock time of a run, all stages.
@@ -83,6 +86,9 @@ class Row:
     agreement: Spread | None = None
     error: Spread | None = None
     judge: int = 0
+    output_error: Spread | None = None
+    perplexity: Spread | None = None
+    mixed: bool = False
     images: int | None = None
     measured_on: tuple[str, ...] = ()
     seconds: Spread | None = None
@@ -113,6 +119,11 @@ class Row:
         return AGREEMENT if self.top1 is None else TOP1, round(self.score.mean, 2)
 
     @property
+    def widths(self) -> str:
+        """Return the bits in one word, and that they are mixed where they are."""
+        return f"{Widths(*self.bits).short}{', mixed' * self.mixed}"
+
+    @property
     def title(self) -> str:
         """Return the recipe, with the bits where they were set to others than it is named after.
 
@@ -140,13 +151,14 @@ def summarize(runs: Iterable[FinishedRun]) -> list[Row]:
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    return row.model, row.bits, row.method, row.title, row.budget, str(row.settings)
+    return row.model, row.bits, row.mixed, row.method, row.title, row.budget, str(row.settings)
 
 
 def _rows_of_recipe(runs: Sequence[FinishedRun]) -> list[Row]:
-    groups: dict[tuple[int, int, Settings], list[FinishedRun]] = defaultdict(list)
+    groups: dict[tuple[int, int, bool, Settings], list[FinishedRun]] = defaultdict(list)
     for run, settings in zip(runs, distinguish(runs), strict=True):
-        groups[run.result.weight_bits, run.result.activation_bits, settings].append(run)
+        result = run.result
+        groups[result.weight_bits, result.activation_bits, result.mixed, settings].append(run)
     return [_row(settings, group) for (*_, settings), group in groups.items()]
 
 
@@ -174,6 +186,9 @@ def _row(settings: Settings, runs: Sequence[FinishedRun]) -> Row:
         # Errors of former judges are on other images, and so no seeds of the same number.
         error=spread(r.error_without_labels for r in results if r.judge_version == judge),
         judge=judge,
+        output_error=spread([result.output_error for result in results]),
+        perplexity=spread([result.quantized_perplexity for result in results]),
+        mixed=first.mixed,
         images=first.evaluated_images,
         measured_on=(first.model_checksum, str(first.evaluated_images), first.agreement_on),
         seconds=spread([sum(run.result.seconds_by_stage.values()) for run in timed]),
@@ -271,7 +286,8 @@ def best(rows: Sequence[Row]) -> set[Row]:
         if row.seeds and row.ranked_by is not None:
             column, value = row.ranked_by
             judge = row.judge if column == ERROR else 0
-            groups[row.model, row.bits, column, judge, row.measured_on].append((value, row))
+            place = (row.model, row.bits, row.mixed, column, judge, row.measured_on)
+            groups[place].append((value, row))
     return {
         row
         for group in groups.values()
@@ -301,7 +317,8 @@ class Ranks:
     judge: int
 
     def __str__(self) -> str:
-        text = f"{self.correlation:.2f} over {self.rows} rows of {self.methods} methods"
+        methods = f"{self.methods} method{'s' * (self.methods != 1)}"
+        text = f"{self.correlation:.2f} over {self.rows} rows of {methods}"
         if self.methods < self.rows and self.of_methods is not None:
             text += f", {self.of_methods:.2f} over the best row of each"
         return f"{text}, on images of judge {self.judge}"
@@ -316,10 +333,10 @@ def agreement_of_ranks(rows: Sequence[Row]) -> dict[tuple[str, str], Ranks]:
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.seeds and row.top1 is not None and row.error is not None:
-            groups[row.judge, row.model, row.bits, row.measured_on].append(row)
+            groups[row.judge, row.model, row.bits, row.mixed, row.measured_on].append(row)
     enough = [group for group in groups.values() if len(group) >= FEWEST_TO_RANK]
     return {
-        (group[0].model, Widths(*group[0].bits).short): _ranks(group)
+        (group[0].model, group[0].widths): _ranks(group)
         for group in sorted(enough, key=lambda group: (group[0].judge, len(group)))
     }
 

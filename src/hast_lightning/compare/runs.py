@@ -93,8 +93,14 @@ def unfinished(names: Iterable[str | Path]) -> list[str]:
         if not file.with_name(RESULT_FILE).exists()
         # Such as .hydra, a run's folder of Hydra's own configuration.
         and not file.parent.name.startswith(".")
+        and not _is_wandbs(file)
     }
     return [f"{folder}: {how_it_ended(folder)}" for folder in sorted(folders)]
+
+
+def _is_wandbs(file: Path) -> bool:
+    """Return whether wandb keeps a file in a run's folder: ``wandb/<its run>/files/<name>``."""
+    return file.parent.name == "files" and file.parent.parent.parent.name == "wandb"
 
 
 def _places(name: str) -> list[Path]:

@@ -13,10 +13,19 @@ from hast_lightning.compare.notes import WITHOUT_SYNTHESIS
 from hast_lightning.compare.rows import AGREEMENT, ERROR, TOP1, Row, Spread, best
 
 Column = tuple[str, Callable[[Row], str]]
+OUTPUT_ERROR, PERPLEXITY = "error of outputs", "perplexity"
+"""Columns of networks that are measured otherwise; rows are not ranked by them."""
 
 
 def _text(value: Spread | None) -> str:
     return "-" if value is None else str(value)
+
+
+def _digits(value: Spread | None) -> str:
+    """Return a spread of numbers of any size, such as errors, which may be small."""
+    if value is None or value.deviation is None:
+        return "-" if value is None else f"{value.mean:.3g}"
+    return f"{value.mean:.3g} ± {value.deviation:.2g}"
 
 
 def _duration(row: Row) -> str:
@@ -29,7 +38,7 @@ def _duration(row: Row) -> str:
 
 COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
-    ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}"),
+    ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}{' mixed' * row.mixed}"),
     ("method", lambda row: row.method or "-"),
     ("recipe", lambda row: row.title or "-"),
     ("budget", lambda row: row.budget or "-"),
@@ -41,10 +50,15 @@ COLUMNS: tuple[Column, ...] = (
     (TOP1, lambda row: _text(row.top1)),
     (AGREEMENT, lambda row: _text(row.agreement)),
     (ERROR, lambda row: _text(row.error)),
+    (OUTPUT_ERROR, lambda row: _digits(row.output_error)),
+    (PERPLEXITY, lambda row: _text(row.perplexity)),
     ("seconds", _duration),
     ("source", lambda row: row.source or "-"),
 )
-NUMBERS = ("images", "teacher", "calibrated", TOP1, AGREEMENT, ERROR, "seconds")
+NUMBERS = (
+    *("images", "teacher", "calibrated", TOP1, AGREEMENT, ERROR, OUTPUT_ERROR, PERPLEXITY),
+    "seconds",
+)
 
 
 WHERE_THEY_DIFFER = ("budget", "images")
@@ -163,15 +177,21 @@ def as_csv(rows: Sequence[Row]) -> str:
     """Return numbers apart from their deviations, unrounded, for programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    numbers = ("teacher", "calibrated", "top1", "agreement", "error", "seconds")
+    numbers = (
+        *("teacher", "calibrated", "top1", "agreement", "error", "output_error", "perplexity"),
+        "seconds",
+    )
     spreads = [f"{name}_{part}" for name in numbers for part in ("mean", "deviation")]
-    named = ["model", "weight_bits", "activation_bits", "method", "recipe", "budget", "settings"]
-    writer.writerow([*named, "seeds", "images", *spreads, "stages", "repeated_runs", "source"])
+    named = ["model", "weight_bits", "activation_bits", "mixed", "method", "recipe", "budget"]
+    writer.writerow(
+        [*named, "settings", "seeds", "images", *spreads, "stages", "repeated_runs", "source"]
+    )
     for row in rows:
         writer.writerow(
             [
                 _inert(row.model),
                 *row.bits,
+                int(row.mixed),
                 _inert(row.method),
                 _inert(row.recipe),
                 _inert(row.budget),

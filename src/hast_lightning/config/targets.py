@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hast_lightning.errors import ConfigurationError, first_line
+from hast_lightning.errors import ConfigurationError
 
 TARGET = "_target_"
 NAME = re.compile(r"[\w.]+")
@@ -78,7 +78,8 @@ def _made(entry: Any, key: str, kind: type) -> Any:
         try:
             entry = instantiate(dict(entry))
         except InstantiationException as error:
-            reason = first_line(error.__cause__ or error)
+            # The first line of several may only say where it happened.
+            reason = " ".join(str(error.__cause__ or error).split()) or repr(error.__cause__)
             raise ConfigurationError(f"{key}: {entry[TARGET]}: {reason}") from error
     if not isinstance(entry, kind):
         raise ConfigurationError(

@@ -59,6 +59,11 @@ class FrontEnd:
                 f"model.front_end.lowest_hz={self.lowest_hz} must be less than highest_hz="
                 f"{self.highest_hz}"
             )
+        if self.window < 2:
+            raise ConfigurationError(
+                f"model.front_end.window_ms={self.window_ms} is {self.window} sample at sample_rate"
+                f"={self.sample_rate}: a frame has two or more"
+            )
         if self.window > self.samples:
             raise ConfigurationError(
                 f"model.front_end.window_ms={self.window_ms} is longer than seconds="

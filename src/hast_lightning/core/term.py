@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Batch, Needs, Seen
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import FEATURES, PICTURES, TOKENS, Network
+from hast_lightning.core.network import Network
 from hast_lightning.core.part import Part
 
 
@@ -30,8 +30,6 @@ class Term(Part, ABC):
     """What the term is multiplied by; 0 leaves it out."""
     enabled: bool = True
     """False leaves the term out: the switch of an ablation."""
-
-    modalities: ClassVar[tuple[str, ...]] = (PICTURES, FEATURES, TOKENS)
 
     title: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()

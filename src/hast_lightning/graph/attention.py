@@ -346,7 +346,7 @@ def _mask_node(mask: Any, node: fx.Node, graph_module: fx.GraphModule) -> Any:
                 )
             return mask
         value = operator.attrgetter(str(mask.target))(graph_module)
-        if value.dtype != torch.bool:
+        if value.dtype != torch.bool and bool(value.isfinite().all()):
             return mask
         mask = value
     name = f"{node.name}_mask"

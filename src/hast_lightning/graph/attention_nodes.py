@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from hast_lightning.core.network import Network
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.operations import calls, layer_of, rearranges
+from hast_lightning.graph.operations import MATRIX_PRODUCTS, calls, layer_of, rearranges
 
-MULTIPLIES = (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")
+_ADDING = (torch.addmm, torch.baddbmm, "addmm", "baddbmm")
+"""Products that add to what they multiply: their first argument."""
 _SOFTMAXES = (F.softmax, torch.softmax, "softmax")
 _BETWEEN = (
     *(operator.mul, operator.truediv, operator.add, torch.mul, torch.div, torch.add, torch.where),
@@ -44,13 +46,27 @@ def find_attentions(network: fx.GraphModule) -> list[Attention]:
     """Return the attentions of a network, in order of execution."""
     found = []
     for node in network.graph.nodes:
-        if not calls(node, MULTIPLIES) or not node.all_input_nodes:
-            continue
-        softmax = softmax_behind(node.all_input_nodes[0], network)
+        multiplied = factors(node)
+        # Of einsum the equation says what is summed, whatever the order.
+        first = multiplied if calls(node, (torch.einsum,)) else multiplied[:1]
+        behind = (softmax_behind(each, network) for each in first)
+        softmax = next(filter(None, behind), None)
         scores = None if softmax is None else _scores_behind(softmax, network)
         if softmax is not None and scores is not None:
             found.append(Attention(scores.name, softmax.name, node.name))
     return found
+
+
+def factors(node: fx.Node) -> list[fx.Node]:
+    """Return what a product of matrices multiplies; nothing where a node is none."""
+    if not calls(node, MATRIX_PRODUCTS):
+        return []
+    if calls(node, (torch.einsum,)):
+        # With one operand it sums or rearranges.
+        operands = pytree.tree_leaves((node.args, node.kwargs))
+        found = [each for each in operands if isinstance(each, fx.Node)]
+        return found if len(found) > 1 else []
+    return node.all_input_nodes[1:] if calls(node, _ADDING) else node.all_input_nodes
 
 
 def softmax_behind(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
@@ -68,15 +84,20 @@ def _scores_behind(softmax: fx.Node, network: fx.GraphModule) -> fx.Node | None:
     pending = list(softmax.all_input_nodes)
     while pending:
         node = pending.pop(0)
-        if calls(node, MULTIPLIES):
+        if factors(node):
             return node
         if calls(node, _BETWEEN) or rearranges(node, network):
             pending.extend(node.all_input_nodes)
     return None
 
 
-def require_attentions(network: Network, term: str) -> list[Attention]:
+def require_attentions(network: Network, term: str, *, outputs: bool = False) -> list[Attention]:
     """Return the attentions that a term looks at, over square grids of patches; at least one.
+
+    Args:
+        network: Whose attentions they are.
+        term: Its name, for messages.
+        outputs: It looks at what they put out, which has to be (N, heads, tokens, d).
 
     Raises:
         ModelError: there is none, or the tokens are no square grid of patches.
@@ -86,15 +107,25 @@ def require_attentions(network: Network, term: str) -> list[Attention]:
         raise ModelError(f"the network has no attention, which the term {term} needs")
     parameter = next(network.graph_module.parameters(), torch.zeros(()))
     picture = torch.zeros(1, *network.pretrained.input_shape, device=parameter.device)
-    nodes = [each.scores for each in found]
+    nodes = [name for each in found for name in (each.scores, each.output)]
     with torch.no_grad():
         values = network.trace(picture, nodes, unfolded=True).values
-    for name in nodes:
-        shape = tuple(values[name].shape)
-        if len(shape) != HEADS_DIMENSIONS or shape[2] != shape[3] or prefixes(shape[2]) is None:
+    # Of other pictures the number of tokens does not say how many stand before the patches.
+    square = picture.shape[-2] == picture.shape[-1]
+    for name, _, output in found:
+        shape, put_out = tuple(values[name].shape), tuple(values[output].shape)
+        grid = len(shape) == HEADS_DIMENSIONS and shape[2] == shape[3]
+        if not grid or not square or prefixes(shape[2]) is None:
+            sides = "x".join(map(str, picture.shape[-2:]))
             raise ModelError(
-                f"the network's attention at {name} gives scores of {shape}; the term {term} "
-                "needs (images, heads, tokens, tokens) over a square grid of patches"
+                f"the network's attention at {name} gives scores of {shape} for pictures of "
+                f"{sides}; the term {term} needs (images, heads, tokens, tokens) over a square grid"
+                " of patches"
+            )
+        if outputs and (len(put_out) != HEADS_DIMENSIONS or put_out[:3] != shape[:3]):
+            raise ModelError(
+                f"the network's attention at {output} puts out {put_out}; the term {term} needs "
+                f"(images, heads, tokens, values), as its scores of {shape} are"
             )
     return found
 

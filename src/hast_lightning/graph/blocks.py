@@ -256,7 +256,7 @@ def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
     ends = set()
     for node in graph_module.graph.nodes:
         layer = layer_of(node, graph_module)
-        if is_pointwise(layer) and _is_fed_by_depthwise(node, graph_module):
+        if is_pointwise(layer) and is_fed_by_depthwise(node, graph_module):
             followers = [
                 user for user in node.users if isinstance(layer_of(user, graph_module), BATCH_NORMS)
             ]
@@ -264,7 +264,7 @@ def _pointwise_ends(graph_module: fx.GraphModule) -> set[fx.Node]:
     return ends
 
 
-def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+def is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Return whether a depthwise convolution comes before, at most element-wise layers between.
 
     Products are looked through as well: squeeze-and-excitation scales the channels there.
@@ -275,6 +275,6 @@ def _is_fed_by_depthwise(node: fx.Node, graph_module: fx.GraphModule) -> bool:
             return True
         passes = isinstance(layer, BATCH_NORMS) or _is_identity(source, layer)
         passes = passes or is_activation(source, graph_module) or calls(source, _PRODUCTS)
-        if passes and _is_fed_by_depthwise(source, graph_module):
+        if passes and is_fed_by_depthwise(source, graph_module):
             return True
     return False

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from hast_lightning.core.network import Network, PretrainedNetwork
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.operations import CONVOLUTION_LAYERS, layer_of
+from hast_lightning.graph.tracing import trace
 
 
 def classifier_input(network: Network) -> tuple[str, int]:
@@ -44,8 +45,9 @@ def classifier_rows(pretrained: PretrainedNetwork) -> Tensor:
     Raises:
         ModelError: no layer has a row for each class.
     """
-    classes = pretrained.num_classes
-    for layer in reversed(list(pretrained.network.modules())):
+    classes, graph_module = pretrained.num_classes, trace(pretrained.network)
+    for node in reversed(graph_module.graph.nodes):
+        layer = layer_of(node, graph_module)
         if isinstance(layer, (nn.Linear, *CONVOLUTION_LAYERS)) and layer.weight.shape[0] == classes:
             return layer.weight.detach().float().flatten(1).clone()
     raise ModelError(

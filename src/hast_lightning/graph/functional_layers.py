@@ -224,7 +224,11 @@ def _batch_norm(
     if arguments["training"] or mean is None or var is None or dimensions > 5:
         return None
     kind: Callable[..., nn.Module] = BATCH_NORMS[max(dimensions - 3, 0)]
-    layer = kind(len(mean), eps=arguments.get("eps", 1e-5), momentum=arguments.get("momentum", 0.1))
+    affine = tensors["weight"] is not None or tensors["bias"] is not None
+    if affine and tensors["weight"] is None:  # a layer has none of both, or its weight
+        tensors["weight"] = torch.ones_like(mean)
+    eps, momentum = arguments.get("eps", 1e-5), arguments.get("momentum", 0.1)
+    layer = kind(len(mean), eps, momentum, affine)
     layer.register_buffer("running_mean", mean)
     layer.register_buffer("running_var", var)
     return layer

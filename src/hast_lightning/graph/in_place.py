@@ -17,12 +17,22 @@ from hast_lightning.graph.operations import (
     TRANSPOSED_LAYERS,
     calls,
     layer_of,
+    rearranges,
 )
 
 _OPERATORS = {
     getattr(operator, f"i{name}"): getattr(operator, name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 }
+
+# What rearranges values may give others a look at them, and so may these, which leave all as it is.
+_LOOKS = (
+    *("to", "float", "type", "type_as", "view_as", "expand_as", "reshape_as", "broadcast_to"),
+    *("t", "swapdims", "moveaxis", "diagonal", "unfold", "squeeze_", "unsqueeze_"),
+    *(torch.t, torch.swapdims, torch.moveaxis, torch.diagonal, torch.broadcast_to, torch.select),
+    *(torch.ravel, torch.unflatten, torch.atleast_1d, torch.detach, "ravel"),
+)
+_LOOKING_ATTRIBUTES = ("data", "T", "mT", "H", "mH")
 
 _NEEDING_INPUTS = (*CONVOLUTION_LAYERS, *TRANSPOSED_LAYERS, nn.Linear, *BATCH_NORMS)
 
@@ -37,6 +47,26 @@ def overwrites(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     trailing = name.endswith("_") and not name.endswith("__")
     told = any(_place_of_flag(node))
     return node.op.startswith("call_") and (trailing or told or node.target in _OPERATORS)
+
+
+def is_overwritten(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Return whether something behind a node overwrites its value, or memory that it may share."""
+    shared, pending = {node}, [node]
+    while pending:
+        each = pending.pop()
+        beside = [user for user in each.users if _may_share(each, user, graph_module)]
+        beside += [s for s in each.all_input_nodes if _may_share(s, each, graph_module)]
+        pending += [other for other in beside if other not in shared]
+        shared.update(beside)
+    behind = _after(node)
+    return any(each in behind and overwrites(each, graph_module) for each in shared)
+
+
+def _may_share(source: fx.Node, user: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Return whether what a node puts out may lie in the memory of what it takes in."""
+    looks = user.target is getattr and user.args[1] in _LOOKING_ATTRIBUTES
+    looks = looks or calls(user, _LOOKS) or rearranges(user, graph_module)
+    return user.all_input_nodes[0] is source and (looks or overwrites(user, graph_module))
 
 
 def out_of_place(graph_module: fx.GraphModule) -> None:

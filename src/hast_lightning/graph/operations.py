@@ -66,7 +66,7 @@ MATRIX_PRODUCTS = (
     *(torch.einsum, torch.tensordot, "matmul", "mm", "bmm", "addmm", "baddbmm"),
 )
 LAYERS_WITH_PRODUCTS = (
-    *(_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase),
+    *(_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase),
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,11 @@ def write_text(
     length, device = network.length, generator.device
     texts = torch.zeros(count, length, dtype=torch.int64, device=device)
     texts[:, 0] = start
+    cached = network.decoder is not None
+    whole = _on(network.network if network.decoder is None else network.decoder, device)
     for some in torch.split(texts, at_once):
-        following = _following(network, device)
+        following: Callable[[Tensor, int], Tensor]
+        following = _Cached(whole) if cached else partial(_anew, whole)
         for place in range(1, length):
             logits = following(some, place).float() / heat[place - 1]
             shares = logits.softmax(dim=1)
@@ -67,17 +71,15 @@ def write_text(
     return texts
 
 
-def _following(network: PretrainedNetwork, device: torch.device) -> Callable[[Tensor, int], Tensor]:
-    """Return what gives the logits (N, classes) of token ``place`` of texts (N, length)."""
-    if network.decoder is not None:
-        return _Cached(_on(network.decoder, device))
-    whole = _on(network.network, device)
+def _anew(whole: nn.Module, texts: Tensor, place: int) -> Tensor:
+    """Return the logits (N, classes) of token ``place`` of texts (N, length)."""
     # What is written later does not matter: the network was found to be causal.
-    return lambda texts, place: whole(texts)[:, :, place - 1]
+    logits: Tensor = whole(texts)[:, :, place - 1]
+    return logits
 
 
 class _Cached:
-    """Goes through texts with the network's own cache."""
+    """Gives what :func:`_anew` does, with the network's own cache."""
 
     def __init__(self, decoder: nn.Module) -> None:
         assert isinstance(decoder, Decoder)

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hast_lightning.errors import ModelError, first_line
 from hast_lightning.graph.heads import copy_head
-from hast_lightning.graph.in_place import overwrites
+from hast_lightning.graph.in_place import is_overwritten
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
     CONVOLUTION_LAYERS,
@@ -231,10 +231,8 @@ def expose(graph_module: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule
 
 
 def _lasting_value(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
-    """The node, or a copy of its value where a later operation overwrites it in place."""
-    if not any(
-        user.args and user.args[0] is node and overwrites(user, graph_module) for user in node.users
-    ):
+    """The node, or a copy of its value where a later operation overwrites it, or a view of it."""
+    if not is_overwritten(node, graph_module):
         return node
     with node.graph.inserting_after(node):
         return node.graph.call_method("clone", (node,))

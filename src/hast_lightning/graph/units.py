@@ -8,18 +8,20 @@ an inverted residual: a pointwise layer, a depthwise one, and the pointwise one 
 In a network that denoises other values live on beside it: the embedding of the timestep, and skips
 that wait for their concatenation. There a piece may end all the same, and takes in several values.
 
-Of several outputs each has pieces of its own: what it needs beside those of the outputs before it.
+Of several outputs each has pieces of its own: what it needs beside those of the outputs before it,
+which need less. A layer belongs to the first piece that calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import fx, nn
 
 from hast_lightning.errors import ModelError
-from hast_lightning.graph.blocks import nodes_called
+from hast_lightning.graph.blocks import is_fed_by_depthwise, nodes_called
 from hast_lightning.graph.names import names_of
 from hast_lightning.graph.operations import (
     BATCH_NORMS,
@@ -34,6 +36,7 @@ from hast_lightning.graph.operations import (
     is_pointwise,
     layer_of,
     rearranges,
+    values_of,
 )
 from hast_lightning.graph.outputs import is_joint
 from hast_lightning.graph.timesteps import of_timestep_alone
@@ -45,6 +48,9 @@ FOLLOWERS_OF_CONVOLUTIONS = (nn.GroupNorm, nn.LayerNorm)
 ENDS_SHOWN = 6
 """Names that a message shows, at most."""
 
+MayLiveOn = Callable[[fx.Node, fx.Node, Collection[fx.Node]], bool]
+"""Tells of a value, a unit's end and the ends before it whether the value may be needed behind."""
+
 
 class Unit(NamedTuple):
     """One piece of a network.
@@ -52,7 +58,8 @@ class Unit(NamedTuple):
     Attributes:
         source: Name of the node whose value the piece takes in.
         target: Name of the node whose value it puts out.
-        layers: Dotted names of its layers with weights, in order of execution.
+        layers: Dotted names of its layers with weights that no unit before it has, in order of
+            execution.
         beside: Names of other nodes whose values it takes in, in their order.
     """
 
@@ -86,7 +93,7 @@ def find_units(
 
     Raises:
         ModelError: the network takes several inputs, or has no layer with weights; no unit may end
-            at one of ``ends``.
+            at one of ``ends``, or only where others do before it.
     """
     found = _find(network, timed, None)
     if ends is None:
@@ -101,7 +108,24 @@ def find_units(
                 f"it may at {some}{', ...' * (len(found) > ENDS_SHOWN)}"
             )
         wanted |= matching
-    return _find(network, timed, wanted)
+    units = _find(network, timed, wanted)
+    for missing in sorted(wanted - {unit.target for unit in units}):
+        _refuse_end(missing, wanted, found, network)
+    return units
+
+
+def _refuse_end(
+    missing: str, wanted: Collection[str], found: Sequence[Unit], network: fx.GraphModule
+) -> None:
+    """Say which ends a unit's end needs before it, since their values live on beside it."""
+    (number,) = (i for i, unit in enumerate(found) if unit.target == missing)
+    later = {name for unit in found[number + 1 :] for name in unit.sources}
+    before = [unit.target for unit in found[:number] if unit.target in later.difference(wanted)]
+    (end, *others) = names_of(network.graph, [missing, *before])
+    raise ModelError(
+        f"no unit may end at {end} unless others end before it, whose values are needed behind it, "
+        f"too: name {' and '.join(others) or 'others'} as well"
+    )
 
 
 def _find(network: fx.GraphModule, timed: bool, wanted: Collection[str] | None) -> list[Unit]:
@@ -114,8 +138,8 @@ def _find(network: fx.GraphModule, timed: bool, wanted: Collection[str] | None) 
         units = list(_units_of_several(network, result, ends, wanted))
     else:
         nodes = [node for node in network.graph.nodes if node.op != "output"]
-        may_live_on = _MayLiveOn(network) if timed else None
-        units = list(_units_of(network, nodes, result, ends, may_live_on, wanted))
+        may_live_on = _MayLiveOn(network) if timed else _is_size_among(network)
+        units = list(_units_of(network, nodes, result, ends, set(), may_live_on, wanted))
     if not units:
         raise ModelError("the network has no layer with weights, so there is nothing to rebuild")
     return units
@@ -129,11 +153,13 @@ def _units_of_several(
 ) -> Iterator[Unit]:
     """Yield the units of each output in turn, in order of execution; ``ends`` gets their ends."""
     # Such as the size of the input, which maps are enlarged to.
-    may_live_on = _MayLiveOn(network)
-    for output in [node for node in network.graph.nodes if joint in node.users]:
+    may_live_on, listed = _MayLiveOn(network), set[str]()
+    outputs = [node for node in network.graph.nodes if joint in node.users]
+    # Else values inside of an output's units, where others branch off, would be computed in theirs.
+    for output in sorted(outputs, key=lambda each: len(_between((), each)[0])):
         needed, _ = _between(ends, output)
         nodes = [node for node in network.graph.nodes if node in needed]
-        yield from _units_of(network, nodes, output, ends, may_live_on, wanted)
+        yield from _units_of(network, nodes, output, ends, listed, may_live_on, wanted)
 
 
 def _units_of(
@@ -141,7 +167,8 @@ def _units_of(
     nodes: Sequence[fx.Node],
     result: fx.Node,
     ends: dict[fx.Node, None],
-    may_live_on: _MayLiveOn | None = None,
+    listed: set[str],
+    may_live_on: MayLiveOn,
     wanted: Collection[str] | None = None,
 ) -> Iterator[Unit]:
     """Yield the units among some nodes.
@@ -151,17 +178,19 @@ def _units_of(
         nodes: In order of execution.
         result: What they are for.
         ends: Of units before; those of these are added.
-        may_live_on: Tells which values may be needed behind an end beside it; none: no other.
+        listed: Names of the layers of units before; those of these are added.
+        may_live_on: Tells which values may be needed behind an end beside it.
         wanted: Names of the nodes where a unit may end; none: all.
     """
     layers: list[str] = []
     for node, live in _live_values(nodes, result):
         layer = layer_of(node, network)
-        if isinstance(layer, LAYERS_WITH_PRODUCTS):
+        if isinstance(layer, LAYERS_WITH_PRODUCTS) and node.target not in listed:
             layers.append(str(node.target))
+            listed.add(str(node.target))
         others = live - {node}
         is_end = node in live and not _is_followed(node, network) and node.op != "placeholder"
-        is_end = is_end and all(may_live_on and may_live_on(o, node, ends) for o in others)
+        is_end = is_end and all(may_live_on(other, node, ends) for other in others)
         is_end = is_end and (wanted is None or node.name in wanted)
         if is_end and layers and not _goes_on(node, layers, network):
             yield _unit(ends, node, layers)
@@ -174,14 +203,19 @@ def _units_of(
 def _goes_on(node: fx.Node, layers: Sequence[str], network: fx.GraphModule) -> bool:
     """Return whether a block of these layers goes on behind ``node``.
 
-    A depthwise layer waits for the pointwise one, and a pointwise layer for a depthwise one that
-    takes in what it has expanded.
+    A depthwise layer waits for the pointwise one, also where its channels are scaled by another
+    branch before, and a pointwise layer for a depthwise one that takes in what it has expanded.
     """
     *before, last = (network.get_submodule(name) for name in layers)
     if is_depthwise(last):
         return True
-    takers = (layer_of(user, network) for user in _takers(node, network))
-    return not before and is_pointwise(last) and any(is_depthwise(each) for each in takers)
+    takers = {user: layer_of(user, network) for user in _takers(node, network)}
+    if any(is_pointwise(t) and is_fed_by_depthwise(n, network) for n, t in takers.items()):
+        return True
+    products = [each for each in takers.values() if isinstance(each, LAYERS_WITH_PRODUCTS)]
+    expands = not before and is_pointwise(last)
+    # A head that takes it in as well has the end for its source.
+    return expands and bool(products) and all(map(is_depthwise, products))
 
 
 def _takers(node: fx.Node, network: fx.GraphModule) -> Iterator[fx.Node]:
@@ -200,6 +234,23 @@ def _unit(ends: Collection[fx.Node], target: fx.Node, layers: Sequence[str]) -> 
     return Unit(source, target.name, tuple(layers), tuple(beside))
 
 
+def _is_size_among(network: fx.GraphModule) -> MayLiveOn:
+    """Return what tells sizes of the input, and what is made of them, which are made anew."""
+    values, weightless = values_of(network.graph), _weightless(network)
+    return lambda value, *_: value in weightless and value not in values
+
+
+def _weightless(network: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes whose values are made of the input, or of nothing, without weights."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        layer = layer_of(node, network)
+        plain = layer is None or next(layer.parameters(), None) is None
+        if plain and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 class _MayLiveOn:
     """Tells whether a value may still be needed behind the end of a unit.
 
@@ -210,12 +261,7 @@ class _MayLiveOn:
     def __init__(self, network: fx.GraphModule) -> None:
         self._of_time = of_timestep_alone(network.graph)
         self._places = {node: i for i, node in enumerate(network.graph.nodes)}
-        self._weightless: set[fx.Node] = set()
-        for node in network.graph.nodes:
-            layer = layer_of(node, network)
-            plain = layer is None or next(layer.parameters(), None) is None
-            if plain and all(each in self._weightless for each in node.all_input_nodes):
-                self._weightless.add(node)
+        self._weightless = _weightless(network)
 
     def __call__(self, value: fx.Node, end: fx.Node, ends: Collection[fx.Node]) -> bool:
         if value in self._weightless:
@@ -289,6 +335,25 @@ def extract(network: fx.GraphModule, unit: Unit) -> fx.GraphModule:
     graph.output(copies[nodes[unit.target]])
     graph.lint()
     return fx.GraphModule(network, graph)
+
+
+def parameters_of(
+    units: Sequence[Unit], network: fx.GraphModule, student: fx.GraphModule
+) -> set[nn.Parameter]:
+    """Return the parameters of a student in the layers that its units call.
+
+    Args:
+        units: Of the float network.
+        network: The float network.
+        student: Its layers have the same names; what quantizes activations belongs to none.
+    """
+    nodes = {node.name: node for node in network.graph.nodes}
+    used = {each for unit in units for each in _between((), nodes[unit.target])[0]}
+    names = {str(node.target) for node in used if node.op in ("call_module", "get_attr")}
+    found = [operator.attrgetter(name)(student) for name in names]
+    layers = [each for each in found if isinstance(each, nn.Module)]
+    own = {each for each in found if isinstance(each, nn.Parameter)}
+    return own.union(*(layer.parameters() for layer in layers))
 
 
 def _between(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
+from hast_lightning.core.network import TOKENS
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.terms.cross_entropy import cross_entropy, entropy
@@ -57,6 +58,7 @@ class DifferenceEntropy(Term):
     """What the difference of the logits is divided by."""
 
     title = "Distillation loss (entropy of the difference)"
+    modalities = (*Term.modalities, TOKENS)
     needs = Needs(student=())
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class EntropyMargins(Term):
     """Largest relative entropy that costs nothing (lambda_u)."""
 
     title = "Margins of the entropy of the difference"
+    modalities = (*Term.modalities, TOKENS)
     needs = Needs(student=())
     by_sample = False
 

@@ -20,7 +20,7 @@ from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench, Outcome, Stage
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.image_bank import RATE_FALLS, ImageBank
 from hast_lightning.sources.latent_bank import DoublingGenerator
 from hast_lightning.sources.suitability import image_shape, refuse_maps
 from hast_lightning.stages.distill import Distill
@@ -109,8 +109,8 @@ class HardPool(ImageBank):
         require_range("clip_norm", self.clip_norm, 0, open_minimum=True)
 
     def unused(self) -> Collection[str]:
-        """Return how an image bank lowers its rate, which here is constant."""
-        return ("patience", "factor", "min_lr")
+        """Return how an image bank starts and lowers its rate, which here is constant."""
+        return (*RATE_FALLS, "falls", "start")
 
     def build(self, site: Site) -> None:
         """Draw the first latents and the first generator, or read a saved pool.

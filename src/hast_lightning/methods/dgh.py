@@ -6,7 +6,7 @@ has to, which leaves single images free to differ. Formulas and rates are the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch, Needs, Progress, Seen
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import PICTURES, Network
+from hast_lightning.core.network import PICTURES, TOKENS, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.stage import Bench, Outcome
@@ -95,6 +95,10 @@ class ImageSet(ImageBank):
             self.patience = self.iterations // WAITS
         super().__post_init__()
         require_range("extra", self.extra, 0, 1)
+
+    def unused(self) -> Collection[str]:
+        """Return what a bank may choose: the set has noise and plateaus of its own."""
+        return ("start", "falls")
 
     def build(self, site: Site) -> None:
         """Draw the set, or read a saved one.
@@ -306,6 +310,7 @@ class LogitRange(Term):
     """
 
     title = "range of logits"
+    modalities = (*Term.modalities, TOKENS)
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the scalar loss, which is negative."""

@@ -18,6 +18,7 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
+from hast_lightning.errors import ModelError
 from hast_lightning.graph.classifier import classifier_input, feature_vectors
 from hast_lightning.sources.generator import ConditionalGenerator
 from hast_lightning.terms.kl import KL, kl_divergence
@@ -193,6 +194,8 @@ class MaskedKL(KL):
     """Largest width of the span; widths are uniform from 0."""
 
     title = "Distillation loss on masked samples (KL)"
+    # The mean of ids is no token.
+    modalities = Term.modalities
     by_sample = False
 
     def __post_init__(self) -> None:
@@ -200,7 +203,17 @@ class MaskedKL(KL):
         require_range("frames", self.frames, 0)
 
     def bind(self, teacher: Network, student: Network) -> Needs:
-        """Remember the student, which sees other samples than those of the batch."""
+        """Remember the student, which sees other samples than those of the batch.
+
+        Raises:
+            ModelError: samples are not (C, frames, coefficients), or ``output`` is none of the
+                network's.
+        """
+        if len(teacher.pretrained.input_shape) != 3:
+            raise ModelError(
+                f"the term {self.kind} masks frames of (C, frames, coefficients), and the network "
+                f"{teacher.pretrained.name} takes {teacher.pretrained.input_shape}: choose kl"
+            )
         self._student = (student,)
         return super().bind(teacher, student)
 

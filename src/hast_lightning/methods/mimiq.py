@@ -104,7 +104,8 @@ class AttentionStructure(Term):
         Raises:
             ModelError: there are none over a square grid of patches.
         """
-        self._nodes = tuple(a.output for a in require_attentions(teacher, "attention_structure"))
+        found = require_attentions(teacher, "attention_structure", outputs=True)
+        self._nodes = tuple(each.output for each in found)
         return Needs(teacher=self._nodes, student=self._nodes)
 
     def forward(self, seen: Seen) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Progress, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import TOKENS, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.terms.cross_entropy import entropy
@@ -53,6 +53,7 @@ class FilteredCrossEntropy(Term):
     """What samples count that the teacher is not sure of."""
 
     title = "Cross-entropy of filtered pseudo-labels"
+    modalities = (*Term.modalities, TOKENS)
     parts = ("reliable", "others")
     by_sample = False
 

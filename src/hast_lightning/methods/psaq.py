@@ -84,7 +84,8 @@ class PatchEntropy(Term):
         Raises:
             ModelError: there are none over a square grid of patches.
         """
-        self._nodes = tuple(a.output for a in require_attentions(teacher, "patch_entropy"))
+        found = require_attentions(teacher, "patch_entropy", outputs=True)
+        self._nodes = tuple(each.output for each in found)
         self.name_parts(self._nodes)
         return Needs(teacher=self._nodes)
 

@@ -110,6 +110,11 @@ class KeptLatentBank(LatentBank):
     kept_latents: ClassVar[Tensor]
     kept_weights: ClassVar[Tensor]
 
+    def unused(self) -> Collection[str]:
+        """Return what neither the bank nor ``refine`` reads, which has plateaus in any case."""
+        of_refine = () if self.factor == 1 else ("patience", "factor")
+        return [name for name in super().unused() if name not in of_refine]
+
     def build(self, site: Site) -> None:
         """Make room for what is kept.
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch, Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_range
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import TOKENS, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.core.term import Term
@@ -46,6 +46,7 @@ class GaussianMargin(Term):
     """Discrepancy of logits at which a push has 0.61 of its strength."""
 
     title = "Discrepancy within a Gaussian margin"
+    modalities = (*Term.modalities, TOKENS)
     needs = Needs(student=())
 
     def __post_init__(self) -> None:

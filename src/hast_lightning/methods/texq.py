@@ -190,8 +190,8 @@ class ClassCenters(ImageBank):
         super().__post_init__()
 
     def unused(self) -> Collection[str]:
-        """Return the size, which the network says."""
-        return ("size",)
+        """Return the size, too, which the network says."""
+        return ("size", *super().unused())
 
     def build(self, site: Site) -> None:
         """Draw the first batch, or read saved centers.

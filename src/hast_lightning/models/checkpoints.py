@@ -254,7 +254,8 @@ def _check_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: 
     if not wrong:
         return
     name = wrong[0]
-    if all(_layer(other) == _layer(list(own)[-1]) for other in wrong):
+    in_last_layer = all(_layer(other) == _layer(list(own)[-1]) for other in wrong)
+    if in_last_layer and all(found[other].shape[1:] == own[other].shape[1:] for other in wrong):
         classes = found[name].shape[0] if found[name].dim() else 0
         raise ModelError(
             f"the weights file {path} is for {classes} classes, the network for "

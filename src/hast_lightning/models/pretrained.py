@@ -11,6 +11,7 @@ from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import (
     DIFFUSION,
     FEATURES,
+    PICTURES,
     RESIZE_RATIO,
     PretrainedNetwork,
     example_inputs,
@@ -64,6 +65,12 @@ def describe(
         ModelError: the network cannot be used, or ``config`` contradicts it.
         DataError: the noise schedule of a file cannot be read.
     """
+    if config.modality != PICTURES and len(input_shape) != 3:
+        raise ModelError(
+            f"model.modality={config.modality} is for inputs (channels, height, width), and the "
+            f"network {config.name} takes {tuple(input_shape)}: signals (channels, length) need "
+            f"model.modality={PICTURES}"
+        )
     if config.modality == DIFFUSION:
         return _describe_denoiser(network, config, input_shape)
     features = config.modality == FEATURES

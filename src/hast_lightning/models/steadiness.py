@@ -33,7 +33,7 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
 
     Raises:
         ModelError: it does not take such images, wants more than images, or puts out something
-            else.
+            else, or numbers that are not finite.
     """
     shape = "x".join(map(str, images.shape[1:]))
     defaults = _defaults(network, name)
@@ -50,6 +50,11 @@ def outputs_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
             f"the network {name}{called} returns {given or 'a ' + type(output).__name__} for "
             f"{count} of {shape}; expected logits (images, classes), or maps of them (images, "
             "classes, height, width)"
+        )
+    if not bool(output.isfinite().all()):
+        raise ModelError(
+            f"the network {name}{called} puts out NaN or infinite values for images of {shape}, "
+            "which nothing can be compared with"
         )
     return output
 

@@ -13,6 +13,7 @@ from hast_lightning.core.batch import Trace
 from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.graph.depthwise import keep_depthwise_in_float32
 from hast_lightning.graph.network import Passes
+from hast_lightning.graph.operations import BATCH_NORMS, IDENTITIES, layer_of
 from hast_lightning.graph.tracing import batch_norm_inputs, fold_batch_norms, trace
 
 
@@ -28,6 +29,19 @@ def batch_norms_are_new(graph_module: GraphModule) -> bool:
     return bool(layers) and all(
         not layer.running_mean.any() and bool((layer.running_var == 1).all()) for layer in layers
     )
+
+
+def _inside(graph_module: GraphModule, folded: GraphModule) -> set[str]:
+    """Return the names of nodes whose values folding changes: what folded BatchNorms take in."""
+    found = set()
+    for node in graph_module.graph.nodes:
+        known = isinstance(layer_of(node, graph_module), BATCH_NORMS)
+        passes = known and not isinstance(layer_of(node, folded), BATCH_NORMS)
+        while passes:
+            node = node.all_input_nodes[0]
+            found.add(node.name)
+            passes = isinstance(layer_of(node, graph_module), IDENTITIES)
+    return found
 
 
 class FrozenTeacher(nn.Module):
@@ -51,6 +65,7 @@ class FrozenTeacher(nn.Module):
         self.folded = fold_batch_norms(self.graph_module)
         for each in (self.graph_module, self.folded):
             keep_depthwise_in_float32(each)
+        self._inside = _inside(self.graph_module, self.folded)
         graphs = {True: self.graph_module, False: self.folded}
         self._passes = {key: Passes(g, pretrained.outputs) for key, g in graphs.items()}
         self.eval()
@@ -81,6 +96,7 @@ class FrozenTeacher(nn.Module):
             inputs: (N, ...).
             nodes: Names of the nodes whose values are wanted.
             unfolded: Keep BatchNorms apart from convolutions, so that what they take in is the
-                value of a node.
+                value of a node; done in any case where such a value is wanted.
         """
-        return self._passes[unfolded].trace(inputs, nodes)
+        apart = unfolded or not self._inside.isdisjoint(nodes)
+        return self._passes[apart].trace(inputs, nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from hast_lightning.config import ModelConfig
 from hast_lightning.core.network import TOKENS, Decoder, PretrainedNetwork
 from hast_lightning.errors import ModelError
+from hast_lightning.graph.attention import write_out_functions, write_out_modules
 from hast_lightning.graph.functional_layers import functions_to_layers
 from hast_lightning.graph.heads import put_classes_second
 from hast_lightning.graph.outputs import keep_only_tensor
@@ -50,8 +50,10 @@ def describe_text(network: nn.Module, config: ModelConfig) -> PretrainedNetwork:
     expected = _answers(network, texts, config)
     _require_causal(network, texts, expected, config)
     _require_same_decoded(network, texts, expected, config)
-    graph_module = trace_sized(copy.deepcopy(network), (length,))
+    # A copy, whose attention is written out.
+    graph_module = trace_sized(write_out_modules(network), (length,))
     keep_only_tensor(graph_module, config.name)
+    write_out_functions(graph_module, texts)
     functions_to_layers(graph_module, texts)
     if differ(expected, graph_module(texts)):
         raise ModelError(

@@ -19,6 +19,7 @@ from hast_lightning.graph.operations import (
     PRODUCTS_WITH_WEIGHTS,
     TRANSPOSED_LAYERS,
     calls,
+    is_constant,
     layer_of,
 )
 from hast_lightning.graph.timesteps import without_timesteps
@@ -121,7 +122,7 @@ def _refuse_unsupported(student: fx.GraphModule) -> None:
         layer = layer_of(node, student)
         if isinstance(layer, LAYERS_WITH_PRODUCTS):
             _refuse_unsupported_layer(str(node.target), layer)
-        if calls(node, PRODUCTS_WITH_WEIGHTS) or _multiplies_parameter(node, student):
+        if calls(node, PRODUCTS_WITH_WEIGHTS) or _multiplies_parameter(node):
             function = getattr(node.target, "__name__", str(node.target))
             raise ModelError(
                 f"the network calls {function} at {node.name}, whose weights belong to no layer "
@@ -174,17 +175,9 @@ def _refuse_unsupported_layer(name: str, layer: nn.Module) -> None:
         )
 
 
-def _multiplies_parameter(node: fx.Node, student: fx.GraphModule) -> bool:
-    """Return whether a matrix product has a parameter of the network as an operand."""
-    return calls(node, MATRIX_PRODUCTS) and any(
-        source.op == "get_attr" and isinstance(_attribute(student, str(source.target)), Tensor)
-        for source in node.all_input_nodes
-    )
-
-
-def _attribute(student: fx.GraphModule, name: str) -> object:
-    owner, _, attribute = name.rpartition(".")
-    return getattr(student.get_submodule(owner), attribute)
+def _multiplies_parameter(node: fx.Node) -> bool:
+    """Return whether a product has a parameter of the network, or what is made of it, in it."""
+    return calls(node, MATRIX_PRODUCTS) and any(map(is_constant, node.all_input_nodes))
 
 
 def _quantize_weights(student: fx.GraphModule, settings: QuantizerConfig, plan: BitPlan) -> None:

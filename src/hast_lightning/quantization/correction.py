@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -333,7 +333,8 @@ def correct_by_statistics(
 
     ``bias_o -= sum over i of (sum over k of (W_q - W)[o, i, k]) E[x_i]`` (analytic bias correction,
     Nagel et al., ICCV 2019, section 4.2.1), or the same added to the mean of the BatchNorm behind
-    the layer. Layers whose inputs nothing is told of stay as they are.
+    the layer, as it is in the teacher. Layers whose inputs nothing is told of stay as they are.
+    Biases may be trained or given, so that of them the same is taken off every time.
 
     Args:
         student: Its biases or BatchNorms are changed.
@@ -368,7 +369,10 @@ def correct_by_statistics(
             continue
         norm = _norm_alone(node, student)
         if norm is not None and batch_norms:
-            norm.running_mean += shift.to(norm.running_mean.dtype)
+            of_teacher: Any = layer_of(known[norm.name], teacher)
+            mean = cast("Any", layer_of(norm, student)).running_mean
+            # From the teacher's on, so that a mean that is corrected already is not moved twice.
+            mean.copy_(of_teacher.running_mean + shift.to(mean.dtype))
         elif norm is None and biases and not _feeds_batch_norm(node, student):
             layer.bias.sub_(shift.to(layer.bias.dtype))
         else:
@@ -396,11 +400,10 @@ def mean_shift(error: Tensor, means: Tensor) -> Tensor | None:
     return (summed * by_group.reshape(outputs, inputs)).sum(dim=1)
 
 
-def _norm_alone(node: fx.Node, network: fx.GraphModule) -> Any:
+def _norm_alone(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
     """Return the BatchNorm that alone takes in a node's value and is called once, or none."""
     if len(node.users) != 1:
         return None
     (user,) = node.users
     norms = _called_once(network, BATCH_NORMS)
-    layer = layer_of(user, network)
-    return layer if user in norms and _tracks(layer) else None
+    return user if user in norms and _tracks(layer_of(user, network)) else None

@@ -15,6 +15,7 @@ from hast_lightning.quantization.fake_quant import (
     ActivationQuantizer,
     QuantizedLayer,
 )
+from hast_lightning.quantization.log2 import Log2Quantizer
 from hast_lightning.quantization.ranges import AffineParameters
 
 WEIGHT, ACTIVATION = "weight", "activation"
@@ -97,6 +98,9 @@ def _of_activation(name: str, quantizer: ActivationQuantizer) -> LayerDiagnosis:
     else:
         parameters = AffineParameters(quantizer.scale, quantizer.zero_point)
     low, high = _ends(parameters, quantizer.bits)
+    if isinstance(quantizer, Log2Quantizer):
+        # No grid of equal steps: powers of two from 1 down, and zero.
+        low, high = torch.zeros_like(low), torch.ones_like(high)
     numbers = (float(low), float(high), float(parameters.scale))
     calibrated = all(map(math.isfinite, numbers))
     low_end, high_end, scale = numbers if calibrated else (None, None, None)

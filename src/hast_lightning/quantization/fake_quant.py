@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,10 @@ class WeightQuantizer(nn.Module):
         width: The bits once more, a uint8 scalar.
         factors: Of what shares one range, all of the layer's weights; none: channels have their
             own.
+        finds_anew: The range is that of the weights as they are at every pass.
     """
+
+    finds_anew: ClassVar[bool] = True
 
     width: Tensor
     factors: FoldedFactors | None = None
@@ -170,7 +173,8 @@ class WeightQuantizer(nn.Module):
     def _round(self, weight: Tensor) -> Rounded:
         parameters, weight = self.parameters_of(weight), weight.float()
         value = quantize_dequantize(weight, *parameters, self.bits)
-        if self.gradient == "pass_through" or self.find is extremes:
+        all_inside = self.finds_anew and self.find is extremes
+        if self.gradient == "pass_through" or all_inside:
             return Rounded(value, None)
         return Rounded(value, is_inside(weight, *parameters, self.bits))
 

@@ -38,6 +38,8 @@ class FixedGridQuantizer(WeightQuantizer):
         ranges: Finds the scale and zero point.
     """
 
+    finds_anew = False
+
     scale: Tensor
     zero_point: Tensor
 

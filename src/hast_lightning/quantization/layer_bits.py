@@ -111,11 +111,17 @@ def _matching(entry: LayerBits, names: list[str]) -> list[str]:
 
 def _takers(node: fx.Node, student: fx.GraphModule, nodes: Collection[fx.Node]) -> Iterator[str]:
     """Names of the layers that ``node``'s value enters before it is quantized again."""
-    for user in node.users:
+    pending, seen = list(node.users), set[fx.Node]()
+    while pending:
+        user = pending.pop()
+        if user in seen:
+            # Ways that part and meet again double with every such place.
+            continue
+        seen.add(user)
         if _is_layer(user, student):
             yield str(user.target)
         elif user not in nodes:
-            yield from _takers(user, student, nodes)
+            pending.extend(user.users)
 
 
 def _refuse_ineffective(

@@ -37,7 +37,8 @@ def quantized_bytes(student: nn.Module, float_network_bytes: int) -> int:
         float_network_bytes: :func:`float_bytes` of the network it was converted from.
     """
     layers = [layer for _, layer in quantized_layers(student)]
-    weights = sum(layer.weight.numel() for layer in layers)
+    # Layers that share their weights have bits and ranges of their own; in floats they are once.
+    weights = sum(w.numel() for w in {id(each.weight): each.weight for each in layers}.values())
     packed = sum(
         math.ceil(layer.weight.numel() * layer.weight_quantizer.bits / 8) for layer in layers
     )

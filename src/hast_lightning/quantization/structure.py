@@ -191,14 +191,24 @@ def _multiplications(layer: nn.Module, node: fx.Node) -> int:
 
 def _bits_of(node: fx.Node, student: fx.GraphModule) -> int:
     """Bits of a value; an average counts as many as what is averaged, and a sum is no integer."""
-    layer = layer_of(node, student)
-    if isinstance(layer, ActivationQuantizer):
-        return layer.bits
-    passes = rearranges(node, student) or is_rectifier(node, student)
-    passes = passes or isinstance(layer, _AVERAGING_LAYERS)
-    if passes or calls(node, (*_AVERAGES, *CONCATENATIONS)):
-        return max(_bits_of(source, student) for source in _tensors(node))
-    return FLOAT_BITS
+    pending, seen, most = [node], set[fx.Node](), 0
+    while pending:
+        at = pending.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        layer = layer_of(at, student)
+        if isinstance(layer, ActivationQuantizer):
+            most = max(most, layer.bits)
+            continue
+        passes = rearranges(at, student) or is_rectifier(at, student)
+        passes = passes or isinstance(layer, _AVERAGING_LAYERS)
+        passes = passes or calls(at, (*_AVERAGES, *CONCATENATIONS))
+        sources = _tensors(at) if passes else []
+        if not sources:
+            return FLOAT_BITS
+        pending.extend(sources)
+    return most
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

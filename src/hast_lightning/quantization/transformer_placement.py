@@ -9,8 +9,8 @@ from torch import fx
 
 from hast_lightning.core.checks import require_choice
 from hast_lightning.core.part import part
-from hast_lightning.graph.attention_nodes import MULTIPLIES, softmax_behind
-from hast_lightning.graph.operations import calls, is_constant, layer_of, rearranges, values_of
+from hast_lightning.graph.attention_nodes import factors, softmax_behind
+from hast_lightning.graph.operations import is_constant, layer_of, rearranges, values_of
 from hast_lightning.quantization.axes import Placement, QuantizerSettings, Ranges
 from hast_lightning.quantization.fake_quant import QUANTIZED, ActivationQuantizer
 from hast_lightning.quantization.log2 import Log2Quantizer
@@ -103,7 +103,7 @@ def _operands(node: fx.Node, student: fx.GraphModule) -> list[fx.Node]:
     """Return what a node multiplies: the input of a layer with weights, both sides of a product."""
     if isinstance(layer_of(node, student), tuple(QUANTIZED)):
         return node.all_input_nodes[:1]
-    return node.all_input_nodes if calls(node, MULTIPLIES) else []
+    return factors(node)
 
 
 def _enters_softmax(node: fx.Node, student: fx.GraphModule) -> bool:

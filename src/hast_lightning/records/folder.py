@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with OmegaCo
 from hast_lightning.config import Config, from_saved, to_object
 from hast_lightning.config.targets import refuse_untyped
 from hast_lightning.errors import ConfigurationError, StorageError, first_line
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # of systems that lock otherwise
+    fcntl = None  # type: ignore[assignment]
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
@@ -62,9 +68,10 @@ def refuse_used(folder: Path) -> None:
 
 
 def _used(folder: Path, name: str) -> ConfigurationError:
+    # A run that came to its end has nothing to go on with.
+    on = "" if name == RESULT_FILE else f", or go on with that run by resume={folder}"
     return ConfigurationError(
-        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder, or go on "
-        f"with that run by resume={folder}"
+        f"hydra.run.dir={folder} already holds a run ({name}): choose another folder{on}"
     )
 
 
@@ -111,6 +118,34 @@ def claim(folder: Path, config: Config, origin: Origin) -> None:
         reason = f"cannot be written to ({error.strerror})"
         raise StorageError(f"hydra.run.dir={folder} {reason}: choose another folder") from error
     write_origin(folder, origin)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run for this process, until it is done with it or ends in whatever way.
+
+    Raises:
+        ConfigurationError: another process is at work on it.
+    """
+    path = folder / CONFIG_FILE
+    if fcntl is None or not path.is_file():
+        yield
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"{folder}: another process is at work on this run; wait for it, or end it"
+            ) from error
+        except OSError as error:  # a file system without locks
+            _log.debug("%s cannot be held: %s", folder, error)
+        try:
+            yield
+        finally:
+            # A process that was forked has the file open, too.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
@@ -192,10 +227,13 @@ def _read_origin(folder: Path) -> Origin:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file."""
+    """Write ``text`` beside ``path`` and rename it, so that a crash leaves no half file.
+
+    What is no text in a name is written as an escape.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

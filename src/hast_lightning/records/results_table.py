@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from hast_lightning.core.bits import FLOAT_BITS
+from hast_lightning.records.printing import as_it_is, printable
 from hast_lightning.records.result import EVALUATION, Result
 
 FULL_PRECISION_BITS = "32/32"
@@ -22,10 +24,10 @@ def results_table(result: Result) -> Table:
     labelled = result.quantized_top1 is not None
     told = FLOAT_BITS in (result.weight_bits, result.activation_bits) or result.mixed
     words = f"; {result.bits}" if told else ""
+    caption = f"{result.evaluated_images:,} {result.agreement_on}, {measured_when(result)}"
     table = Table(
-        title=f"{result.recipe}, seed {result.seed}",
-        caption=f"{result.evaluated_images:,} {result.agreement_on}, last student step{words}"
-        + _perplexities(result),
+        title=as_it_is(f"{result.recipe}, seed {result.seed}", "table.title"),
+        caption=as_it_is(f"{caption}{words}{_perplexities(result)}", "table.caption"),
         # Narrow, so that five columns fit into 80 characters.
         box=box.SIMPLE_HEAVY,
     )
@@ -36,8 +38,16 @@ def results_table(result: Result) -> Table:
     for row in headline(result):
         accuracies = (_percent(row.top1),) * labelled
         measured = _percent(row.agreement) if result.output_error is None else _error(row.error)
-        table.add_row(row.name, *accuracies, measured, row.bits, row.size, style=row.style)
+        name = escape(printable(row.name))
+        table.add_row(name, *accuracies, measured, row.bits, row.size, style=row.style)
     return table
+
+
+def measured_when(result: Result) -> str:
+    """Return which students the rows of a result are of."""
+    if result.handed_back_earlier:
+        return "after the last student step, and as handed back"
+    return "last student step"
 
 
 class HeadlineRow(NamedTuple):

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from hast_lightning.quantization.structure import Call
+from hast_lightning.records.printing import as_it_is
 from hast_lightning.records.results_table import readable_size
 
 _SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
@@ -38,7 +39,7 @@ def structure_table(title: str, calls: Sequence[Call]) -> Table:
         calls: In order of execution.
     """
     table = Table(
-        title=title,
+        title=as_it_is(title, "table.title"),
         caption="bits: W weights, in input, out output; 32 and - are floating point",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -51,7 +52,7 @@ def structure_table(title: str, calls: Sequence[Call]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tap", no_wrap=True)
     for call in calls:
-        table.add_row(*_cells(call))
+        table.add_row(*map(as_it_is, _cells(call)))
     return table
 
 
@@ -108,7 +109,12 @@ def method_table(title: str, stages: Sequence[StageRow]) -> Table:
         title: Names the method and the budget.
         stages: In order: name, steps, source, and the parts that are on.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=as_it_is(title, "table.title"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("stage", overflow="fold")
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("source", overflow="fold")
@@ -119,7 +125,7 @@ def method_table(title: str, stages: Sequence[StageRow]) -> Table:
         heads = [(name, steps, source), *[("", "", "")] * len(parts)]
         rows = parts or [PartRow("", "", "")]
         for head, part in zip(heads, rows, strict=False):
-            table.add_row(*head, part.name, part.weight, part.needs)
+            table.add_row(*map(as_it_is, (*head, part.name, part.weight, part.needs)))
     return table
 
 

@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
 LOG_FROM = 50.0
 """Positive values whose largest is so many times the smallest are shown on a logarithmic axis."""
+CROSS = 4
+"""Reach of the cross that a single point is drawn as."""
 BINS = 20
 SMALLEST = 1e-5
 """Left end of a logarithmic axis of difficulties; what is less is drawn there."""
@@ -199,9 +201,16 @@ def _vertical(low: float, high: float, transform: Callable[[float], float]) -> S
 
 
 def _path(curve: Curve, x_scale: Scale, y_scale: Scale) -> str:
-    points = [f"{x_scale(x):.1f} {y_scale(y):.1f}" for x, y in curve.points]
-    # Of a single point nothing would be seen; a step to itself is drawn by its round ends.
-    return "M" + "L".join(points if len(points) > 1 else points * 2)
+    places = [(x_scale(x), y_scale(y)) for x, y in curve.points]
+    if len(places) == 1:  # of a line to itself hardly anything would be seen
+        ((x, y),) = places
+        ends = ((x - CROSS, y), (x + CROSS, y)), ((x, y - CROSS), (x, y + CROSS))
+        return "".join(map(_line, ends))
+    return _line(places)
+
+
+def _line(places: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
 def _outline(heights: Sequence[float], x_scale: Scale, y_scale: Scale) -> str:

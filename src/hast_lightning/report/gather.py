@@ -14,7 +14,7 @@ from hast_lightning.quantization.fake_quant import quantized_layers
 from hast_lightning.records.failure import read_failure
 from hast_lightning.records.folder import METRICS_FILE
 from hast_lightning.records.result import Result
-from hast_lightning.records.results_table import headline
+from hast_lightning.records.results_table import headline, measured_when
 from hast_lightning.records.spectrogram import as_pictures
 from hast_lightning.report.confusion import confusion_table
 from hast_lightning.report.content import (
@@ -147,7 +147,9 @@ def class_names(run: Run) -> tuple[str, ...]:
 
 
 def _measured_on(result: Result | None) -> str:
-    return f"{result.evaluated_images:,} {result.agreement_on}" if result else ""
+    if result is None:
+        return ""
+    return f"{result.evaluated_images:,} {result.agreement_on}, {measured_when(result)}"
 
 
 def _seconds(result: Result | None) -> tuple[Seconds, ...]:

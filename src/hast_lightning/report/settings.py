@@ -15,7 +15,7 @@ from hast_lightning.quantization.layer_bits import QUANTIZABLE
 from hast_lightning.quantization.settings import LayerBits
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.folder import RESULT_FILE
-from hast_lightning.records.result import Result
+from hast_lightning.records.result import EVALUATION, Result
 from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.versions import device_name
 from hast_lightning.report.content import EarlyEnd, Fact
@@ -173,32 +173,59 @@ def _footprint(result: Result) -> list[tuple[str, str]]:
 
 
 def key_figures(result: Result) -> tuple[Fact, ...]:
-    """Return the numbers that come first."""
+    """Return the numbers that come first: of the student that is handed back."""
     ratio = result.teacher_bytes / max(result.quantized_bytes, 1)
-    figures = [
-        Fact(f"top-1 at {result.bits}", f"{result.quantized_top1:.2f} %")
-        if result.quantized_top1 is not None
-        else None,
-        Fact(f"perplexity at {result.bits}", f"{result.quantized_perplexity:.3f}")
-        if result.quantized_perplexity is not None
-        else None,
-        Fact("agreement with full precision", f"{result.teacher_agreement:.2f} %")
-        if result.teacher_agreement is not None
-        else None,
-        Fact("error of the outputs, of their spread", f"{result.output_error:.3g}")
-        if result.output_error is not None
-        else None,
-        *(
-            Fact(f"error of the output {name}", f"{error:.3g}")
-            for name, error in result.output_errors.items()
-        ),
+    return (
+        *(_of_what_is_kept(result) if result.handed_back_earlier else _of_the_last_step(result)),
         Fact("smaller than in float32", f"{ratio:.1f}×"),
         Fact(
             "for synthesis, training and evaluation",
             duration(sum(result.seconds_by_stage.values())),
         ),
+    )
+
+
+def _of_the_last_step(result: Result) -> list[Fact]:
+    values = (
+        result.quantized_top1,
+        result.quantized_perplexity,
+        result.teacher_agreement,
+        result.output_error,
+    )
+    return [
+        *_figures(result.bits, *values),
+        *(
+            Fact(f"error of the output {name}", f"{error:.3g}")
+            for name, error in result.output_errors.items()
+        ),
     ]
-    return tuple(figure for figure in figures if figure is not None)
+
+
+def _of_what_is_kept(result: Result) -> list[Fact]:
+    """Return the same of an earlier student, of which single outputs were not measured."""
+    error = result.judged[result.kept_stage].get(EVALUATION, {}).get("error")
+    if result.output_error is None:
+        error = None
+    values = (result.kept_top1, result.kept_perplexity, result.kept_agreement, error)
+    ending = f", handed back, after {result.kept_stage}"
+    return [Fact(fact.name + ending, fact.text) for fact in _figures(result.bits, *values)]
+
+
+def _figures(
+    bits: str,
+    top1: float | None,
+    perplexity: float | None,
+    agreement: float | None,
+    error: float | None,
+) -> list[Fact]:
+    """Return what was measured, in words."""
+    named = (
+        (f"top-1 at {bits}", top1, "{:.2f} %"),
+        (f"perplexity at {bits}", perplexity, "{:.3f}"),
+        ("agreement with full precision", agreement, "{:.2f} %"),
+        ("error of the outputs, of their spread", error, "{:.3g}"),
+    )
+    return [Fact(name, form.format(value)) for name, value, form in named if value is not None]
 
 
 def duration(seconds: float) -> str:

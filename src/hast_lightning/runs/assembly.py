@@ -197,6 +197,7 @@ def build(
         raise ConfigurationError(
             f"order={config.order}: none of these stages has a step, so nothing would be done"
         )
+    _require_a_student(module, config)
     _warn_of_idle_training(module, config)
     _require_samples(module.agenda, module.sources, config, held_out=evaluation_data is None)
     return Run(config, folder, origin, network, evaluation_data, module)
@@ -213,6 +214,19 @@ def _warn_of_new_networks(config: Config, network: PretrainedNetwork) -> None:
                 "was it trained, and were its weights loaded?",
                 each.name,
             )
+
+
+def _require_a_student(module: ZeroShotQuantization, config: Config) -> None:
+    """Refuse stages that change the student of which none has a step: nothing is handed back."""
+    if config.trains and not any(
+        leg.begins_anew or leg.trains_student for leg in module.agenda.legs
+    ):
+        idle = [n for n, stage in module.stages.items() if stage.calibrates or stage.trains_student]
+        steps = " or ".join(f"stages.{name}.steps" for name in idle)
+        raise ConfigurationError(
+            f"order={config.order}: none of the stages that change the student has a step; raise "
+            f"{steps}, or leave {'it' if len(idle) == 1 else 'them'} out of order"
+        )
 
 
 def _warn_of_idle_training(module: ZeroShotQuantization, config: Config) -> None:

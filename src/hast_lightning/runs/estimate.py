@@ -22,27 +22,47 @@ from hast_lightning.runs.assembly import build, prepare_torch
 from hast_lightning.runs.pipeline import fit
 from hast_lightning.runs.sources import build_sources
 from hast_lightning.runtime.trainer import require_device
+from hast_lightning.tracking.facts import running_stages
 from hast_lightning.training.bench import PreparedBench
 from hast_lightning.training.callbacks.timing import StageTimer
 from hast_lightning.training.module import ZeroShotQuantization
 
 FEW_STEPS = 3
 """Steps of a stage that are timed, at least."""
+COUNTS, LENGTHS = ("batch_size", "samples"), ("steps", "iterations")
+"""What stages call the samples that they need, and their steps."""
 
 
 def few_steps(config: Config) -> list[str]:
     """Return the words that leave a run a few steps of each stage, each as large as before."""
-    batch = config.schedule.image_batch
-    # A stage is refused fewer images than its batch has.
-    largest = max((getattr(each, "batch_size", 0) for each in config.ordered.values()), default=0)
-    words = []
+    images, batch = config.schedule.images, config.schedule.image_batch
+    stages = dict(running_stages(config))
+    words, batches = [], 1
     if batch is not None:
-        batches = max(1, math.ceil(largest / (1 - config.data.holdout) / batch))
+        # A stage is refused fewer images than its batch has, and keeps something of each sample.
+        wanted = (getattr(each, key, 0) for each in stages.values() for key in COUNTS)
+        batches = max(1, math.ceil(max(wanted, default=0) / (1 - config.data.holdout) / batch))
+        batches = batches if images is None else min(batches, math.ceil(images / batch))
         words = [f"schedule.images={batches * batch}"]
-    steps = ("image_steps", "generator_steps", "calibration_steps", "student_steps", "unit_steps")
+    steps = ("generator_steps", "calibration_steps", "student_steps", "unit_steps")
+    # The first step of a batch of images is another than those behind it.
+    of_images = max(2, math.ceil(FEW_STEPS / batches))
     return [
         *words,
+        f"schedule.image_steps={of_images}",
         *(f"schedule.{name}={FEW_STEPS}" for name in steps),
+        # What is not of the budget.
+        *(
+            f"stages.{place}.{key}={FEW_STEPS}"
+            for place, stage in stages.items()
+            for key in LENGTHS
+            if (getattr(stage, key, None) or 0) > FEW_STEPS
+        ),
+        *(
+            f"sources.{name}.iterations={of_images}"
+            for name, source in config.sources.items()
+            if hasattr(source, "iterations")
+        ),
         *("logger=csv", "callbacks.progress=false", "evaluate=false", "export=none"),
     ]
 

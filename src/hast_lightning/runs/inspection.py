@@ -27,6 +27,7 @@ from hast_lightning.models.zoo import load_all
 from hast_lightning.quantization.convert import student_of
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
 from hast_lightning.quantization.structure import Call, list_calls, value_bits
+from hast_lightning.records.printing import as_it_is, plain_console
 from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.structure_table import (
     PartRow,
@@ -97,7 +98,7 @@ class Inspection:
         console.print(totals_table(self.calls, *sizes))
         console.print(method_table(f"{self.method}, budget {self.schedule}", self.stages))
         for line in self.notes:
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            console.print(as_it_is(line), highlight=False, soft_wrap=True)
 
     def __str__(self) -> str:
         """Return what ``command=inspect`` prints, in 100 columns."""
@@ -127,7 +128,7 @@ def inspect(config: Config, console: Console | None = None) -> None:
     Raises:
         UserError: the network cannot be loaded or quantized.
     """
-    examine(config, load_all(config.model, config.teachers)).show(console or Console())
+    examine(config, load_all(config.model, config.teachers)).show(console or plain_console())
 
 
 def examine(config: Config, pretrained: PretrainedNetwork) -> Inspection:

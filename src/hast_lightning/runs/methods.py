@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from hast_lightning.config import Config
@@ -17,6 +16,7 @@ from hast_lightning.graph.network import Learner
 from hast_lightning.models.teacher import FrozenTeacher
 from hast_lightning.models.zoo import load as load_network
 from hast_lightning.quantization.convert import student_of
+from hast_lightning.records.printing import as_it_is, plain_console
 from hast_lightning.runs.modality import one_output_alone
 from hast_lightning.tracking.facts import is_on, switched_parts
 
@@ -76,9 +76,9 @@ def show_methods(
                 tuple(measured.get(name, ())),
             )
         )
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = plain_console(WIDTH)
     console.print(methods_table(listed, pretrained.name))
 
 
@@ -133,7 +133,9 @@ def _hooks(stage: Stage) -> Iterator[Hook]:
 def methods_table(listed: Sequence[Listed], network: str) -> Table:
     """Return the list as a table: one row a method, oldest first."""
     table = Table(
-        title=f"What method= takes; needs as its parts tell them of {network}",
+        title=as_it_is(
+            f"What method= takes; needs as its parts tell them of {network}", "table.title"
+        ),
         caption="top-1 % in experiments/, mean and deviation over seeds; of several settings the "
         "best, which is a choice on these labels",
         box=box.SIMPLE_HEAD,
@@ -146,5 +148,6 @@ def methods_table(listed: Sequence[Listed], network: str) -> Table:
     for method in listed:
         needs = method.misfit or "\n".join(method.needs)
         cells = (method.source, (needs,), method.stages, method.measured)
-        table.add_row(method.name, *("\n".join(cell) for cell in cells))
+        texts = (method.name, *("\n".join(cell) for cell in cells))
+        table.add_row(*map(as_it_is, texts))
     return table

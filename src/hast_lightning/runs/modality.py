@@ -10,7 +10,7 @@ from hast_lightning.core.outputs import Outputs
 from hast_lightning.core.part import Part, group_of, parts
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.tracking.facts import is_on, parts_of
+from hast_lightning.tracking.facts import is_on, parts_of, running_stages
 
 OUTPUT = "output"
 """Setting of a term that can be about one of several outputs."""
@@ -67,9 +67,9 @@ def one_output_alone(key: str, part: Part, outputs: Outputs) -> str:
 def _used(config: Config) -> Iterator[tuple[str, Part]]:
     """Yield the parts that a run uses, and where they stand; what is inside of a stage first."""
     read = {name for stage in config.ordered.values() for name in stage.reads}
-    for name, stage in config.ordered.items():
-        yield from ((f"stages.{name}.{key}", part) for key, part in parts_of(stage) if is_on(part))
-        yield f"stages.{name}", stage
+    for place, stage in running_stages(config):
+        yield from ((f"stages.{place}.{key}", part) for key, part in parts_of(stage) if is_on(part))
+        yield f"stages.{place}", stage
     for name, source in config.sources.items():
         if name in read:
             yield f"sources.{name}", source

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hast_lightning.config import AUTO, FLOAT32, CallbacksConfig, Config
@@ -31,12 +32,14 @@ from hast_lightning.records.folder import (
     Origin,
     claim,
     drop_interrupted_steps,
+    held,
     refuse_used,
     reopen,
     was_requeued,
     write_origin,
 )
 from hast_lightning.records.grid import DRAWN_CHANNELS
+from hast_lightning.records.printing import plain_console, printable
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
 from hast_lightning.records.versions import git_commit, versions
@@ -129,10 +132,11 @@ def carry_out(
     _require_surroundings(config)
     made = build(config, folder, Origin(command, git_commit(), versions()), network, data)
     require_exportable(made, wanted)
-    made.callbacks, made.loggers = callbacks, loggers
+    _make_objects(made, callbacks, loggers)
     if first:
         claim(folder, config, made.origin)
-    return made, _execute(made, None)
+    with _held(folder):
+        return made, _execute(made, None)
 
 
 def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()) -> Result | None:
@@ -149,11 +153,22 @@ def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()
         UserError: the folder holds no unfinished run, its checkpoints are damaged or belong to
             another network, or whatever :func:`run` raises.
     """
+    with _held(folder):
+        return _resume(folder, factory, words)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes off a run; those that were started for it are none of them."""
+    return held(folder) if is_first_process() else nullcontext()
+
+
+def _resume(folder: Path, factory: str | None, words: Collection[str]) -> Result | None:
     config, origin = reopen(folder, versions(), factory, words)
     _require_surroundings(config)
     checkpoint = last_whole_checkpoint(folder / CHECKPOINT_FILE)
     made = build(config, folder, origin)
     require_exportable(made)
+    _make_objects(made)
     start = None if checkpoint is None else _start_at(checkpoint, made.network)
     if is_first_process():
         drop_interrupted_steps(folder)
@@ -163,6 +178,23 @@ def resume(folder: Path, factory: str | None = None, words: Collection[str] = ()
     return _execute(made, start)
 
 
+def _make_objects(
+    run: Run, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
+) -> None:
+    """Make what the configuration names, which may be refused, while there is no folder yet."""
+    trainer, logger = run.config.trainer, run.config.logger
+    run.callbacks = made([*trainer.callbacks, *callbacks], "trainer.callbacks", Callback)
+    run.loggers = made([*logger.others, *loggers], "logger.others", Logger)
+
+
+def _with_objects_alone(run: Run) -> Run:
+    """Return a run whose configuration names no loggers, since they are made already."""
+    config = copy(run.config)
+    config.logger = copy(config.logger)
+    config.logger.others = []
+    return replace(run, config=config)
+
+
 def _require_surroundings(config: Config) -> None:
     """Prepare torch, and refuse a device or a logger that is not there."""
     asked = config.trainer.precision
@@ -170,7 +202,7 @@ def _require_surroundings(config: Config) -> None:
     precision = config.trainer.precision
     if asked == AUTO and precision != FLOAT32 and is_first_process():
         line = f"trainer.precision=auto: {precision}; trainer.precision={FLOAT32} turns it off"
-        Console().print(line, markup=False, soft_wrap=True)
+        plain_console().print(line, soft_wrap=True)
     require_device(config.trainer)
     require_logger(config.logger)
 
@@ -205,7 +237,7 @@ def _start_at(checkpoint: Path, network: PretrainedNetwork) -> Start:
 
 def _execute(run: Run, start: Start | None) -> Result | None:
     """Go through a run that was checked; its loggers are closed whatever happens."""
-    loggers = open_loggers(run, 0 if start is None else start.iteration)
+    loggers = open_loggers(_with_objects_alone(run), 0 if start is None else start.iteration)
     succeeded = False
     try:
         tell_inputs(run, loggers)
@@ -233,8 +265,8 @@ def _train_and_measure(run: Run, loggers: list[Logger], start: Start | None) -> 
         # Before the result is written: until then a run that is stopped can be resumed.
         records, failures = export_student(run)
         result = replace(result, exports=records)
-        _write_card(run, result)
         result.write(run.folder / RESULT_FILE)
+        _write_card(run, result)
     if rank() == 0:
         forget_states(run.folder)
     if result is not None:
@@ -260,7 +292,8 @@ def fit(run: Run, loggers: list[Logger], callbacks: list[Callback], start: Start
         SaveSamples(module.save_samples, run.folder / SAMPLES_FILE, config.main_source),
         SaveFindings(module.found_files, run.folder),
         *([StageProgressBar()] if config.callbacks.progress else []),
-        *made([*config.trainer.callbacks, *run.callbacks], "trainer.callbacks", Callback),
+        # Made before; of a run that is only timed they are not.
+        *(run.callbacks or made(config.trainer.callbacks, "trainer.callbacks", Callback)),
     ]
     trainer = build_trainer(config.trainer, loggers, callbacks, run.folder)
     ticker = StepTicker(start.iteration if start else 0, module.agenda.iterations)
@@ -310,7 +343,7 @@ def _write_card(run: Run, result: Result) -> None:
     """Leave a model card beside the files of the student, where there are some."""
     if result.exports:
         card = model_card(describe(run), result, run.config.model.license)
-        (run.folder / CARD_FILE).write_text(card, encoding="utf-8")
+        (run.folder / CARD_FILE).write_text(printable(card), encoding="utf-8")
 
 
 def _report(run: Run, result: Result | None) -> None:
@@ -318,10 +351,10 @@ def _report(run: Run, result: Result | None) -> None:
     _save_grid(run)
     write_report(run, result)
     if result is not None:
-        Console().print(results_table(result))
+        plain_console().print(results_table(result))
         if result.exports:
-            Console().print(exports_table(result.exports))
-    Console().print(f"Everything is in {run.folder}", soft_wrap=True, markup=False)
+            plain_console().print(exports_table(result.exports))
+    plain_console().print(printable(f"Everything is in {run.folder}"), soft_wrap=True)
 
 
 @torch.no_grad()

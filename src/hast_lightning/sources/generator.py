@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.checks import MAX_RATE, expand_home, require_choice, require_range
 from hast_lightning.core.network import FEATURES
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
@@ -115,6 +115,7 @@ class ConditionalGenerator(TrainedSource):
     hands_on = True
 
     def __post_init__(self) -> None:
+        self.load = expand_home(self.load)
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_range("latent_dim", self.latent_dim, 1)
         require_range("batch_size", self.batch_size, 1)

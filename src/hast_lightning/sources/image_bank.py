@@ -8,7 +8,7 @@ full, the oldest batch is the next to be replaced.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hast_lightning.core.batch import Batch
-from hast_lightning.core.checks import MAX_RATE, require_choice, require_range
+from hast_lightning.core.checks import MAX_RATE, expand_home, require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.source import Site, TrainedSource
 from hast_lightning.errors import ConfigurationError, DataError
@@ -30,6 +30,8 @@ from hast_lightning.sources.starts import STARTS, started
 FILE_KIND = "image-bank"
 COUNTERS = ("iteration", "position", "filled", "available", "cursor")
 FALLS = ("plateau", "cosine")
+RATE_FALLS = ("patience", "factor", "min_lr")
+"""Settings that say how the rate falls on a plateau."""
 FRESH_PLATEAU: dict[str, float] = {
     "best": float("inf"),
     "num_bad_epochs": 0,
@@ -81,6 +83,7 @@ class ImageBank(TrainedSource):
     permutation: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
+        self.load = expand_home(self.load)
         require_range("size", self.size, 1)
         require_range("batch_size", self.batch_size, 1)
         require_range("iterations", self.iterations, 1)
@@ -94,6 +97,12 @@ class ImageBank(TrainedSource):
             raise ConfigurationError(
                 f"size={self.size} must be a multiple of batch_size={self.batch_size}"
             )
+
+    def unused(self) -> Collection[str]:
+        """Return what lowers the rate on a plateau, where nothing does."""
+        if self.falls == "cosine":
+            return RATE_FALLS
+        return ("patience", "min_lr") if self.factor == 1 else ()
 
     def build(self, site: Site) -> None:
         """Draw the first batch, or read a saved bank, whose file decides its size.

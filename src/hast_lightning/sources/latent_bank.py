@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -136,6 +136,10 @@ class LatentBank(ImageBank):
         require_range("generator_lr", self.generator_lr, 0, MAX_RATE, open_minimum=True)
         require_range("generator_decay", self.generator_decay, 0, 1, open_minimum=True)
         require_range("generator_period", self.generator_period, 1)
+
+    def unused(self) -> Collection[str]:
+        """Return the start of pictures, too: latents are made of white noise alone."""
+        return ("start", *super().unused())
 
     def build(self, site: Site) -> None:
         """Draw the first latents and the first generator, or read a saved bank.

@@ -6,7 +6,7 @@ PSAQ-ViT and MimiQ make their pictures so, and keep their pixels valid.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import field
 
 import torch
@@ -20,7 +20,8 @@ from hast_lightning.core.part import part
 from hast_lightning.core.source import Site
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.graph.outputs import puts_out_maps
-from hast_lightning.sources.image_bank import ImageBank
+from hast_lightning.sources.image_bank import RATE_FALLS, ImageBank
+from hast_lightning.sources.suitability import image_shape
 
 
 @part("source", "scheduled_bank")
@@ -74,12 +75,17 @@ class ScheduledBank(ImageBank):
         for share in self.rolls:
             require_range("rolls", share, 0, 1)
 
+    def unused(self) -> Collection[str]:
+        """Return how an image bank lowers its rate, which here follows the rounds."""
+        return (*RATE_FALLS, "falls")
+
     def build(self, site: Site) -> None:
         """Draw the first batch, or read a saved bank; remember what pixels are valid.
 
         Raises:
-            UserError: as of ``image_bank``.
+            UserError: as of ``image_bank``; or the network takes signals.
         """
+        image_shape(site.pretrained, f"{site.key}={self.kind}")
         super().build(site)
         moves = puts_out_maps(site.pretrained.network) or site.pretrained.outputs is not None
         if moves and (self.rolls or self.flip):

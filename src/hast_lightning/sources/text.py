@@ -6,6 +6,7 @@ Samples are ids (N, length), int64, and have no labels.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ class Texts(Source):
     place: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
+        self.load = expand_home(self.load)
         require_range("size", self.size, 1)
 
     def build(self, site: Site) -> None:
@@ -58,6 +60,7 @@ class Texts(Source):
         # Empty until they are made, which a checkpoint has to tell.
         self.register_buffer("texts", torch.zeros(0, *network.input_shape, dtype=torch.int64))
         self.register_buffer("order", torch.zeros(0, dtype=torch.int64))
+        self._held: tuple[tuple[int, torch.device], Tensor] | None = None
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("texts", "order"):
@@ -89,8 +92,12 @@ class Texts(Source):
 
     def held_out(self, count: int) -> Batch:
         """Return other texts than those that are trained on, always the same."""
-        seed = int(self.seed) ^ HELD_OUT_SEED
-        return Batch(self.make(min(count, self._share()), self._generator(seed)))
+        made_by = (int(self.seed), self.place.device)
+        if self._held is None or self._held[0] != made_by:
+            # All at once: their number decides what is drawn for each.
+            generator = self._generator(made_by[0] ^ HELD_OUT_SEED)
+            self._held = (made_by, self.make(self._share(), generator))
+        return Batch(self._held[1][: max(count, 0)])
 
     def preview(self, count: int) -> Batch:
         """Return the first texts to look at."""
@@ -179,10 +186,21 @@ class OwnText(Texts):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("initial_temperature", "final_temperature"):
-            require_range(name, getattr(self, name), 0, 100, open_minimum=True)
+            # Logits that are divided by less leave float32.
+            require_range(name, getattr(self, name), 1e-4, 100)
         require_range("batch_size", self.batch_size, 1)
         require_range("schedule_tokens", self.schedule_tokens, 0)
         require_range("start_token", self.start_token, 0)
+        fixed = self.initial_temperature in (1.0, self.final_temperature)
+        if not self.schedule_tokens and not fixed:
+            raise ConfigurationError(
+                f"initial_temperature={self.initial_temperature} with schedule_tokens=0: no token "
+                "would have it; set schedule_tokens, or final_temperature alone"
+            )
+
+    def unused(self) -> Collection[str]:
+        """Return the first temperature where all tokens have the last one."""
+        return () if self.schedule_tokens else ("initial_temperature",)
 
     def build(self, site: Site) -> None:
         """Make room for the texts.

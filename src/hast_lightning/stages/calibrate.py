@@ -89,6 +89,11 @@ class Calibrate(ReadingStage):
         """Return the steps; one where there is nothing to do in them."""
         return 1 if self._idle else self.steps
 
+    def begin(self, bench: Bench) -> None:
+        """Forget what was observed before: the student has changed since an earlier calibration."""
+        for quantizer in activation_quantizers(bench.student):
+            quantizer.moving_range.forget()
+
     def step(self, bench: Bench, index: int) -> Outcome:
         """Observe one batch, of a source that may be improved first."""
         outcome = Outcome()
@@ -102,6 +107,9 @@ class Calibrate(ReadingStage):
         set_activation_mode(bench.student, ActivationMode.OBSERVE)
         with torch.no_grad(), held_weights(bench.student):
             bench.student(bench.layout(batch.inputs))
+        # What others show the student before the next step, as an evaluation does, counts nothing.
+        between = ActivationMode.QUANTIZE if bench.ranges_frozen else ActivationMode.FLOAT
+        set_activation_mode(bench.student, between)
         return outcome
 
     def end(self, bench: Bench) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from hast_lightning.core.checks import require_choice, require_range
 from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome
+from hast_lightning.errors import ConfigurationError
 from hast_lightning.quantization.correction import (
     correct_biases,
     correct_by_statistics,
@@ -48,12 +51,24 @@ class Correct(ReadingStage):
         """Check the source, and that the student is calibrated by then.
 
         Raises:
-            ConfigurationError: one of the two is not so.
+            ConfigurationError: one of the two is not so, or statistics would count twice.
         """
         require_source(bench, self.source, self.key)
         require_calibrated(bench, self.name, "corrects")
         if self.biases:
+            self._require_fresh_biases(bench)
             give_biases(bench.student, bench.teacher.graph_module)
+
+    def _require_fresh_biases(self, bench: Bench) -> None:
+        """Refuse to take off by statistics what a stage before has taken off biases already."""
+        before = takewhile(lambda stage: stage is not self, bench.stages.values())
+        names = [each.key for each in before if isinstance(each, Correct) and each.biases]
+        if self.by == "statistics" and names:
+            raise ConfigurationError(
+                f"{self.key}.by=statistics: {names[-1]} corrects the same biases before, and their "
+                f"mean error would be taken off twice; choose {self.key}.by=samples, which "
+                f"measures what is left, or set {self.key}.biases=false"
+            )
 
     def length(self, bench: Bench) -> int:
         """Return the one step."""

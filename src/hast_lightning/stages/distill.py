@@ -18,7 +18,8 @@ from hast_lightning.core.stage import Bench, Hook, Outcome, Stepper
 from hast_lightning.core.term import Term
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.quantization.fake_quant import held_weights
+from hast_lightning.quantization.adaround import AdaptiveWeightQuantizer
+from hast_lightning.quantization.fake_quant import held_weights, quantized_layers
 from hast_lightning.quantization.learned import LR_MULTIPLIER, parameter_groups
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.learning_rate import LearningRate
@@ -82,6 +83,12 @@ class Distill(ReadingStage):
         """
         require_source(bench, self.source, self.key)
         require_calibrated(bench, self.key, "trains")
+        layers = [layer for _, layer in quantized_layers(bench.student)]
+        if any(isinstance(each.weight_quantizer, AdaptiveWeightQuantizer) for each in layers):
+            raise ConfigurationError(
+                f"{self.key} trains no weight with rounding@quantizer.rounding=adaptive, which a "
+                "stage reconstruct alone learns: choose rounding@quantizer.rounding=nearest"
+            )
         terms, transforms = active_terms(self.terms), active_transforms(self.transforms)
         for transform in transforms.values():
             transform.bind(bench.teacher, bench.learner)

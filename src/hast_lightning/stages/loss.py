@@ -89,6 +89,32 @@ def _require_labels(wanted: str, source: Source, key: str, kind: str) -> None:
     )
 
 
+def bind_transforms(
+    transforms: Mapping[str, Transform], teacher: Network, student: Network, key: str
+) -> dict[str, Transform]:
+    """Bind the transforms of a stage that takes no step of the student, and return those in use.
+
+    Args:
+        transforms: By name.
+        teacher: The frozen network.
+        student: The learner.
+        key: The stage, for messages.
+
+    Raises:
+        ConfigurationError: one is made from the gradient of a student step.
+        ModelError: a network does not have what a transform is about.
+    """
+    active = active_transforms(transforms)
+    for name, transform in active.items():
+        if transform.by_gradient:
+            raise ConfigurationError(
+                f"{key}.transforms.{name}: a transform {transform.kind} is made from the gradient "
+                "of a student step, which only a stage distill takes; leave it out"
+            )
+        transform.bind(teacher, student)
+    return active
+
+
 def transformed(batch: Batch, transforms: Mapping[str, Transform]) -> Batch:
     """Return the batch as the transforms leave it, those by gradient left out."""
     for transform in transforms.values():

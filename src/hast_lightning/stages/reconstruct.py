@@ -25,7 +25,13 @@ from hast_lightning.core.part import part
 from hast_lightning.core.stage import Bench, Outcome, Plot
 from hast_lightning.core.transform import Transform
 from hast_lightning.errors import ConfigurationError, DataError, ModelError
-from hast_lightning.graph.units import Unit, exposed_layers, extract, find_units
+from hast_lightning.graph.units import (
+    Unit,
+    exposed_layers,
+    extract,
+    find_units,
+    parameters_of,
+)
 from hast_lightning.quantization.adaround import (
     AdaptiveWeightQuantizer,
     rounding_loss,
@@ -40,7 +46,7 @@ from hast_lightning.quantization.fake_quant import (
 )
 from hast_lightning.quantization.learned import step_parameters
 from hast_lightning.runtime.ranks import average_gradients
-from hast_lightning.stages.loss import active_transforms, transformed
+from hast_lightning.stages.loss import bind_transforms, transformed
 from hast_lightning.stages.reading import (
     ReadingStage,
     require_batch,
@@ -141,6 +147,11 @@ class Reconstruct(ReadingStage):
         require_range("exponent", self.exponent, 1, 10)
         if self.trains == "steps" and not self.step_lr:
             raise ConfigurationError("step_lr=0: trains=steps has nothing else to learn")
+        if self.trains == "steps" and self.drop == 1:
+            raise ConfigurationError(
+                "drop=1: trains=steps learns from activations that are quantized, and then none "
+                "is; lower it"
+            )
         self._at = -1
         self._values: UnitValues | None = None
         self._cached: Cached | None = None
@@ -180,9 +191,8 @@ class Reconstruct(ReadingStage):
                 f"{self.key}.trains={self.trains} needs rounding@quantizer.rounding={wanted}"
             )
         require_batch(bench, self.source, self.samples, self.batch_size, self.key, self.views)
-        self._transforms = active_transforms(self.transforms)
-        for transform in self._transforms.values():
-            transform.bind(bench.teacher, bench.learner)
+        both = (bench.teacher, bench.learner)
+        self._transforms = bind_transforms(self.transforms, *both, self.key)
         self._parts = nn.ModuleList(self._transforms.values())
 
     def _room(self, bench: Bench) -> Room:
@@ -265,9 +275,11 @@ class Reconstruct(ReadingStage):
         vars(self)["_student_unit"] = extract(student, unit)
         units = (extract(teacher, unit), self._student_unit)
         vars(self)["_layers"] = exposed_layers(*units) if self.layer_weight else None
-        for group in self._groups(self._student_unit).values():
-            for parameter in group:
-                parameter.requires_grad_(True)
+        # Layers that are called several times train in the first unit that calls them.
+        fixed = parameters_of(self._units[:number], teacher, student)
+        trained = list(chain(*self._groups(self._student_unit).values()))
+        for parameter in [each for each in trained if each not in fixed] or trained:
+            parameter.requires_grad_(True)
         if len(self._errors_of) == number:
             # Else the run is resumed, and the unit has trained since.
             self._errors_of.append([self._error(bench)])

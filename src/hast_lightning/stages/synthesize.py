@@ -20,8 +20,8 @@ from hast_lightning.errors import ConfigurationError
 from hast_lightning.runtime.ranks import average_gradients
 from hast_lightning.stages.loss import (
     active_terms,
-    active_transforms,
     bind_terms,
+    bind_transforms,
     see,
     transformed,
     weighted_loss,
@@ -71,9 +71,7 @@ class Synthesize(Stage):
             raise ConfigurationError(
                 f"{self.key}.terms: none has a weight, so nothing is improved for"
             )
-        self._transforms = active_transforms(self.transforms)
-        for transform in self._transforms.values():
-            transform.bind(bench.teacher, bench.learner)
+        self._transforms = bind_transforms(self.transforms, bench.teacher, bench.learner, self.key)
         key = f"{self.key}.terms"
         self._needs = bind_terms(
             self._terms, bench.teacher, bench.learner, bench.sources[self.source], key

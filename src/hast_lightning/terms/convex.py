@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hast_lightning.core.batch import Needs, Seen
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import TOKENS, Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
 from hast_lightning.errors import ConfigurationError
@@ -53,6 +53,7 @@ class Convex(Term):
     """
 
     title = "Distance of weights from the grid"
+    modalities = (*Term.modalities, TOKENS)
     several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:

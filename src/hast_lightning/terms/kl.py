@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
 from hast_lightning.core.checks import require_choice, require_range
-from hast_lightning.core.network import Network, PretrainedNetwork
+from hast_lightning.core.network import TOKENS, Network, PretrainedNetwork
 from hast_lightning.core.outputs import shape_of_output
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
@@ -81,6 +81,7 @@ class KL(Term):
     them; null: the network has one."""
 
     title = "Distillation loss (KL)"
+    modalities = (*Term.modalities, TOKENS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

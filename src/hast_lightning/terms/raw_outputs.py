@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from hast_lightning.core.batch import Needs, Seen, weighted_mean
-from hast_lightning.core.network import Network
+from hast_lightning.core.network import TOKENS, Network
 from hast_lightning.core.outputs import shape_of_output
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
+
+ALIKE = 1e-12
+"""Share of their mean square that values vary by at most where only rounding tells them apart."""
 
 
 def relative_squared_error(
@@ -17,7 +20,8 @@ def relative_squared_error(
 ) -> Tensor:
     """Return ``mean (s - t)^2 / var t``, a scalar, float32.
 
-    The variance is that of all values of the batch, so a batch of one sample has one, too.
+    The variance is that of all values of the batch. Where they are all alike, as a single one is,
+    their mean square takes its place.
 
     Args:
         student: (N, ...).
@@ -25,7 +29,8 @@ def relative_squared_error(
         weights: Of the samples, (N,); none: all alike.
     """
     student, teacher = student.float().flatten(1), teacher.float().flatten(1)
-    spread = teacher.detach().var(correction=0)
+    spread, square = teacher.detach().var(correction=0), teacher.detach().square().mean()
+    spread = torch.where(spread > ALIKE * square, spread, square)
     each = (student - teacher).square().mean(dim=1)
     return weighted_mean(each, weights) / spread.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -44,6 +49,7 @@ class RawOutputs(Term):
 
     title = "Error of the outputs"
     by_sample = False
+    modalities = (*Term.modalities, TOKENS)
     several_outputs = True
 
     def bind(self, teacher: Network, student: Network) -> Needs:

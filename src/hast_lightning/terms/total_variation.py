@@ -13,9 +13,11 @@ from hast_lightning.core.checks import require_range
 from hast_lightning.core.network import Network
 from hast_lightning.core.part import part
 from hast_lightning.core.term import Term
+from hast_lightning.errors import ModelError
 
 REFERENCE = 32 * 3 * 224 * 224
 """Numbers of the batch that PSAQ-ViT's goal belongs to."""
+PICTURE_DIMENSIONS = 3
 
 
 def total_variation(images: Tensor, diagonals: float = 1.0) -> Tensor:
@@ -68,7 +70,17 @@ class TotalVariation(Term):
         require_range("diagonals", self.diagonals, 0)
 
     def bind(self, teacher: Network, student: Network) -> Needs:
-        """Draw the goal, which is in checkpoints."""
+        """Draw the goal, which is in checkpoints.
+
+        Raises:
+            ModelError: the network takes in no pictures of rows and columns.
+        """
+        pretrained = teacher.pretrained
+        if len(pretrained.input_shape) != PICTURE_DIMENSIONS:
+            raise ModelError(
+                f"the term total_variation is about rows and columns, and {pretrained.name} takes "
+                f"inputs of shape {tuple(pretrained.input_shape)}: leave the term out"
+            )
         drawn = self.lowest + (self.highest - self.lowest) * torch.rand(())
         self.register_buffer("goal", drawn)
         return Needs()

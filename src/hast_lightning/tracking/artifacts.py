@@ -17,6 +17,8 @@ SAMPLES = "samples"
 MODELS = {".safetensors": "packed-model", ".onnx": "onnx-model", ".pt2": "program"}
 """What a file in a run folder is, by its suffix, if it is not the samples."""
 _DIGITS = 12
+_LONGEST = 128
+"""Characters of a name that wandb takes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def log_artifacts(
 def _log_file(run: Any, file: RunFile, recipe: str, metadata: Mapping[str, Any]) -> None:
     import wandb
 
-    name = _samples_name(file.digest) if file.kind == SAMPLES else f"{recipe}-{file.kind}"
+    name = _samples_name(file.digest) if file.kind == SAMPLES else _model_name(recipe, file.kind)
     facts = {**metadata, "sha256": file.digest}
     artifact = wandb.Artifact(_allowed(name), type=file.kind, metadata=facts)
     _add(artifact, file.path, file.kind)
@@ -139,6 +141,14 @@ def _add(artifact: Any, path: Path, kind: str) -> None:
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+
+
+def _model_name(recipe: str, kind: str) -> str:
+    """Return the name of a model; of a recipe that is too long for one a digest tells the rest."""
+    if len(recipe) + 1 + len(kind) > _LONGEST:
+        digest = hashlib.sha256(recipe.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        recipe = f"{recipe[: _LONGEST - len(kind) - 10]}-{digest}"
+    return f"{recipe}-{kind}"
 
 
 def _samples_name(digest: str) -> str:

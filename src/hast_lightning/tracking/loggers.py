@@ -44,11 +44,34 @@ def require_logger(config: LoggerConfig) -> None:
             f"logger=wandb finds no key and WANDB_MODE={mode} wants one: set WANDB_API_KEY, run "
             "'wandb login', or leave WANDB_MODE out to log offline"
         )
+    if config.name == "wandb":
+        _require_wandb(config)
     if config.name == "tensorboard" and find_spec("tensorboard") is None:
         raise ConfigurationError(
             "logger=tensorboard needs the package tensorboard: pip install "
             "'hast-lightning[tensorboard]'"
         )
+
+
+def _require_wandb(config: LoggerConfig) -> None:
+    """Have wandb read its settings, before it has a folder and a process of its own."""
+    import wandb
+
+    try:
+        wandb.Settings(project=config.project).update_from_env_vars(dict(os.environ))
+    except (wandb.errors.UsageError, ValueError) as error:
+        raise ConfigurationError(f"logger=wandb: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why wandb does not take its settings, in one line."""
+    # Pydantic's own text has many lines, most of them about itself.
+    listed = getattr(error, "errors", None)
+    if listed is None:
+        return " ".join(str(error).split())
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in listed()
+    )
 
 
 def build_loggers(

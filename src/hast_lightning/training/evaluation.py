@@ -16,7 +16,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hast_lightning.core.outputs import Outputs
 from hast_lightning.errors import DivergenceError, ModelError
-from hast_lightning.runtime.ranks import answered, world_size
+from hast_lightning.runtime.ranks import answered, gathered_objects, world_size
 
 PERCENT_DIGITS = 4
 LARGEST = 1e12
@@ -272,7 +272,8 @@ class _Perplexities:
 
     def compute(self) -> tuple[float, float] | tuple[()]:
         """Return both; nothing where there were no texts."""
-        if not self._met:
+        # Of a few texts a process may have none, and the others wait for its sums.
+        if not any(gathered_objects(self._met)):
             return ()
         of_teacher, of_student, count = (float(total.compute()) for total in self._sums)
         return tuple(math.exp(min(total / count, 700.0)) for total in (of_teacher, of_student))  # type: ignore[return-value]

@@ -52,6 +52,12 @@ def small_network() -> nn.Module:
     return timm.create_model(SMALL)
 
 
+def test_inputs_that_are_no_squares_come_from_timm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = timm.models.PretrainedCfg(input_size=(3, 64, 48), num_classes=1000)
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: published)
+    assert load(ModelConfig("timm", SMALL, pretrained=False)).input_shape == (3, 64, 48)
+
+
 def test_input_and_classes_come_from_timm() -> None:
     loaded = load(ModelConfig("timm", "mobilenetv3_small_050", pretrained=False))
     assert (loaded.input_shape, loaded.num_classes) == ((3, 224, 224), 1000)

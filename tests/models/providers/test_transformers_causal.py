@@ -99,6 +99,31 @@ def test_a_file_that_describes_no_such_network_is_refused(
     assert "\n" not in str(caught.value)
 
 
+WINDOWS = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0},
+    "gemma2": {"sliding_window": 8, "head_dim": 4},
+    "gemma3_text": {"sliding_window": 8, "head_dim": 4},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_attention_with_a_window_is_refused_where_texts_are_longer(
+    kind: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    content = {"model_type": kind, "num_key_value_heads": 2, **SIZES, **WINDOWS[kind]}
+    path = written(tmp_path, content)
+    torch.manual_seed(0)
+    assert zoo.load(config(path)).input_shape == (8,)
+    message = r"^model.input_size=24: the network tiny does not look at all tokens before"
+    with pytest.raises(ModelError, match=message) as caught:
+        zoo.load(config(path, input_size=24))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"^model.input_size=6: "):
+        zoo.load(config(written(tmp_path, content | {"sliding_window": 4}), input_size=6))
+
+
 def test_layers_of_gpt_2_are_no_layers_of_torch_and_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}

@@ -46,12 +46,12 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         network = timm.create_model(config.name, pretrained=False, num_classes=classes)
         if config.checkpoint is not None:
             load_weights(network, config.checkpoint, key=config.checkpoint_key)
-    channels, height, _ = published.input_size
-    size = config.size or (height, height)
+    channels, *sides = published.input_size
+    height, width = config.size or sides
     return describe(
         network,
         config,
-        (channels, *size),
+        (channels, height, width),
         published.mean,
         published.std,
         resize_ratio=1 / published.crop_pct,

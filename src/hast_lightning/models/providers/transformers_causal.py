@@ -15,7 +15,8 @@ from hast_lightning.core.network import PretrainedNetwork
 from hast_lightning.errors import ModelError, first_line
 from hast_lightning.models.checkpoints import load_weights
 from hast_lightning.models.providers.refusals import missing_package
-from hast_lightning.models.text_network import describe_text
+from hast_lightning.models.steadiness import answer_of, differ
+from hast_lightning.models.text_network import TEXTS, describe_text
 
 
 def load(config: ModelConfig) -> PretrainedNetwork:
@@ -25,7 +26,7 @@ def load(config: ModelConfig) -> PretrainedNetwork:
 
     Raises:
         ModelError: transformers is not installed or knows no such network, or it or its weights
-            cannot be used.
+            cannot be used, or it does not look at all tokens of such a text.
     """
     network = _made(config)
     if config.checkpoint is not None:
@@ -33,7 +34,9 @@ def load(config: ModelConfig) -> PretrainedNetwork:
         tied = getattr(network.config, "tie_word_embeddings", False)
         holder: nn.Module = network.base_model if tied else network
         load_weights(holder, config.checkpoint, key=config.checkpoint_key)
-    return describe_text(CausalNetwork(network, config.length), config)
+    causal = CausalNetwork(network, config.length)
+    _require_same_mask(network, causal, config)
+    return describe_text(causal, config)
 
 
 class CausalNetwork(nn.Module):
@@ -75,6 +78,23 @@ class CausalNetwork(nn.Module):
             warnings.filterwarnings("ignore", ".*past_key_values.*", FutureWarning)
             output = self.network(input_ids=tokens, past_key_values=cache, use_cache=True)
         return output.logits, output.past_key_values
+
+
+@torch.no_grad()
+def _require_same_mask(network: Any, causal: CausalNetwork, config: ModelConfig) -> None:
+    """Refuse a network that masks more than what comes later, as ours does."""
+    shape = (TEXTS, config.length)
+    what = f"tokens of {TEXTS}x{config.length}"
+    zeros = torch.zeros(shape, dtype=torch.int64)
+    vocabulary = answer_of(causal, zeros, config.name, what).shape[-1]
+    texts = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    # A window is longer than what a cache is compared on: all tokens count.
+    own = network(input_ids=texts, use_cache=False).logits
+    if differ(own, answer_of(causal, texts, config.name, what)):
+        raise ModelError(
+            f"model.input_size={config.input_size}: the network {config.name} does not look at all "
+            "tokens before (sliding_window), as its graph would: lower it"
+        )
 
 
 def _made(config: ModelConfig) -> Any:

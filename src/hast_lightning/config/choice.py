@@ -1,17 +1,26 @@
-"""The method and the budget that suit a network of which nothing is known but its images.
+"""The method and the budget that suit a network: ``method=best``, and calls that name none.
 
-They are those with which networks for such images were measured (``experiments/``) at a budget for
-two CPU cores. What the papers released takes many times as long, and is taken only by its names.
+They are those that did best on networks for such images (``experiments/``), at the bits and the
+budget that are asked for, on two CPU cores. What the papers released takes many times as long, and
+is taken only by its names.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from hast_lightning.core.bits import FLOAT_BITS
+
+BEST = "best"
+"""The option of the group ``method`` in whose place the chosen one is taken."""
+WITHOUT_STEPS = "one_minute"
+"""The budget that has no steps for a student."""
+ANY = range(1, FLOAT_BITS + 1)
+BITS = ("bits", "weight_bits", "activation_bits")
+"""Keys of the group ``quantizer``, the first of which goes before the others."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class Measured:
         schedule: The budget.
         bits: The most bits of weights and activations, at which least is lost.
         settings: What the method needs beside, in the words of the configuration.
-        at_bits: What it needs at some numbers of weight bits only.
-        weights: Bits of weights that it is for.
+        at_bits: What it needs at some numbers of bits only, the fewer of weights and activations.
+        few: Such bits that it is for.
     """
 
     images: tuple[int, int, int]
@@ -34,15 +43,20 @@ class Measured:
     bits: int
     settings: tuple[str, ...] = ()
     at_bits: tuple[tuple[range, str], ...] = ()
-    weights: range = range(1, FLOAT_BITS + 1)
+    few: range = ANY
 
 
 MEASURED = (
     Measured((1, 8, 8), "hast", "demo", 3, ("tuned=hast_digits",)),
+    # 91.7 at W8A8 in a minute, what the network has itself.
+    Measured(
+        *((3, 32, 32), "without_training", WITHOUT_STEPS, 8, ("trainer.channels_last=true",)),
+        few=range(7, 9),
+    ),
     # Two bits: 62.7 at W2A2, where training the whole network has 49.7.
     Measured(
         *((3, 32, 32), "reconstruct", "quick", 2, ("trainer.channels_last=true",)),
-        weights=range(2, 3),
+        few=range(2, 3),
     ),
     Measured(
         *((3, 32, 32), "recommended", "quick", 4, ("trainer.channels_last=true",)),
@@ -71,8 +85,22 @@ FOR_SIGNALS = {
     **dict.fromkeys(
         ("reconstruct", "recommended_imagenet"), (f"stages.reconstruction.{_UNCROPPED}",)
     ),
+    "without_training": (),
 }
 """What the methods above do otherwise where inputs are no images."""
+
+
+def fewest(said: Mapping[str, str]) -> int | None:
+    """Return the fewer bits of weights and activations; none where no number is said.
+
+    Args:
+        said: Values by :data:`BITS`, as they are typed.
+    """
+    both, *each = (said.get(key, "") for key in BITS)
+    return min(
+        (int(text) for text in ([both] if both.isdecimal() else each) if text.isdecimal()),
+        default=None,
+    )
 
 
 class Choice(NamedTuple):
@@ -99,11 +127,12 @@ class Choice(NamedTuple):
         chosen = {"method": self.method, "schedule": self.schedule}
         return {group: getattr(self.measured, group) for group, it_is in chosen.items() if it_is}
 
-    def settings(self, weight_bits: int | None, *, quantizer: bool) -> Iterator[str]:
+    def settings(self, few: int | None, *, quantizer: bool) -> Iterator[str]:
         """Yield what the chosen method needs beside.
 
         Args:
-            weight_bits: That are wanted; none: the most that were measured.
+            few: Bits that are wanted, the fewer of weights and activations; none: those that were
+            measured.
             quantizer: The call does not name another quantizer.
         """
         if not self.method:
@@ -113,7 +142,7 @@ class Choice(NamedTuple):
             yield from FOR_SIGNALS[self.measured.method]
         for bits, text in self.measured.at_bits:
             fits = quantizer or not text.startswith("quantizer.")
-            if fits and (weight_bits or self.measured.bits) in bits:
+            if fits and (few or self.measured.bits) in bits:
                 yield text
 
     def doubt(self, input_shape: tuple[int, int, int]) -> str:
@@ -129,28 +158,34 @@ class Choice(NamedTuple):
 
 def choose(
     input_shape: tuple[int, int, int],
-    weight_bits: int | None = None,
+    few: int | None = None,
     *,
     method: bool,
-    schedule: bool,
+    schedule: str | None = None,
 ) -> Choice:
     """Return what suits a network that takes images of ``input_shape``, (C, H, W).
 
     Args:
         input_shape: Of the network.
-        weight_bits: That are wanted; none: the most that were measured.
+        few: Bits that are wanted, the fewer of weights and activations; none: those that were
+            measured.
         method: Choose the method.
-        schedule: Choose the budget.
+        schedule: The budget that is asked for; none: choose it.
     """
+    if method and schedule == WITHOUT_STEPS:
+        known = [each for each in MEASURED if each.schedule == schedule]
+    else:
+        # Those for some bits alone stand first, and so they count before the others.
+        known = [each for each in MEASURED if _is_for(each, few)]
     channels, *sides = input_shape
     side = math.sqrt(math.prod(sides))
-    most = max(MEASURED, key=lambda known: known.bits).bits
     nearest = min(
-        (known for known in MEASURED if (weight_bits or most) in known.weights),
-        key=lambda known: (
-            abs(math.log2(side / known.images[1])),
-            known.images[0] != channels,
-        ),
+        known,
+        key=lambda each: (abs(math.log2(side / each.images[1])), each.images[0] != channels),
     )
     signals = len(input_shape) == 2
-    return Choice(nearest, input_shape == nearest.images, method, schedule, signals)
+    return Choice(nearest, input_shape == nearest.images, method, schedule is None, signals)
+
+
+def _is_for(measured: Measured, few: int | None) -> bool:
+    return measured.few == ANY if few is None else few in measured.few
