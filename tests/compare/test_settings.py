@@ -167,7 +167,7 @@ def test_a_stage_whose_samples_were_loaded_is_no_ablation() -> None:
 def test_rows_of_the_methods_study_name_no_ablation_that_was_not_run() -> None:
     found = summarize(collect([ROOT / "experiments/methods_cifar10_resnet20"]))
     switched = {word for row in found for word, _ in row.settings.switches}
-    assert switched == {"alignment", "promotion"}
+    assert switched == {"alignment", "promotion", "mixing", "spatial", "adaptive"}
     nearest = "reconstruction.learns_scales=true, reconstruction.trains=weights"
     learned = "reconstruction.learns_scales=false, reconstruction.trains=rounding"
     assert {str(row.settings) for row in found if row.method == "reconstruct"} == {

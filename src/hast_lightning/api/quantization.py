@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from rich.console import Console
 from torch import Tensor, nn
 
 from hast_lightning.api.arguments import (
@@ -40,6 +39,7 @@ from hast_lightning.config.targets import made
 from hast_lightning.data.given import GivenData
 from hast_lightning.export.frozen import freeze
 from hast_lightning.models.providers import given
+from hast_lightning.records.printing import plain_console
 from hast_lightning.records.result import Result
 from hast_lightning.records.results_table import results_table
 from hast_lightning.runs.assembly import Run
@@ -192,7 +192,7 @@ def quantize(
                 made([logger] if isinstance(logger, Logger) else logger, "logger", Logger),
             )
             if result is not None and not plan.config.report:
-                Console().print(results_table(result))
+                plain_console().print(results_table(result))
         return _quantized(run, result)
 
 

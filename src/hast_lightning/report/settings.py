@@ -194,21 +194,24 @@ def _of_the_last_step(result: Result) -> list[Fact]:
     )
     return [
         *_figures(result.bits, *values),
-        *(
-            Fact(f"error of the output {name}", f"{error:.3g}")
-            for name, error in result.output_errors.items()
-        ),
+        *_of_outputs(result),
     ]
 
 
 def _of_what_is_kept(result: Result) -> list[Fact]:
-    """Return the same of an earlier student, of which single outputs were not measured."""
+    """Return the same of an earlier student; of single outputs those of the last step."""
     error = result.judged[result.kept_stage].get(EVALUATION, {}).get("error")
     if result.output_error is None:
         error = None
     values = (result.kept_top1, result.kept_perplexity, result.kept_agreement, error)
     ending = f", handed back, after {result.kept_stage}"
-    return [Fact(fact.name + ending, fact.text) for fact in _figures(result.bits, *values)]
+    kept = [Fact(fact.name + ending, fact.text) for fact in _figures(result.bits, *values)]
+    return [*kept, *(Fact(f"{each.name}, last step", each.text) for each in _of_outputs(result))]
+
+
+def _of_outputs(result: Result) -> list[Fact]:
+    errors = result.output_errors.items()
+    return [Fact(f"error of the output {name}", f"{error:.3g}") for name, error in errors]
 
 
 def _figures(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from hast_lightning.config import Config
 from hast_lightning.config.choice import BEST, BITS, choose, fewest
 from hast_lightning.errors import ConfigurationError
 from hast_lightning.models.zoo import load_all
+from hast_lightning.records.printing import plain_console
 from hast_lightning.runtime.trainer import is_first_process
 
 
@@ -44,5 +43,5 @@ def chosen_words(config: Config, words: Sequence[str]) -> list[str]:
     if is_first_process():
         doubt = "" if choice.suits else f"; {choice.doubt(shape)}"
         line = f"method={BEST}: {' '.join(chosen)}{doubt}"
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        plain_console().print(line, highlight=False, soft_wrap=True)
     return [*chosen, *(word for word in words if word.lstrip("+").partition("=")[0] != "method")]

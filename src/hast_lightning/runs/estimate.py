@@ -16,6 +16,7 @@ from rich.table import Table
 from hast_lightning.config import Config
 from hast_lightning.models.zoo import load_all
 from hast_lightning.records.folder import CHECKPOINT_FILE, Origin, disk_bytes
+from hast_lightning.records.printing import as_it_is, plain_console
 from hast_lightning.records.results_table import readable_size
 from hast_lightning.records.versions import device_name, peak_memory_bytes, versions
 from hast_lightning.runs.assembly import build, prepare_torch
@@ -155,7 +156,7 @@ def estimate(config: Config, small: Config, console: Console | None = None) -> C
     steps = dict(bench.agenda.stages)
     seconds = {s: whole(timer.steps[s], count) for s, count in steps.items() if s in timer.steps}
     cost = Cost(seconds, steps, None if memory is None else memory + max(grown, 0), disk)
-    (console or Console()).print(cost_table(config.recipe, device, cost))
+    (console or plain_console()).print(cost_table(config.recipe, device, cost))
     return cost
 
 
@@ -170,7 +171,7 @@ def _bytes(module: PreparedBench) -> int:
 def cost_table(recipe: str, device: str, cost: Cost) -> Table:
     """Return a row for each stage, and one for all."""
     table = Table(
-        title=f"{recipe} on {device}",
+        title=as_it_is(f"{recipe} on {device}", "table.title"),
         caption=f"from {FEW_STEPS} steps or more of each stage; measuring and files not counted",
         box=box.SIMPLE_HEAVY,
     )
