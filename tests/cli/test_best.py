@@ -41,7 +41,11 @@ def test_what_is_typed_goes_before_what_is_chosen(tmp_path: Path) -> None:
 
 def test_a_sweep_chooses_for_each_job(tmp_path: Path) -> None:
     words = ("-m", "method=best", "schedule=one_minute,demo", *TINY, "hydra.sweep.dir=sweep")
-    assert call(*words, "export=none", folder=tmp_path).status == 0
+    done = call(*words, "export=none", folder=tmp_path)
+    assert done.status == 0, done
+    # Several methods are compared at the end.
+    assert "error, no labels" in done.out
+    assert (tmp_path / "sweep/comparison/comparison.html").is_file()
     results = [json.loads((tmp_path / f"sweep/{i}/result.json").read_text()) for i in (0, 1)]
     assert [each["method"] for each in results] == ["without_training", "hast"]
     assert "method=without_training" in results[0]["command"]

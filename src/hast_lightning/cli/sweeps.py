@@ -24,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hast_lightning.config import Config, config_folder
+from hast_lightning.config.compare import CompareConfig
 from hast_lightning.config.literals import literal
 from hast_lightning.errors import ConfigurationError
-from hast_lightning.records.folder import JOB_FAILURE_FILE, write_whole
+from hast_lightning.records.folder import JOB_FAILURE_FILE, RESULT_FILE, write_whole
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 # What joblib's processes are called, in the order in which they were started.
@@ -93,6 +94,17 @@ class SweepFolder(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={literal(folder)}")
         for file in SweepFolder.current.rglob(JOB_FAILURE_FILE):
             file.unlink()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Compare the methods of a sweep over several, as ``command=compare`` does."""
+        assert SweepFolder.current is not None
+        place = SweepFolder.current
+        done = [json.loads(file.read_text()) for file in place.rglob(RESULT_FILE)]
+        if len({result["method"] for result in done}) > 1:
+            # Imported late: most sweeps need no plots.
+            from hast_lightning.compare.command import compare_runs
+
+            compare_runs([place], CompareConfig(folder=str(place / "comparison")))
 
 
 def in_sweep() -> bool:

@@ -17,6 +17,7 @@ from hast_lightning.compare.rows import Row, summarize
 from hast_lightning.compare.runs import collect, unfinished
 from hast_lightning.compare.tables import as_csv, as_html, as_latex, as_markdown
 from hast_lightning.config import Config
+from hast_lightning.config.compare import CompareConfig
 from hast_lightning.errors import StorageError
 from hast_lightning.records.printing import plain_console, printable
 
@@ -82,17 +83,25 @@ headers.forEach((header, column) => {
 
 
 def compare(config: Config) -> None:
-    """Write the tables and plots of ``runs`` into ``compare.folder``, and show the table.
+    """Carry out ``command=compare``; raises what :func:`compare_runs` does."""
+    compare_runs(config.runs, config.compare)
+
+
+def compare_runs(places: Sequence[str | Path], options: CompareConfig) -> None:
+    """Write the tables and plots of runs into ``compare.folder``, and show the table.
+
+    Args:
+        places: Folders and patterns of runs.
+        options: Of the group ``compare``.
 
     Raises:
         DataError: there are no results, or a file is none.
         StorageError: the folder cannot be written to.
     """
-    options = config.compare
-    rows = summarize(collect(config.runs))
+    rows = summarize(collect(places))
     if options.published:
         rows = beside(rows, published(rows))
-    remarks = notes(rows, unfinished(config.runs))
+    remarks = notes(rows, unfinished(places))
     drawable = find_spec("matplotlib") is not None
     figures = plots(rows) if drawable and options.plots else {}
     folder = Path(options.folder).expanduser()
