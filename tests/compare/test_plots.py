@@ -194,6 +194,14 @@ def test_a_time_without_a_synthesis_is_hollow_and_the_legend_says_why() -> None:
     )
 
 
+def test_more_courses_than_one_figure_shows_are_parted_by_bits() -> None:
+    rows = [row(f"net{i}_w{bits}a{bits}", bits) for i in range(9) for bits in (3, 4)]
+    made = {name for name in plots(rows) if name.startswith("seconds")}
+    assert made == {"seconds_resnet20_cifar10_w3a3", "seconds_resnet20_cifar10_w4a4"}
+    few = {name for name in plots(rows[:16]) if name.startswith("seconds")}
+    assert few == {"seconds_resnet20_cifar10"}
+
+
 def test_a_legend_says_only_what_differs() -> None:
     made = plots(summarize(sweep_of_methods()))["bits_digits_resnet"]
     assert [label for label in labels(made) if "precision" not in label] == ["gdfq", "hast"]

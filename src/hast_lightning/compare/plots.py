@@ -24,6 +24,8 @@ HOLLOW = (
     f"{WITHOUT_SYNTHESIS}, hollow: images were loaded, and the time of making them is not included"
 )
 """Of rows whose seconds cannot be read against those of the others."""
+MOST_COURSES = 16
+"""Rows whose courses one figure shows; of more, each pair of bits has a figure of its own."""
 PAPER_MARKERS = "sDv^<>ph*X"
 OUR_MARKERS = "os^Dv"
 """Each for as many rows as there are colours."""
@@ -51,8 +53,10 @@ def plots(rows: Sequence[Row]) -> dict[str, Figure]:
             if len({row.bits for row in ours}) > 1:
                 made[f"bits_{ending}"] = _against_bits(ours, papers if ours[0].top1 else [])
             timed = [row for row in ours if row.seconds]
-            if len(timed) > 1:
-                made[f"seconds_{ending}"] = _against_seconds(timed)
+            of_bits = {f"_w{w}a{a}": group for (w, a), group in _by_bits(timed).items()}
+            for which, group in ({"": timed} if len(timed) <= MOST_COURSES else of_bits).items():
+                if len(group) > 1:
+                    made[f"seconds_{ending}{which}"] = _against_seconds(group)
             for bits, group in _by_bits(ours).items():
                 if len({row.method for row in group}) > 1:
                     made[f"methods_{ending}_w{bits[0]}a{bits[1]}"] = _method_bars(group)
