@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torchvision.models import mobilenetv3
 
 from hast_lightning.errors import ModelError
 from hast_lightning.graph.tracing import trace
-from hast_lightning.graph.units import extract, find_units, parameters_of
+from hast_lightning.graph.units import Unit, extract, find_units, parameters_of
 from tests.diffusion import loaded
 
 
@@ -34,6 +35,14 @@ class Residual(nn.Module):
 
 def traced(network: nn.Module) -> fx.GraphModule:
     return trace(network.eval())
+
+
+def in_turn(units: Sequence[Unit], network: fx.GraphModule, inputs: dict[str, Tensor]) -> Tensor:
+    """What the last unit puts out where each takes in what those before it do."""
+    values = dict(inputs)
+    for unit in units:
+        values[unit.target] = extract(network, unit)(*(values[name] for name in unit.sources))
+    return values[units[-1].target]
 
 
 def test_a_residual_block_is_one_unit_and_single_layers_are_units_of_their_own() -> None:
@@ -141,11 +150,8 @@ def test_blocks_of_a_denoising_network_are_units_that_take_timestep_and_skip_bes
         "network.up.first": ("add_3", "network_time_2", "add_1"),
     }
     inputs = torch.randn(2, 2, 8, 8)
-    values = {"inputs": inputs}
     with torch.no_grad():
-        for unit in units:
-            values[unit.target] = extract(network, unit)(*(values[n] for n in unit.sources))
-        assert torch.equal(values[units[-1].target], network(inputs))
+        assert torch.equal(in_turn(units, network, {"inputs": inputs}), network(inputs))
     layers = [name for unit in units for name in unit.layers]
     assert len(layers) == len(set(layers)) == 17
 
@@ -196,11 +202,8 @@ def test_a_size_that_is_asked_for_early_keeps_no_unit_from_ending(of_batch: bool
     assert [unit.layers for unit in found] == [unit.layers for unit in expected]
     assert len(found) == 3
     images = torch.randn(2, 3, 12, 12)
-    values = {"x": images}
     with torch.no_grad():
-        for unit in found:
-            values[unit.target] = extract(early, unit)(*(values[n] for n in unit.sources))
-        assert torch.equal(values[found[-1].target], early(images))
+        assert torch.equal(in_turn(found, early, {"x": images}), early(images))
 
 
 class Recurring(nn.Module):

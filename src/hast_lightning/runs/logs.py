@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from hast_lightning.config.targets import made
 from hast_lightning.records.failure import Failure
 from hast_lightning.records.result import Result
 from hast_lightning.runs.assembly import Run
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_loggers(run: Run, done: int) -> list[Logger]:
-    """Return the loggers of a run.
+    """Return the loggers of a run: its own, and those that were made for it.
 
     Args:
         run: The run.
@@ -31,7 +30,7 @@ def open_loggers(run: Run, done: int) -> list[Logger]:
     described = describe(config, run.folder, asdict(run.origin), run.network.checksum)
     quiet = not config.callbacks.progress
     own = build_loggers(config.logger, run.folder, described, agenda, done, quiet)
-    return [*own, *made([*config.logger.others, *run.loggers], "logger.others", Logger)]
+    return [*own, *run.loggers]
 
 
 def tell_inputs(run: Run, loggers: Sequence[Logger]) -> None:

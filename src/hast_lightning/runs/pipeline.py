@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,14 +186,6 @@ def _make_objects(
     run.loggers = made([*logger.others, *loggers], "logger.others", Logger)
 
 
-def _with_objects_alone(run: Run) -> Run:
-    """Return a run whose configuration names no loggers, since they are made already."""
-    config = copy(run.config)
-    config.logger = copy(config.logger)
-    config.logger.others = []
-    return replace(run, config=config)
-
-
 def _require_surroundings(config: Config) -> None:
     """Prepare torch, and refuse a device or a logger that is not there."""
     asked = config.trainer.precision
@@ -237,7 +228,7 @@ def _start_at(checkpoint: Path, network: PretrainedNetwork) -> Start:
 
 def _execute(run: Run, start: Start | None) -> Result | None:
     """Go through a run that was checked; its loggers are closed whatever happens."""
-    loggers = open_loggers(_with_objects_alone(run), 0 if start is None else start.iteration)
+    loggers = open_loggers(run, 0 if start is None else start.iteration)
     succeeded = False
     try:
         tell_inputs(run, loggers)
