@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from benchmarks import depthwise, whole_runs
+from benchmarks import breakdown, depthwise, whole_runs
 from benchmarks.__main__ import main
 from benchmarks.imagenet_scale import STAGES, Task, measure
 from benchmarks.measure import Comparison, MatmulRate
@@ -143,6 +143,34 @@ def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> 
         assert exact < TOLERANCE < rounded
         assert by_name["float32", what]["product's share"].endswith("%")
     assert by_name["float32", "student step"]["goal"] == "0.60"
+
+
+def test_passes_of_a_step_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    breakdown.main(["--threads", "1", "--batch", "2", "--synthesis-batch", "4"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    passes = {name.strip("*"): count for name, count, *_ in rows}
+    # Two batches through both networks; gradients of two kinds for both batches of the student, and
+    # of the teacher's inputs.
+    assert passes["student step, batch 2"] == "9.0"
+    # The gradients of inputs alone.
+    assert passes["synthesis iteration, batch 4"] == "2.0"
+    shares = [int(share.rstrip("%")) for _, _, share, _ in rows[3:10]]
+    assert 95 <= sum(shares[:6]) <= 105
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolutions, forward"),
+        ("aten::convolution_backward", "convolutions, gradients"),
+        ("aten::threshold_backward", "ReLU"),
+        ("aten::native_batch_norm_backward", "BatchNorm"),
+        ("_StatisticsBackward", "sums and means"),
+        ("aten::mul_", breakdown.OTHER),
+    ],
+)
+def test_an_operation_is_work_of_one_kind(operation: str, kind: str) -> None:
+    assert breakdown.kind_of(operation) == kind
 
 
 @pytest.mark.parametrize("arguments", ["--variants fast", "--repeats 0", "--network vgg16"])

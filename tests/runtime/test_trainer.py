@@ -13,20 +13,39 @@ from hast_lightning.core.network import PICTURES, TOKENS
 from hast_lightning.records.folder import CONFIG_FILE
 from hast_lightning.runs import pipeline
 from hast_lightning.runs.assembly import prepare_torch
+from hast_lightning.runtime import trainer
 from hast_lightning.runtime.trainer import fastest_precision
 from tests.small_runs import small
 
 
 @pytest.mark.parametrize(
-    ("units", "expected"),
-    [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("avx512_vnni", "32-true")],
+    ("units", "maker", "expected"),
+    [
+        *(("amx_bf16", maker, "bf16-mixed") for maker in ("GenuineIntel", "AuthenticAMD")),
+        ("avx512_bf16", "AuthenticAMD", "bf16-mixed"),
+        # Half the rate of float32 there.
+        ("avx512_bf16", "GenuineIntel", "32-true"),
+        ("avx512_vnni", "AuthenticAMD", "32-true"),
+    ],
 )
-def test_a_cpu_takes_bfloat16_where_it_has_units_for_it(
-    units: str, expected: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("on_linux", [True, False])
+def test_a_cpu_takes_bfloat16_where_it_multiplies_that_faster(
+    units: str,
+    maker: str,
+    expected: str,
+    on_linux: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     known = {"amx_bf16": False, "avx512_bf16": False, units: True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    information = tmp_path / "cpuinfo"
+    if on_linux:
+        information.write_text(f"processor\t: 0\nvendor_id\t: {maker}\nmodel\t\t: 207\n")
+    monkeypatch.setattr(trainer, "CPU_INFORMATION", information)
+    described = f"AMD64 Family 25 Model 17 Stepping 1, {maker}"
+    monkeypatch.setattr("platform.processor", lambda: "" if on_linux else described)
     assert fastest_precision(TrainerConfig(accelerator="cpu")) == expected
 
 

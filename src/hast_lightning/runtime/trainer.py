@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -80,7 +81,8 @@ def _device_type(options: TrainerConfig) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+CPU_INFORMATION = Path("/proc/cpuinfo")
+MATRIX_UNITS, VECTOR_UNITS = "amx_bf16", "avx512_bf16"
 """What torch calls the instructions of a CPU that multiply bfloat16."""
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN below such instructions."""
@@ -89,8 +91,9 @@ WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_
 def fastest_precision(options: TrainerConfig) -> str:
     """Return ``bf16-mixed`` where the device has units for it, else ``32-true``.
 
-    These are GPUs with bfloat16, and CPUs with AMX or AVX512_BF16, unless oneDNN's own variable
-    ``ONEDNN_MAX_CPU_ISA`` forbids those; others convert it, which takes longer than it saves.
+    These are GPUs with bfloat16, CPUs with AMX, and those of AMD with AVX512_BF16, unless oneDNN's
+    own variable ``ONEDNN_MAX_CPU_ISA`` forbids those; others convert it, which takes longer than it
+    saves. Intel's vectors multiply it at half the rate of float32 (``benchmarks/README.md``).
     """
     device = _device_type(options)
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
@@ -99,9 +102,18 @@ def fastest_precision(options: TrainerConfig) -> str:
     else:
         # Newer than the oldest supported torch.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        there = any(capabilities.get(name) for name in BFLOAT16_UNITS)
+        there = capabilities.get(MATRIX_UNITS) or (
+            capabilities.get(VECTOR_UNITS) and _is_of_amd(CPU_INFORMATION)
+        )
         units = device == "cpu" and there and limit not in WITHOUT_BFLOAT16
     return "bf16-mixed" if units else FLOAT32
+
+
+def _is_of_amd(information: Path) -> bool:
+    """Return whether AMD made the processor, by what Linux says of it, or else the platform."""
+    if information.is_file():
+        return "AuthenticAMD" in information.read_text(errors="replace")
+    return "AuthenticAMD" in platform.processor()
 
 
 def is_first_process() -> bool:
