@@ -92,13 +92,14 @@ def test_starts_from_standard_normal_noise_and_uniform_labels() -> None:
     assert counts.min() > 150 and counts.max() < 250
 
 
+@pytest.mark.parametrize("start", ["leaves", "textured"])
 def test_pictures_start_from_leaves_where_that_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+    start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = torch.rand(4, 3, 16, 16)
-    monkeypatch.setattr(starts, "leaves", lambda count, shape: drawn[:count])
-    bank = make_bank(shape=(3, 16, 16), start="leaves", batch_size=4, size=4)
-    assert torch.equal(bank.active.detach(), drawn)
+    drawn = {kind: torch.rand(4, 3, 16, 16) for kind in (False, True)}
+    monkeypatch.setattr(starts, "leaves", lambda count, shape, textured: drawn[textured][:count])
+    bank = make_bank(shape=(3, 16, 16), start=start, batch_size=4, size=4)
+    assert torch.equal(bank.active.detach(), drawn[start == "textured"])
 
 
 def test_pictures_start_from_smooth_noise_where_that_is_asked_for() -> None:

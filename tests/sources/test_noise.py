@@ -46,13 +46,14 @@ def test_it_leaves_nothing_in_a_checkpoint() -> None:
     assert not noise().state_dict()
 
 
-def test_pictures_are_drawn_anew_for_every_batch_where_that_is_asked_for() -> None:
-    source = noise(start="leaves")
+@pytest.mark.parametrize("start", ["leaves", "textured"])
+def test_pictures_are_drawn_anew_for_every_batch_where_that_is_asked_for(start: str) -> None:
+    source = noise(start=start)
     first, second = source.sample(3).inputs, source.sample(3).inputs
     assert first.shape == (3, 1, 4, 6) and not torch.equal(first, second)
     torch.manual_seed(0)
     torch.randn(3, 1, 4, 6)
-    expected = leaves(3, (1, 4, 6))
+    expected = leaves(3, (1, 4, 6), textured=start == "textured")
     torch.manual_seed(0)
     assert torch.equal(source.sample(3).inputs, expected)
     with pytest.raises(ConfigurationError, match=r"start=.pink. is not one of"):

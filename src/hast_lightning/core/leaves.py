@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hast_lightning.core.network import smoothed
+
 LEAVES = 150
 """Leaves of a picture, of which the last ones lie on top."""
 SMALLEST = 4.48
@@ -22,8 +24,17 @@ SHADE = 0.5
 CONTRAST, BRIGHTNESS, TINT = 0.3, 0.5, 0.15
 """Deviations over pictures: of the logarithm of contrast, of brightness, and of each channel's."""
 
+TEXTURES = 8
+"""Textures of a picture; every leaf has one of them, or parts of several leaves the same."""
+ROUGHEST, SMOOTHEST = 0.4, 1.4
+"""How steeply the amplitude of a texture falls with the frequency, between these."""
+GRAIN = 0.7
+"""Deviation over textures of the logarithm of how far they are drawn out in one direction."""
+DEPTH = 0.5
+"""Deviation of how strong a leaf's texture is, where colors have 1."""
 
-def leaves(count: int, shape: Sequence[int]) -> Tensor:
+
+def leaves(count: int, shape: Sequence[int], *, textured: bool = False) -> Tensor:
     """Return pictures (count, C, H, W), float32, on the CPU, from the global random numbers.
 
     Over many of them mean and deviation are near 0 and 1.
@@ -33,7 +44,12 @@ def leaves(count: int, shape: Sequence[int]) -> Tensor:
     photographs; edges and hidden parts are what noise lacks.
 
     Source: the model of Lee, Mumford and Huang (IJCV 2001); Baradad et al. (NeurIPS 2021) train
-    networks on such pictures. Constants are ours.
+    networks on such pictures, with and without textures. Constants are ours.
+
+    Args:
+        count: Pictures.
+        shape: (C, H, W).
+        textured: Leaves have textures: smooth noise of any steepness, drawn out in any direction.
     """
     channels, height, width = shape
     rows = torch.linspace(-1, 1, height)[:, None]
@@ -53,6 +69,7 @@ def leaves(count: int, shape: Sequence[int]) -> Tensor:
     for picture, radius, place, angle, long, corner, slope, color in zip(
         pictures, radii, places, angles, stretch, square, slopes, colors, strict=True
     ):
+        textures = _textures(shape) if textured else None
         for leaf in range(LEAVES):
             reach = float(radius[leaf] * torch.maximum(long[leaf], 1 / long[leaf])) * 2**0.5
             x, y = place[leaf].tolist()
@@ -64,6 +81,8 @@ def leaves(count: int, shape: Sequence[int]) -> Tensor:
             b = (cos * dy - sin * dx) / (radius[leaf] / long[leaf])
             inside = (a.abs().maximum(b.abs()) if corner[leaf] else a * a + b * b) < 1
             shade = slope[leaf, 0] * dx + slope[leaf, 1] * dy
+            if textures is not None:
+                shade = shade + textures[leaf % TEXTURES, :, top:bottom, left:right]
             part = picture[:, top:bottom, left:right]
             part.copy_(torch.where(inside, color[leaf][:, None, None] + shade, part))
     pictures -= pictures.mean(dim=(1, 2, 3), keepdim=True)
@@ -71,6 +90,15 @@ def leaves(count: int, shape: Sequence[int]) -> Tensor:
     pictures *= torch.exp(CONTRAST * torch.randn(count, 1, 1, 1))
     pictures += BRIGHTNESS * torch.randn(count, 1, 1, 1)
     return pictures + TINT * torch.randn(count, channels, 1, 1)
+
+
+def _textures(shape: Sequence[int]) -> Tensor:
+    """Return textures (TEXTURES, C, H, W) of mean 0."""
+    each = (TEXTURES, 1, 1, 1)
+    steepness = ROUGHEST + (SMOOTHEST - ROUGHEST) * torch.rand(each)
+    angle, stretch = math.pi * torch.rand(each), torch.exp(GRAIN * torch.randn(each))
+    strength = DEPTH * torch.randn(each)
+    return strength * smoothed(torch.randn(TEXTURES, *shape), steepness, angle, stretch)
 
 
 def _pixel(place: float, size: int) -> int:

@@ -41,18 +41,34 @@ def slowed(white: Tensor) -> Tensor:
     return standard
 
 
-def smoothed(white: Tensor) -> Tensor:
+def smoothed(
+    white: Tensor,
+    steepness: Tensor | float = 1.0,
+    angle: Tensor | float = 0.0,
+    stretch: Tensor | float = 1.0,
+) -> Tensor:
     """Return noise (N, C, H, W) whose amplitude falls with the frequency, as that of photographs.
 
     Channels have :data:`SHARED` of their variance in common, as colors do. Each channel of each
     image has mean 0 and variance 1.
+
+    Args:
+        white: Standard normal noise, (N, C, H, W).
+        steepness: The amplitude falls with this power of the frequency; 0: it stays white.
+        angle: Direction, in radians, along which what is seen is drawn out.
+        stretch: How far: the square of it is how much longer than wide.
+
+    The last three are numbers, or tensors that broadcast with (N, 1, 1, 1).
     """
     channels, height, width = white.shape[1:]
     common = white.sum(dim=1, keepdim=True) / channels**0.5
     own = white - common / channels**0.5
     rows = torch.fft.fftfreq(height, device=white.device)[:, None] * height
     columns = torch.fft.rfftfreq(width, device=white.device)[None, :] * width
-    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1.0)
+    turn = torch.as_tensor(angle)
+    along = (torch.cos(turn) * columns + torch.sin(turn) * rows) * stretch
+    across = (torch.cos(turn) * rows - torch.sin(turn) * columns) / stretch
+    frequency = (along.square() + across.square()).sqrt().clamp_min(1.0) ** steepness
     mixed = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
     smooth = torch.fft.irfft2(torch.fft.rfft2(mixed) / frequency, s=(height, width))
     centered: Tensor = smooth - smooth.mean(dim=(2, 3), keepdim=True)

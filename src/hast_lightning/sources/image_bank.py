@@ -69,8 +69,8 @@ class ImageBank(TrainedSource):
     """The rate does not fall below this."""
     start: str = "white"
     """What pictures start from: ``white`` noise as released, ``smooth`` noise, whose amplitude
-    falls with the frequency as that of photographs does, or ``leaves`` that cover one another,
-    which have edges, too (both ours)."""
+    falls with the frequency as that of photographs does, ``leaves`` that cover one another, which
+    have edges, too, or leaves that are ``textured`` with such noise (all three ours)."""
     falls: str = "plateau"
     """How the rate falls: on a ``plateau`` as released, or as a ``cosine`` to zero over the
     iterations of a batch, whatever the loss does."""

@@ -26,7 +26,8 @@ class Noise(Source):
     """
 
     start: str = "white"
-    """``white``; ``smooth`` noise, or pictures of ``leaves``, anew for every batch (both ours)."""
+    """``white``; ``smooth`` noise, or pictures of ``leaves``, or of leaves that are ``textured``,
+    anew for every batch (all three ours)."""
 
     place: ClassVar[Tensor]
     several_outputs = True

@@ -7,7 +7,9 @@ from torch import Tensor
 from hast_lightning.core.leaves import leaves
 from hast_lightning.core.network import FEATURES, PretrainedNetwork
 
-STARTS = ("white", "smooth", "leaves")
+STARTS = ("white", "smooth", "leaves", "textured")
+DRAWN = ("leaves", "textured")
+"""Pictures of leaves that cover one another, without and with textures."""
 
 
 def started(network: PretrainedNetwork, white: Tensor, start: str) -> Tensor:
@@ -18,7 +20,7 @@ def started(network: PretrainedNetwork, white: Tensor, start: str) -> Tensor:
         white: Standard normal, (N, C, H, W), or (N, C, L) of signals.
         start: One of :data:`STARTS`.
     """
-    if start == "leaves" and network.modality != FEATURES and white.dim() == 4:
+    if start in DRAWN and network.modality != FEATURES and white.dim() == 4:
         count, *shape = white.shape
-        return leaves(count, shape).to(white)
+        return leaves(count, shape, textured=start == "textured").to(white)
     return network.noise_of(white, smooth=start != "white")
