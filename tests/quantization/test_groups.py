@@ -11,7 +11,7 @@ from hast_lightning.quantization.adaround import Adaptive
 from hast_lightning.quantization.convert import convert
 from hast_lightning.quantization.fake_quant import WeightQuantizer, quantized_layers
 from hast_lightning.quantization.learned import LSQ
-from hast_lightning.quantization.ranges import group_ranges, spread_groups
+from hast_lightning.quantization.ranges import Grid, group_ranges, spread_groups
 from hast_lightning.quantization.search import LeastSquares
 from hast_lightning.quantization.settings import LayerBits, QuantizerConfig
 from hast_lightning.quantization.size import float_bytes, quantized_bytes
@@ -20,7 +20,7 @@ from hast_lightning.quantization.size import float_bytes, quantized_bytes
 @pytest.mark.parametrize("size", [3, 4, 5, 20])
 def test_each_group_has_the_range_of_its_own_weights(size: int) -> None:
     weight = torch.randn(5, 10)
-    low, high = group_ranges(weight, size)
+    low, high = group_ranges(weight, size, Grid(8))
     for number, group in enumerate(torch.split(weight, size, dim=1)):
         assert torch.equal(low[:, number], group.amin(1))
         assert torch.equal(high[:, number], group.amax(1))

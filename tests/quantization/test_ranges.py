@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hast_lightning.quantization.ranges import (
     SMALLEST_WIDTH,
+    Grid,
     MovingRange,
     affine_parameters,
     channel_ranges,
@@ -65,7 +66,7 @@ def test_a_constant_has_a_positive_scale(value: float, bits: int) -> None:
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (4, 1, 5, 5), (6, 7)])
 def test_ranges_of_output_channels(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    low, high = channel_ranges(weight)
+    low, high = channel_ranges(weight, Grid(8))
     assert low.shape == high.shape == (shape[0], *(1,) * (len(shape) - 1))
     assert low.flatten().tolist() == [float(channel.min()) for channel in weight]
     assert high.flatten().tolist() == [float(channel.max()) for channel in weight]
@@ -83,7 +84,7 @@ def closed_form(extremes: list[float], momentum: float) -> float:
 def test_the_average_equals_its_closed_form_and_lies_within_the_extremes(
     observed: list[list[float]], momentum: float
 ) -> None:
-    moving = MovingRange(momentum)
+    moving = MovingRange(momentum, Grid(8))
     for batch in observed:
         moving.observe(torch.tensor(batch))
     low, high = (float(end) for end in moving.range())
@@ -96,7 +97,7 @@ def test_the_average_equals_its_closed_form_and_lies_within_the_extremes(
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99, 0.9999])
 def test_equal_batches_give_their_own_range_from_the_first_on(momentum: float) -> None:
-    moving = MovingRange(momentum)
+    moving = MovingRange(momentum, Grid(8))
     for _ in range(200):
         moving.observe(torch.tensor([-3.0, 1.0, 7.0]))
         torch.testing.assert_close(
@@ -105,18 +106,18 @@ def test_equal_batches_give_their_own_range_from_the_first_on(momentum: float) -
 
 
 def test_before_the_first_batch_there_is_no_range() -> None:
-    assert all(end.isnan() for end in MovingRange(0.9).range())
+    assert all(end.isnan() for end in MovingRange(0.9, Grid(8)).range())
 
 
 def test_no_momentum_forgets_all_but_the_last_batch() -> None:
-    moving = MovingRange(0.0)
+    moving = MovingRange(0.0, Grid(8))
     for batch in ([1.0, 2.0], [-5.0, 4.0]):
         moving.observe(torch.tensor(batch))
     assert [float(end) for end in moving.range()] == [-5, 4]
 
 
 def test_observing_leaves_no_graph_and_takes_half_precision() -> None:
-    moving = MovingRange(0.9)
+    moving = MovingRange(0.9, Grid(8))
     moving.observe(torch.tensor([[1.5, -0.5]], dtype=torch.bfloat16, requires_grad=True))
     low, high = moving.range()
     assert not low.requires_grad
@@ -125,7 +126,7 @@ def test_observing_leaves_no_graph_and_takes_half_precision() -> None:
 
 
 def test_a_restored_average_goes_on_where_it_stopped() -> None:
-    whole, first, second = MovingRange(0.9), MovingRange(0.9), MovingRange(0.9)
+    whole, first, second = (MovingRange(0.9, Grid(8)) for _ in range(3))
     noise = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
     for batch in noise:
         whole.observe(batch)

@@ -74,5 +74,4 @@ def notes(rows: Sequence[Row], unfinished: Sequence[str] = ()) -> list[str]:
 
 
 def _label(row: Row) -> str:
-    bits = f"{row.bits[0]}/{row.bits[1]}{' mixed' * row.mixed}"
-    return " ".join(part for part in (row.name, bits, str(row.settings)) if part)
+    return " ".join(part for part in (row.name, row.listed_bits, str(row.settings)) if part)

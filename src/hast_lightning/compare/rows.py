@@ -100,6 +100,11 @@ class Row:
     versions: tuple[str, ...] = ()
 
     @property
+    def listed_bits(self) -> str:
+        """Return the bits of weights and activations as tables have them: ``3/3``."""
+        return f"{self.bits[0]}/{self.bits[1]}{' mixed' * self.mixed}"
+
+    @property
     def score(self) -> Spread | None:
         """Return what is drawn: top-1, or the agreement where there are no labels."""
         return self.top1 or self.agreement

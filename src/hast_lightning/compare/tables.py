@@ -38,7 +38,7 @@ def _duration(row: Row) -> str:
 
 COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
-    ("W/A", lambda row: f"{row.bits[0]}/{row.bits[1]}{' mixed' * row.mixed}"),
+    ("W/A", lambda row: row.listed_bits),
     ("method", lambda row: row.method or "-"),
     ("recipe", lambda row: row.title or "-"),
     ("budget", lambda row: row.budget or "-"),

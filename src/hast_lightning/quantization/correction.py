@@ -252,8 +252,8 @@ def _density(x: Tensor) -> Tensor:
     return found
 
 
-class _Told(NamedTuple):
-    """Mean of each channel (C,), and its deviation where it is normally distributed.
+class Told(NamedTuple):
+    """Mean of each channel, (C,) in float64, and its deviation where it is normally distributed.
 
     ``vectors``: a sample has one value for each channel, so that linear layers see channels.
     """
@@ -263,8 +263,8 @@ class _Told(NamedTuple):
     vectors: bool = False
 
 
-def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
-    """Return the mean of each channel, (C,) float64, at the nodes where BatchNorms tell it.
+def told_by_batch_norms(network: fx.GraphModule) -> dict[fx.Node, Told]:
+    """Return what BatchNorms tell of each channel, by node, where they do.
 
     A BatchNorm puts out the mean ``beta`` and the deviation ``|gamma|``, its activation function
     the mean of :func:`rectified_mean`. Averages keep means, and sums add them. Nothing is known
@@ -273,11 +273,7 @@ def told_means(network: fx.GraphModule) -> dict[str, Tensor]:
     Args:
         network: The float network, BatchNorms unfolded.
     """
-    return {node.name: each.mean for node, each in _told(network).items()}
-
-
-def _told(network: fx.GraphModule) -> dict[fx.Node, _Told]:
-    told: dict[fx.Node, _Told] = {}
+    told: dict[fx.Node, Told] = {}
     for node in network.graph.nodes:
         found = _told_at(node, network, told)
         if found is not None:
@@ -285,28 +281,28 @@ def _told(network: fx.GraphModule) -> dict[fx.Node, _Told]:
     return told
 
 
-def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, _Told]) -> _Told | None:
+def _told_at(node: fx.Node, network: fx.GraphModule, told: dict[fx.Node, Told]) -> Told | None:
     layer = layer_of(node, network)
     if isinstance(layer, BATCH_NORMS) and layer.affine:
         mean, deviation = layer.bias.detach().double(), layer.weight.detach().double().abs()
-        return _Told(mean, deviation, vectors=_takes_vectors(node, network))
+        return Told(mean, deviation, vectors=_takes_vectors(node, network))
     known = [told[source] for source in node.all_input_nodes if source in told]
     if not known or len(known) < len(node.all_input_nodes):
         return None
     first = known[0]
     vectors = first.vectors or makes_vectors(node, network)
     if calls(node, ADDITIONS) and len(known) == 2:
-        return _Told(known[0].mean + known[1].mean, vectors=vectors)
+        return Told(known[0].mean + known[1].mean, vectors=vectors)
     if (isinstance(layer, nn.ReLU6) or calls(node, (F.relu6,))) and first.deviation is not None:
-        return _Told(rectified_mean(first.mean, first.deviation, 6.0), vectors=vectors)
+        return Told(rectified_mean(first.mean, first.deviation, 6.0), vectors=vectors)
     if is_rectifier(node, network):
         if first.deviation is None:
             return None
-        return _Told(rectified_mean(first.mean, first.deviation), vectors=vectors)
+        return Told(rectified_mean(first.mean, first.deviation), vectors=vectors)
     if isinstance(layer, IDENTITIES):
         return first
     if isinstance(layer, (*_AVERAGING_LAYERS, nn.Flatten)) or calls(node, _MEAN_KEEPING):
-        return _Told(first.mean, vectors=vectors)
+        return Told(first.mean, vectors=vectors)
     return None
 
 
@@ -347,7 +343,7 @@ def correct_by_statistics(
     """
     if biases:
         give_biases(student, teacher)
-    told, floats = _told(teacher), dict(teacher.named_modules())
+    told, floats = told_by_batch_norms(teacher), dict(teacher.named_modules())
     known = {node.name: node for node in teacher.graph.nodes}
     corrected = 0
     for node in _called_once(student, (QuantizedLayer,)):

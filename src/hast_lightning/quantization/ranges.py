@@ -88,38 +88,38 @@ def extremes(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def channel_ranges(
-    weight: Tensor, grid: Grid | None = None, find: RangeFinder = extremes
+    weight: Tensor, grid: Grid, find: RangeFinder = extremes
 ) -> tuple[Tensor, Tensor]:
     """Return the range of each output channel.
 
     Args:
         weight: (out_channels, ...) of a convolution or a linear layer.
-        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        grid: What ``find`` is to fit the ranges to.
         find: Minimum and maximum, or another way to find a range.
 
     Returns:
         Two tensors of shape (out_channels, 1, ...) that broadcast against ``weight``.
     """
-    low, high = find(weight.flatten(1), grid or Grid(8))
+    low, high = find(weight.flatten(1), grid)
     shape = (-1, *(1,) * (weight.dim() - 1))
     return low.view(shape), high.view(shape)
 
 
 def group_ranges(
-    weight: Tensor, group_size: int, grid: Grid | None = None, find: RangeFinder = extremes
+    weight: Tensor, group_size: int, grid: Grid, find: RangeFinder = extremes
 ) -> tuple[Tensor, Tensor]:
     """Return the range of each group of neighboring weights of a channel.
 
     Args:
         weight: (out_features, in_features) of a linear layer.
         group_size: Weights of a group; the last one of a channel has what is left.
-        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        grid: What ``find`` is to fit the ranges to.
         find: Minimum and maximum, or another way to find a range.
 
     Returns:
         Two tensors of shape (out_features, groups).
     """
-    channels, grid = len(weight), grid or Grid(8)
+    channels = len(weight)
     whole = weight.shape[1] // group_size * group_size
     parts = [weight[:, :whole].reshape(-1, min(group_size, max(whole, 1))), weight[:, whole:]]
     ends = [[x.view(channels, -1) for x in find(part, grid)] for part in parts if part.numel()]
@@ -142,7 +142,7 @@ class MovingRange(nn.Module):
 
     Args:
         momentum: ``m``, at least 0 and below 1.
-        grid: What ``find`` is to fit the ranges to; none where it does not matter.
+        grid: What ``find`` is to fit the ranges to.
         find: Minimum and maximum of a batch, or another way to find its range.
     """
 
@@ -150,12 +150,10 @@ class MovingRange(nn.Module):
     high: Tensor
     weight: Tensor
 
-    def __init__(
-        self, momentum: float, grid: Grid | None = None, find: RangeFinder = extremes
-    ) -> None:
+    def __init__(self, momentum: float, grid: Grid, find: RangeFinder = extremes) -> None:
         super().__init__()
         self.momentum = momentum
-        self.grid = grid or Grid(8)
+        self.grid = grid
         self.find = find
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
