@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments import former
 from experiments.own_pictures import OTHER_PHOTOGRAPHS, OWN_PHOTOGRAPHS, split_photographs
+from experiments.reconstruction.coarser import coarser
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -54,6 +55,11 @@ SMALL = ("stages.correction.samples=64", "stages.calibration.batch_size=32")
 ENDS = "quantizer.first_and_last_8bit=true"
 SLOWLY = ("stages.reconstruction.lr=2e-4", "stages.reconstruction.step_lr=2e-4")
 """A fifth of the rates, for a network whose layers have few weights."""
+OWN = (
+    *("source@sources.bank=images", f"sources.bank.path={OWN_PHOTOGRAPHS}"),
+    *("data=npz", f"data.path={OTHER_PHOTOGRAPHS}", "data.batch_size=64"),
+)
+"""A user's own pictures, and others that they are measured on."""
 METHODS: dict[str, tuple[str, ...]] = {
     "correct": ("method=without_training", "quantizer=lsq", *SMALL, *former.IMAGES),
     "reconstruct": (
@@ -91,9 +97,7 @@ METHODS["leaves_trained"] = (*METHODS["smooth_trained"], "sources.bank.start=lea
 METHODS["leaves_longer"] = (*METHODS["leaves_trained"], "schedule.student_steps=1600")
 # 500 photographs in place of images, measured on the other 500: the upper end.
 METHODS["own_trained"] = (
-    *("method=hast_imagenet_adam", "quantizer=lsq", "source@sources.bank=images"),
-    f"sources.bank.path={OWN_PHOTOGRAPHS}",
-    *("data=npz", f"data.path={OTHER_PHOTOGRAPHS}", "data.batch_size=64"),
+    *("method=hast_imagenet_adam", "quantizer=lsq", *OWN),
     *("stages.calibration.batch_size=32", "schedule.student_batch=32"),
     *("+stage@stages.correction=correct", "stages.correction.source=bank"),
     *("stages.correction.samples=64", "order=[calibration,correction,distillation]"),
@@ -139,6 +143,30 @@ METHODS["leaves_equalized_views"] = (
     *METHODS["leaves_equalized_units"],
     *("stages.reconstruction.views=4", "schedule.unit_steps=400"),
 )
+# The same on images that start from leaves with textures.
+METHODS["textured_equalized_units"] = (
+    *METHODS["leaves_equalized_units"],
+    "sources.bank.start=textured",
+)
+# The same, whose batches match statistics no better than photographs do; or larger batches.
+TEXTURED = "sources.bank.start=textured"
+EARLY, WIDE = "schedule.image_steps=25", "schedule.image_batch=128"
+METHODS["early_equalized_units"] = (*METHODS["textured_equalized_units"], EARLY)
+METHODS["wide_equalized_units"] = (*METHODS["textured_equalized_units"], WIDE)
+# Images with a little of a class, from leaves without textures.
+METHODS["class_equalized_units"] = METHODS["leaves_equalized_units"]
+# 500 photographs in place of images, measured on the other 500: the upper end of units.
+METHODS["own_equalized_units"] = (
+    *("method=reconstruct", "quantizer=lsq", *SMALL, EQUAL, *OWN),
+    *("stages.reconstruction.views=1", "stages.reconstruction.batch_size=32"),
+    "order=[calibration,correction,reconstruction]",
+)
+# Behind the units the network as one unit.
+METHODS["textured_equalized_whole"] = (
+    *METHODS["textured_equalized_units"],
+    *coarser("whole", ["fc"], 800, 2e-4),
+    "order=[calibration,correction,reconstruction,whole]",
+)
 METHODS["leaves_equalized_trained"] = (*METHODS["leaves_trained"], EQUAL)
 # Weights or activations alone at 4 bits, without training.
 METHODS["leaves_correct"] = (*METHODS["leaves_units"], "order=[calibration,correction]")
@@ -178,6 +206,11 @@ RUNS = (
     *(("mobilenetv1", "leaves_equalized_units", bits, bits) for bits in (4, 5)),
     *(("mobilenetv1", f"leaves_equalized_{how}", 4, 4) for how in ("ends_at_8", "views")),
     *(("mobilenetv1", "leaves_equalized_trained", bits, bits) for bits in (5, 4)),
+    *(("mobilenetv1", f"textured_equalized_{how}", 4, 4) for how in ("units", "whole")),
+    *(
+        ("mobilenetv1", f"{images}_equalized_units", 4, 4)
+        for images in ("own", "early", "wide", "class")
+    ),
     ("lite0", "leaves_correct", 4, 4),
     *(("lite0large", f"leaves_units{how}", 4, 4) for how in ("", "_dropped")),
     *(("mobilenetv1", "smooth", 4, 4), ("mobilenetv1", "smooth_ends_at_8", 4, 4)),
@@ -187,7 +220,10 @@ RUNS = (
     *(("mobilenetv1", "correct", 8, 8), ("mobilenetv1", "smooth_trained", 4, 4)),
 )
 """Network, method, bits of weights and of activations."""
-SEEDED = tuple(f"mobilenetv1_leaves_{units}_w4a4" for units in ("units_dropped", "equalized_units"))
+SEEDED = tuple(
+    f"mobilenetv1_{units}_w4a4"
+    for units in ("leaves_units_dropped", "leaves_equalized_units", "textured_equalized_units")
+)
 """Runs with three seeds, on the images of the first."""
 
 
@@ -206,7 +242,13 @@ def images(name: str) -> tuple[str, list[str]] | None:
     network, method = name.split("_")[:2]
     if method in ("drawn", "own"):
         return None
-    kinds = {"smooth": SMOOTH, "leaves": (*SMOOTH, *LEAVES), "class": (*SMOOTH, *LEAVES, *CLASS)}
+    kinds = {
+        **{"smooth": SMOOTH, "leaves": (*SMOOTH, *LEAVES)},
+        "textured": (*SMOOTH, TEXTURED),
+        "early": (*SMOOTH, TEXTURED, EARLY),
+        "wide": (*SMOOTH, TEXTURED, WIDE),
+        "class": (*SMOOTH, *LEAVES, *CLASS),
+    }
     words = [*NETWORKS[network], *QUIET, "seed=0", *BANK, *kinds.get(method, former.IMAGES)]
     return f"bank_{network}{f'_{method}' * (method in kinds)}", words
 

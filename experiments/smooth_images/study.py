@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.reconstruction.coarser import coarser
 from experiments.resumable import command, files_in
 
 HERE = Path(__file__).resolve().parent
@@ -76,6 +77,23 @@ UNITS: dict[str, tuple[str, ...]] = {
     "units_longest": ("schedule.unit_steps=2500",),
     # As the papers on reconstruction have it.
     "units_ends_at_8": ("schedule.unit_steps=1000", "quantizer.first_and_last_8bit=true"),
+    # Behind the units the three stages of the network, and then the network as one unit.
+    "units_coarser": (
+        "schedule.unit_steps=1000",
+        *coarser("thirds", ["layer1.2.relu2", "layer2.2.relu2"], 1000, 5e-4),
+        *coarser("whole", ["linear"], 2000, 2e-4),
+        *(
+            f"+transform@stages.{stage}.transforms.crop_and_flip=crop_and_flip"
+            for stage in ("thirds", "whole")
+        ),
+        "order=[synthesis,calibration,correction,reconstruction,thirds,whole]",
+    ),
+    # The network as one unit behind 400 iterations of its blocks.
+    "units_whole": (
+        *coarser("whole", ["linear"], 2000, 2e-4),
+        "+transform@stages.whole.transforms.crop_and_flip=crop_and_flip",
+        "order=[synthesis,calibration,correction,reconstruction,whole]",
+    ),
 }
 """method=reconstruct: the class weighs a hundredth, and ranges are calibrated on the images."""
 WIDTHS = {"w3a3": ("quantizer.bits=3", "quantizer.ranges.lr_multiplier=5")}
@@ -95,8 +113,7 @@ RUNS = (
     *(("blocks_longer", "w2a4", 0), ("blocks_longest", "w2a4", 0)),
     *(("rebuilt_gently", "w2a2", 0), ("rebuilt", "w2a2", 0)),
     *((kind, "w3a3", 0) for kind in TRAINED if kind.startswith(HAST_AND_UNITS)),
-    *((f"units_{how}", "w2a2", 0) for how in ("longer", "longest", "ends_at_8")),
-    *((f"units_{how}", "w2a4", 0) for how in ("longer", "ends_at_8")),
+    *((units, width, 0) for width in ("w2a2", "w2a4") for units in UNITS),
     *(("trained_rebuilt", "w2a4", 0), ("corrected", "w3a3", 0)),
 )
 """Images or what is done with them, width and seed, those that say most first."""
