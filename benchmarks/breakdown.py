@@ -46,10 +46,8 @@ class Watch(Callback):
         self.flops: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self._left = steps
-        self._first, self._last = (
-            FlopCounterMode(display=False),
-            profile(activities=[ProfilerActivity.CPU]),
-        )
+        self._first = FlopCounterMode(display=False)
+        self._last = profile(activities=[ProfilerActivity.CPU])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Begin to count, or to time."""
@@ -97,7 +95,7 @@ def lines(name: str, watch: Watch, one: float, rate: float) -> list[str]:
     rows = [f"| **{name}** | {total:.1f} | 100% | {total * one / whole / rate:.0%} |"]
     for kind, seconds in by_kind.items():
         done = counted.get(kind.removeprefix("convolutions, "), 0.0)
-        cells = [f"{done:.1f}", f"{seconds / whole:.0%}"]
+        cells = [f"{done:.1f}" if done else NOTHING, f"{seconds / whole:.0%}"]
         cells.append(f"{done * one / seconds / rate:.0%}" if done else NOTHING)
         rows.append(f"| {kind} | {' | '.join(cells)} |")
     return rows

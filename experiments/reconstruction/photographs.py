@@ -46,6 +46,7 @@ SMOOTH = (
 )
 """Images that start from smooth noise and match relative statistics, of more steps and no class."""
 LEAVES = ("sources.bank.start=leaves",)
+TEXTURED = "sources.bank.start=textured"
 CLASS = (
     "stages.synthesis.terms.hard_cross_entropy.enabled=true",
     "stages.synthesis.terms.hard_cross_entropy.weight=0.001",
@@ -146,10 +147,9 @@ METHODS["leaves_equalized_views"] = (
 # The same on images that start from leaves with textures.
 METHODS["textured_equalized_units"] = (
     *METHODS["leaves_equalized_units"],
-    "sources.bank.start=textured",
+    TEXTURED,
 )
 # The same, whose batches match statistics no better than photographs do; or larger batches.
-TEXTURED = "sources.bank.start=textured"
 EARLY, WIDE = "schedule.image_steps=25", "schedule.image_batch=128"
 METHODS["early_equalized_units"] = (*METHODS["textured_equalized_units"], EARLY)
 METHODS["wide_equalized_units"] = (*METHODS["textured_equalized_units"], WIDE)

@@ -23,7 +23,7 @@ from tests.small_runs import small
     [
         *(("amx_bf16", maker, "bf16-mixed") for maker in ("GenuineIntel", "AuthenticAMD")),
         ("avx512_bf16", "AuthenticAMD", "bf16-mixed"),
-        # Half the rate of float32 there.
+        # Slower than float32 there.
         ("avx512_bf16", "GenuineIntel", "32-true"),
         ("avx512_vnni", "AuthenticAMD", "32-true"),
     ],

@@ -93,7 +93,7 @@ def fastest_precision(options: TrainerConfig) -> str:
 
     These are GPUs with bfloat16, CPUs with AMX, and those of AMD with AVX512_BF16, unless oneDNN's
     own variable ``ONEDNN_MAX_CPU_ISA`` forbids those; others convert it, which takes longer than it
-    saves. Intel's vectors multiply it at half the rate of float32 (``benchmarks/README.md``).
+    saves. Steps on Intel's vectors are slower in it than in float32 (``benchmarks/README.md``).
     """
     device = _device_type(options)
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
@@ -102,17 +102,15 @@ def fastest_precision(options: TrainerConfig) -> str:
     else:
         # Newer than the oldest supported torch.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        there = capabilities.get(MATRIX_UNITS) or (
-            capabilities.get(VECTOR_UNITS) and _is_of_amd(CPU_INFORMATION)
-        )
+        there = capabilities.get(MATRIX_UNITS) or (capabilities.get(VECTOR_UNITS) and _is_of_amd())
         units = device == "cpu" and there and limit not in WITHOUT_BFLOAT16
     return "bf16-mixed" if units else FLOAT32
 
 
-def _is_of_amd(information: Path) -> bool:
+def _is_of_amd() -> bool:
     """Return whether AMD made the processor, by what Linux says of it, or else the platform."""
-    if information.is_file():
-        return "AuthenticAMD" in information.read_text(errors="replace")
+    if CPU_INFORMATION.is_file():
+        return "AuthenticAMD" in CPU_INFORMATION.read_text(errors="replace")
     return "AuthenticAMD" in platform.processor()
 
 
